@@ -1,0 +1,22 @@
+"""MambaOut as a Ray-distributed hyper-parameter and scaling study (arXiv 2405.07992)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mambaout.recipe import BASELINE, Recipe
+from mambaout.variants import VARIANTS, ModelConfig
+
+if TYPE_CHECKING:
+    from mambaout.model.network import build
+
+__all__ = ["BASELINE", "VARIANTS", "ModelConfig", "Recipe", "build"]
+
+
+def __getattr__(name: str) -> Any:
+    # Listing, pricing and reporting a study must not pay torch's import, so `build` comes on use.
+    if name == "build":
+        from mambaout.model.network import build
+
+        return build
+    raise AttributeError(f"module 'mambaout' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The network, parameters named as timm names them."""

@@ -1,0 +1,65 @@
+"""What a run measures: the names, their meaning, and the record that carries them.
+
+Pure values, so that the study can read records without torch. A name is written here once and
+imported where it is written and where it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# In records.jsonl and as MLflow series:
+TRAIN_LOSS = "train/loss"  # mean over the images since the last record, soft labels, nats
+TRAIN_LR = "train/lr"  # of the last step of the window
+MINIVAL_TOP1 = "minival/top1"  # percent, every image of the split; the number to choose on
+MINIVAL_TOP5 = "minival/top5"
+MINIVAL_LOSS = "minival/loss"  # hard labels, nats
+VAL_TOP1 = "val/top1"  # percent, every image of the split; reported once, at the end
+VAL_TOP5 = "val/top5"
+VAL_LOSS = "val/loss"
+IMAGES_PER_SECOND = "images_per_second"  # training, whole global batch, warm-up step excluded
+MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent where the chip's peak is unknown
+INPUT_WAIT = "input_wait_fraction"  # share of the training time spent waiting for a batch
+PEAK_MEMORY = "peak_memory_bytes"  # of the device; of the process on a CPU
+MICRO_BATCH = "micro_batch"  # images a forward pass; global_batch = micro_batch * accumulation
+
+# As final metrics of a trial (outcome.json, MLflow):
+TOP1 = "top1"  # val/top1 after the last step
+TOP5 = "top5"
+MACS = "macs"  # multiply-adds of one image, one forward
+PARAMS = "params"
+ACTIVATIONS = "activations"  # output elements of convolutions and linears, one image
+TRAIN_DEVICE_HOURS = "train_device_hours"  # training time times devices, evaluation included
+# and IMAGES_PER_SECOND, MINIVAL_TOP1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What a run knows after `step` optimizer steps; one line of records.jsonl."""
+
+    step: int
+    epoch: float  # images_seen / training images
+    images_seen: int
+    seconds: float  # of training so far, over all resumes
+    values: Mapping[str, float]
+
+    def to_json(self) -> str:
+        body = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(body | {"values": dict(self.values)})
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        return cls(**json.loads(line))
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The whole records of a records.jsonl; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return
+    with path.open() as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield Record.from_json(line)

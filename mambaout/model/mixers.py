@@ -1,0 +1,40 @@
+"""Token mixers: what moves information between positions inside a Gated CNN block.
+
+A mixer takes and gives a map (B, H, W, channels) and is built as `mixer(channels, config)`. It is
+the block's `conv`, so its parameters are named `conv.*`. What it costs in closed form is the row
+of the same name in accounting.MIXER_COSTS, which stays torch-free; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mambaout.variants import ModelConfig
+
+
+def nchw(x: Tensor) -> Tensor:
+    """(B, H, W, C) as (B, C, H, W), a view: convolutions read it as channels-last, copy-free."""
+    return x.permute(0, 3, 1, 2)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C), a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """One k x k filter a channel, zero-padded to keep the size (paper section 4, k = 7)."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        k = config.kernel_size
+        super().__init__(channels, channels, k, padding=k // 2, groups=channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nhwc(super().forward(nchw(input)))  # (B, H, W, C); inside: (B, C, H, W)
+
+
+MIXERS: dict[str, Callable[[int, ModelConfig], nn.Module]] = {  # names as in variants.MIXERS
+    "gated_conv": DepthwiseConv,
+}

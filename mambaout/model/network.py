@@ -1,0 +1,180 @@
+"""MambaOut, the network: stem, four stages of Gated CNN blocks, head (paper section 4, Table 4).
+
+    model = build("tiny", num_classes=1000)
+    logits = model(images)  # (B, 3, H, W) normalised floats -> (B, num_classes)
+
+Parameters are named as timm names them, so that timm's state dict loads as it is (weights.py).
+Between operations a map is (B, H, W, C): norms and linears, five sixths of the work and more, want
+channels last, and a convolution takes the permuted view without a copy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mambaout.model.mixers import MIXERS, nchw, nhwc
+from mambaout.variants import ModelConfig, variant
+
+NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code as in timm
+HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
+INIT_STD = 0.02
+
+
+class Stem(nn.Module):
+    """Image to the first map, a fourth of its size, or half where `stride` is 2."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, dim // 2, 3, stride=stride // 2, padding=1)
+        self.norm1 = nn.LayerNorm(dim // 2, eps=NORM_EPS)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels-last from the first convolution on, or norm1 would copy the largest map there is.
+        x = x.contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
+        x = self.act(self.norm1(nhwc(self.conv1(x))))  # (B, H/2, W/2, dim/2)
+        return self.norm2(nhwc(self.conv2(nchw(x))))  # (B, H/4, W/4, dim)
+
+
+class Downsample(nn.Module):
+    """Half the height and width, `dim_out` channels; the norm comes after the convolution."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(dim_out, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(nhwc(self.conv(nchw(x))))  # (B, H, W, dim) -> (B, H/2, W/2, dim_out)
+
+
+class GatedCNNBlock(nn.Module):
+    """x + fc2(GELU(gate) * [rest, mixer(mixed)]), the three cut from one linear of norm(x).
+
+    `drop_rate` is the probability that a sample skips the branch in training (stochastic depth).
+    """
+
+    def __init__(self, dim: int, config: ModelConfig, drop_rate: float) -> None:
+        super().__init__()
+        hidden, mixed = config.hidden(dim), config.conv_channels(dim)
+        self.widths = (hidden, hidden - mixed, mixed)
+        self.drop_rate = drop_rate
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.act = nn.GELU()
+        self.conv = MIXERS[config.mixer](mixed, config)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, draw: Tensor | None) -> Tensor:
+        """`draw`: (B,) uniform in [0, 1); a sample below `drop_rate` skips the branch."""
+        gate, rest, mixed = self.fc1(self.norm(x)).split(self.widths, dim=-1)  # (B, H, W, width)
+        value = torch.cat([rest, self.conv(mixed)], dim=-1)  # (B, H, W, hidden)
+        branch = self.fc2(self.act(gate) * value)  # (B, H, W, dim)
+        if draw is not None and self.drop_rate > 0:
+            scale = (draw >= self.drop_rate).to(branch.dtype) / (1 - self.drop_rate)  # (B,)
+            branch = branch * scale.view(-1, 1, 1, 1)
+        return x + branch
+
+
+class Stage(nn.Module):
+    """A downsampling, but in the first stage, and then blocks of one width."""
+
+    def __init__(
+        self, dim_in: int | None, dim: int, config: ModelConfig, drop_rates: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if dim_in is None else Downsample(dim_in, dim)
+        self.blocks = nn.ModuleList(GatedCNNBlock(dim, config, rate) for rate in drop_rates)
+
+    def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        """`draws`: (B, blocks of this stage) or None where nothing is dropped."""
+        x = self.downsample(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if draws is None else draws[:, i])
+        return x
+
+
+class Head(nn.Module):
+    """Mean over the map, then norm, linear, GELU, norm, linear; the paper's order."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        hidden = HEAD_EXPANSION * dim
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.pre_logits = nn.Sequential()
+        self.pre_logits.add_module("fc", nn.Linear(dim, hidden))
+        self.pre_logits.add_module("act", nn.GELU())
+        self.pre_logits.add_module("norm", nn.LayerNorm(hidden, eps=NORM_EPS))
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.mean((1, 2)))  # (B, H, W, dim) -> (B, dim)
+        return self.fc(self.pre_logits(x))  # (B, 4 dim) -> (B, num_classes)
+
+
+class MambaOut(nn.Module):
+    """The classifier that `config` describes; weights drawn from torch's generator as it stands."""
+
+    def __init__(self, config: ModelConfig, num_classes: int = 1000) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: a classifier needs at least 1")
+        self.config = config
+        self.num_classes = num_classes
+        rates = iter(config.drop_path_rates)
+        self.stem = Stem(config.dims[0], config.stem_stride)
+        self.stages = nn.ModuleList(
+            Stage(dim_in, dim, config, tuple(next(rates) for _ in range(depth)))
+            for dim_in, dim, depth in zip(
+                (None, *config.dims), config.dims, config.depths, strict=False
+            )
+        )
+        self.head = Head(config.dims[-1], num_classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor, drop_draws: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of images (B, 3, H, W).
+
+        `drop_draws`: (B, num_blocks) uniform in [0, 1), which decide who skips which block in
+        training; given, a sample's fate does not depend on the batch it comes in. None: drawn here.
+        """
+        return self.head(self.forward_features(x, drop_draws))
+
+    def forward_features(self, x: Tensor, drop_draws: Tensor | None = None) -> Tensor:
+        """The last stage's map (B, H/32, W/32, dims[3])."""
+        return self.forward_pyramid(x, drop_draws)[-1]
+
+    def forward_pyramid(self, x: Tensor, drop_draws: Tensor | None = None) -> list[Tensor]:
+        """The four stages' maps (B, H, W, dim), at 1/4, 1/8, 1/16 and 1/32 of the image."""
+        x, maps = self.stem(x), []
+        for stage, draws in zip(self.stages, self._draws_by_stage(x, drop_draws), strict=True):
+            x = stage(x, draws)
+            maps.append(x)
+        return maps
+
+    def _draws_by_stage(self, x: Tensor, draws: Tensor | None) -> list[Tensor | None]:
+        if not self.training or self.config.drop_path == 0:
+            return [None] * len(self.stages)
+        shape = (len(x), self.config.num_blocks)
+        if draws is None:
+            draws = torch.rand(shape, device=x.device)
+        elif draws.shape != shape:
+            raise ValueError(
+                f"drop_draws is {tuple(draws.shape)}; give one draw an image and block: {shape}"
+            )
+        return list(draws.split(self.config.depths, dim=1))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def build(config: str | ModelConfig, num_classes: int = 1000) -> MambaOut:
+    """A fresh MambaOut: a published variant by its name, or any shape."""
+    return MambaOut(variant(config) if isinstance(config, str) else config, num_classes)

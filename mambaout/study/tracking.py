@@ -1,0 +1,458 @@
+"""A study in MLflow: one parent run, one child run a trial, found again by the trial's key.
+
+The run directories are the truth and MLflow is a view of them: whatever is not logged yet is
+read from records.jsonl at the next call. So a killed driver, a resumed trial and a tracking
+server that was away for an hour all end in the same runs, each exactly once.
+
+A study gets an experiment of its own, `mambaout/NAME`, because MLflow's page compares the runs
+of one experiment side by side. This file is the home of mlflow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+# MLflow reports usage to its makers unless told not to; a study says nothing about itself.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mambaout.recipe import flat_fields
+from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Run, StudyFolder, Trial
+from mambaout.train.metrics import Record
+
+log = logging.getLogger(__name__)
+
+KEY_TAG = "mambaout.key"
+ROLE_TAG = "mambaout.role"  # "study" on the parent run, "trial" on its children
+EPOCH = "epoch"  # series: how far a running trial is
+CHECKPOINT_FILE = "last.ckpt"
+MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
+MAX_PARAMS_A_BATCH = 100
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 120.0  # between tries while the store is away
+CONNECT_SECONDS = 3.0
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+T = TypeVar("T")
+
+
+# -- the store ------------------------------------------------------------------------------------
+
+
+def default_tracking_uri(storage: Path | str) -> str:
+    """A sqlite file in the storage folder; its artifacts go to `mlartifacts` beside it."""
+    return f"sqlite:///{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file behind a sqlite:/// URI, or None for any other store."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def check_tracking(uri: str) -> None:
+    """Raise a ValueError with the remedy where the store cannot be used; creates nothing.
+
+    A server must answer within seconds; a sqlite file, or the folder that is to hold it, must be
+    writable.
+    """
+    path = sqlite_path(uri)
+    scheme = urlsplit(uri).scheme
+    if path is not None:
+        _check_sqlite(path)
+    elif scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme in ("", "file"):
+        raise ValueError(
+            f"--tracking-uri {uri}: MLflow no longer keeps runs in a plain folder; "
+            f"give sqlite:///{Path(uri.removeprefix('file://')).absolute()}/mlflow.db "
+            "or the http address of a server"
+        )
+    elif scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
+        raise ValueError(
+            f"--tracking-uri {uri}: MLflow has no store of the kind {scheme!r}; "
+            "give sqlite:///FOLDER/mlflow.db or the http address of a server"
+        )
+
+
+def _check_sqlite(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"tracking store {path} is a folder; give a file in it: {path}/mlflow.db")
+    holder = path.parent
+    while not holder.exists():
+        holder = holder.parent
+    if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"tracking store {path} cannot be written: {holder} is not a writable folder; "
+            "choose another with --storage or --tracking-uri"
+        )
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"tracking store {path} is read-only; make it writable: chmod u+w")
+        with path.open("rb") as head:
+            if head.read(16) not in (b"", b"SQLite format 3\0"):
+                raise ValueError(
+                    f"tracking store {path} is not a sqlite file; move it away, or give another "
+                    "with --tracking-uri"
+                )
+
+
+def _check_server(uri: str) -> None:
+    parts = urlsplit(uri)
+    remedy = (
+        f"start one with `mlflow server --host {parts.hostname} --port {parts.port or 5000}`, "
+        "or leave --tracking-uri out to use a local sqlite file"
+    )
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"no tracking server answers at {uri} ({error}); {remedy}") from error
+    _be_brief()
+    try:
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise ValueError(
+            f"{uri} answers, but not as an MLflow server would ({_short(error)}); {remedy}"
+        ) from error
+
+
+def _be_brief() -> None:
+    # MLflow's own patience is 7 retries of up to 120 s each, during which the driver could not
+    # serve its trials. A value from outside stands.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+# -- the tracker ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Followed:
+    """What the tracker knows of one trial's run."""
+
+    trial: Trial
+    tags: dict[str, str] = field(default_factory=dict)
+    run_id: str | None = None  # None until MLflow has the run
+    start_ms: int = 0
+    last_step: dict[str, int] = field(default_factory=dict)  # by metric name, as MLflow has it
+    offset: int = 0  # bytes of records.jsonl that are logged
+    last_line: bytes = b""  # the line that ends there
+    latest: tuple[int, int] = (0, 0)  # step and time of the last record, for the final metrics
+    ending: tuple[Run, Path] | None = None  # an end that MLflow has not taken yet
+
+
+class Tracker:
+    """Writes one study to MLflow.
+
+    The constructor raises where the store cannot be used. After it no call raises for a store
+    that is away: it is reported once, and made good at a later call or a later launch, so that
+    tracking never costs a trial.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        study_name: str,
+        question: str,
+        artifact_root: Path | str | None = None,
+    ) -> None:
+        _be_brief()
+        self.uri = uri
+        self.study_name = study_name
+        path = sqlite_path(uri)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            artifact_root = artifact_root or path.parent / "mlartifacts"
+        self._followed: dict[str, _Followed] = {}
+        self._pause, self._again_at, self._away = FIRST_PAUSE_SECONDS, 0.0, False
+        self._mlflow: MlflowClient | None = None
+        self.experiment_id = self._find_experiment(question, artifact_root)
+        self.run_id = self._find_parent(question)
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._mlflow is None:
+            # The first touch of a sqlite store makes its tables, step by step and aloud.
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            self._mlflow = MlflowClient(tracking_uri=self.uri)
+        return self._mlflow
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles the callback that holds the tracker; a connection does not travel.
+        return self.__dict__ | {"_mlflow": None}
+
+    def _find_experiment(self, question: str, artifact_root: Path | str | None) -> str:
+        name = f"mambaout/{self.study_name}"
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            location = None if artifact_root is None else _as_uri(artifact_root)
+            experiment_id = self._client.create_experiment(name, artifact_location=location)
+        else:
+            experiment_id = found.experiment_id
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(experiment_id)
+        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", question)
+        return experiment_id
+
+    def _find_parent(self, question: str) -> str:
+        mine = f"tags.`{ROLE_TAG}` = 'study'"
+        found = self._client.search_runs([self.experiment_id], mine, order_by=["start_time ASC"])
+        if found:
+            run_id = found[0].info.run_id
+            self._client.update_run(run_id, status="RUNNING")
+        else:
+            tags = {ROLE_TAG: "study", "mlflow.note.content": question}
+            run_id = self._client.create_run(
+                self.experiment_id, tags=tags, run_name=self.study_name
+            ).info.run_id
+        mine = f"tags.`{ROLE_TAG}` = 'trial' and tags.`mlflow.parentRunId` = '{run_id}'"
+        self._known = {}  # key -> child run, as MLflow has them at the start
+        page = None
+        while True:
+            runs = self._client.search_runs([self.experiment_id], mine, page_token=page)
+            self._known |= {run.data.tags[KEY_TAG]: run for run in runs}
+            page = runs.token
+            if not page:
+                return run_id
+
+    # -- one trial
+
+    def begin(self, trial: Trial, tags: Mapping[str, str] | None = None) -> None:
+        """Find the trial's run by its key, or create it; `tags` are set on it either way.
+
+        A run that is found goes on: back to RUNNING, its series continued.
+        """
+        followed = self._followed.setdefault(trial.key, _Followed(trial))
+        followed.tags |= {name: str(value) for name, value in (tags or {}).items()}
+        followed.run_id = None
+        self._guarded(lambda: self._begin(followed))
+
+    def _begin(self, followed: _Followed) -> None:
+        trial = followed.trial
+        tags = {
+            KEY_TAG: trial.key,
+            ROLE_TAG: "trial",
+            "mlflow.parentRunId": self.run_id,
+            "mlflow.runName": trial.name,
+            "variant": trial.label,
+            "data": trial.data,
+        } | followed.tags
+        params = {name: _text(value) for name, value in flat_fields(trial.recipe).items()}
+        params["seed"] = str(trial.seed)
+        run = self._known.get(trial.key)
+        if run is None:
+            run = self._client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
+            self._known[trial.key] = run
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING", name=trial.name)
+            run = self._client.get_run(run.info.run_id)
+            for name in run.data.metrics:
+                history = self._client.get_metric_history(run.info.run_id, name)
+                followed.last_step[name] = max(metric.step for metric in history)
+        missing = [Param(k, v) for k, v in params.items() if k not in run.data.params]
+        stale = [RunTag(k, v) for k, v in tags.items() if run.data.tags.get(k) != v]
+        if missing or stale:
+            self._client.log_batch(run.info.run_id, params=missing, tags=stale)
+        followed.start_ms = run.info.start_time
+        followed.latest = (0, run.info.start_time)
+        followed.offset, followed.last_line = 0, b""
+        followed.run_id = run.info.run_id
+
+    def catch_up(self, trial: Trial, run_directory: Path) -> int:
+        """Log what the trial's records.jsonl holds beyond what MLflow has; the number of values."""
+        followed = self._followed.setdefault(trial.key, _Followed(trial))
+        done = self._guarded(lambda: self._catch_up(followed, Path(run_directory)))
+        if done is not None:
+            self._make_good(but=followed)
+        return done or 0
+
+    def _catch_up(self, followed: _Followed, run_directory: Path) -> int:
+        if followed.run_id is None:
+            self._begin(followed)
+        assert followed.run_id is not None
+        lines, offset = _new_lines(run_directory / RECORDS_FILE, followed)
+        last = dict(followed.last_step)
+        metrics = []
+        for line in lines:
+            record = Record.from_json(line.decode())
+            stamp = followed.start_ms + int(record.seconds * 1000)
+            followed.latest = max(followed.latest, (record.step, stamp))
+            for name, value in {EPOCH: record.epoch, **record.values}.items():
+                # After a kill the steps since the checkpoint are trained again: once is enough.
+                if record.step > last.get(name, -1):
+                    # The time axis is training time, pauses left out; and a value logged twice
+                    # is the same row to MLflow, which keeps one.
+                    metrics.append(Metric(name, float(value), stamp, record.step))
+                    last[name] = record.step
+        for first in range(0, len(metrics), MAX_METRICS_A_BATCH):
+            batch = metrics[first : first + MAX_METRICS_A_BATCH]
+            self._client.log_batch(followed.run_id, metrics=batch)
+        followed.last_step = last
+        if lines:
+            followed.offset, followed.last_line = offset, lines[-1]
+        return len(metrics)
+
+    def end(self, trial: Trial, run: Run, run_directory: Path) -> None:
+        """Log the trial's final metrics and files and close its run.
+
+        FINISHED where the trial finished, KILLED where it can go on, FAILED otherwise.
+        """
+        followed = self._followed.setdefault(trial.key, _Followed(trial))
+        followed.ending = (run, Path(run_directory))
+        if self._guarded(lambda: self._end(followed)) is not None:
+            self._make_good(but=followed)
+
+    def _end(self, followed: _Followed) -> bool:
+        assert followed.ending is not None
+        run, directory = followed.ending
+        self._catch_up(followed, directory)
+        assert followed.run_id is not None
+        step, stamp = followed.latest
+        # One millisecond on, so that a name which is a series too ends on its final value.
+        final = [
+            Metric(name, float(value), stamp + 1, step)
+            for name, value in run.metrics.items()
+            if "/" not in name  # minival/top1 is in its series already
+        ]
+        tags = [RunTag("outcome", run.status)]
+        tags += [RunTag(name, _text(value)) for name, value in run.facts.items()]
+        self._client.log_batch(followed.run_id, metrics=final, tags=tags)
+        for name in (RECIPE_FILE, OUTCOME_FILE, CHECKPOINT_FILE):
+            if (directory / name).exists():
+                self._client.log_artifact(followed.run_id, str(directory / name))
+        status = {"finished": "FINISHED", "unfinished": "KILLED"}.get(run.status, "FAILED")
+        self._client.set_terminated(followed.run_id, status)
+        followed.ending = None
+        return True
+
+    # -- the study
+
+    def attach(self, files: Iterable[Path]) -> None:
+        """Put the files on the parent run, in place of earlier ones of the same name."""
+        paths = [str(path) for path in files]
+
+        def put() -> bool:
+            for path in paths:
+                self._client.log_artifact(self.run_id, path)
+            return True
+
+        self._guarded(put)
+
+    def sync(self, folder: StudyFolder) -> int:
+        """Bring every trial of the folder that has ended into MLflow; how many were missing.
+
+        For the start of a launch: a driver killed between a trial's end and its logging, or a
+        store that was away, leaves runs behind that nobody would close.
+        """
+        missing = 0
+        for run in folder.runs():
+            known = self._known.get(run.trial.key)
+            if run.status == "unfinished" or (known and known.info.status != "RUNNING"):
+                continue
+            self.begin(run.trial)
+            self.end(run.trial, run, folder.run_directory(run.trial))
+            missing += 1
+        return missing
+
+    def close(self, status: RunStatus = "FINISHED") -> bool:
+        """End the parent run; False, and a report, where MLflow still lacks something."""
+        self._again_at = 0.0
+        self._make_good()
+        closed = self._guarded(lambda: self._client.set_terminated(self.run_id, status) or True)
+        owed = [f.trial.name for f in self._followed.values() if f.ending]
+        if owed or not closed:
+            log.warning(
+                "MLflow at %s lacks the end of %s; launch the study again to log it "
+                "(nothing that has finished is trained again)",
+                self.uri,
+                ", ".join(owed) or "the study",
+            )
+        return bool(closed) and not owed
+
+    def _make_good(self, but: _Followed | None = None) -> None:
+        for followed in self._followed.values():
+            if followed.ending and followed is not but:
+                self._guarded(lambda followed=followed: self._end(followed))
+
+    def _guarded(self, act: Callable[[], T]) -> T | None:
+        """`act()`, or None where the store is away, which is reported once an outage."""
+        if time.monotonic() < self._again_at:
+            return None
+        try:
+            done = act()
+        except (MlflowException, OSError, sqlite3.Error) as error:
+            if not self._away:
+                log.warning(
+                    "MLflow at %s did not take a report (%s); training goes on, and what is "
+                    "missing is logged when it answers again",
+                    self.uri,
+                    _short(error),
+                )
+            self._away = True
+            self._again_at = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            return None
+        if self._away:
+            log.warning("MLflow at %s answers again", self.uri)
+        self._away, self._pause = False, FIRST_PAUSE_SECONDS
+        return done
+
+
+def _new_lines(path: Path, followed: _Followed) -> tuple[list[bytes], int]:
+    """The whole lines after the ones already logged, and where they end."""
+    if not path.exists():
+        return [], followed.offset
+    with path.open("rb") as file:
+        start = followed.offset - len(followed.last_line)
+        file.seek(start)
+        if file.read(len(followed.last_line)) != followed.last_line:
+            file.seek(0)  # cut back by a resume: read all, the steps say what is new
+        start = file.tell()
+        body = file.read()
+    end = body.rfind(b"\n") + 1  # a last line that is being written is left for the next call
+    return body[:end].splitlines(keepends=True), start + end
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _as_uri(root: Path | str) -> str:
+    text = str(root)
+    return text if "://" in text else Path(text).expanduser().resolve().as_uri()
+
+
+# -- the MLflow UI --------------------------------------------------------------------------------
+
+
+def ui_command(uri: str, port: int = 5000) -> list[str]:
+    """The command that serves MLflow's UI on this machine for a store that is a file."""
+    if urlsplit(uri).scheme in ("http", "https"):
+        raise ValueError(f"{uri} is a server already; open it in a browser")
+    where = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *where]
+
+
+def compare_url(base: str, experiment_id: str) -> str:
+    """The page that shows the study's trials side by side; `base` is the server's address."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs"

@@ -1,0 +1,73 @@
+"""Checkpoints that a kill cannot spoil: written aside, renamed, checked before they are used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+def save(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` as last.ckpt; the one it replaces becomes previous.ckpt.
+
+    At every moment at least one whole checkpoint lies in the directory.
+    """
+    aside, last = directory / f".{LAST}.{os.getpid()}", directory / LAST
+    with aside.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if last.exists():
+        last.replace(directory / PREVIOUS)
+    aside.replace(last)
+
+
+def load_latest(directory: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of the directory, on the CPU; None where there is none.
+
+    A damaged last.ckpt is reported and previous.ckpt used. Both damaged is an error, since starting
+    afresh would throw work away unasked.
+    """
+    damaged = []
+    for name in (LAST, PREVIOUS):
+        path = directory / name
+        if not path.exists():
+            continue
+        if is_whole(path):
+            return load(path)
+        damaged.append(str(path))
+        log.warning("%s is damaged (cut off or altered); trying the checkpoint before it", path)
+    if damaged:
+        raise ValueError(
+            f"no whole checkpoint: {' and '.join(damaged)} damaged; "
+            "remove the run directory to start the run afresh"
+        )
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte is there and unaltered: the zip's directory and all its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The checkpoint at `path`; a format this version does not know is a ValueError."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}"
+        )
+    return state

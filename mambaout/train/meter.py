@@ -1,0 +1,139 @@
+"""The clock and the sums of a run: losses stay on the device until `record` waits for it, once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from mambaout.data.loader import Batch
+from mambaout.train import metrics
+from mambaout.train.backend import Backend
+from mambaout.train.step import Sums
+
+
+class Meter:
+    """Times training between device waits and adds up what the steps return.
+
+    The first step of a process warms up (allocations, kernels, compilation) and is left out of
+    the throughput, as are evaluation, checkpoints and records; `seconds` counts everything.
+    """
+
+    def __init__(self, backend: Backend, utilisation: Callable[[float], float | None]) -> None:
+        self._backend, self._utilisation = backend, utilisation
+        self._loss = torch.zeros((), dtype=torch.float64, device=backend.device)
+        self._num_images = 0  # since the last record
+        self._all_images = 0
+        self._steps = 0
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=backend.device)
+        self._seconds = 0.0  # of earlier processes
+        self._started = time.monotonic()
+        self._warm = False
+        self._window_start = 0.0
+        self._window_images = self._timed_images = 0
+        self._window_wait = self._timed_wait = self._timed_seconds = 0.0
+        self.diverged_at: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, over all processes of the run, start-up left out."""
+        return self._seconds + time.monotonic() - self._started
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all timed windows; over everything where the run was over before it was warm."""
+        if self._timed_seconds > 0:
+            return self._timed_images / self._timed_seconds
+        return self._all_images / self.seconds
+
+    @property
+    def input_wait_fraction(self) -> float:
+        return self._timed_wait / self._timed_seconds if self._timed_seconds > 0 else 0.0
+
+    def watch(self, batches: Iterator[Batch], until: Callable[[], bool]) -> Iterator[Batch]:
+        """The batches, the waiting for each timed, until `until` is true."""
+        while not until():
+            asked = time.monotonic()
+            batch = next(batches)
+            self._window_wait += time.monotonic() - asked
+            yield batch
+
+    def add(self, sums: Sums) -> None:
+        self._steps += 1
+        self._loss += sums.loss
+        self._num_images += sums.num_images
+        self._all_images += sums.num_images
+        unset = self._bad_step < 0
+        bad = unset & ~torch.isfinite(sums.loss)
+        self._bad_step = torch.where(bad, self._steps, self._bad_step)
+        if self._warm:
+            self._window_images += sums.num_images
+        else:
+            self._backend.wait()
+            self._warm = True
+            self._open_window()
+
+    def is_finite(self) -> bool:
+        """Whether every loss so far was; waits for the device."""
+        return int(self._bad_step) < 0
+
+    def record(self) -> dict[str, float]:
+        """What happened since the last record. The one place where training waits."""
+        loss, bad_step = float(self._loss), int(self._bad_step)
+        if bad_step >= 0:
+            self.diverged_at = bad_step
+        values: dict[str, float] = {
+            metrics.TRAIN_LOSS: loss / self._num_images,
+            metrics.PEAK_MEMORY: self._backend.peak_memory_bytes(),
+        }
+        seconds = time.monotonic() - self._window_start
+        if self._window_images:
+            rate = self._window_images / seconds
+            values[metrics.IMAGES_PER_SECOND] = rate
+            values[metrics.INPUT_WAIT] = self._window_wait / seconds
+            used = self._utilisation(rate)
+            if used is not None:
+                values[metrics.MFU] = used
+        self._loss = torch.zeros_like(self._loss)
+        self._num_images = 0
+        self._close_window()
+        self._open_window()
+        return values
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside out of the throughput."""
+        self._backend.wait()
+        self._close_window()
+        yield
+        self._open_window()
+
+    def _open_window(self) -> None:
+        self._window_start, self._window_wait, self._window_images = time.monotonic(), 0.0, 0
+
+    def _close_window(self) -> None:
+        if self._window_images:
+            self._timed_seconds += time.monotonic() - self._window_start
+            self._timed_images += self._window_images
+            self._timed_wait += self._window_wait
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs so that its records are those of an undisturbed run."""
+        return {
+            "loss": self._loss.cpu(),
+            "num_images": self._num_images,
+            "all_images": self._all_images,
+            "steps": self._steps,
+            "seconds": self.seconds,
+            "timed": [self._timed_images, self._timed_seconds, self._timed_wait],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._loss = state["loss"].to(self._loss.device)
+        self._num_images, self._all_images = state["num_images"], state["all_images"]
+        self._steps = state["steps"]
+        self._seconds = state["seconds"]
+        self._timed_images, self._timed_seconds, self._timed_wait = state["timed"]

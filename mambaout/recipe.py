@@ -109,7 +109,10 @@ class Augment:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.randaugment <= 10, "randaugment", self.randaugment, "0 to 10")
         _require(
-            self.randaugment_layers >= 0, "randaugment_layers", self.randaugment_layers, "at least 0"
+            self.randaugment_layers >= 0,
+            "randaugment_layers",
+            self.randaugment_layers,
+            "at least 0",
         )
         _require(
             0 <= self.label_smoothing < 1,
@@ -317,7 +320,7 @@ def _build(owner: type, data: Any, where: str) -> Any:
     return owner(
         **{
             name: _build(hint, data[name], name)
-            if is_dataclass(hint)
+            if name in _PARTS
             else _typed(name, data[name], hint)
             for name, hint in hints.items()
         }

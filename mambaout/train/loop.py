@@ -126,7 +126,9 @@ def train(
             sink(record)
 
     saved_at, stopped = time.monotonic(), False
-    for batch in meter.watch(batches.starting_at(state.step), until=lambda: state.step >= last_step):
+    for batch in meter.watch(
+        batches.starting_at(state.step), until=lambda: state.step >= last_step
+    ):
         lr = learning_rate(recipe, state.step, per_epoch)
         try:
             meter.add(run.step(state, batch, lr))

@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mambaout.accounting import HEAD_EXPANSION
 from mambaout.model.mixers import MIXERS, nchw, nhwc
 from mambaout.variants import ModelConfig, variant
 
 NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code as in timm
-HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 INIT_STD = 0.02
 
 

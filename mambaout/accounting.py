@@ -173,7 +173,7 @@ _GA102 = "NVIDIA Ampere GA102 white paper, appendix A"
 _ADA = "NVIDIA Ada GPU architecture white paper, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU architecture white paper, appendix A"
 
-# An fp32 column of a TPU is missing: its matrix unit takes bf16, and Google publishes no other peak.
+# TPUs have no fp32 figure: their matrix units take bf16, and Google publishes no other peak.
 _ROWS = (
     _chip("TPU v2", "tpu v2", 16, _TPU, cores=2, bf16=45),
     _chip("TPU v3", "tpu v3", 32, _TPU, cores=2, bf16=123),
@@ -202,7 +202,7 @@ CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ROWS}
 
 # A name with one of these is another chip than the one it is called after: "RTX 4090 D",
 # "RTX 3090 Ti", "RTX 4090 Laptop GPU", a MIG slice of an H100.
-_OTHER_CHIP = frozenset("d ti super laptop mobile max mig".split())
+_OTHER_CHIP = frozenset({"d", "ti", "super", "laptop", "mobile", "max", "mig"})
 
 
 def find_chip(device_name: str) -> Chip | None:
@@ -234,7 +234,7 @@ def mfu(
 def account_table(
     shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
 ) -> str:
-    """What each shape costs, a line each, for a terminal; unaligned hidden sizes are named below."""
+    """What each shape costs, a line each, for a terminal; unaligned sizes are named below."""
     rows = [("variant", "depths", "dims", "parameters", "MACs", "activations")]
     notes = []
     for name, config in shapes.items():

@@ -239,11 +239,10 @@ def account_table(
     notes = []
     for name, config in shapes.items():
         total = cost(config, image_size, num_classes)
-        shape = (",".join(map(str, config.depths)), ",".join(map(str, config.dims)))
-        counts = (f"{n:,}" for n in (total.params, total.macs, total.activations))
-        rows.append((name, *shape, *counts))
-        unaligned = [f"{where} {size}" for where, size in alignment(config)]
-        if unaligned:
+        depths, dims = (",".join(map(str, sizes)) for sizes in (config.depths, config.dims))
+        params, macs, outputs = (f"{n:,}" for n in (total.params, total.macs, total.activations))
+        rows.append((name, depths, dims, params, macs, outputs))
+        if unaligned := [f"{where} {size}" for where, size in alignment(config)]:
             notes.append(f"{name}: slow sizes, no multiples of {ALIGNMENT}: {', '.join(unaligned)}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

@@ -294,9 +294,22 @@ def parse_field(name: str, text: str) -> Any:
 
 def canonical_json(*values: Any) -> str:
     """One line of JSON that depends on the values alone: the same text on every machine."""
-    plain = [asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for v in values]
+    plain = [
+        _plain(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in values
+    ]
     body = plain[0] if len(plain) == 1 else plain
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with whole floats as integers: equal values must give one text, and 20 == 20.0."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
 
 
 def recipe_from_json(text: str) -> Recipe:

@@ -151,7 +151,10 @@ def plan_table(plan: Plan) -> str:
         lines.append((row.trial.name, *figures, time))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     text = [
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths)))
+        "  ".join(
+            c.rjust(w) if i else c.ljust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     todo = sum(not row.finished for row in plan.rows)

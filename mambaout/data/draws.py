@@ -1,0 +1,54 @@
+"""Random numbers as a pure function of what they are for.
+
+A draw names its purpose and its keys (seed, epoch, sample id, ...), so it does not matter which
+worker, micro-batch, device or resumed run asks for it, nor in which order. The mixing function is
+splitmix64's finaliser (Steele, Lea, Flood 2014) over the keys: written out here, the numbers stay
+the same whatever the version of numpy.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def hash64(data: bytes) -> int:
+    """Sixty-four well mixed bits of `data`, the same on every machine."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def draw(purpose: str, *keys: int) -> int:
+    """One uniform integer of 64 bits."""
+    state = hash64(purpose.encode())
+    for key in keys:
+        state = _mixed((state + key * _GOLDEN + 1) & _MASK)
+    return state
+
+
+def draws(purpose: str, *keys: int, each: np.ndarray) -> np.ndarray:
+    """A uniform uint64 for every key of the integer array `each`, the last of the keys."""
+    state = np.uint64(draw(purpose, *keys))
+    last = np.asarray(each).astype(np.uint64, copy=False)
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
+        return _mixed_array(state + last * np.uint64(_GOLDEN) + np.uint64(1))
+
+
+def uniforms(purpose: str, *keys: int, each: np.ndarray) -> np.ndarray:
+    """As `draws`, a float64 in [0, 1) for every key."""
+    return (draws(purpose, *keys, each=each) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _mixed_array(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,193 @@
+"""Rows to batches: the order of an epoch, its continuation at any step, and evaluation.
+
+The order is a pure function of (seed, epoch), an image's augmentation of (seed, epoch, sample
+id), and a batch of its step number: any batch is made without the ones before it, so continuing
+costs nothing and the number of workers changes nothing.
+
+An epoch shuffles the row groups, then the rows inside windows of row groups of at most 1 GiB
+together (shards.WINDOW_BYTES). A smaller split is one window: an exact shuffle. `pack` writes
+rows in a hashed order, so that a window is a fair sample even of a sorted source.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mambaout.data.augment import TrainAugment, eval_crop, host_generators_kept
+from mambaout.data.decode import Images
+from mambaout.data.draws import draws
+from mambaout.data.shards import WINDOW_BYTES, DataSet, Shard, Split
+from mambaout.recipe import Recipe, steps_per_epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where training stands: the next batch of an epoch, both counted from 0."""
+
+    epoch: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one shape. Rows from `num_valid` on are padding: zeros, with label 0."""
+
+    images: Tensor  # uint8 (B, H, W, 3)
+    labels: Tensor  # int64 (B,)
+    num_valid: int
+
+
+class TrainBatches:
+    """The training batches of a recipe on a data set, each of the whole global batch."""
+
+    def __init__(self, data: DataSet, recipe: Recipe, *, seed: int, num_workers: int = 0) -> None:
+        self.data, self.recipe, self.seed, self.num_workers = data, recipe, seed, num_workers
+        self.rows = data.rows("train", recipe)
+        self.steps_per_epoch = steps_per_epoch(recipe, len(self.rows))
+        self._make = _TrainMaker(data, recipe, seed, self.rows, self.steps_per_epoch)
+        self._make.open()  # a small set is decoded here, once, and a damaged one refused
+
+    def position(self, step: int) -> Position:
+        return Position(*divmod(step, self.steps_per_epoch))
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        """The batches of optimizer steps `step`, `step` + 1, ... without end."""
+        return _made_in_order(self._make, itertools.count(step), self.num_workers)
+
+
+def evaluation_batches(
+    data: DataSet, split: Split, recipe: Recipe, *, batch_size: int, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Every image of `split` once, in batches of `batch_size`, the last one padded."""
+    make = _EvaluationMaker(data, split, recipe, batch_size)
+    make.open()
+    return _made_in_order(make, range(-(-len(make.rows) // batch_size)), num_workers)
+
+
+def epoch_order(
+    shards: tuple[Shard, ...],
+    rows: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    window_bytes: int = WINDOW_BYTES,
+) -> np.ndarray:
+    """`rows` in the order of an epoch."""
+    group_rows = np.array([n for shard in shards for n in shard.group_rows])
+    total_bytes = sum(shard.num_bytes for shard in shards)
+    groups_a_window = max(1, int(window_bytes * len(group_rows) / max(total_bytes, 1)))
+    group = np.searchsorted(np.cumsum(group_rows), rows, side="right")
+    by_draw = np.argsort(draws("groups", seed, epoch, each=np.arange(len(group_rows))))
+    window = np.empty(len(group_rows), np.int64)
+    window[by_draw] = np.arange(len(group_rows)) // groups_a_window
+    return rows[np.lexsort((draws("rows", seed, epoch, each=rows), window[group]))]
+
+
+class _TrainMaker:
+    """Makes the batch of any step; small to pickle: a worker opens the images for itself."""
+
+    def __init__(
+        self, data: DataSet, recipe: Recipe, seed: int, rows: np.ndarray, steps_per_epoch: int
+    ) -> None:
+        self.data, self.recipe, self.seed, self.rows = data, recipe, seed, rows
+        self.steps_per_epoch = steps_per_epoch
+        self.images: Images | None = None
+        self.epoch: int | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"images": None, "epoch": None, "order": None}
+
+    def open(self) -> Images:
+        if self.images is None:
+            self.images = Images(self.data, "train")
+            self.augment = TrainAugment(self.recipe)
+        return self.images
+
+    def __call__(self, step: int) -> Batch:
+        images = self.open()
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            shards = self.data.shards["train"]
+            self.order = epoch_order(shards, self.rows, seed=self.seed, epoch=epoch)
+            self.epoch = epoch
+        size, batch = self.recipe.image_size, self.recipe.global_batch
+        rows = self.order[index * batch : (index + 1) * batch]
+        keys = draws("augment", self.seed, epoch, each=self.data.sample_ids[rows])
+        pixels = np.empty((batch, size, size, 3), np.uint8)
+        with host_generators_kept():
+            for i, (row, key) in enumerate(zip(rows.tolist(), keys.tolist(), strict=True)):
+                pixels[i] = np.asarray(self.augment(images[row], key))
+        labels = torch.from_numpy(self.data.labels["train"][rows])
+        return Batch(torch.from_numpy(pixels), labels, batch)
+
+
+class _EvaluationMaker:
+    """Makes any batch of an evaluation."""
+
+    def __init__(self, data: DataSet, split: Split, recipe: Recipe, batch_size: int) -> None:
+        self.data, self.recipe, self.batch_size = data, recipe, batch_size
+        self.rows = data.rows(split, recipe)
+        self.source = "val" if split == "val" else "train"  # minival is cut from train's shards
+        self.images: Images | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"images": None}
+
+    def open(self) -> Images:
+        if self.images is None:
+            self.images = Images(self.data, self.source)
+        return self.images
+
+    def __call__(self, index: int) -> Batch:
+        images, size = self.open(), self.recipe.image_size
+        rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+        pixels = np.zeros((self.batch_size, size, size, 3), np.uint8)
+        if (
+            images.pixels is not None
+            and images.pixels.shape[1:3] == (size, size)
+            and (self.recipe.eval_crop == 1)
+        ):
+            pixels[: len(rows)] = images.pixels[rows]  # the resize and the crop change nothing
+        else:
+            for i, row in enumerate(rows.tolist()):
+                pixels[i] = np.asarray(eval_crop(images[row], self.recipe))
+        labels = np.zeros(self.batch_size, np.int64)
+        labels[: len(rows)] = self.data.labels[self.source][rows]
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(labels), len(rows))
+
+
+def _made_in_order(
+    make: Callable[[int], Batch], keys: Iterable[int], num_workers: int
+) -> Iterator[Batch]:
+    if num_workers == 0:
+        return map(make, keys)
+    # Spawned: a fork of a process with CUDA, Ray or Arrow threads in it can hang.
+    return iter(
+        DataLoader(
+            _Made(make),
+            sampler=keys,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            multiprocessing_context="spawn",
+        )
+    )
+
+
+class _Made(Dataset):
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make = make
+
+    def __getitem__(self, key: int) -> Batch:
+        return self.make(key)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

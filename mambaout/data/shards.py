@@ -1,0 +1,391 @@
+"""Parquet shards in Hugging Face's image convention, and which of their rows are which split.
+
+A shard has the columns `image: struct<bytes, path>` and `label` (any integer type); the class
+names are read from Hugging Face's metadata where they are. `read_data_set` describes a folder of
+shards, local or at a URI that pyarrow opens; `EncodedImages` gives any row's bytes.
+
+minival is cut from the training rows by a hash of the sample's id, and so is a reduced training
+set: whether a sample is in depends on that sample alone, not on its place or its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from mambaout.data.draws import draws, hash64, uniforms
+from mambaout.recipe import Recipe
+
+Split = Literal["train", "minival", "val"]
+
+HUGGING_FACE = b"huggingface"  # the schema metadata that holds the class names
+CONTENT = b"mambaout.content"  # what `pack` read, in hex: the same whoever encodes it again
+
+# Decoded bytes of row groups that a reader keeps, and the window that an epoch's order shuffles
+# in: a window in the cache means that every row group is read once an epoch.
+WINDOW_BYTES = 1 << 30
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file."""
+
+    location: str  # a path, or a URI such as gs://bucket/train-00000-of-00010.parquet
+    group_rows: tuple[int, ...]  # rows of each row group
+    num_bytes: int
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.group_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """The shards of a data set and what is known of them before an image is decoded."""
+
+    name: str
+    fingerprint: str  # twelve hex digits of the content, wherever the folder lies
+    class_names: tuple[str, ...]
+    shards: dict[str, tuple[Shard, ...]] = field(repr=False)  # of "train" and of "val"
+    labels: dict[str, np.ndarray] = field(repr=False)  # int64 (rows,), of "train" and of "val"
+    cache: Path = field(repr=False)  # where sample ids and small decoded images are kept
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def num_images(self, split: Split, recipe: Recipe) -> int:
+        return len(self.rows(split, recipe))
+
+    def rows(self, split: Split, recipe: Recipe) -> np.ndarray:
+        """The rows of `split`, ascending int64 places in the shards of "train" or of "val".
+
+        Raises DataError where the split is empty or train_images asks for more than there are.
+        """
+        if split == "val":
+            return np.arange(len(self.labels["val"]))
+        ids = self.sample_ids
+        held_out = uniforms("minival", each=ids) < recipe.minival_fraction
+        if split == "minival":
+            rows = np.flatnonzero(held_out)
+            if not len(rows):
+                raise DataError(
+                    f"minival_fraction={recipe.minival_fraction} of the {len(ids)} training "
+                    f"images of {self.name} leaves no image to choose on; raise it"
+                )
+            return rows
+        rows = np.flatnonzero(~held_out)
+        wanted = recipe.train_images
+        if wanted is None:
+            return rows
+        if wanted > len(rows):
+            raise DataError(
+                f"train_images={wanted} is more than the {len(rows)} training images of "
+                f"{self.name} (minival taken out); lower it or leave it out"
+            )
+        rank = np.argsort(draws("train_images", each=ids[rows]), kind="stable")
+        return np.sort(rows[rank[:wanted]])
+
+    @functools.cached_property
+    def sample_ids(self) -> np.ndarray:
+        """uint64 of every training row: the hash of its path if paths are unique, else its bytes."""
+        name = f"ids-1-{self.fingerprint}.npy"
+        return stored_array(self.cache / name, lambda: _sample_ids(self.shards["train"]))
+
+
+# -- describing a folder --------------------------------------------------------------------------
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("validation", "val", "valid", "test"),  # the first of them that there is
+}
+
+
+def find_shards(folder: str) -> dict[str, list[str]]:
+    """The Parquet files under `folder` by split: by file name, or by the name of their folder.
+
+    Reads the file names that Hugging Face gives: train-00000-of-00010.parquet,
+    data/validation-*.parquet, train/0000.parquet. Empty where there are no Parquet files.
+    """
+    files, root = _filesystem(folder)
+    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
+    by_name: dict[str, list[str]] = {}
+    for info in sorted(found, key=lambda info: info.path):
+        if info.type == pyarrow.fs.FileType.File and info.path.endswith(".parquet"):
+            relative = PurePosixPath(info.path).relative_to(root)
+            words = [re.split(r"[-_.]", relative.name)[0], *reversed(relative.parts[:-1])]
+            known = [w for w in words if any(w in names for names in _SPLIT_NAMES.values())]
+            if known:
+                by_name.setdefault(known[0], []).append(_joined(folder, str(relative)))
+    return {
+        split: next(by_name[name] for name in names if name in by_name)
+        for split, names in _SPLIT_NAMES.items()
+        if any(name in by_name for name in names)
+    }
+
+
+def read_data_set(name: str, folder: str, cache: Path) -> DataSet:
+    """The data set in a folder of Parquet shards, local or at a URI.
+
+    Reads footers and labels, no images. Raises DataError for a missing split, another schema, or
+    a label out of range, naming shard and row.
+    """
+    files = find_shards(folder)
+    for split, example in (("train", "train"), ("val", "validation")):
+        if split not in files:
+            raise DataError(
+                f"{folder} has no {example} shards: wanted {example}-*.parquet there, in data/ or "
+                f"in {example}/"
+            )
+    digest = sha256()
+    names: tuple[str, ...] | None = None
+    shards: dict[str, tuple[Shard, ...]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for split, locations in sorted(files.items()):
+        described = [_describe(location) for location in locations]
+        shards[split] = tuple(shard for shard, _, _ in described)
+        digest.update(f"{split} {len(locations)}".encode())
+        for _, identity, found in described:
+            digest.update(identity)
+            if names is not None and found is not None and found != names:
+                raise DataError(f"the shards of {folder} do not agree on the names of the classes")
+            names = names or found
+        labels[split] = np.concatenate([_labels(shard) for shard in shards[split]])
+    _check_labels(shards, labels, names)
+    if names is None:
+        names = tuple(str(label) for label in range(int(labels["train"].max()) + 1))
+    return DataSet(
+        name=name,
+        fingerprint=digest.hexdigest()[:12],
+        class_names=names,
+        shards=shards,
+        labels=labels,
+        cache=cache,
+    )
+
+
+def _describe(location: str) -> tuple[Shard, bytes, tuple[str, ...] | None]:
+    """The shard, the bytes that stand for its content, and its class names where it has them."""
+    file = _open(location)
+    schema, metadata = file.schema_arrow, file.metadata
+    image = schema.field("image").type if "image" in schema.names else None
+    ok = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not ok or "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
+        columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
+        raise DataError(
+            f"{location} has the columns {columns}; wanted image: struct<bytes, path> and "
+            "label: int64, as Hugging Face's Image and ClassLabel features are stored"
+        )
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    shard = Shard(
+        location,
+        tuple(group.num_rows for group in groups),
+        sum(group.total_byte_size for group in groups),
+    )
+    own = (metadata.metadata or {}).get(CONTENT)
+    # Whoever packs the same images again, with another pyarrow, has the same data.
+    identity = own if own is not None else _footer(location)
+    return shard, sha256(identity).digest(), _class_names(schema)
+
+
+def _footer(location: str) -> bytes:
+    """The Parquet footer (sizes, row counts and statistics of every column) and the file's size."""
+    files, path = _filesystem(location)
+    with files.open_input_file(path) as file:
+        size = file.size()
+        length = int.from_bytes(file.read_at(4, size - 8), "little")
+        return file.read_at(length, size - 8 - length) + size.to_bytes(8, "little")
+
+
+def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
+    metadata = (schema.metadata or {}).get(HUGGING_FACE)
+    if metadata is None:
+        return None
+    label = json.loads(metadata).get("info", {}).get("features", {}).get("label", {})
+    names = label.get("names") if label.get("_type") == "ClassLabel" else None
+    return tuple(names) if names else None
+
+
+def _labels(shard: Shard) -> np.ndarray:
+    column = _open(shard.location).read(columns=["label"], use_threads=False).column("label")
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise DataError(f"{shard.location} row {row} has no label")
+    return column.to_numpy().astype(np.int64, copy=False)
+
+
+def _check_labels(
+    shards: dict[str, tuple[Shard, ...]],
+    labels: dict[str, np.ndarray],
+    names: Sequence[str] | None,
+) -> None:
+    for split, values in labels.items():
+        if not len(values):
+            raise DataError(f"the {split} shards, {shards[split][0].location} first, have no rows")
+    train = labels["train"]
+    num_classes = len(names) if names else int(train.max()) + 1
+    for split, values in labels.items():
+        wrong = np.flatnonzero((values < 0) | (values >= num_classes))
+        if len(wrong):
+            source = "the class names say" if names else "the training labels reach"
+            raise DataError(
+                f"{place(shards[split], int(wrong[0]))} has label {values[wrong[0]]}, outside 0 to "
+                f"{num_classes - 1}, which {source}; {len(wrong)} rows of {split} are like it"
+            )
+    # With names, a part of a large data set may lack a class; without, a gap is a wrong labelling.
+    empty = np.flatnonzero(np.bincount(train, minlength=num_classes) == 0)
+    if len(empty) and names is None:
+        raise DataError(
+            f"no training image has label {empty[0]} ({len(empty)} of the {num_classes} classes "
+            "are empty); labels must count from 0 without a gap"
+        )
+
+
+def place(shards: Sequence[Shard], row: int) -> str:
+    """ "SHARD row N" of a split's row, for messages."""
+    for shard in shards:
+        if row < shard.num_rows:
+            return f"{shard.location} row {row}"
+        row -= shard.num_rows
+    raise IndexError(row)
+
+
+# -- reading rows ---------------------------------------------------------------------------------
+
+
+class EncodedImages:
+    """Any row's encoded image; whole row groups are read and the last used ones kept."""
+
+    def __init__(self, shards: Sequence[Shard], keep_bytes: int = WINDOW_BYTES) -> None:
+        self.shards = shards
+        self.keep_bytes = keep_bytes
+        self.group_of = [
+            (s, g) for s, shard in enumerate(shards) for g in range(len(shard.group_rows))
+        ]
+        sizes = [rows for shard in shards for rows in shard.group_rows]
+        self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.kept: OrderedDict[int, pa.Array] = OrderedDict()
+        self.kept_bytes = 0
+
+    def group(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+    def __getitem__(self, row: int) -> pa.Buffer:
+        """The bytes of the file that row `row` holds, as a buffer."""
+        group = self.group(row)
+        value = self._column(group)[row - int(self.starts[group])]
+        if not value.is_valid:
+            raise DataError(
+                f"{place(self.shards, row)} has no image.bytes, only a path; embed the images: "
+                "`mambaout pack SOURCE OUT` from the folder that holds them"
+            )
+        return value.as_buffer()
+
+    def _column(self, group: int) -> pa.Array:
+        if group in self.kept:
+            self.kept.move_to_end(group)
+            return self.kept[group]
+        shard, index = self.group_of[group]
+        table = _open(self.shards[shard].location).read_row_group(
+            index, columns=["image.bytes"], use_threads=False
+        )
+        column = table.column("image").combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # over 2 GiB, or no rows
+            column = pa.concat_arrays(column.chunks)
+        values = column.field("bytes")
+        self.kept[group] = values
+        self.kept_bytes += values.nbytes
+        while self.kept_bytes > self.keep_bytes and len(self.kept) > 1:
+            _, oldest = self.kept.popitem(last=False)
+            self.kept_bytes -= oldest.nbytes
+        return values
+
+
+def _sample_ids(shards: Sequence[Shard]) -> np.ndarray:
+    paths: list[str | None] = []
+    for shard in shards:
+        if "image.path" in _leaves(shard.location):
+            table = _open(shard.location).read(columns=["image.path"], use_threads=False)
+            for chunk in table.column("image").chunks:
+                paths += chunk.field("path").to_pylist()
+    num_rows = sum(shard.num_rows for shard in shards)
+    if len(paths) == num_rows and None not in paths and len(set(paths)) == num_rows:
+        return np.array([hash64(path.encode()) for path in paths if path], np.uint64)
+    images = EncodedImages(shards, keep_bytes=0)
+    return np.array([hash64(memoryview(images[row])) for row in range(num_rows)], np.uint64)
+
+
+def _leaves(location: str) -> set[str]:
+    schema = _open(location).schema
+    return {schema.column(i).path for i in range(len(schema))}
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def _filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    if "://" not in location:
+        return _local(), str(Path(location).absolute())
+    return _remote(location.split("://")[0]), location.split("://", 1)[1].rstrip("/")
+
+
+@functools.cache
+def _local() -> pyarrow.fs.FileSystem:
+    return pyarrow.fs.LocalFileSystem()
+
+
+@functools.cache
+def _remote(scheme: str) -> pyarrow.fs.FileSystem:
+    if scheme in ("gs", "gcs"):
+        return pyarrow.fs.GcsFileSystem()
+    if scheme == "s3":
+        return pyarrow.fs.S3FileSystem()
+    raise DataError(f"{scheme}:// is not read; use a path, gs:// or s3://")
+
+
+def _joined(folder: str, relative: str) -> str:
+    return f"{folder.rstrip('/')}/{relative}"
+
+
+@functools.lru_cache(maxsize=64)
+def _open(location: str) -> pq.ParquetFile:
+    files, path = _filesystem(location)
+    try:
+        return pq.ParquetFile(files.open_input_file(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{location} cannot be read as a Parquet file: {error}") from error
+
+
+def stored_array(path: Path, make: Callable[[], Any]) -> np.ndarray:
+    """The array in the .npy file at `path`, memory mapped; made and written first where missing.
+
+    Processes that make it at once write the same, each aside, and the last rename stands.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}")
+        try:
+            with open(aside, "wb") as file:
+                np.save(file, make())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: memmap's indexing is slow

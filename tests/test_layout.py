@@ -1,0 +1,97 @@
+"""The layers of LAYOUT.md, held by reading the sources: imports point one way, a home a library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mambaout"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# A folder may import itself and what stands to its right.
+BOTTOM = {"recipe", "variants", "accounting"}
+MAY_IMPORT = {
+    "launch": {"study", "dense", "train", "model", "data"} | BOTTOM,
+    "study": {"train"} | BOTTOM,  # of train, only the metrics' names and the record: see below
+    "dense": {"train", "model", "data"} | BOTTOM,
+    "train": {"model", "data"} | BOTTOM,
+    "model": BOTTOM,
+    "data": BOTTOM,
+}
+HOMES = {
+    "ray": {"launch"},
+    "mlflow": {"study/tracking.py"},
+    "optuna": {"study/search.py"},
+    "matplotlib": {"study"},
+    "torch_xla": {"train/backend.py"},
+    "pyarrow": {"data"},
+    "PIL": {"data"},
+    "timm": {"data", "model/weights.py"},
+    "pycocotools": {"dense"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that the file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if layer in ("__main__", "__init__"):
+        return  # the command and the package's front door reach every layer
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("mambaout.")}
+    allowed = BOTTOM if layer in BOTTOM else MAY_IMPORT[layer] | {layer}
+    assert ours <= allowed, f"{path} imports {sorted(ours - allowed)}"
+    if layer == "study":
+        reached = {name for name in imported(path) if name.startswith("mambaout.train")}
+        assert all(name.startswith("mambaout.train.metrics") for name in reached)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_library_has_one_home(path):
+    where = path.relative_to(PACKAGE)
+    for name in imported(path):
+        homes = HOMES.get(name.split(".")[0])
+        if homes is not None:
+            assert where.parts[0] in homes or str(where) in homes, f"{where} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_pure_values_import_no_library(path):
+    if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in BOTTOM:
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert roots <= set(sys.stdlib_module_names) | {"mambaout"}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("mambaout.train.loop", ("ray", "mlflow", "optuna", "torch_xla")),
+        ("mambaout.study.report", ("torch", "ray")),
+        ("mambaout.study.plan", ("torch", "ray", "mlflow")),
+        ("mambaout.__main__", ("torch", "ray", "mlflow")),
+    ],
+)
+def test_a_layer_runs_without_the_libraries_above_it(module, absent):
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_no_file_is_a_drawer_for_everything():
+    assert not [path for path in SOURCES if path.name in ("utils.py", "helpers.py", "common.py")]

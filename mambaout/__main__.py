@@ -2,7 +2,7 @@
 
     mambaout train femto --data gs://bucket/imagenet --out runs/femto   train one recipe, or go on
     mambaout evaluate tiny.safetensors --data DIR                       top-1 and top-5 of weights
-    mambaout account small base --image-size 288                        parameters, MACs, activations
+    mambaout account small base --image-size 288                        parameters, MACs
     mambaout pack SOURCE OUT                                            Parquet shards
     mambaout export runs/femto/last.ckpt femto.safetensors              weights that timm loads
     mambaout report scale                                               a study's report, made anew
@@ -171,14 +171,8 @@ def _stop_on_signal() -> Callable[[], bool]:
 
 
 def _progress_printer(num_steps: int) -> Callable:
-    started, first_step = time.monotonic(), None
-
     def show(record) -> None:
-        nonlocal first_step
-        if first_step is None:
-            first_step = record.step - 1
-        done = record.step - first_step
-        left = (time.monotonic() - started) / done * (num_steps - record.step)
+        left = record.seconds / record.step * (num_steps - record.step)
         names = {
             "train/loss": ("loss", ".3f"),
             "minival/top1": ("minival top-1", ".2f"),

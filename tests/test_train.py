@@ -215,6 +215,23 @@ def test_a_finished_run_reports_what_the_interface_promises(digits, tiny_recipe,
     assert again["val/top1"] == outcome.metrics["top1"]
 
 
+def test_a_finished_run_of_another_seed_is_not_taken_for_this_one(digits, tiny_recipe, tmp_path):
+    short = tuned(tiny_recipe, epochs=1)
+    assert isinstance(run(short, digits, tmp_path), Finished)
+    assert isinstance(run(short, digits, tmp_path), Finished)
+    with pytest.raises(ValueError, match="'seed': 0"):
+        run(short, digits, tmp_path, seed=1)
+
+
+def test_a_batch_that_does_not_split_over_the_devices_names_its_neighbours(
+    digits, tiny_recipe, tmp_path
+):
+    three = Cpu()
+    three.num_devices = 3
+    with pytest.raises(ValueError, match="does not split over 3 devices; try 63 or 66"):
+        run(tiny_recipe, digits, tmp_path, backend=three)
+
+
 def test_evaluation_does_not_depend_on_the_batch_size(digits, tiny_recipe):
     torch.manual_seed(0)
     model = build(tiny_recipe.model, digits.num_classes)

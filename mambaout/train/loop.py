@@ -20,7 +20,7 @@ import torch
 
 from mambaout.accounting import Cost, cost, find_chip, mfu
 from mambaout.data.loader import TrainBatches, evaluation_batches
-from mambaout.data.shards import DataSet
+from mambaout.data.shards import DataSet, Split
 from mambaout.model.network import MambaOut, build
 from mambaout.recipe import (
     Recipe,
@@ -91,6 +91,12 @@ def train(
 
     Raises ValueError where the directory holds a run of another recipe, seed or data set.
     """
+    batch, devices = recipe.global_batch, backend.num_devices
+    if batch % devices:
+        raise ValueError(
+            f"global_batch={batch} does not split over {devices} devices; "
+            f"try {batch // devices * devices} or {-(-batch // devices) * devices}"
+        )
     num_train = data.num_images("train", recipe)
     per_epoch = steps_per_epoch(recipe, num_train)
     num_steps = per_epoch * recipe.schedule.total_epochs
@@ -103,7 +109,7 @@ def train(
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers)
     eval_size = max(min(256, recipe.global_batch), run.micro_batch)
 
-    def measure(split: str) -> dict[str, float]:
+    def measure(split: Split) -> dict[str, float]:
         return evaluate(
             state.model,
             data,
@@ -163,7 +169,7 @@ def train(
 def evaluate(
     model: MambaOut,
     data: DataSet,
-    split: str,
+    split: Split,
     recipe: Recipe,
     *,
     backend: Backend,
@@ -217,6 +223,7 @@ class _Run:
         if not path.exists():
             return None
         outcome = json.loads(path.read_text())
+        self._require_same({name: outcome["facts"][name] for name in self.identity})
         if outcome["status"] == "diverged":
             return Diverged(outcome["facts"]["step"])
         return Finished(outcome["metrics"])
@@ -235,6 +242,13 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         _write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
 
+    def _require_same(self, identity: dict[str, Any]) -> None:
+        if identity != self.identity:
+            raise ValueError(
+                f"{self.out} holds a run of {identity}, not of {self.identity}; "
+                "give another --out or remove it"
+            )
+
     def restore(self) -> tuple[TrainState, Meter]:
         """The state of the newest checkpoint, or of step 0."""
         with torch.random.fork_rng():
@@ -244,11 +258,7 @@ class _Run:
         meter = Meter(self.backend, self._utilisation)
         saved = checkpoint.load_latest(self.out)
         if saved is not None:
-            if saved["identity"] != self.identity:
-                raise ValueError(
-                    f"{self.out} holds a run of {saved['identity']}, not of {self.identity}; "
-                    "give another --out or remove it"
-                )
+            self._require_same(saved["identity"])
             model.load_state_dict(saved["model"])
             state.optimizer.load_state_dict(saved["optimizer"])
             state.step, self.micro_batch = saved["step"], saved["micro_batch"]

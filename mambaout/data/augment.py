@@ -29,6 +29,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
+from mambaout.data.decode import Picture
 from mambaout.data.draws import draw, uniforms
 from mambaout.recipe import Augment, Recipe
 
@@ -56,7 +57,7 @@ def host_generators_kept() -> Iterator[None]:
 
 
 class TrainAugment:
-    """The training augmentation of a recipe: an image and its draw to (size, size) RGB.
+    """The training augmentation of a recipe: a picture and its draw to (size, size) RGB.
 
     Calls must stand inside `host_generators_kept()`, once for as many images as are at hand:
     keeping the generators costs more than a small image's augmentation.
@@ -75,17 +76,20 @@ class TrainAugment:
         self.layers = augment.randaugment_layers if augment.randaugment > 0 else 0
         self.operations = randaugment_operations(augment, recipe.image_size)
 
-    def __call__(self, image: Image.Image, seed: int) -> Image.Image:
+    def __call__(self, picture: Picture, seed: int) -> Image.Image:
         random.seed(seed)
+        sheet, first, frame = picture
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(
-            image, self.scale, self.ratio
+            frame, self.scale, self.ratio
         )
+        top += first
         # Cropped, then resized: resize(box=...) lets the filter see pixels outside the crop.
-        if (width, height) != image.size:
-            image = image.crop((left, top, left + width, top + height))
+        image = sheet.crop((left, top, left + width, top + height))
         image = image.resize(self.size, random.choice(self.filters))
         if random.random() < self.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
         # timm's RandAugment draws the same way with numpy, at ten times the cost.
         for operation in random.choices(self.operations, k=self.layers):
             image = operation(image)
@@ -126,23 +130,25 @@ def _at_least_one_bit(level_to_bits, level, hparams):
     return (max(1, bits),)
 
 
-def eval_crop(image: Image.Image, recipe: Recipe) -> Image.Image:
-    """The middle (size, size) of `image` resized, bicubic, to a short side of size / eval_crop.
+def eval_crop(picture: Picture, recipe: Recipe) -> Image.Image:
+    """The middle (size, size) of the picture resized, bicubic, to a short side of size / eval_crop.
 
     Sides are rounded as torchvision's Resize and CenterCrop round them, which timm uses.
     """
+    sheet, top, frame = picture
+    width, height = frame.size
+    image = sheet if frame is sheet else sheet.crop((0, top, width, top + height))
     size, short = recipe.image_size, int(recipe.image_size / recipe.eval_crop)
-    width, height = image.size
     if min(width, height) != short:
         if width <= height:
             width, height = short, int(short * height / width)
         else:
             width, height = int(short * width / height), short
         image = image.resize((width, height), _BICUBIC)
-    if image.size == (size, size):
-        return image
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    if image.size != (size, size):
+        image = image.crop((left, top, left + size, top + size))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # -- on the device, a micro-batch -----------------------------------------------------------------

@@ -16,7 +16,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-def hash64(data: bytes) -> int:
+def hash64(data: bytes | memoryview) -> int:
     """Sixty-four well mixed bits of `data`, the same on every machine."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 

@@ -24,7 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from mambaout.data.draws import draw, hash64
-from mambaout.data.shards import CONTENT, HUGGING_FACE, DataError
+from mambaout.data.files import DataError
+from mambaout.data.shards import CONTENT, HUGGING_FACE
+
+VAL_FRACTION = 0.2  # of a source without a validation split
 
 SHARD_BYTES = 256 << 20
 GROUP_BYTES = 16 << 20  # about 150 ImageNet photographs
@@ -44,17 +47,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The labelled images of both splits; a sample is held out by `held_out` where val is None."""
+    """The labelled images of both splits."""
 
     name: str
     class_names: tuple[str, ...] | None
     train: Sequence[Sample]
     val: Sequence[Sample]
-
-
-def held_out(path: str, fraction: float) -> bool:
-    """Whether a sample of a source without a validation split belongs to it."""
-    return draw("val", hash64(path.encode())) < fraction * 2**64
+    num_bytes: int = 0  # that the shards will take, where it is known
 
 
 def write_shards(source: Source, out: Path, *, progress: bool = True) -> None:
@@ -65,8 +64,15 @@ def write_shards(source: Source, out: Path, *, progress: bool = True) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is there and not an empty folder; pack into a new one")
     _check(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if source.num_bytes > free:
+        raise DataError(
+            f"packing {source.name} takes {source.num_bytes / 2**30:.1f} GiB, and {out.parent} has "
+            f"{free / 2**30:.1f} GiB left; `mambaout pack SOURCE OUT` writes where there is room"
+        )
     aside = out.with_name(f".{out.name}.packing-{uuid4().hex[:8]}")
-    aside.mkdir(parents=True)
+    aside.mkdir()
     try:
         total = len(source.train) + len(source.val)
         with tqdm(
@@ -117,6 +123,16 @@ def _write_split(
     for index, path in enumerate(written):
         name = f"{SPLIT_FILES[split]}-{index:05d}-of-{len(written):05d}.parquet"
         path.rename(folder / name)
+
+
+def split_by_hash(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Train and val of samples that come without a split; a sample's side depends on its path."""
+    train: list[Sample] = []
+    val: list[Sample] = []
+    for sample in samples:
+        held_out = draw("val", hash64(sample.path.encode())) < VAL_FRACTION * 2**64
+        (val if held_out else train).append(sample)
+    return train, val
 
 
 class _ShardWriter:

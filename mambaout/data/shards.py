@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
-import pyarrow.parquet as pq
 
 from mambaout.data.draws import draws, hash64, uniforms
+from mambaout.data.files import DataError, filesystem, open_parquet, stored_array
 from mambaout.recipe import Recipe
 
 Split = Literal["train", "minival", "val"]
@@ -38,10 +36,6 @@ CONTENT = b"mambaout.content"  # what `pack` read, in hex: the same whoever enco
 # Decoded bytes of row groups that a reader keeps, and the window that an epoch's order shuffles
 # in: a window in the cache means that every row group is read once an epoch.
 WINDOW_BYTES = 1 << 30
-
-
-class DataError(ValueError):
-    """The data cannot be used as it is; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +100,17 @@ class DataSet:
 
     @functools.cached_property
     def sample_ids(self) -> np.ndarray:
-        """uint64 of every training row: the hash of its path if paths are unique, else its bytes."""
+        """uint64 of every training row: the hash of its path, or of its bytes.
+
+        Of the paths if every row of the split has one of its own; else of the encoded images.
+        """
         name = f"ids-1-{self.fingerprint}.npy"
         return stored_array(self.cache / name, lambda: _sample_ids(self.shards["train"]))
 
 
 # -- describing a folder --------------------------------------------------------------------------
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("validation", "val", "valid", "test"),  # the first of them that there is
 }
@@ -125,19 +122,19 @@ def find_shards(folder: str) -> dict[str, list[str]]:
     Reads the file names that Hugging Face gives: train-00000-of-00010.parquet,
     data/validation-*.parquet, train/0000.parquet. Empty where there are no Parquet files.
     """
-    files, root = _filesystem(folder)
+    files, root = filesystem(folder)
     found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
     by_name: dict[str, list[str]] = {}
     for info in sorted(found, key=lambda info: info.path):
         if info.type == pyarrow.fs.FileType.File and info.path.endswith(".parquet"):
             relative = PurePosixPath(info.path).relative_to(root)
             words = [re.split(r"[-_.]", relative.name)[0], *reversed(relative.parts[:-1])]
-            known = [w for w in words if any(w in names for names in _SPLIT_NAMES.values())]
+            known = [w for w in words if any(w in names for names in SPLIT_NAMES.values())]
             if known:
-                by_name.setdefault(known[0], []).append(_joined(folder, str(relative)))
+                by_name.setdefault(known[0], []).append(f"{folder.rstrip('/')}/{relative}")
     return {
         split: next(by_name[name] for name in names if name in by_name)
-        for split, names in _SPLIT_NAMES.items()
+        for split, names in SPLIT_NAMES.items()
         if any(name in by_name for name in names)
     }
 
@@ -184,7 +181,7 @@ def read_data_set(name: str, folder: str, cache: Path) -> DataSet:
 
 def _describe(location: str) -> tuple[Shard, bytes, tuple[str, ...] | None]:
     """The shard, the bytes that stand for its content, and its class names where it has them."""
-    file = _open(location)
+    file = open_parquet(location)
     schema, metadata = file.schema_arrow, file.metadata
     image = schema.field("image").type if "image" in schema.names else None
     ok = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
@@ -208,7 +205,7 @@ def _describe(location: str) -> tuple[Shard, bytes, tuple[str, ...] | None]:
 
 def _footer(location: str) -> bytes:
     """The Parquet footer (sizes, row counts and statistics of every column) and the file's size."""
-    files, path = _filesystem(location)
+    files, path = filesystem(location)
     with files.open_input_file(path) as file:
         size = file.size()
         length = int.from_bytes(file.read_at(4, size - 8), "little")
@@ -225,7 +222,7 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
 
 
 def _labels(shard: Shard) -> np.ndarray:
-    column = _open(shard.location).read(columns=["label"], use_threads=False).column("label")
+    column = open_parquet(shard.location).read(columns=["label"], use_threads=False).column("label")
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise DataError(f"{shard.location} row {row} has no label")
@@ -304,13 +301,10 @@ class EncodedImages:
             self.kept.move_to_end(group)
             return self.kept[group]
         shard, index = self.group_of[group]
-        table = _open(self.shards[shard].location).read_row_group(
+        table = open_parquet(self.shards[shard].location).read_row_group(
             index, columns=["image.bytes"], use_threads=False
         )
-        column = table.column("image").combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # over 2 GiB, or no rows
-            column = pa.concat_arrays(column.chunks)
-        values = column.field("bytes")
+        values = pa.concat_arrays(table.column("image").chunks).field("bytes")
         self.kept[group] = values
         self.kept_bytes += values.nbytes
         while self.kept_bytes > self.keep_bytes and len(self.kept) > 1:
@@ -323,7 +317,7 @@ def _sample_ids(shards: Sequence[Shard]) -> np.ndarray:
     paths: list[str | None] = []
     for shard in shards:
         if "image.path" in _leaves(shard.location):
-            table = _open(shard.location).read(columns=["image.path"], use_threads=False)
+            table = open_parquet(shard.location).read(columns=["image.path"], use_threads=False)
             for chunk in table.column("image").chunks:
                 paths += chunk.field("path").to_pylist()
     num_rows = sum(shard.num_rows for shard in shards)
@@ -334,58 +328,5 @@ def _sample_ids(shards: Sequence[Shard]) -> np.ndarray:
 
 
 def _leaves(location: str) -> set[str]:
-    schema = _open(location).schema
+    schema = open_parquet(location).schema
     return {schema.column(i).path for i in range(len(schema))}
-
-
-# -- files ----------------------------------------------------------------------------------------
-
-
-def _filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    if "://" not in location:
-        return _local(), str(Path(location).absolute())
-    return _remote(location.split("://")[0]), location.split("://", 1)[1].rstrip("/")
-
-
-@functools.cache
-def _local() -> pyarrow.fs.FileSystem:
-    return pyarrow.fs.LocalFileSystem()
-
-
-@functools.cache
-def _remote(scheme: str) -> pyarrow.fs.FileSystem:
-    if scheme in ("gs", "gcs"):
-        return pyarrow.fs.GcsFileSystem()
-    if scheme == "s3":
-        return pyarrow.fs.S3FileSystem()
-    raise DataError(f"{scheme}:// is not read; use a path, gs:// or s3://")
-
-
-def _joined(folder: str, relative: str) -> str:
-    return f"{folder.rstrip('/')}/{relative}"
-
-
-@functools.lru_cache(maxsize=64)
-def _open(location: str) -> pq.ParquetFile:
-    files, path = _filesystem(location)
-    try:
-        return pq.ParquetFile(files.open_input_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{location} cannot be read as a Parquet file: {error}") from error
-
-
-def stored_array(path: Path, make: Callable[[], Any]) -> np.ndarray:
-    """The array in the .npy file at `path`, memory mapped; made and written first where missing.
-
-    Processes that make it at once write the same, each aside, and the last rename stands.
-    """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}")
-        try:
-            with open(aside, "wb") as file:
-                np.save(file, make())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: memmap's indexing is slow

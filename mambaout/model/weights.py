@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,8 +156,11 @@ def _metadata(path: Path) -> dict[str, str]:
 def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except OSError:  # no such file, no permission: it says so itself
+        raise
+    except Exception as error:  # a damaged pickle can stumble over any of its instructions
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and plain values, which is not read "
-            f"because it could run code: {str(error).splitlines()[0]}"
+            f"because it could run code: {reason}"
         ) from error

@@ -1,0 +1,215 @@
+"""Weights travel: from timm and the authors to us, from us to timm, and wrong files are refused."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.mambaout import checkpoint_filter_fn
+from torch import Tensor
+
+from mambaout import build
+from mambaout.model.network import MambaOut
+from mambaout.model.weights import from_authors, load_weights, recipe_of, save_weights
+from mambaout.recipe import BASELINE, canonical_json, tuned
+from mambaout.variants import VARIANTS, ModelConfig
+
+SMALL = ModelConfig(depths=(1, 1, 2, 1), dims=(12, 24, 48, 72), stem_stride=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def authors_names(config: ModelConfig) -> Iterator[str]:
+    """Every name in the authors' checkpoints, written down from their models/mambaout.py."""
+    layers = [f"downsample_layers.0.{layer}" for layer in ("conv1", "norm1", "conv2", "norm2")]
+    layers += [f"downsample_layers.{i}.{layer}" for i in (1, 2, 3) for layer in ("conv", "norm")]
+    for stage, depth in enumerate(config.depths):
+        for block in range(depth):
+            layers += [f"stages.{stage}.{block}.{x}" for x in ("norm", "fc1", "conv", "fc2")]
+    layers += ["norm", "head.fc1", "head.norm", "head.fc2"]
+    for layer in layers:
+        yield from (f"{layer}.weight", f"{layer}.bias")
+
+
+def to_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state under the authors' names, by a rule of its own."""
+    renamed = {}
+    for name, value in state.items():
+        name = name.replace(".blocks.", ".").replace("stem.", "downsample_layers.0.")
+        name = re.sub(r"stages\.(\d)\.downsample", r"downsample_layers.\1", name)
+        if name.startswith("head.norm"):
+            name = name.removeprefix("head.")
+        name = name.replace("head.fc.", "head.fc2.").replace("pre_logits.fc", "fc1")
+        renamed[name.replace("pre_logits.norm", "norm")] = value
+    return renamed
+
+
+def random_model(config: ModelConfig = SMALL, num_classes: int = 10) -> MambaOut:
+    model = build(config, num_classes).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def same(first: MambaOut, second: MambaOut) -> bool:
+    theirs = second.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_authors_names_map_one_to_one(name):
+    with torch.device("meta"):
+        model, theirs = build(name), timm.create_model(f"mambaout_{name}")
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    assert wanted == {key: value.shape for key, value in theirs.state_dict().items()}
+    authors = {key: torch.tensor(i) for i, key in enumerate(authors_names(VARIANTS[name]))}
+    ours = from_authors(authors)
+    assert ours.keys() == wanted.keys()
+    assert len(ours) == len(authors)
+    assert ours == checkpoint_filter_fn(authors, theirs)  # timm's reading of the same names
+    assert from_authors(ours) == ours
+
+
+@pytest.mark.parametrize("form", ["pth", "state_dict", "model", "safetensors", "authors"])
+def test_weights_load_from_every_form(form, tmp_path):
+    source, target = random_model(), random_model()
+    state = source.state_dict()
+    path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "authors":
+        assert to_authors(state).keys() == set(authors_names(SMALL))
+        torch.save({"model": to_authors(state)}, path)
+    elif form == "pth":
+        torch.save(state, path)
+    else:
+        torch.save({form: state, "epoch": 3}, path)
+    load_weights(target, path)
+    assert same(source, target)
+
+
+def test_weights_load_from_half_precision(tmp_path):
+    source, target = random_model(), random_model()
+    torch.save({n: v.bfloat16() for n, v in source.state_dict().items()}, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth")
+    assert next(target.parameters()).dtype == torch.float32
+    assert same(source.bfloat16().float(), target)
+
+
+def test_timm_loads_what_we_save(tmp_path):
+    path = tmp_path / "femto.safetensors"
+    model = random_model(VARIANTS["femto"], 10)
+    save_weights(model, path)
+    theirs = timm.create_model("mambaout_femto", num_classes=10, checkpoint_path=str(path)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_file_loads_back_and_says_what_to_build(tmp_path):
+    path, model = tmp_path / "small.safetensors", random_model()
+    save_weights(model, path)
+    assert recipe_of(path) == replace(BASELINE, model=SMALL)
+    recipe = tuned(replace(BASELINE, model=SMALL), image_size=28, peak_lr=1e-3)
+    save_weights(model, path, recipe)
+    assert recipe_of(path) == recipe
+    again = build(SMALL, 10)
+    load_weights(again, path)
+    assert same(model, again)
+    assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_a_checkpoint_says_its_recipe_and_others_files_say_none(tmp_path):
+    model = random_model()
+    torch.save({"model": model.state_dict(), "recipe": canonical_json(BASELINE)}, tmp_path / "a.pt")
+    torch.save(model.state_dict(), tmp_path / "b.pt")
+    save_file(model.state_dict(), tmp_path / "c.safetensors")
+    assert recipe_of(tmp_path / "a.pt") == BASELINE
+    assert recipe_of(tmp_path / "b.pt") is None
+    assert recipe_of(tmp_path / "c.safetensors") is None
+
+
+def test_a_file_of_another_network_is_refused_and_every_difference_listed(tmp_path):
+    model = random_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = random_model(num_classes=12).state_dict()
+    del state["stem.norm1.bias"], state["stages.2.blocks.1.fc1.weight"]
+    torch.save(state | {"ls.gamma": torch.ones(3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        load_weights(model, tmp_path / "w.pth")
+    for difference in (
+        "missing stem.norm1.bias",
+        "missing stages.2.blocks.1.fc1.weight",
+        "unexpected ls.gamma",
+        "head.fc.weight is (12, 288), the model's (10, 288)",
+        "head.fc.bias is (12,), the model's (10,)",
+        "10 classes",
+    ):
+        assert difference in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Trap:
+    """Unpickling it makes a file, as running any other code would."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    sprung = tmp_path / "sprung"
+    torch.save({"model": random_model().state_dict(), "x": Trap(sprung)}, tmp_path / "w.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Trap(sprung), protocol=2))
+    for name in ("w.pth", "raw.pth"):
+        with pytest.raises(ValueError, match="could run code"):
+            load_weights(random_model(), tmp_path / name)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_damaged_file_and_a_missing_one_are_named(name, tmp_path):
+    path, model = tmp_path / name, random_model()
+    with pytest.raises(FileNotFoundError, match=name):
+        load_weights(model, path)
+    if path.suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_weights(model, path)
+    for damaged in (path.read_bytes()[:-1000], b"no weights", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=name):
+            load_weights(model, path)
+        with pytest.raises(ValueError, match=name):
+            recipe_of(path)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    torch.save({"model": {"epoch": 3}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_weights(random_model(), tmp_path / "w.pth")
+
+
+def test_two_naming_schemes_in_one_file_are_an_error():
+    state = {"downsample_layers.0.conv1.bias": torch.ones(1), "stem.conv1.bias": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"two tensors are called stem\.conv1\.bias"):
+        from_authors(state)
+
+
+def test_a_name_that_timm_cannot_read_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        save_weights(random_model(), tmp_path / "small.pth")

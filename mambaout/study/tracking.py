@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 # MLflow reports usage to its makers unless told not to; a study says nothing about itself.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mambaout.recipe import flat_fields
+from mambaout.study.store import check_tracking, default_tracking_uri, sqlite_path
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Run, StudyFolder, Trial
 from mambaout.study.views import KIND, KIND_TAG, VIEW_TAG, page_address, trials_view, ui_command
 from mambaout.train.metrics import Record
@@ -45,90 +44,9 @@ CHECKPOINT_FILE = "last.ckpt"
 MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
 MAX_PARAMS_A_BATCH = 100
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 120.0  # between tries while the store is away
-CONNECT_SECONDS = 3.0
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
-
-
-# -- the store ------------------------------------------------------------------------------------
-
-
-def default_tracking_uri(storage: Path | str) -> str:
-    """A sqlite file in the storage folder; its artifacts go to `mlartifacts` beside it."""
-    return f"sqlite:///{Path(storage).expanduser().resolve() / 'mlflow.db'}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file behind a sqlite:/// URI, or None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def check_tracking(uri: str) -> None:
-    """Raise a ValueError with the remedy where the store cannot be used; creates nothing.
-
-    A server must answer within seconds; a sqlite file, or the folder that is to hold it, must be
-    writable.
-    """
-    path = sqlite_path(uri)
-    scheme = urlsplit(uri).scheme
-    if path is not None:
-        _check_sqlite(path)
-    elif scheme in ("http", "https"):
-        _check_server(uri)
-    elif scheme in ("", "file"):
-        raise ValueError(
-            f"--tracking-uri {uri}: MLflow no longer keeps runs in a plain folder; "
-            f"give sqlite:///{Path(uri.removeprefix('file://')).absolute()}/mlflow.db "
-            "or the http address of a server"
-        )
-    elif scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql", "databricks"):
-        raise ValueError(
-            f"--tracking-uri {uri}: MLflow has no store of the kind {scheme!r}; "
-            "give sqlite:///FOLDER/mlflow.db or the http address of a server"
-        )
-
-
-def _check_sqlite(path: Path) -> None:
-    if path.is_dir():
-        raise ValueError(f"tracking store {path} is a folder; give a file in it: {path}/mlflow.db")
-    holder = path.parent
-    while not holder.exists():
-        holder = holder.parent
-    if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"tracking store {path} cannot be written: {holder} is not a writable folder; "
-            "choose another with --storage or --tracking-uri"
-        )
-    if path.exists():
-        if not os.access(path, os.W_OK):
-            raise ValueError(f"tracking store {path} is read-only; make it writable: chmod u+w")
-        with path.open("rb") as head:
-            if head.read(16) not in (b"", b"SQLite format 3\0"):
-                raise ValueError(
-                    f"tracking store {path} is not a sqlite file; move it away, or give another "
-                    "with --tracking-uri"
-                )
-
-
-def _check_server(uri: str) -> None:
-    parts = urlsplit(uri)
-    remedy = (
-        f"start one with `mlflow server --host {parts.hostname} --port {parts.port or 5000}`, "
-        "or leave --tracking-uri out to use a local sqlite file"
-    )
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(f"no tracking server answers at {uri} ({error}); {remedy}") from error
-    _be_brief()
-    try:
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise ValueError(
-            f"{uri} answers, but not as an MLflow server would ({_short(error)}); {remedy}"
-        ) from error
 
 
 def _quiet_client(uri: str) -> MlflowClient:

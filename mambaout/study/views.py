@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from urllib.parse import urlsplit
 
+from mambaout.study.store import is_server
 from mambaout.train.metrics import (
     IMAGES_PER_SECOND,
     MACS,
@@ -55,10 +55,6 @@ def trials_view(trial_filter: str) -> str:
         "columnWidths": _FIRST | _COLUMNS,
     }
     return json.dumps(state)
-
-
-def is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
 
 
 def page_address(uri: str, port: int, experiment_id: str) -> str:

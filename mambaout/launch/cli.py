@@ -1,0 +1,227 @@
+"""The options every sweep script shares, and the checks that come before anything starts.
+
+    if __name__ == "__main__":
+        sys.exit(main(scale))
+
+Exit status: 0 all done, 1 some trials did not finish (the same command goes on), 2 the request
+itself was wrong and nothing has been started or written, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from mambaout.accounting import train_macs
+from mambaout.data.decode import Images
+from mambaout.data.shards import DataSet
+from mambaout.data.sources import open_data
+from mambaout.launch.progress import Job
+from mambaout.launch.resources import ACCELERATORS, share, this_machine
+from mambaout.launch.tune import Request, cluster_address, run_study
+from mambaout.recipe import BASELINE, steps_per_epoch
+from mambaout.study.plan import plan, plan_table
+from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
+from mambaout.study.tracking import check_tracking, default_tracking_uri
+
+WRONG = 2
+SMOKE_DATA = "digits"
+STORAGE = "runs"
+# The working directory of a submitted job is a copy that goes with the cluster; results do not
+# belong there.
+JOB_STORAGE = "~/mambaout-runs"
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
+
+# (training images, short side of an image in px, whether --smoke is given) -> the study
+BuildStudy = Callable[[int, int, bool], Study]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not the whole usage before it."""
+        self.exit(WRONG, f"{self.prog}: {message}; --help lists the options\n")
+
+
+def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
+    """Run, resume or plan the study that `build_study` describes; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = _parser(build_study).parse_args(words)
+    script = Path(sys.argv[0]).name
+    try:
+        request = _request(build_study, options, shlex.join([sys.argv[0], *words]))
+        if options.plan:
+            print(_plan(request, options))
+            return 0
+        return run_study(request)
+    except ValueError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
+    parser = _Parser(
+        description=inspect.getdoc(build_study),
+        epilog="Exit status: 0 all done, 1 some trials did not finish (the same command goes on), "
+        "2 the request was wrong (nothing started), 130 interrupted. Running the same command "
+        "again starts nothing that has finished and continues what has not.",
+    )
+    add = parser.add_argument
+    add("--data", metavar="NAME|PATH|URI", help="digits, fashion-mnist, or a folder of images")
+    add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
+    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
+    add("--name", help="of the study and its folder (default: the script's name and the data's)")
+    add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
+    add("--tracking-uri", metavar="URI", help="of MLflow (default: sqlite in the storage folder)")
+    add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
+    add("--accelerator", choices=ACCELERATORS, help="of a trial (default: gpu if any, else cpu)")
+    add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
+    add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
+    add("--budget-hours", type=_hours, metavar="H", help="stop after so long; resumable")
+    add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of hours above 0")
+    return hours
+
+
+def _request(build_study: BuildStudy, options: argparse.Namespace, command: str) -> Request:
+    """The request, everything checked that can be before Ray starts; ValueError says what is
+    wrong with it. Nothing is written but the data set's cache."""
+    storage = _storage(options.storage)
+    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    cluster_address(options.address)
+    if options.accelerator is not None and options.accelerator.startswith("tpu"):
+        share(options.accelerator, [])
+    check_tracking(tracking_uri)
+    source = options.data or (SMOKE_DATA if options.smoke else None)
+    if source is None:
+        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
+    data = open_data(source)
+    num_train = data.num_images("train", BASELINE)
+    # Opening them decodes a small set once for all workers, and finds its damaged images now.
+    images, _ = Images(data, "train"), Images(data, "val")
+    study = build_study(num_train, min(images[0].frame.size), options.smoke)
+    if options.seeds is not None:
+        study = replace(study, seeds=tuple(range(options.seeds)))
+    name = options.name or f"{study.name}-{_plain(data.name)}"
+    if name != _plain(name):
+        raise ValueError(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
+    trials = _trials(study, data)
+    return Request(
+        study=replace(study, name=name),
+        trials=trials,
+        jobs=_jobs(trials, data),
+        data=str(Path(source).resolve()) if Path(source).exists() else source,
+        data_name=source,
+        storage=storage,
+        name=name,
+        tracking_uri=tracking_uri,
+        address=options.address,
+        accelerator=options.accelerator,
+        max_concurrent=options.max_concurrent,
+        budget_hours=options.budget_hours,
+        rerun=options.rerun,
+        command=f"python {command}",
+        facts={"num_train": num_train, "num_classes": data.num_classes},
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
+
+
+def _storage(given: str | None) -> Path:
+    """The storage folder, absolute; ValueError where it cannot be written."""
+    default = JOB_STORAGE if os.environ.get(JOB_VARIABLE) else STORAGE
+    text = given or default
+    if "://" in text:
+        raise ValueError(
+            f"--storage {text}: run directories are plain files; give a folder that every "
+            "machine of the cluster sees, for example a mounted bucket or NFS"
+        )
+    path = Path(text).expanduser().resolve()
+    holder = path
+    while not holder.exists():
+        holder = holder.parent
+    if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--storage {path} cannot be written: {holder} is not a folder that you may write to"
+        )
+    return path
+
+
+def _trials(study: Study, data: DataSet) -> list[Trial]:
+    """The study's trials; ValueError where two of them are the same or one does not fit."""
+    trials = study.trials(data.fingerprint)
+    if not trials:
+        raise ValueError(f"study {study.name} has no trials")
+    labels: dict[str, str] = {}
+    for trial in trials:
+        other = labels.setdefault(trial.key, trial.name)
+        if other != trial.name:
+            raise ValueError(f"trials {other} and {trial.name} are the same recipe and seed")
+        try:
+            steps_per_epoch(trial.recipe, data.num_images("train", trial.recipe))
+            data.num_images("minival", trial.recipe)
+        except ValueError as error:
+            raise ValueError(f"trial {trial.label}: {error}") from error
+    return trials
+
+
+def _jobs(trials: Sequence[Trial], data: DataSet) -> list[Job]:
+    """The trials with their work, in the order to start them.
+
+    A seed of every recipe comes before the next seed, so that a study cut short has them all;
+    within that the longest first, so that none of the long ones is left alone at the end.
+    """
+    jobs, rounds = [], {}
+    for trial in trials:
+        num_train = data.num_images("train", trial.recipe)
+        num_steps = steps_per_epoch(trial.recipe, num_train) * trial.recipe.schedule.total_epochs
+        macs = train_macs(trial.recipe, num_train, data.num_classes)
+        jobs.append(Job(trial=trial, num_steps=num_steps, train_macs=macs))
+        rounds[trial.key] = sum(other.label == trial.label for other in trials[: len(jobs) - 1])
+    return sorted(jobs, key=lambda job: (rounds[job.trial.key], -job.train_macs))
+
+
+def _plan(request: Request, options: argparse.Namespace) -> str:
+    """The plan as text, priced for this machine unless a cluster was named."""
+    facts = request.facts or {}
+    node = this_machine("cpu" if options.accelerator is None else options.accelerator)
+    concurrency = options.max_concurrent or share(options.accelerator or "cpu", [node]).slots(
+        [node]
+    )
+    folder = StudyFolder(request.storage, request.name)
+    runs = folder.runs() if (folder.path / STUDY_FILE).exists() else []
+    priced = plan(
+        [job.trial for job in request.jobs],
+        facts["num_train"],
+        facts["num_classes"],
+        concurrency=concurrency,
+        runs=runs,
+    )
+    return f"{request.name}: {request.study.question}\n\n{plan_table(priced)}"

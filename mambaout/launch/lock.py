@@ -1,0 +1,60 @@
+"""One holder at a time for a folder: a file lock that its holder's death releases."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+
+
+class Held(ValueError):
+    """Somebody else holds the folder; the message says who, and what to do."""
+
+
+@contextmanager
+def held(folder: Path, what: str, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold `folder` (made if missing), called `what` in messages, for the time of the context.
+
+    The kernel releases the lock of a process that has died, so none is ever stale. A lock that
+    is still held after `wait_seconds` raises Held; a file system without locks, ValueError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
+    with (folder / LOCK_FILE).open("a+") as file:
+        while not _locked(file.fileno(), folder):
+            if time.monotonic() >= deadline:
+                raise Held(f"{what} is in use by {_holder(file.name)}; wait for it or stop it")
+            time.sleep(0.2)
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        file.flush()
+        yield  # closing the file releases the lock
+
+
+def _locked(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ValueError(
+            f"{folder} is on a file system without file locks ({error.strerror}); "
+            "choose another --storage, or mount it with locks (NFS 4, Lustre with -o flock)"
+        ) from error
+    return True
+
+
+def _holder(path: str) -> str:
+    text = Path(path).read_text()
+    if not text:  # between its lock and its line
+        return "a process that has only just started"
+    holder = json.loads(text)
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

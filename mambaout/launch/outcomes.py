@@ -1,0 +1,112 @@
+"""Which failure is what, and what is tried again: pure functions over a trial's failures.
+
+| kind | what it was | tried again |
+|---|---|---|
+| preempted | the worker or its machine went away | as long as the trial gets on between losses |
+| out_of_memory | device or host memory did not do | once: a neighbour may have left by then |
+| diverged | a loss that was not finite | never: the same steps would come again |
+| broken | any other error | once, if it is a new one: the same error twice is a bug |
+
+A failure is a line of failures.jsonl in the run directory. The lines of earlier launches stay for
+people to read and count no more, since the code may have been mended in between.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["preempted", "out_of_memory", "diverged", "broken"]
+
+FAILURES_FILE = "failures.jsonl"
+STUCK_PREEMPTIONS = 5  # losses in a row at the same step: it is the trial that kills the worker
+MOST_OUT_OF_MEMORY = 2
+MOST_BROKEN = 3
+
+# By name, so that telling them apart imports neither Ray nor torch.
+_LOST = {
+    "RayActorError",
+    "NodeDiedError",
+    "OwnerDiedError",
+    "WorkerCrashedError",
+    "LocalRayletDiedError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnschedulableError",
+    "Preempted",
+}
+_MEMORY = {"OutOfMemoryError", "MemoryError", "OutOfMemory"}
+_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One end of a trial's worker that was no outcome."""
+
+    kind: Kind
+    error: str  # one line: the type and what it says
+    step: int  # optimizer steps recorded by then
+    launch: str  # which launch of the study it happened in
+    trace: str = ""
+    time: str = ""  # UTC
+
+
+def classify(error: BaseException) -> Kind:
+    """What kind of failure ended a trial's worker."""
+    names = {base.__name__ for base in type(error).__mro__}
+    if names & _MEMORY or any(text in str(error) for text in _MEMORY_TEXTS):
+        return "out_of_memory"
+    if "FloatingPointError" in names:
+        return "diverged"
+    if names & _LOST:
+        return "preempted"
+    return "broken"
+
+
+def retried(failures: Sequence[Failure]) -> bool:
+    """Whether a trial with these failures of one launch, oldest first, is tried again."""
+    if not failures:
+        return True
+    last = failures[-1]
+    same_kind = [failure for failure in failures if failure.kind == last.kind]
+    match last.kind:
+        case "preempted":
+            recent = same_kind[-STUCK_PREEMPTIONS:]
+            stuck = all(failure.step >= last.step for failure in recent)
+            return len(recent) < STUCK_PREEMPTIONS or not stuck
+        case "out_of_memory":
+            return len(same_kind) < MOST_OUT_OF_MEMORY
+        case "diverged":
+            return False
+        case "broken":
+            seen_before = any(failure.error == last.error for failure in same_kind[:-1])
+            return not seen_before and len(same_kind) < MOST_BROKEN
+
+
+def one_line(error: BaseException) -> str:
+    """The error's type and the first line of what it says."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    name = type(error).__name__
+    return text[:300] if text.startswith(name) else f"{name}: {text}"[:300]
+
+
+def add_failure(run_directory: Path, failure: Failure) -> None:
+    """Append to the run directory's failures.jsonl, with the time."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    run_directory.mkdir(parents=True, exist_ok=True)
+    with (run_directory / FAILURES_FILE).open("a") as file:
+        file.write(json.dumps(asdict(failure) | {"time": stamp}) + "\n")
+
+
+def read_failures(run_directory: Path, launch: str) -> list[Failure]:
+    """The failures of one launch, oldest first."""
+    path = run_directory / FAILURES_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
+    found = [Failure(**json.loads(line)) for line in whole]
+    return [failure for failure in found if failure.launch == launch]

@@ -1,0 +1,169 @@
+"""What a running study shows: the lines, and the time that is left. Pure but for `Screen`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from mambaout.study.study import Run, Trial
+from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
+
+MOST_ROWS = 16  # running trials shown at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A trial and the work that it is."""
+
+    trial: Trial
+    num_steps: int
+    train_macs: float  # multiply-adds of the whole training
+
+
+def done_fraction(job: Job, run: Run) -> float:
+    """Share of the trial's steps that is recorded; 1 once it has an outcome."""
+    if run.status in ("finished", "diverged"):
+        return 1.0
+    return run.records[-1].step / job.num_steps if run.records else 0.0
+
+
+def seconds_left(
+    jobs: Sequence[Job],
+    fractions: Mapping[str, float],
+    *,
+    at_start: Mapping[str, float],
+    seconds: float,
+    slots: int,
+) -> float | None:
+    """Time until the last trial ends, at the rate of this launch so far; None before any work.
+
+    `fractions` are what is done by key, now and `at_start`; `seconds` have passed in between.
+    Work is weighed in MACs. The longest trial bounds the study: it cannot use two slots.
+    """
+    worked = sum((fractions[j.trial.key] - at_start[j.trial.key]) * j.train_macs for j in jobs)
+    left = [(1 - fractions[j.trial.key]) * j.train_macs for j in jobs]
+    begun = sum(fractions[j.trial.key] > at_start[j.trial.key] for j in jobs)
+    if worked <= 0 or seconds <= 0:
+        return None
+    rate = worked / seconds
+    return max(sum(left) / rate, max(left) * min(slots, begun) / rate)
+
+
+def clock(seconds: float) -> str:
+    """75 -> "1:15", 7230 -> "2:00:30"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def about(seconds: float) -> str:
+    """75 -> "1 min", 50 -> "50 s", 9000 -> "2.5 h"."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def status_lines(
+    jobs: Sequence[Job],
+    runs: Mapping[str, Run],
+    running: Sequence[str],
+    *,
+    seconds: float,
+    left: float | None,
+    failed: int = 0,
+) -> list[str]:
+    """One line on the study, and one on each running trial, by the keys of `running`."""
+    over = sum(done_fraction(job, runs[job.trial.key]) == 1 for job in jobs)
+    work = sum(job.train_macs for job in jobs)
+    share = sum(done_fraction(job, runs[job.trial.key]) * job.train_macs for job in jobs) / work
+    waiting = len(jobs) - over - len(running) - failed
+    counts = f"{over} done, {len(running)} running, {waiting} left"
+    counts += f", {failed} failed" if failed else ""
+    eta = f", about {about(left)} left" if left is not None and share < 1 else ""
+    lines = [f"[{clock(seconds)}] {counts} | {100 * share:.0f} % of the work{eta}"]
+    by_key = {job.trial.key: job for job in jobs}
+    shown = [by_key[key] for key in running[:MOST_ROWS]]
+    width = max((len(job.trial.name) for job in shown), default=0)
+    lines += [trial_line(job, runs[job.trial.key], width) for job in shown]
+    if len(running) > MOST_ROWS:
+        lines.append(f"    and {len(running) - MOST_ROWS} more")
+    return lines
+
+
+def trial_line(job: Job, run: Run, width: int = 0) -> str:
+    """A running trial: step, epoch, the latest of what it measures."""
+    if not run.records:
+        return f"    {job.trial.name:{width}}  starting"
+    latest = {}
+    for record in run.records:
+        latest |= record.values
+    last = run.records[-1]
+    epochs = job.trial.recipe.schedule.total_epochs
+    parts = [
+        f"    {job.trial.name:{width}}",
+        f"step {last.step:>{len(str(job.num_steps))}}/{job.num_steps}",
+        f"epoch {last.epoch:.1f}/{epochs}",
+        f"loss {latest[TRAIN_LOSS]:.3f}" if TRAIN_LOSS in latest else "",
+        f"minival {latest[MINIVAL_TOP1]:.2f} %" if MINIVAL_TOP1 in latest else "",
+        f"{latest[IMAGES_PER_SECOND]:,.0f} images/s" if IMAGES_PER_SECOND in latest else "",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -> str:
+    """A trial that is over: what came out."""
+    head = f"[{clock(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
+    if run.status == "finished":
+        return (
+            f"{head}  top-1 {run.metrics[TOP1]:.2f} %  minival {run.metrics[MINIVAL_TOP1]:.2f} %"
+            f"  {run.metrics[MACS] / 1e6:,.1f} M MACs"
+            f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
+        )
+    return f"{head}  {run.status}: {run.facts.get('error', 'no reason given')}"
+
+
+class Screen:
+    """Lines that stay and, under them, a few that are kept up to date.
+
+    On a terminal the lower lines are redrawn in place. Elsewhere they are appended, less and
+    less often, so that the log of an hour stays readable.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stdout
+        self.in_place = self.out.isatty()
+        self._drawn = 0
+        self._started = time.monotonic()
+        self._shown_at = -float("inf")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._wipe()
+        self._write(text + "\n")
+
+    def show(self, lines: Sequence[str], now: bool = False) -> None:
+        """The lines as they are now, if it is time for them or `now`."""
+        moment = time.monotonic()
+        if moment - self._shown_at < self._interval(moment) and not now:
+            return
+        self._shown_at = moment
+        self._wipe()
+        self._write("".join(line + "\n" for line in lines))
+        self._drawn = len(lines) if self.in_place else 0
+
+    def _interval(self, moment: float) -> float:
+        if self.in_place:
+            return 2.0
+        return 10.0 if moment - self._started < 300 else 60.0
+
+    def _wipe(self) -> None:
+        if self._drawn:
+            self._write(f"\x1b[{self._drawn}A\x1b[J")
+        self._drawn = 0
+
+    def _write(self, text: str) -> None:
+        self.out.write(text)
+        self.out.flush()

@@ -1,0 +1,164 @@
+"""What a Ray worker does with one trial: train it into its run directory, and tell Tune of it.
+
+The run directory decides everything: a trial that has been started before goes on from its
+last.ckpt, and one that has an outcome is over. A worker may get one trial after another (Tune
+reuses it, since importing torch costs more than many a trial), so nothing is kept in the module.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mambaout.launch.lock import held
+from mambaout.launch.outcomes import (
+    Failure,
+    add_failure,
+    classify,
+    one_line,
+    read_failures,
+    retried,
+)
+from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
+from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
+
+REPORT_SECONDS = 5.0  # least time between two reports to Tune: each holds the trial for a moment
+STOP_CHECK_SECONDS = 1.0  # least time between two looks for the stop file
+CHECKPOINT_SECONDS = 60.0
+# A driver that was killed takes its workers with it, some of them a moment later.
+PREDECESSOR_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every trial of a launch is told; plain values, since Tune copies them about."""
+
+    storage: str
+    study: str
+    data: str  # what open_data is given
+    launch: str
+    stop_file: str  # the trial saves and ends once this file is there
+    backend: str
+    cpus: int
+    num_workers: int
+    commit: str  # of the code, as the driver sees it
+
+    def config(self, key: Any) -> dict[str, Any]:
+        """A Tune config; `key` may be a grid_search over keys."""
+        return {"task": asdict(self), "key": key}
+
+
+class Retry(Exception):
+    """Tells Tune to start the trial again; the failure itself is in failures.jsonl."""
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Tune's trainable: train the trial `config["key"]` of the study, from where it is.
+
+    Returns with the outcome in the run directory, or where the trial is not to be tried again;
+    raises Retry where it is.
+    """
+    task = Task(**config["task"])
+    folder = StudyFolder(Path(task.storage), task.study)
+    trial = next(trial for trial in folder.trials() if trial.key == config["key"])
+    directory = folder.run_directory(trial)
+    if Path(task.stop_file).exists() or not retried(read_failures(directory, task.launch)):
+        return
+    try:
+        with held(directory, f"run directory {directory}", PREDECESSOR_SECONDS):
+            _train(task, trial, directory)
+    except Exception as error:
+        failure = Failure(
+            kind=classify(error),
+            error=one_line(error),
+            step=recorded_step(directory),
+            launch=task.launch,
+            trace=traceback.format_exc(),
+        )
+        add_failure(directory, failure)
+        if retried(read_failures(directory, task.launch)):
+            raise Retry(failure.error) from None  # the cause may not be picklable
+    finally:
+        gc.collect()
+
+
+def recorded_step(directory: Path) -> int:
+    """The last step that the run directory has a record of."""
+    return max((record.step for record in read_records(directory / RECORDS_FILE)), default=0)
+
+
+def _train(task: Task, trial: Trial, directory: Path) -> None:
+    """Train to the end, or until the stop file is there."""
+    import torch
+
+    from mambaout.data.sources import open_data
+    from mambaout.train.backend import backend
+    from mambaout.train.facts import COMMIT_VARIABLE
+    from mambaout.train.loop import OutOfMemory, train
+
+    torch.set_num_threads(task.cpus)
+    os.environ[COMMIT_VARIABLE] = task.commit
+    data = open_data(task.data)
+    if data.fingerprint != trial.data:
+        raise ValueError(
+            f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "
+            "the images differ between machines, or have changed since"
+        )
+    where = backend(task.backend)
+    outcome = train(
+        trial.recipe,
+        data,
+        out=directory,
+        backend=where,
+        seed=trial.seed,
+        sinks=[_TuneReports()],
+        num_workers=task.num_workers,
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+        stop=_appearance_of(Path(task.stop_file)),
+    )
+    where.free_memory()
+    if isinstance(outcome, OutOfMemory):
+        raise MemoryError(
+            f"micro-batch {outcome.micro_batch} is out of memory already: {outcome.error}"
+        )
+
+
+class _TuneReports:
+    """A sink that tells Tune's scheduler of a trial's progress, not too often."""
+
+    def __init__(self) -> None:
+        self.last = -float("inf")
+
+    def __call__(self, record: Record) -> None:
+        from ray import tune
+
+        now = time.monotonic()
+        if MINIVAL_TOP1 not in record.values and now - self.last < REPORT_SECONDS:
+            return
+        self.last = now
+        shown = {"step": record.step, "epoch": record.epoch}
+        for name in (MINIVAL_TOP1, IMAGES_PER_SECOND):
+            if name in record.values:
+                shown[name] = record.values[name]
+        tune.report(shown)
+
+
+def _appearance_of(path: Path) -> Callable[[], bool]:
+    """A function that says whether `path` exists, and looks at most once a second."""
+    looked = -float("inf")
+
+    def exists() -> bool:
+        nonlocal looked
+        now = time.monotonic()
+        if now - looked < STOP_CHECK_SECONDS:
+            return False
+        looked = now
+        return path.exists()
+
+    return exists

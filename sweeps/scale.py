@@ -1,0 +1,110 @@
+"""The depth and width scaling study, with the paper's recipe scaled to the data beside it.
+
+Run:    python sweeps/scale.py --data fashion-mnist      (or a folder of images; again to resume)
+        python sweeps/scale.py --smoke                   (5,000 digits, under 2 minutes on 2 cores)
+        python sweeps/scale.py --data fashion-mnist --plan
+Writes: runs/scale-DATA/: a run directory a trial, report.html, trials.csv; MLflow in runs/
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mambaout.launch.cli import main
+from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
+from mambaout.study.study import Study
+from mambaout.variants import VARIANTS, ModelConfig, deepen, widen
+
+# -- the numbers of the study, all of them ---------------------------------------------------------
+
+# Images up to this side get the small stem and the small shapes, larger ones the published ones.
+SMALL_SIDE = 64
+
+# One block a stage at D, 2D, 4D, 6D channels, as in Femto; the axes go out from here.
+REFERENCE = ModelConfig(
+    depths=(1, 1, 1, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
+)
+WIDTHS = {"w8": 0.5, "w16": 1.0, "w24": 1.5}  # factors of the reference's widths
+BLOCKS = {"d4": 0, "d6": 2, "d9": 5}  # blocks added in stage 3
+SEEDS = {"w8-d4": (0, 1), "w16-d6": (0, 1), "w24-d4": (0, 1)}  # (0,) for the others
+
+# What every point of the grid is trained with: short, so little is augmented away.
+POINT = dict(
+    image_size=28,
+    global_batch=128,
+    peak_lr=2e-3,
+    epochs=8,
+    warmup_epochs=1,
+    minival_fraction=0.1,
+    crop_scale_min=0.6,
+    hflip=0.0,
+    randaugment=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    erasing=0.0,
+)
+MOST_TRAIN_IMAGES = 20_000
+
+# The paper's 4096 of 1.28 million images are 312 steps an epoch; a batch of so large a share of
+# the data that at least this many remain.
+BASELINE_MODEL = deepen(REFERENCE, 2)
+BASELINE_STEPS_PER_EPOCH = 100
+
+SMOKE_WIDTHS = {"w8": 0.5, "w16": 1.0}
+SMOKE_BLOCKS = {"d4": 0, "d6": 2}
+SMOKE_POINT = POINT | dict(epochs=3)
+
+# --------------------------------------------------------------------------------------------------
+
+
+def scale(num_train: int, image_side: int, smoke: bool = False) -> Study:
+    """How does top-1 grow with depth, with width and with both, and what does each MAC buy?"""
+    name, question = "scale-smoke" if smoke else "scale", str(scale.__doc__)
+    if image_side > SMALL_SIDE and not smoke:
+        recipes = {
+            label: tuned(BASELINE, **{n: getattr(shape, n) for n in shape.__slots__})
+            for label, shape in VARIANTS.items()
+        }
+        return Study(name=name, question=question, recipes=recipes | {"baseline": BASELINE})
+    widths, blocks = (SMOKE_WIDTHS, SMOKE_BLOCKS) if smoke else (WIDTHS, BLOCKS)
+    point = SMOKE_POINT if smoke else POINT
+    shapes = {
+        f"{wide}-{deep}": deepen(widen(REFERENCE, factor), added)
+        for wide, factor in widths.items()
+        for deep, added in blocks.items()
+    }
+    recipes = {label: _point(shape, num_train, point) for label, shape in shapes.items()}
+    recipes["baseline"] = _baseline(num_train, point)
+    seeds = {label: (0,) if smoke else SEEDS.get(label, (0,)) for label in recipes}
+    return Study(name=name, question=question, recipes=recipes, seeds=seeds)
+
+
+def _point(shape: ModelConfig, num_train: int, fields: dict) -> Recipe:
+    """A point of the grid."""
+    fields = fields | {name: getattr(shape, name) for name in shape.__slots__}
+    return tuned(BASELINE, **fields, **_share_of(num_train))
+
+
+def _baseline(num_train: int, point: dict) -> Recipe:
+    """The paper's recipe at the data's size: its batch a power of two, its learning rate by the
+    linear rule, its warm-up the same share of the epochs; the augmentation is the paper's."""
+    used = min(num_train, MOST_TRAIN_IMAGES)
+    batch = 2 ** ((used // BASELINE_STEPS_PER_EPOCH).bit_length() - 1)
+    schedule = BASELINE.schedule
+    return tuned(
+        with_global_batch(BASELINE, min(batch, BASELINE.global_batch)),
+        **{name: getattr(BASELINE_MODEL, name) for name in BASELINE_MODEL.__slots__},
+        image_size=point["image_size"],
+        minival_fraction=point["minival_fraction"],
+        epochs=point["epochs"],
+        warmup_epochs=schedule.warmup_epochs / schedule.epochs * point["epochs"],
+        **_share_of(num_train),
+    )
+
+
+def _share_of(num_train: int) -> dict:
+    return {"train_images": MOST_TRAIN_IMAGES} if num_train > 1.2 * MOST_TRAIN_IMAGES else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main(scale))

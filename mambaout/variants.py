@@ -60,6 +60,11 @@ class ModelConfig:
                 f"conv_ratio={self.conv_ratio} must be above 0 and at most expansion="
                 f"{self.expansion:.4g}: only hidden channels can be convolved"
             )
+        if self.conv_channels(min(self.dims)) < 1:
+            raise ValueError(
+                f"conv_ratio={self.conv_ratio} leaves the mixer no channel of dims={self.dims}; "
+                f"it must be at least {1 / min(self.dims):.3g}"
+            )
         if self.mixer not in MIXERS:
             raise ValueError(f"mixer={self.mixer!r} is unknown; choose from {', '.join(MIXERS)}")
         if self.stem_stride not in (2, 4):

@@ -44,9 +44,10 @@ class ModelConfig:
                 value = tuple(value)
                 object.__setattr__(self, name, value)
             if len(value) != NUM_STAGES or any(type(v) is not int or v < 1 for v in value):
+                femtos = ModelConfig.__dataclass_fields__[name].default
                 raise ValueError(
                     f"{name}={value!r}: give {NUM_STAGES} whole numbers of at least 1, "
-                    f"one a stage, like femto's {name}={ModelConfig.__dataclass_fields__[name].default}"
+                    f"one a stage, like femto's {name}={femtos}"
                 )
         if self.dims[0] % 2:
             raise ValueError(

@@ -24,13 +24,14 @@ from mambaout.accounting import train_macs
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sources import open_data
+from mambaout.launch.cluster import cluster_address
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import ACCELERATORS, share, this_machine
-from mambaout.launch.tune import Request, cluster_address, run_study
+from mambaout.launch.tune import Request, run_study
 from mambaout.recipe import BASELINE, steps_per_epoch
 from mambaout.study.plan import plan, plan_table
+from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
-from mambaout.study.tracking import check_tracking, default_tracking_uri
 
 WRONG = 2
 SMOKE_DATA = "digits"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mambaout.launch.outcomes import Failure, read_failures
+from mambaout.launch.outcomes import Failure, one_line, read_failures, retried
 from mambaout.launch.progress import (
     Job,
     Screen,
@@ -23,7 +23,6 @@ from mambaout.launch.progress import (
     seconds_left,
     status_lines,
 )
-from mambaout.study.report import write_report
 from mambaout.study.study import Run, Study, StudyFolder
 
 POLL_SECONDS = 1.0
@@ -55,6 +54,7 @@ class Follower:
         self._running: dict[str, None] = {}  # keys in the order they began
         self._failed: set[str] = set()
         self._started, self._training_since = time.monotonic(), None
+        self._files: list[Path] = []
         self._events: queue.Queue[tuple[str, str]] = queue.Queue()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
@@ -74,14 +74,9 @@ class Follower:
         self._events.put(("ended", key))
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> list[Path]:
-        """Log and report what there is, end the thread; the report's files.
-
-        Raises what ended the thread before its time, if anything did.
-        """
+        """Log and report what there is, end the thread; the report's files."""
         self._events.put(("finish", status))
         self._thread.join()
-        if self.problem is not None:
-            raise self.problem
         return self._files
 
     def runs(self) -> list[Run]:
@@ -94,15 +89,17 @@ class Follower:
         try:
             self._track()
         except BaseException as error:
-            self.problem = error
+            self.problem = error  # raised by the launch once the trials are over
+            self.screen.say(f"no more reports ({one_line(error)}); training goes on")
 
     def _track(self) -> None:
         # Seconds of import and of making sqlite's tables, spent while Ray starts.
+        from mambaout.study.report import write_report
         from mambaout.study.tracking import Tracker
 
+        self._write_report = write_report
         self._tracker = Tracker(self.tracking_uri, self.folder.path.name, self.study.question)
         self._tracker.sync(self.folder)
-        self._files: list[Path] = []
         caught_up = reported = time.monotonic()
         stale = False  # trials have ended since the last report
         while True:
@@ -163,7 +160,7 @@ class Follower:
         self._tracker.close(status)  # type: ignore[arg-type]  # a queue of strings brought it
 
     def _report(self) -> None:
-        self._files = write_report(self.folder)
+        self._files = self._write_report(self.folder)
         self._tracker.attach(self._files)
 
     def _show(self) -> None:
@@ -191,7 +188,7 @@ class Follower:
         """The trial's run; "failed" where this launch has given it up."""
         run = self.folder.run(self.jobs[key].trial)
         failures = self._failures(key)
-        if run.status == "unfinished" and failures and key not in self._running:
+        if run.status == "unfinished" and not retried(failures):
             last = failures[-1]
             error = f"{last.kind} at step {last.step}: {last.error}"
             return replace(run, status="failed", facts={**run.facts, "error": error})

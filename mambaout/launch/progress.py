@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,24 +136,27 @@ class Screen:
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = out or sys.stdout
         self.in_place = self.out.isatty()
+        self._lock = threading.Lock()  # the driver's two threads both write
         self._drawn = 0
         self._started = time.monotonic()
         self._shown_at = -float("inf")
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._wipe()
-        self._write(text + "\n")
+        with self._lock:
+            self._wipe()
+            self._write(text + "\n")
 
-    def show(self, lines: Sequence[str], now: bool = False) -> None:
-        """The lines as they are now, if it is time for them or `now`."""
-        moment = time.monotonic()
-        if moment - self._shown_at < self._interval(moment) and not now:
+    def show(self, lines: Sequence[str]) -> None:
+        """The lines as they are now, if it is time for them."""
+        now = time.monotonic()
+        if now - self._shown_at < self._interval(now):
             return
-        self._shown_at = moment
-        self._wipe()
-        self._write("".join(line + "\n" for line in lines))
-        self._drawn = len(lines) if self.in_place else 0
+        self._shown_at = now
+        with self._lock:
+            self._wipe()
+            self._write("".join(line + "\n" for line in lines))
+            self._drawn = len(lines) if self.in_place else 0
 
     def _interval(self, moment: float) -> float:
         if self.in_place:

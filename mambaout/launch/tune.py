@@ -10,11 +10,9 @@ Writes: STORAGE/NAME/ (see study.study), and .launch/ in it while it runs.
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from mambaout.launch.cluster import Signals, cluster_address, join, leave, start
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
@@ -47,21 +46,6 @@ GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to s
 # waits for a minute before it is aborted; it leaves by itself after so much more than the grace.
 LEAVE_SECONDS = 10.0
 LAUNCH_FOLDER = ".launch"
-ADDRESS_VARIABLE = "RAY_ADDRESS"  # set by `ray job submit` in its jobs
-
-# Ray and Tune print tables, warnings and stack traces of their own. What a reader needs of them
-# is in the study's lines and in failures.jsonl.
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant to the driver
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records.jsonl has it all
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_Signals` has it
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read back
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # said aloud, it is no longer warned about
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,49 +69,23 @@ class Request:
     facts: Mapping[str, Any] | None = None
 
 
-def cluster_address(address: str | None) -> str | None:
-    """The cluster to join, or None to start Ray here for the time of the study.
-
-    Only --address and RAY_ADDRESS count; a Ray that happens to run on this machine is left alone.
-    """
-    found = address or os.environ.get(ADDRESS_VARIABLE) or None
-    source = "--address" if address else ADDRESS_VARIABLE
-    if found in (None, "local"):
-        return None
-    if found.startswith(("http://", "https://")):
-        raise ValueError(
-            f"{source}={found} is the address for `ray job submit`; from here give the cluster's "
-            "HOST:6379, or "
-            + ("leave it out" if address else f"unset {ADDRESS_VARIABLE}")
-            + " to run on this machine"
-        )
-    if found.startswith("ray://"):
-        raise ValueError(
-            f"{source}={found} is a Ray Client address, which Tune does not run through; submit "
-            "the study with `ray job submit`, or give HOST:6379 on a machine of the cluster"
-        )
-    return found
-
-
 def run_study(request: Request) -> int:
     """Run what is left of the study; the exit status.
 
     Raises ValueError before anything has started or been written, where the study cannot start:
     the cluster does not answer or lacks what a trial needs, another driver has the study.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     folder = StudyFolder(request.storage, request.name)
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
-        todo = request.rerun or any(_unfinished(folder, job.trial) for job in request.jobs)
-        here = [this_machine(request.accelerator)]
-        nodes = _join(address, cleanup) if address and todo else here
+        nodes = [this_machine(request.accelerator)]
+        if address and (request.rerun or _unfinished(folder, request.jobs)):
+            nodes = join(address)
+            cleanup.callback(leave)
         part = share(request.accelerator, nodes)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         if request.rerun:
-            aside = _move_aside(folder, request.trials)
-            if aside is not None:
-                print(f"earlier run directories are now in {aside}")
+            _set_aside(request, folder)
         folder.write(
             request.study,
             request.trials,
@@ -136,75 +94,36 @@ def run_study(request: Request) -> int:
             command=request.command,
             **(request.facts or {}),
         )
-        return _Launch(request, folder, nodes, part, joined=bool(address)).run(cleanup)
+        launch = _Launch(request, folder, nodes, part, joined=bool(address))
+        launch.signals.listen()
+        cleanup.callback(launch.signals.give_back)
+        return launch.run(cleanup)
 
 
-def _unfinished(folder: StudyFolder, trial: Trial) -> bool:
-    return folder.run(trial).status == "unfinished"
+def _unfinished(folder: StudyFolder, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if folder.run(job.trial).status == "unfinished"]
 
 
-def _join(address: str, cleanup: ExitStack) -> list[Node]:
-    """Connect to a running cluster; the resources of its machines."""
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({one_line(error)}); start one with "
-            "`ray start --head`, or leave --address out to run on this machine"
-        ) from error
-    cleanup.callback(ray.shutdown)
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _start_here(node: Node, cleanup: ExitStack) -> None:
-    """Start Ray on this machine for the time of the study, whatever else runs on it."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=int(node["CPU"]),
-        num_gpus=int(node["GPU"]),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=128 * 2**20,  # trials share files, not objects
-    )
-    cleanup.callback(ray.shutdown)
-
-
-def _move_aside(folder: StudyFolder, trials: Sequence[Trial]) -> Path | None:
-    """Move the trials' run directories out of the way; where to, or None if there were none."""
-    found = [path for t in trials if (path := folder.run_directory(t)).exists()]
+def _set_aside(request: Request, folder: StudyFolder) -> None:
+    """Take what the trials have done so far out of the way, in MLflow and on disk."""
+    found = [trial for trial in request.trials if folder.run_directory(trial).exists()]
     if not found:
-        return None
+        return
+    from mambaout.study.tracking import Tracker
+
+    # MLflow first: a kill in between leaves runs that the next launch logs once more, not steps
+    # of a new run in the series of the old one.
+    tracker = Tracker(request.tracking_uri, request.name, request.study.question)
+    tracker.set_aside(trial.key for trial in found)
     aside = folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     aside.mkdir(parents=True)
-    for path in found:
-        path.rename(aside / path.name)
-    return aside
+    for trial in found:
+        folder.run_directory(trial).rename(aside / trial.key)
+    print(f"{len(found)} earlier run directories are now in {aside}", flush=True)
 
 
 class _Stopped(Exception):
     """Raised out of Tune's event loop once the study is to end early."""
-
-
-class _Signals:
-    """SIGINT and SIGTERM as a request to stop; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.seen: int | None = None
-
-    def listen(self) -> None:
-        """Ray takes SIGTERM for itself as it starts, so this is called after it too."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._take)
-
-    def _take(self, number: int, frame: object) -> None:
-        if self.seen is not None:
-            raise KeyboardInterrupt
-        self.seen = number
 
 
 class _Launch:
@@ -223,19 +142,18 @@ class _Launch:
         self.id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid4().hex[:4]
         self.path = folder.path / LAUNCH_FOLDER / self.id
         self.stop_file = self.path / "stop"
-        self.signals = _Signals()
+        self.signals = Signals()
         self.started = time.monotonic()
         self.why_stopped: str | None = None
         self.stopped_at = 0.0
         self.fitted = False  # Tune has come to an end
-        self.todo = [job for job in request.jobs if _unfinished(folder, job.trial)]
+        self.todo = _unfinished(folder, request.jobs)
         places = part.slots(nodes)
         self.slots = max(1, min(request.max_concurrent or places, places, len(self.todo) or 1))
         self.active: set[str] = set()
         self.screen = Screen()
 
     def run(self, cleanup: ExitStack) -> int:
-        self.signals.listen()
         shutil.rmtree(self.folder.path / LAUNCH_FOLDER, ignore_errors=True)  # of a killed driver
         self.follower = Follower(
             self.request.study,
@@ -253,14 +171,15 @@ class _Launch:
             self.path.mkdir(parents=True)
             cleanup.callback(shutil.rmtree, self.folder.path / LAUNCH_FOLDER, ignore_errors=True)
             if not self.joined:
-                _start_here(self.nodes[0], cleanup)
-                self.signals.listen()
+                cleanup.callback(leave)
+                start(self.nodes[0])
+            self.signals.listen()
             self._tune()
         return self._end()
 
     def _say_hello(self) -> None:
         jobs, todo = len(self.request.jobs), len(self.todo)
-        over = f", {jobs - todo} of them finished before" if todo < jobs else ""
+        over = f", {jobs - todo} of them over" if todo < jobs else ""
         where = f"the cluster's {len(self.nodes)} machines" if self.joined else "this machine"
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
         self.screen.say(f"study {self.request.name}: {jobs} trials{over}{at_once}")
@@ -271,8 +190,6 @@ class _Launch:
 
         from mambaout.train.facts import git_commit
 
-        for name in ("ray", "ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         task = Task(
             storage=str(self.folder.path.parent),
             study=self.folder.path.name,
@@ -325,9 +242,8 @@ class _Launch:
         if retried(read_failures(directory, self.id)):
             self.follower.retrying(key)
         else:
-            tune_trial.max_failures = (
-                0  # run_trial returns at once; if it cannot start, Tune ends it
-            )
+            # run_trial will return at once; where it cannot even start, Tune ends the trial.
+            tune_trial.max_failures = 0
 
     def on_end(self, tune_trial: Any) -> None:
         self.active.discard(tune_trial.config["key"])
@@ -337,7 +253,7 @@ class _Launch:
         now = time.monotonic()
         budget = self.request.budget_hours
         if self.why_stopped is None:
-            if self.signals.seen is not None:
+            if self.signals.seen:
                 self.why_stopped = "interrupted"
             elif budget is not None and now - self.started > budget * 3600:
                 self.why_stopped = f"the budget of {budget:g} h is spent"
@@ -347,7 +263,10 @@ class _Launch:
                 leave = threading.Timer(GRACE_SECONDS + LEAVE_SECONDS, self._leave)
                 leave.daemon = True
                 leave.start()
-                self.screen.say(f"{self.why_stopped}: {len(self.active)} trials save and stop")
+                at_once = " (Ctrl-C again: at once)" if self.signals.seen else ""
+                self.screen.say(
+                    f"{self.why_stopped}: {len(self.active)} trials save and stop{at_once}"
+                )
         elif not self.active or now - self.stopped_at > GRACE_SECONDS:
             raise _Stopped
 
@@ -364,24 +283,21 @@ class _Launch:
     # -- the end
 
     def _end(self) -> int:
+        """Log and print what came out; the exit status."""
+        unfinished = _unfinished(self.folder, self.request.jobs)
+        interrupted = self.signals.seen and bool(unfinished)
+        status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
+        files = self.follower.finish(status)
         runs = self.follower.runs()
-        unfinished = [run for run in runs if run.status in ("unfinished", "failed")]
-        interrupted = self.signals.seen is not None and bool(unfinished)
-        files = self.follower.finish(
-            "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
-        )
-        runs = self.follower.runs()
-        self.screen.say("")
-        self.screen.say(ranked_table(runs))
+        self.screen.say("\n" + ranked_table(runs))
         self._say_what_is_left(runs)
-        self.screen.say(
-            f"\n{clock(time.monotonic() - self.started)} in all; report: "
-            + ", ".join(str(path) for path in files if path.suffix in (".html", ".md"))
-        )
+        seconds = clock(time.monotonic() - self.started)
+        reports = [str(path) for path in files if path.suffix == ".html"]
+        self.screen.say(f"\n{seconds} in all; report: {reports[0] if reports else 'none'}")
         self.screen.say(f"MLflow: {ui_command(self.request)}")
-        if interrupted:
-            return INTERRUPTED
-        return UNFINISHED if unfinished else DONE
+        if self.follower.problem is not None:
+            raise self.follower.problem
+        return INTERRUPTED if interrupted else UNFINISHED if unfinished else DONE
 
     def _say_what_is_left(self, runs: Sequence[Run]) -> None:
         left = [run for run in runs if run.status in ("unfinished", "failed")]

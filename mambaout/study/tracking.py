@@ -301,12 +301,24 @@ class Tracker:
         missing = 0
         for run in folder.runs():
             known = self._known.get(run.trial.key)
-            if run.status == "unfinished" or (known and known.info.status != "RUNNING"):
+            closed = known is not None and known.info.status in ("FINISHED", "FAILED")
+            if run.status == "unfinished" or closed:
                 continue
             self.begin(run.trial)
             self.end(run.trial, run, folder.run_directory(run.trial))
             missing += 1
         return missing
+
+    def set_aside(self, keys: Iterable[str]) -> None:
+        """Take the runs of these trials out of the study, to be run anew; MLflow keeps them."""
+        for key in keys:
+            run = self._known.pop(key, None)
+            if run is not None:
+                tags = [
+                    RunTag(ROLE_TAG, "superseded"),
+                    RunTag("mlflow.runName", f"{run.info.run_name} (superseded)"),
+                ]
+                self._client.log_batch(run.info.run_id, tags=tags)
 
     def close(self, status: RunStatus = "FINISHED") -> bool:
         """End the parent run; False, and a report, where MLflow still lacks something."""

@@ -1,0 +1,116 @@
+"""Ray itself: started here for the time of a study, or joined where it runs; and kept quiet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from mambaout.launch.outcomes import one_line
+from mambaout.launch.resources import Node
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"  # set by `ray job submit` in its jobs
+OBJECT_STORE_BYTES = 128 * 2**20  # trials share files, not objects
+
+# Ray and Tune print tables, warnings and stack traces of their own. What a reader needs of them
+# is in the study's lines and in failures.jsonl.
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant to the driver
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records.jsonl has it all
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `Signals` has it
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read back
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # said aloud, it is no longer warned about
+}
+
+
+def cluster_address(given: str | None) -> str | None:
+    """The cluster to join, or None to start Ray here for the time of the study.
+
+    Only --address (`given`) and RAY_ADDRESS count; a Ray that happens to run on this machine is
+    left alone. ValueError for an address that a study cannot run through.
+    """
+    found = given or os.environ.get(ADDRESS_VARIABLE) or "local"
+    source = "--address" if given else ADDRESS_VARIABLE
+    if found == "local":
+        return None
+    if found.startswith(("http://", "https://")):
+        away = "leave it out" if given else f"unset {ADDRESS_VARIABLE}"
+        raise ValueError(
+            f"{source}={found} is the address for `ray job submit`; from here give the cluster's "
+            f"HOST:6379, or {away} to run on this machine"
+        )
+    if found.startswith("ray://"):
+        raise ValueError(
+            f"{source}={found} is a Ray Client address, which Tune does not run through; submit "
+            "the study with `ray job submit`, or give HOST:6379 on a machine of the cluster"
+        )
+    return found
+
+
+def join(address: str) -> list[Node]:
+    """Connect to a running cluster; the resources of its machines. ValueError if none answers."""
+    ray = _quiet_ray()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({one_line(error)}); start one with "
+            "`ray start --head`, or leave --address out to run on this machine"
+        ) from error
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def start(node: Node) -> None:
+    """Start Ray on this machine with the node's cores and GPUs, whatever else runs on it."""
+    _quiet_ray().init(
+        address="local",
+        num_cpus=int(node["CPU"]),
+        num_gpus=int(node["GPU"]),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def leave() -> None:
+    """End what `start` started; part from what `join` joined."""
+    _quiet_ray().shutdown()
+
+
+def _quiet_ray():
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    import ray
+
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return ray
+
+
+class Signals:
+    """SIGINT and SIGTERM as a request to stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: dict[int, Callable | int | None] = {}
+
+    def listen(self) -> None:
+        """Take the signals; again after Ray has started, which takes SIGTERM for itself."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, self._take)
+            self._before.setdefault(number, before)
+
+    def give_back(self) -> None:
+        """Put back what was there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _take(self, number: int, frame: object) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+        self.seen = True

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mambaout.accounting import cost, find_chip, train_macs
-from mambaout.study.report import count_text, hours_text
+from mambaout.study.rows import count_text, hours_text
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import MACS, TRAIN_DEVICE_HOURS
 

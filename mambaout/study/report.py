@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import shlex
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mambaout.recipe import BASELINE, Recipe, content_key, flat_fields
+from mambaout.recipe import BASELINE, flat_fields
+from mambaout.study.charts import accuracy_macs, accuracy_throughput, learning_curves, png
+from mambaout.study.findings import answer
+from mambaout.study.page import page
+from mambaout.study.rows import Row, chosen, count_text, hours_text, rate_text, rows
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.train.metrics import (
     ACTIVATIONS,
@@ -44,112 +46,6 @@ FINAL_METRICS = (
     IMAGES_PER_SECOND,
     TRAIN_DEVICE_HOURS,
 )
-
-
-# -- numbers over seeds ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A quantity over the seeds that have it."""
-
-    values: tuple[float, ...]
-
-    @property
-    def value(self) -> float:
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation; None for a single seed, which says nothing of it."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __bool__(self) -> bool:
-        return bool(self.values)
-
-    def text(self, digits: int = 2) -> str:
-        if not self.values:
-            return "-"
-        if self.spread is None:
-            return f"{self.value:.{digits}f} (n=1)"
-        return f"{self.value:.{digits}f} ± {self.spread:.{digits}f} (n={len(self.values)})"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One recipe of a study with all its seeds."""
-
-    label: str
-    recipe: Recipe
-    runs: tuple[Run, ...]
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.label.startswith("baseline")
-
-    @property
-    def finished(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.status == "finished")
-
-    def mean(self, name: str) -> Mean:
-        """The final metric `name` over the finished seeds; values that are not finite left out."""
-        found = (run.metrics.get(name, math.nan) for run in self.finished)
-        return Mean(tuple(value for value in found if math.isfinite(value)))
-
-    @property
-    def state(self) -> str:
-        """What became of the seeds: "" where all finished."""
-        parts = []
-        for run in self.runs:
-            if run.status == "unfinished":
-                epoch = run.records[-1].epoch if run.records else 0
-                total = run.trial.recipe.schedule.total_epochs
-                parts.append(f"s{run.trial.seed} at epoch {epoch:.3g} of {total}")
-            elif run.status != "finished":
-                parts.append(f"s{run.trial.seed} {run.status}")
-        return ", ".join(parts)
-
-
-def rows(runs: Iterable[Run]) -> list[Row]:
-    """The runs by recipe, best val top-1 first, recipes without a finished seed last."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.trial.label, content_key(run.trial.recipe)), []).append(run)
-    found = [
-        Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()
-    ]
-    return sorted(found, key=lambda row: -row.mean(TOP1).value if row.mean(TOP1) else math.inf)
-
-
-def chosen(table: Sequence[Row]) -> Row | None:
-    """The row that minival, the split to choose on, prefers; None before any has finished."""
-    ready = [row for row in table if row.mean(MINIVAL_TOP1)]
-    return max(ready, key=lambda row: row.mean(MINIVAL_TOP1).value, default=None)
-
-
-# -- numbers for people ---------------------------------------------------------------------------
-
-
-def count_text(value: float) -> str:
-    """1147984992 -> "1.15G"."""
-    if not math.isfinite(value):
-        return "-"
-    for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= bound:
-            return f"{value / bound:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def rate_text(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if math.isfinite(value) else "-"
-
-
-def hours_text(hours: float) -> str:
-    if not math.isfinite(hours):
-        return "-"
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -242,7 +138,10 @@ def reproduce_command(trial: Trial, data: str) -> str:
     name = min(VARIANTS, key=lambda name: len(differing(name)))
     words = ["mambaout", "train", name, "--data", data, "--out", f"runs/{trial.name}"]
     words += ["--seed", str(trial.seed)]
-    for field, text in differing(name).items():
+    options = differing(name)
+    if "global_batch" in options:  # given alone it would scale the learning rate along
+        options.setdefault("peak_lr", _option_text(trial.recipe.optim.peak_lr))
+    for field, text in options.items():
         words += [f"--{field.replace('_', '-')}", text]
     return shlex.join(words)
 
@@ -259,7 +158,7 @@ def _option_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def csv_text(runs: Sequence[Run], data: str) -> str:
+def csv_text(runs: Sequence[Run], commands: Mapping[str, str]) -> str:
     """One line a trial: label, key, seed, outcome, final metrics, facts, recipe, command."""
     facts = sorted({name for run in runs for name in run.facts} - {"seed", "data"})
     fields = list(flat_fields(BASELINE))
@@ -274,7 +173,7 @@ def csv_text(runs: Sequence[Run], data: str) -> str:
             + [run.metrics.get(name, "") for name in FINAL_METRICS]
             + [run.facts.get(name, "") for name in facts]
             + [_option_text(flat[name]) for name in fields]
-            + [reproduce_command(trial, data)]
+            + [commands[trial.key]]
         )
     return body.getvalue()
 
@@ -285,15 +184,42 @@ def csv_text(runs: Sequence[Run], data: str) -> str:
 def write_report(folder: StudyFolder) -> list[Path]:
     """Write the report's files into the study's folder, each whole or not at all; their paths."""
     study, runs = folder.read(), folder.runs()
-    data = str(study.get("data_name") or study.get("data") or (runs[0].trial.data if runs else ""))
-    files: dict[str, bytes] = {
-        "trials.csv": csv_text(runs, data).encode(),
-        "results.md": (markdown_table(runs) + "\n").encode(),
+    table = rows(runs)
+    data = _data_name(study, runs)
+    commands = {run.trial.key: reproduce_command(run.trial, data) for run in runs}
+    pictures = {
+        "accuracy_macs.png": png(accuracy_macs(table)),
+        "accuracy_throughput.png": png(accuracy_throughput(table)),
+        "learning_curves.png": png(learning_curves(table)),
     }
-    written = []
+    said = answer(table)
+    html = page(study, table, said, HEADERS, table_cells(table), pictures, commands)
+    files = pictures | {
+        "trials.csv": csv_text(runs, commands).encode(),
+        "results.md": _markdown(study, runs, said, commands).encode(),
+        "report.html": html.encode(),
+    }
     for name, body in files.items():
         aside = folder.path / f".{name}.{os.getpid()}"
         aside.write_bytes(body)
         aside.replace(folder.path / name)
-        written.append(folder.path / name)
-    return written
+    return [folder.path / name for name in files]
+
+
+def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """What --data was: as study.json has it, else as a run does, else a place to fill in."""
+    for facts in (study, *(run.facts for run in runs)):
+        if facts.get("data_name"):
+            return str(facts["data_name"])
+    return "DATA"
+
+
+def _markdown(
+    study: Mapping[str, Any], runs: Sequence[Run], said: Sequence[str], commands: Mapping[str, str]
+) -> str:
+    lines = [f"# {study['name']}", "", study["question"], "", *said, "", markdown_table(runs), ""]
+    if study.get("command"):
+        lines += [f"The study: `{study['command']}`", ""]
+    lines += ["Each trial alone:", "", "```"]
+    lines += [commands[run.trial.key] for row in rows(runs) for run in row.runs]
+    return "\n".join([*lines, "```", ""])

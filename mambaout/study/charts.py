@@ -1,0 +1,302 @@
+"""The study's charts: accuracy against cost, against throughput, and over training.
+
+Drawn narrow, 5.6 inches, so that their text is still readable on a phone. Home of matplotlib,
+without pyplot: no global state, so a driver can draw while its trials run.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from mambaout.study.pareto import front
+from mambaout.study.rows import Row, count_text, rate_text
+from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
+
+WIDTH, HEIGHT, DPI = 5.6, 4.2, 150  # inches, dots an inch
+INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
+MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
+
+
+def accuracy_macs(table: Sequence[Row]) -> Figure:
+    """Val top-1 against MACs, with the Pareto front and the spread over seeds."""
+    return _scatter(
+        table,
+        cost=MACS,
+        sign=1,
+        xlabel="MACs of one image (log)",
+        ticks=count_text,
+        title="Accuracy against MACs",
+    )
+
+
+def accuracy_throughput(table: Sequence[Row]) -> Figure:
+    """Val top-1 against training images/s; the front runs along the upper right."""
+    return _scatter(
+        table,
+        cost=IMAGES_PER_SECOND,
+        sign=-1,
+        xlabel="training images/s of a trial (log)",
+        ticks=rate_text,
+        title="Accuracy against throughput",
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    row: Row
+    x: float
+    y: float
+    spread: float | None
+    color: str
+
+
+def _scatter(
+    table: Sequence[Row],
+    *,
+    cost: str,
+    sign: int,
+    xlabel: str,
+    ticks: Callable[[float], str],
+    title: str,
+) -> Figure:
+    """A chart of top-1 against `cost`; `sign` is -1 where more of the cost is better."""
+    colors = _width_colors(table)
+    points = [
+        _Point(
+            row,
+            row.mean(cost).value,
+            row.mean(TOP1).value,
+            row.mean(TOP1).spread,
+            BASELINE_COLOR if row.is_baseline else colors[row.recipe.model.dims],
+        )
+        for row in table
+        if row.mean(TOP1) and row.mean(cost) and row.mean(cost).value > 0
+    ]
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    _dress(axes, title, xlabel, "top-1 on val, %")
+    if not points:
+        return _nothing_yet(figure, axes)
+    axes.set_xscale("log")
+    best = [points[i] for i in front([(sign * p.x, p.y) for p in points])]
+    axes.plot(
+        [p.x for p in best],
+        [p.y for p in best],
+        color=FAINT,
+        linewidth=1,
+        linestyle=(0, (4, 3)),
+        zorder=1,
+        label="Pareto front",
+    )
+    for p in points:
+        if p.spread:
+            axes.errorbar(p.x, p.y, p.spread, color=p.color, capsize=3, linewidth=1.2, zorder=2)
+        marker, size = ("*", 150) if p.row.is_baseline else ("o", 38)
+        axes.scatter(
+            p.x,
+            p.y,
+            s=size,
+            marker=marker,
+            color=p.color,
+            edgecolor="white",
+            linewidth=0.8,
+            zorder=3,
+        )
+    _legend_of_widths(axes, points, colors)
+    axes.margins(x=0.12, y=0.12)
+    _log_ticks(axes, ticks)
+    _place_labels(figure, axes, points)
+    return figure
+
+
+def _width_colors(table: Sequence[Row]) -> dict[tuple[int, ...], str]:
+    """A colour for each width of network, narrow to wide from light to dark."""
+    widths = sorted({row.recipe.model.dims for row in table if not row.is_baseline})
+    if len(widths) > MAX_WIDTH_COLORS:
+        return dict.fromkeys((row.recipe.model.dims for row in table), "#2563a8")
+    shades = colormaps["viridis"]
+    count = max(len(widths) - 1, 1)
+    return {dims: _hex(shades(0.8 - 0.72 * i / count)) for i, dims in enumerate(widths)}
+
+
+def _hex(rgba: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgba[:3])
+
+
+def _legend_of_widths(
+    axes: Axes, points: Sequence[_Point], colors: dict[tuple[int, ...], str]
+) -> None:
+    shown = {p.row.recipe.model.dims for p in points if not p.row.is_baseline}
+    if 1 < len(shown) <= MAX_WIDTH_COLORS:
+        for dims in sorted(shown):
+            axes.scatter([], [], s=38, color=colors[dims], label=f"first width {dims[0]}")
+    if any(p.row.is_baseline for p in points):
+        axes.scatter([], [], s=120, marker="*", color=BASELINE_COLOR, label="baseline recipe")
+    if any(p.spread for p in points):
+        axes.errorbar([], [], [], color=FAINT, capsize=3, linewidth=1.2, label="± spread of seeds")
+    axes.legend(
+        fontsize=7.5,
+        frameon=False,
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        labelcolor=INK,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
+
+
+# -- labels that do not overlap -------------------------------------------------------------------
+
+
+def _place_labels(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
+    """Name every point, each name at the first free place around it, the near places first.
+
+    Where none is free within 60 dots the name is left out; the table has it.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # fixes the axes' place, which the search below measures in
+    figure.set_layout_engine("none")
+    frame = axes.get_window_extent()
+    taken = [_dot(axes, p.x, p.y, 7) for p in points]
+    for p in points:
+        if p.spread:
+            low, high = (axes.transData.transform((p.x, p.y + s)) for s in (-p.spread, p.spread))
+            taken.append(Bbox.from_extents(low[0] - 4, low[1] - 3, high[0] + 4, high[1] + 3))
+    renderer = canvas.get_renderer()
+    for p in sorted(points, key=lambda p: -p.y):
+        for distance in (12, 20, 32, 46, 60):
+            if _try_around(axes, p, distance, frame, taken, renderer):
+                break
+
+
+def _try_around(
+    axes: Axes,
+    point: _Point,
+    distance: float,
+    frame: Bbox,
+    taken: list[Bbox],
+    renderer: RendererBase,
+) -> bool:
+    line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if distance > 20 else None
+    for degrees in (0, 180, 90, 270, 35, 145, 215, 325):
+        dx, dy = (distance * f(math.radians(degrees)) for f in (math.cos, math.sin))
+        label = axes.annotate(
+            point.row.label,
+            (point.x, point.y),
+            (dx, dy),
+            textcoords="offset pixels",
+            fontsize=8,
+            color=INK,
+            va="center",
+            ha="center" if abs(dx) < 1 else "left" if dx > 0 else "right",
+            arrowprops=line,
+        )
+        label.update_positions(renderer)
+        box = Text.get_window_extent(label, renderer).padded(1.5)  # without its line
+        inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+        if inside and not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return True
+        label.remove()
+    return False
+
+
+def _dot(axes: Axes, x: float, y: float, radius: float) -> Bbox:
+    cx, cy = axes.transData.transform((x, y))
+    return Bbox.from_extents(cx - radius, cy - radius, cx + radius, cy + radius)
+
+
+# -- over training --------------------------------------------------------------------------------
+
+
+def learning_curves(table: Sequence[Row]) -> Figure:
+    """Minival error and training loss by epoch, a line a seed."""
+    figure = Figure(figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    _dress(above, "Error over training", "", "minival error, % (log)")
+    _dress(below, "", "epoch", "training loss")
+    rows = sorted(table, key=lambda row: (row.mean(MACS).value if row.mean(MACS) else 0, row.label))
+    shades, drawn = colormaps["viridis"], False
+    for i, row in enumerate(rows):
+        color = _hex(shades(0.9 - 0.85 * i / max(len(rows) - 1, 1)))
+        color = BASELINE_COLOR if row.is_baseline else color
+        for seed, run in enumerate(row.runs):
+            label = row.label if seed == 0 else None
+            for axes, name, flip in ((above, MINIVAL_TOP1, True), (below, TRAIN_LOSS, False)):
+                line = [
+                    (record.epoch, 100 - record.values[name] if flip else record.values[name])
+                    for record in run.records
+                    if math.isfinite(record.values.get(name, math.nan))
+                ]
+                line = [(x, y) for x, y in line if y > 0]  # no error left has no logarithm
+                if line:
+                    drawn = True
+                    axes.plot(*zip(*line, strict=True), color=color, linewidth=1.1, label=label)
+                    if run.status == "diverged":
+                        axes.plot(*line[-1], marker="x", color=color, markersize=7)
+    if not drawn:
+        return _nothing_yet(figure, above)
+    above.set_yscale("log")
+    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    above.yaxis.set_minor_formatter(NullFormatter())
+    handles, labels = above.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=7.5,
+        frameon=False,
+        labelcolor=INK,
+    )
+    return figure
+
+
+# -- shared ---------------------------------------------------------------------------------------
+
+
+def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+    axes.set_xlabel(xlabel, fontsize=9, color=INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(True, which="major", color="#e6e9ee", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+
+
+def _log_ticks(axes: Axes, text: Callable[[float], str]) -> None:
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high / low < 1000 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _nothing_yet(figure: Figure, axes: Axes) -> Figure:
+    axes.text(0.5, 0.5, "nothing to draw yet", transform=axes.transAxes, ha="center", color=FAINT)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG; equal figures give equal bytes, for no date or version is in it."""
+    body = io.BytesIO()
+    figure.savefig(body, format="png", metadata={"Software": None})
+    return body.getvalue()

@@ -1,0 +1,122 @@
+"""A study's runs by recipe: the numbers over seeds, and how numbers are written for people."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mambaout.recipe import Recipe, content_key
+from mambaout.study.study import Run
+from mambaout.train.metrics import MINIVAL_TOP1, TOP1
+
+BASELINE_LABEL = "baseline"  # labels of the baseline recipe start with it
+
+# -- numbers over seeds ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A quantity over the seeds that have it."""
+
+    values: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation; None for a single seed, which says nothing of it."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def text(self, digits: int = 2, unit: str = "") -> str:
+        if not self.values:
+            return "-"
+        spread = "" if self.spread is None else f" ± {self.spread:.{digits}f}"
+        return f"{self.value:.{digits}f}{spread}{unit} (n={len(self.values)})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe of a study with all its seeds."""
+
+    label: str
+    recipe: Recipe
+    runs: tuple[Run, ...]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.label.startswith(BASELINE_LABEL)
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    def mean(self, name: str) -> Mean:
+        """The final metric `name` over the finished seeds; values that are not finite left out."""
+        found = (run.metrics.get(name, math.nan) for run in self.finished)
+        return Mean(tuple(value for value in found if math.isfinite(value)))
+
+    @property
+    def state(self) -> str:
+        """What became of the seeds: "" where all finished."""
+        parts = []
+        for run in self.runs:
+            if run.status == "unfinished":
+                epoch = run.records[-1].epoch if run.records else 0
+                total = run.trial.recipe.schedule.total_epochs
+                parts.append(f"s{run.trial.seed} at epoch {epoch:.3g} of {total}")
+            elif run.status != "finished":
+                parts.append(f"s{run.trial.seed} {run.status}")
+        return ", ".join(parts)
+
+
+def rows(runs: Iterable[Run]) -> list[Row]:
+    """The runs by recipe, best val top-1 first, recipes without a finished seed last."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.trial.label, content_key(run.trial.recipe)), []).append(run)
+    found = [
+        Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()
+    ]
+    return sorted(found, key=lambda row: -row.mean(TOP1).value if row.mean(TOP1) else math.inf)
+
+
+def chosen(table: Sequence[Row]) -> Row | None:
+    """The row that minival, the split to choose on, prefers; None before any has finished."""
+    ready = [row for row in table if row.mean(MINIVAL_TOP1)]
+    return max(ready, key=lambda row: row.mean(MINIVAL_TOP1).value, default=None)
+
+
+# -- numbers for people ---------------------------------------------------------------------------
+
+
+def count_text(value: float) -> str:
+    """1147984992 -> "1.15G"."""
+    if not math.isfinite(value):
+        return "-"
+    for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= bound:
+            return f"{value / bound:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def rate_text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if math.isfinite(value) else "-"
+
+
+def percent_text(value: float) -> str:
+    return f"{value:.2f} %" if math.isfinite(value) else "-"
+
+
+def hours_text(hours: float) -> str:
+    if not math.isfinite(hours):
+        return "-"
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"

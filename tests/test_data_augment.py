@@ -1,0 +1,279 @@
+"""Augmentation: timm's pixels, drawn so that nothing but seed, epoch, step and sample counts."""
+
+from __future__ import annotations
+
+import io
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from image_files import encoded, photograph
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.mixup import Mixup
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms_factory import transforms_imagenet_eval
+from torchvision.transforms import functional
+
+from mambaout.data.augment import (
+    TrainAugment,
+    _pairs_apart,
+    _pairs_together,
+    eval_crop,
+    host_generators_kept,
+    prepare_eval,
+    prepare_train,
+    randaugment_operations,
+)
+from mambaout.data.decode import Picture, decode
+from mambaout.data.draws import draw
+from mambaout.recipe import BASELINE, Augment, tuned
+
+RECIPE = tuned(BASELINE, global_batch=64, image_size=24)
+PLAIN = tuned(
+    RECIPE, hflip=0.0, randaugment=0.0, mixup=0.0, cutmix=0.0, erasing=0.0, label_smoothing=0.0
+)
+
+
+def picture(pixels: np.ndarray) -> Picture:
+    image = Image.fromarray(pixels)
+    return Picture(image, 0, image)
+
+
+def batch(count: int, size: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, 10, (count,), generator=generator)
+
+
+def prepared(recipe, images, labels, *, seed=3, step=7, first=0):
+    return prepare_train(
+        images, labels, recipe=recipe, num_classes=10, seed=seed, step=step, first=first
+    )
+
+
+# -- on the host ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["RGB", "L", "1", "P", "P+transparency", "LA", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"],
+)
+def test_every_kind_of_image_becomes_what_pillow_converts_it_to(mode):
+    image = Image.fromarray(photograph(30, 40))
+    options = {}
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode == "P+transparency":
+        image, options = image.convert("P"), {"transparency": bytes(range(256))}
+    else:
+        image = image.convert(mode)
+    form = {"CMYK": "jpeg", "YCbCr": "jpeg", "I": "tiff", "F": "tiff"}.get(mode, "png")
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Palette images with Transparency")
+        wanted = np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
+    got = decode(file.getvalue())
+    assert got.mode in ("L", "RGB")
+    np.testing.assert_array_equal(np.asarray(got.convert("RGB")), wanted)
+
+
+@pytest.mark.parametrize("interpolation", ["random", "bicubic", "bilinear"])
+def test_the_crop_has_timms_pixels(interpolation):
+    recipe = tuned(PLAIN, interpolation=interpolation, crop_scale_min=0.2)
+    ours = TrainAugment(recipe)
+    theirs = RandomResizedCropAndInterpolation(
+        24, scale=(0.2, 1), ratio=(3 / 4, 4 / 3), interpolation=interpolation
+    )
+    pixels = photograph(60, 90)
+    with host_generators_kept():
+        for seed in range(40):
+            got = np.asarray(ours(picture(pixels), seed))
+            random.seed(seed)
+            np.testing.assert_array_equal(got, np.asarray(theirs(Image.fromarray(pixels))))
+
+
+def test_a_picture_gives_the_same_pixels_grey_padded_and_from_a_sheet():
+    augment = TrainAugment(tuned(RECIPE, color_jitter=0.3))
+    grey = photograph(30, 31)[..., 0]
+    alone = Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
+    above = photograph(50, 31)[..., 1]
+    for mode in ("L", "RGB", "RGBX"):
+        sheet = Image.fromarray(np.concatenate([above, grey, above])).convert(mode)
+        cut = Picture(sheet, 50, Image.new("1", (31, 30)))
+        with host_generators_kept():
+            for seed in range(60):
+                wanted, got = augment(Picture(alone, 0, alone), seed), augment(cut, seed)
+                assert got.mode == "RGB"
+                np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+        wanted, got = eval_crop(Picture(alone, 0, alone), RECIPE), eval_crop(cut, RECIPE)
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+
+
+def test_randaugment_is_timms():
+    ours = randaugment_operations(Augment(), 24)
+    theirs = rand_augment_transform(
+        "rand-m9-mstd0.5-inc1",
+        {"translate_const": int(24 * 0.45), "img_mean": (124, 116, 104)},
+    )
+    assert [o.name for o in ours] == [o.name for o in theirs.ops]
+    image = Image.fromarray(photograph(24, 24))
+    with host_generators_kept():
+        for our, their in zip(ours, theirs.ops, strict=True):
+            for seed in range(20):
+                random.seed(seed)
+                got = np.asarray(our(image))
+                random.seed(seed)
+                np.testing.assert_array_equal(got, np.asarray(their(image)))
+
+
+def test_randaugment_survives_posterize_to_nothing():
+    image = Image.fromarray(photograph(16, 16))
+    (posterize,) = (o for o in randaugment_operations(Augment(), 16) if "Posterize" in o.name)
+    assert posterize.level_fn(10.0, {}) == (1,)  # timm's own gives 0, which Pillow 13 refuses
+    assert posterize.level_fn(9.9, {}) == (1,)
+    assert posterize.level_fn(0.0, {}) == (4,)
+    for magnitude in (9.0, 10.0):
+        augment = TrainAugment(tuned(RECIPE, image_size=16, randaugment=magnitude))
+        with host_generators_kept():
+            for seed in range(4000):
+                augment(Picture(image, 0, image), draw("augment", seed))
+
+
+@pytest.mark.parametrize(
+    "field", ["hflip", "randaugment", "color_jitter", "crop_scale_min", "crop_ratio_min"]
+)
+def test_every_host_knob_moves_the_pixels(field):
+    off = tuned(PLAIN, crop_scale_min=1.0, crop_ratio_min=1.0)
+    on = tuned(off, **{field: {"randaugment": 9.0}.get(field, 0.5)})
+    source = picture(photograph(48, 48))
+    with host_generators_kept():
+        moved = [
+            np.any(np.asarray(TrainAugment(on)(source, k)) != TrainAugment(off)(source, k))
+            for k in range(30)
+        ]
+    assert 5 < sum(moved) <= 30
+
+
+@pytest.mark.parametrize("size", [(24, 24), (50, 33), (33, 50), (20, 61), (200, 120)])
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_the_evaluation_crop_has_timms_pixels(size, crop):
+    pixels = photograph(*size)
+    timms = transforms_imagenet_eval(
+        24, crop_pct=crop, interpolation="bicubic", use_prefetcher=True
+    )
+    got = np.asarray(eval_crop(picture(pixels), tuned(RECIPE, eval_crop=crop)))
+    wanted = np.asarray(timms(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(got, np.moveaxis(wanted, 0, -1))
+
+
+# -- on the device --------------------------------------------------------------------------------
+
+
+def test_normalisation_is_imagenets():
+    images, _ = batch(4)
+    wanted = functional.normalize(
+        images.permute(0, 3, 1, 2) / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]
+    )
+    torch.testing.assert_close(prepare_eval(images), wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 16, 32])
+@pytest.mark.parametrize("step", range(4))  # both mixup and cutmix come up
+def test_one_micro_batch_of_64_equals_many_of_fewer(micro_batch, step):
+    images, labels = batch(64)
+    x, targets = prepared(RECIPE, images, labels, step=step)
+    for first in range(0, 64, micro_batch):
+        part = slice(first, first + micro_batch)
+        x_part, targets_part = prepared(RECIPE, images[part], labels[part], step=step, first=first)
+        assert torch.equal(x_part, x[part])
+        assert torch.equal(targets_part, targets[part])
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_mixing_is_timms_on_the_whole_batch(step):
+    recipe = tuned(RECIPE, erasing=0.0)
+    images, labels = batch(64)
+    x, targets = prepared(recipe, images, labels, step=step)
+    timms = Mixup(0.8, 1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=10)
+    with host_generators_kept():
+        np.random.seed(draw("mixup", 3, step) & 0xFFFFFFFF)
+        wanted, wanted_targets = timms(_pairs_apart(prepare_eval(images)), _pairs_apart(labels))
+    assert torch.equal(_pairs_apart(x), wanted)
+    assert torch.equal(_pairs_apart(targets), wanted_targets)
+
+
+def test_neighbours_are_mixed_with_each_other():
+    rows = torch.arange(10)
+    apart = _pairs_apart(rows)
+    assert torch.equal(apart.flip(0) // 2, apart // 2)
+    assert torch.equal(_pairs_together(apart), rows)
+    images, labels = batch(8)
+    _, targets = prepared(tuned(RECIPE, label_smoothing=0.0), images, labels)
+    for place in range(8):
+        classes = {int(labels[place]), int(labels[place ^ 1])}
+        assert set(torch.nonzero(targets[place]).flatten().tolist()) == classes
+
+
+def test_mixed_targets_are_smoothed_distributions():
+    _, targets = prepared(RECIPE, *batch(64))
+    torch.testing.assert_close(targets.sum(1), torch.ones(64))
+    assert targets.min() == pytest.approx(0.1 / 10, abs=1e-6)
+    _, plain = prepared(tuned(PLAIN, label_smoothing=0.1), *batch(64))
+    assert plain.max() == pytest.approx(0.91, abs=1e-6)
+
+
+def test_without_mixing_an_odd_micro_batch_will_do_and_with_it_not():
+    images, labels = batch(5)
+    x, targets = prepared(PLAIN, images, labels)
+    assert torch.equal(x, prepare_eval(images))
+    assert torch.equal(targets, torch.nn.functional.one_hot(labels, 10).float())
+    with pytest.raises(ValueError, match="micro-batch of 5 images from place 0 splits a pair"):
+        prepared(RECIPE, images, labels)
+    with pytest.raises(ValueError, match="from place 3 splits a pair"):
+        prepared(RECIPE, images[:4], labels[:4], first=3)
+
+
+def test_erasing_fills_rectangles_of_a_quarter_of_the_images_with_noise():
+    recipe = tuned(PLAIN, erasing=0.25)
+    images, labels = batch(2000, size=16)
+    x, _ = prepared(recipe, images, labels)
+    changed = (x != prepare_eval(images)).any(1)  # (B, H, W)
+    erased = changed.flatten(1).any(1)
+    assert float(erased.float().mean()) == pytest.approx(0.25, abs=0.03)
+    for one in changed[erased][:50]:
+        ys, xs = torch.nonzero(one, as_tuple=True)
+        assert one[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1].all()
+    noise = x.permute(0, 2, 3, 1)[changed]
+    assert float(noise.mean()) == pytest.approx(0, abs=0.03)
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("recipe", [tuned(PLAIN, erasing=1.0), tuned(RECIPE, erasing=0.0)])
+def test_draws_follow_seed_and_step(recipe):
+    images, labels = batch(8)
+    first = prepared(recipe, images, labels)[0]
+    assert torch.equal(first, prepared(recipe, images, labels)[0])
+    assert not torch.equal(first, prepared(recipe, images, labels, seed=4)[0])
+    assert not torch.equal(first, prepared(recipe, images, labels, step=8)[0])
+
+
+def test_the_global_generators_are_left_as_they_were():
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    prepared(RECIPE, *batch(64))
+    with host_generators_kept():
+        TrainAugment(tuned(RECIPE, color_jitter=0.4))(picture(photograph(30, 30)), 5)
+    assert random.getstate() == state[0]
+    assert np.random.get_state()[1].tolist() == state[1]
+    assert torch.equal(torch.get_rng_state(), state[2])
+
+
+def test_the_input_images_are_left_as_they_were():
+    images, labels = batch(8)
+    before = images.clone()
+    prepared(RECIPE, images, labels)
+    assert torch.equal(images, before)
+    assert encoded(photograph(4, 4)) == encoded(photograph(4, 4))

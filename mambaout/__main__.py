@@ -292,9 +292,10 @@ def _run_export(options: argparse.Namespace) -> int:
     from mambaout.train.checkpoint import load
 
     saved = load(options.checkpoint)
-    model = build(recipe_from_json(saved["recipe"]).model, saved["num_classes"])
+    recipe = recipe_from_json(saved["recipe"])
+    model = build(recipe.model, saved["num_classes"])
     load_weights(model, options.checkpoint)
-    save_weights(model, options.out)
+    save_weights(model, options.out, recipe)
     print(f"{options.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
     return 0
 

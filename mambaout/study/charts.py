@@ -1,6 +1,6 @@
 """The study's charts: accuracy against cost, against throughput, and over training.
 
-Drawn narrow, 5.6 inches, so that their text is still readable on a phone. Home of matplotlib,
+Drawn narrow, 4.8 inches, so that their text is still readable on a phone. Home of matplotlib,
 without pyplot: no global state, so a driver can draw while its trials run.
 """
 
@@ -24,7 +24,7 @@ from mambaout.study.pareto import front
 from mambaout.study.rows import Row, count_text, rate_text
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
-WIDTH, HEIGHT, DPI = 5.6, 4.2, 150  # inches, dots an inch
+WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
 INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
 MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
 
@@ -223,47 +223,64 @@ def _dot(axes: Axes, x: float, y: float, radius: float) -> Bbox:
 
 
 def learning_curves(table: Sequence[Row]) -> Figure:
-    """Minival error and training loss by epoch, a line a seed."""
-    figure = Figure(figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    _dress(above, "Error over training", "", "minival error, % (log)")
-    _dress(below, "", "epoch", "training loss")
+    """Minival error by epoch on a logarithmic axis, a line a seed."""
+    figure, axes = _curves(
+        table,
+        MINIVAL_TOP1,
+        lambda top1: 100 - top1,
+        "Error over training",
+        "minival error, % (log)",
+    )
+    if axes.lines:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def training_loss(table: Sequence[Row]) -> Figure:
+    """Training loss by epoch, a line a seed."""
+    return _curves(
+        table, TRAIN_LOSS, lambda loss: loss, "Loss over training", "training loss, nats"
+    )[0]
+
+
+def _curves(
+    table: Sequence[Row], name: str, shown: Callable[[float], float], title: str, ylabel: str
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    _dress(axes, title, "epoch", ylabel)
     rows = sorted(table, key=lambda row: (row.mean(MACS).value if row.mean(MACS) else 0, row.label))
-    shades, drawn = colormaps["viridis"], False
+    shades = colormaps["viridis"]
     for i, row in enumerate(rows):
         color = _hex(shades(0.9 - 0.85 * i / max(len(rows) - 1, 1)))
         color = BASELINE_COLOR if row.is_baseline else color
-        for seed, run in enumerate(row.runs):
-            label = row.label if seed == 0 else None
-            for axes, name, flip in ((above, MINIVAL_TOP1, True), (below, TRAIN_LOSS, False)):
-                line = [
-                    (record.epoch, 100 - record.values[name] if flip else record.values[name])
-                    for record in run.records
-                    if math.isfinite(record.values.get(name, math.nan))
-                ]
-                line = [(x, y) for x, y in line if y > 0]  # no error left has no logarithm
-                if line:
-                    drawn = True
-                    axes.plot(*zip(*line, strict=True), color=color, linewidth=1.1, label=label)
-                    if run.status == "diverged":
-                        axes.plot(*line[-1], marker="x", color=color, markersize=7)
-    if not drawn:
-        return _nothing_yet(figure, above)
-    above.set_yscale("log")
-    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    above.yaxis.set_minor_formatter(NullFormatter())
-    handles, labels = above.get_legend_handles_labels()
+        label: str | None = row.label
+        for run in row.runs:
+            line = [
+                (record.epoch, shown(record.values[name]))
+                for record in run.records
+                if math.isfinite(record.values.get(name, math.nan))
+            ]
+            line = [(x, y) for x, y in line if y > 0]  # an error of 0 has no logarithm
+            if line:
+                axes.plot(*zip(*line, strict=True), color=color, linewidth=1.1, label=label)
+                label = None  # one entry a recipe
+                if run.status == "diverged":
+                    axes.plot(*line[-1], marker="x", color=color, markersize=7)
+    if not axes.lines:
+        return _nothing_yet(figure, axes), axes
     figure.legend(
-        handles,
-        labels,
+        *axes.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=4,
         fontsize=7.5,
         frameon=False,
         labelcolor=INK,
     )
-    return figure
+    return figure, axes
 
 
 # -- shared ---------------------------------------------------------------------------------------

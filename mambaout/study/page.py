@@ -54,7 +54,8 @@ tr.baseline td.name { background: #fff7f2; color: var(--base); }
 details.trial { border: 1px solid var(--line); border-radius: 6px; margin: 0 0 6px;
                 padding: 6px 12px; }
 details.trial summary { cursor: pointer; font-variant-numeric: tabular-nums; font-size: .92rem; }
-details.trial summary span { color: var(--soft); margin-left: .6em; }
+details.trial summary span { color: var(--soft); margin-left: .6em;
+                             display: inline-block; }
 code { font: .84rem/1.45 ui-monospace, "DejaVu Sans Mono", Consolas, monospace;
        overflow-wrap: anywhere; }
 pre { margin: 8px 0 4px; padding: 8px 10px; background: var(--tint); border-radius: 4px;
@@ -77,6 +78,8 @@ CAPTIONS = {
     "trials of the study shared the machine.",
     "learning_curves.png": "One line a seed, light to dark by MACs; a cross marks a run that "
     "diverged.",
+    "training_loss.png": "Against the targets that mixing and smoothing make, so it does not fall "
+    "to 0.",
 }
 
 _NOTES = (
@@ -112,8 +115,7 @@ def page(
         f"<h1>{escape(study['name'])}</h1>",
         f'<p class="question">{escape(study["question"])}</p>',
         f'<ul class="chips">{_chips(runs)}</ul>',
-        '<section class="answer">' + "".join(f"<p>{escape(text)}</p>" for text in said),
-        "</section>",
+        f'<section class="answer">{_paragraphs(said)}</section>',
         "<h2>Charts</h2>",
         f'<div class="charts">{_figures(charts)}</div>',
         "<h2>Recipes, best first</h2>",
@@ -131,6 +133,10 @@ def page(
         f"<title>{escape(study['name'])}: study report</title>\n<style>{_STYLE}</style>\n</head>\n"
         "<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _paragraphs(said: Sequence[str]) -> str:
+    return "".join(f"<p>{escape(text).replace(' %', '&nbsp;%')}</p>" for text in said)
 
 
 def _chips(runs: Sequence[Run]) -> str:

@@ -2,7 +2,7 @@
 
 Run:    mambaout report NAME
 Writes: report.html (one file, works offline), trials.csv, results.md, accuracy_macs.png,
-        accuracy_throughput.png, learning_curves.png into the study's folder
+        accuracy_throughput.png, learning_curves.png, training_loss.png into the study's folder
 
 Works at any time, also while trials run: what has not finished stands below what has. Numbers
 over seeds are mean ± sample standard deviation (n).
@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.recipe import BASELINE, flat_fields
-from mambaout.study.charts import accuracy_macs, accuracy_throughput, learning_curves, png
+from mambaout.study.charts import (
+    accuracy_macs,
+    accuracy_throughput,
+    learning_curves,
+    png,
+    training_loss,
+)
 from mambaout.study.findings import answer
 from mambaout.study.page import page
 from mambaout.study.rows import Row, chosen, count_text, hours_text, rate_text, rows
@@ -54,10 +60,10 @@ HEADERS = (
     "#",
     "variant",
     "top-1 %",
-    "minival %",
     "MACs",
     "params",
     "images/s",
+    "minival %",
     "time a seed",
     "note",
 )
@@ -75,10 +81,10 @@ def table_cells(table: Sequence[Row]) -> list[list[str]]:
                 str(rank) if row.mean(TOP1) else "",
                 row.label,
                 row.mean(TOP1).text(),
-                _minival_text(row),
                 count_text(row.mean(MACS).value),
                 count_text(row.mean(PARAMS).value),
                 rate_text(row.mean(IMAGES_PER_SECOND).value),
+                _minival_text(row),
                 hours_text(row.mean(TRAIN_DEVICE_HOURS).value),
                 "; ".join(notes),
             ]
@@ -191,6 +197,7 @@ def write_report(folder: StudyFolder) -> list[Path]:
         "accuracy_macs.png": png(accuracy_macs(table)),
         "accuracy_throughput.png": png(accuracy_throughput(table)),
         "learning_curves.png": png(learning_curves(table)),
+        "training_loss.png": png(training_loss(table)),
     }
     said = answer(table)
     html = page(study, table, said, HEADERS, table_cells(table), pictures, commands)

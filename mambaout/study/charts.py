@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -26,6 +24,8 @@ from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, 
 
 WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
 INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
+LABEL_SIZE = 8  # points
+MAX_CURVE_NAMES = 12  # with more curves only the smallest, the largest and the baseline are named
 MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
 
 
@@ -160,63 +160,67 @@ def _legend_of_widths(
 
 # -- labels that do not overlap -------------------------------------------------------------------
 
+_DISTANCES = (12, 20, 32, 46, 60)  # dots from a point's middle, near ones first
+_DIRECTIONS = (0, 180, 90, 270, 35, 145, 215, 325)  # degrees
+
 
 def _place_labels(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
-    """Name every point, each name at the first free place around it, the near places first.
+    """Name every point at the first free place around it; the baseline and the best choose first.
 
-    Where none is free within 60 dots the name is left out; the table has it.
+    Where no place is free the name is left out: the table has it.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # fixes the axes' place, which the search below measures in
     figure.set_layout_engine("none")
     frame = axes.get_window_extent()
-    taken = [_dot(axes, p.x, p.y, 7) for p in points]
-    for p in points:
-        if p.spread:
-            low, high = (axes.transData.transform((p.x, p.y + s)) for s in (-p.spread, p.spread))
-            taken.append(Bbox.from_extents(low[0] - 4, low[1] - 3, high[0] + 4, high[1] + 3))
-    renderer = canvas.get_renderer()
-    for p in sorted(points, key=lambda p: -p.y):
-        for distance in (12, 20, 32, 46, 60):
-            if _try_around(axes, p, distance, frame, taken, renderer):
+    taken = [box for p in points for box in _marks(axes, p)]
+    for p in sorted(points, key=lambda p: (not p.row.is_baseline, -p.y)):
+        probe = axes.text(p.x, p.y, p.row.label, fontsize=LABEL_SIZE)
+        size = probe.get_window_extent(canvas.get_renderer())
+        probe.remove()
+        x, y = axes.transData.transform((p.x, p.y))
+        for dx, dy in _around():
+            left = x + dx - (size.width / 2 if abs(dx) < 1 else size.width if dx < 0 else 0)
+            box = Bbox.from_bounds(left, y + dy - size.height / 2, size.width, size.height)
+            box = box.padded(1.5)
+            inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                _write_label(axes, p, dx, dy)
                 break
 
 
-def _try_around(
-    axes: Axes,
-    point: _Point,
-    distance: float,
-    frame: Bbox,
-    taken: list[Bbox],
-    renderer: RendererBase,
-) -> bool:
-    line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if distance > 20 else None
-    for degrees in (0, 180, 90, 270, 35, 145, 215, 325):
-        dx, dy = (distance * f(math.radians(degrees)) for f in (math.cos, math.sin))
-        label = axes.annotate(
-            point.row.label,
-            (point.x, point.y),
-            (dx, dy),
-            textcoords="offset pixels",
-            fontsize=8,
-            color=INK,
-            va="center",
-            ha="center" if abs(dx) < 1 else "left" if dx > 0 else "right",
-            arrowprops=line,
+def _around() -> Iterator[tuple[float, float]]:
+    for distance in _DISTANCES:
+        for angle in map(math.radians, _DIRECTIONS):
+            yield distance * math.cos(angle), distance * math.sin(angle)
+
+
+def _marks(axes: Axes, point: _Point) -> Iterator[Bbox]:
+    """What a point's dot and its error bar cover."""
+    x, y = axes.transData.transform((point.x, point.y))
+    yield Bbox.from_extents(x - 7, y - 7, x + 7, y + 7)
+    if point.spread:
+        low, high = (
+            axes.transData.transform((point.x, point.y + sign * point.spread))[1]
+            for sign in (-1, 1)
         )
-        label.update_positions(renderer)
-        box = Text.get_window_extent(label, renderer).padded(1.5)  # without its line
-        inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-        if inside and not any(box.overlaps(other) for other in taken):
-            taken.append(box)
-            return True
-        label.remove()
-    return False
+        yield Bbox.from_extents(x - 4, low - 3, x + 4, high + 3)
 
 
-def _dot(axes: Axes, x: float, y: float, radius: float) -> Bbox:
-    cx, cy = axes.transData.transform((x, y))
-    return Bbox.from_extents(cx - radius, cy - radius, cx + radius, cy + radius)
+def _write_label(axes: Axes, point: _Point, dx: float, dy: float) -> None:
+    far = math.hypot(dx, dy) > _DISTANCES[1]
+    axes.annotate(
+        point.row.label,
+        (point.x, point.y),
+        (dx, dy),
+        textcoords="offset pixels",
+        fontsize=LABEL_SIZE,
+        color=INK,
+        va="center",
+        ha="center" if abs(dx) < 1 else "left" if dx > 0 else "right",
+        arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if far else None,
+    )
 
 
 # -- over training --------------------------------------------------------------------------------
@@ -254,10 +258,11 @@ def _curves(
     _dress(axes, title, "epoch", ylabel)
     rows = sorted(table, key=lambda row: (row.mean(MACS).value if row.mean(MACS) else 0, row.label))
     shades = colormaps["viridis"]
+    named = {rows[0].label, rows[-1].label} if len(rows) > MAX_CURVE_NAMES else None
     for i, row in enumerate(rows):
         color = _hex(shades(0.9 - 0.85 * i / max(len(rows) - 1, 1)))
         color = BASELINE_COLOR if row.is_baseline else color
-        label: str | None = row.label
+        label = row.label if named is None or row.is_baseline or row.label in named else None
         for run in row.runs:
             line = [
                 (record.epoch, shown(record.values[name]))

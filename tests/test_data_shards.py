@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -266,7 +267,7 @@ def test_other_columns_a_missing_split_and_other_files_are_named(tmp_path):
     (folder / "val-0.parquet").write_bytes(b"PAR1 this is not one")
     with pytest.raises(DataError, match=r"val-0.parquet cannot be read as a Parquet file"):
         read_data_set("set", str(folder), tmp_path)
-    pa.parquet.write_table(pa.table({"img": [b""], "label": [0]}), folder / "val-0.parquet")
+    pq.write_table(pa.table({"img": [b""], "label": [0]}), folder / "val-0.parquet")
     with pytest.raises(DataError, match=r"val-0.parquet has the columns img: binary, label: int64"):
         read_data_set("set", str(folder), tmp_path)
     with pytest.raises(DataError, match="has no train shards"):

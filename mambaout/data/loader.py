@@ -12,6 +12,7 @@ rows in a hashed order, so that a window is a fair sample even of a sorted sourc
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -198,7 +199,10 @@ def _made_in_order(
 ) -> Iterator[Batch]:
     if num_workers == 0:
         return map(make, keys)
-    # Spawned: a fork of a process with CUDA, Ray or Arrow threads in it can hang.
+    # From a server that has only imported this module: a fork of this process, with CUDA's, Ray's
+    # or Arrow's threads in it, can hang, and a fresh process a worker pays 4 s of imports each.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     return iter(
         DataLoader(
             _Made(make),
@@ -206,7 +210,7 @@ def _made_in_order(
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
-            multiprocessing_context="spawn",
+            multiprocessing_context=context,
         )
     )
 

@@ -42,7 +42,7 @@ LAUNCHED_TAG = "mambaout.launched"  # on the experiment: when a driver last took
 EPOCH = "epoch"  # series: how far a running trial is
 CHECKPOINT_FILE = "last.ckpt"
 MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
-MAX_PARAMS_A_BATCH = 100
+MAX_TEXT = 4000  # characters of a tag or a param, below MLflow's bounds
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 120.0  # between tries while the store is away
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -270,12 +270,13 @@ class Tracker:
         ]
         tags = [RunTag("outcome", run.status)]
         tags += [RunTag(name, _text(value)) for name, value in run.facts.items()]
+        if commit := run.facts.get("git_commit"):
+            tags.append(RunTag("mlflow.source.git.commit", _text(commit)))  # the page's Version
         self._client.log_batch(followed.run_id, metrics=final, tags=tags)
         for name in (RECIPE_FILE, OUTCOME_FILE, CHECKPOINT_FILE):
             if (directory / name).exists():
                 self._client.log_artifact(followed.run_id, str(directory / name))
-        status = {"finished": "FINISHED", "unfinished": "KILLED"}.get(run.status, "FAILED")
-        self._client.set_terminated(followed.run_id, status)
+        self._client.set_terminated(followed.run_id, _status(run))
         followed.ending = None
         return True
 
@@ -301,8 +302,7 @@ class Tracker:
         missing = 0
         for run in folder.runs():
             known = self._known.get(run.trial.key)
-            closed = known is not None and known.info.status in ("FINISHED", "FAILED")
-            if run.status == "unfinished" or closed:
+            if run.status == "unfinished" or (known and known.info.status == _status(run)):
                 continue
             self.begin(run.trial)
             self.end(run.trial, run, folder.run_directory(run.trial))
@@ -310,15 +310,14 @@ class Tracker:
         return missing
 
     def set_aside(self, keys: Iterable[str]) -> None:
-        """Take the runs of these trials out of the study, to be run anew; MLflow keeps them."""
+        """Delete the runs of these trials, which are to be trained anew; raises where it cannot.
+
+        MLflow keeps a deleted run, out of sight, until `mlflow gc`.
+        """
         for key in keys:
-            run = self._known.pop(key, None)
-            if run is not None:
-                tags = [
-                    RunTag(ROLE_TAG, "superseded"),
-                    RunTag("mlflow.runName", f"{run.info.run_name} (superseded)"),
-                ]
-                self._client.log_batch(run.info.run_id, tags=tags)
+            if (run := self._known.pop(key, None)) is not None:
+                self._client.delete_run(run.info.run_id)
+            self._followed.pop(key, None)
 
     def close(self, status: RunStatus = "FINISHED") -> bool:
         """End the parent run; False, and a report, where MLflow still lacks something."""
@@ -379,10 +378,16 @@ def _new_lines(path: Path, followed: _Followed) -> tuple[list[bytes], int]:
     return body[:end].splitlines(keepends=True), start + end
 
 
+def _status(run: Run) -> RunStatus:
+    """What MLflow calls the way a trial ended; KILLED is one that can go on."""
+    if run.status == "finished":
+        return "FINISHED"
+    return "KILLED" if run.status == "unfinished" else "FAILED"
+
+
 def _text(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value))
-    return str(value)
+    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return text[:MAX_TEXT]
 
 
 def _as_uri(root: Path | str) -> str:

@@ -29,8 +29,8 @@ from mlflow.tracking import MlflowClient
 from mambaout.recipe import flat_fields
 from mambaout.study.store import check_tracking, default_tracking_uri, sqlite_path
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Run, StudyFolder, Trial
+from mambaout.study.tail import Tail
 from mambaout.study.views import KIND, KIND_TAG, VIEW_TAG, page_address, trials_view, ui_command
-from mambaout.train.metrics import Record
 
 __all__ = ["Tracker", "check_tracking", "compare_url", "default_tracking_uri", "ui_command"]
 
@@ -84,8 +84,7 @@ class _Followed:
     run_id: str | None = None  # None until MLflow has the run
     start_ms: int = 0
     last_step: dict[str, int] = field(default_factory=dict)  # by metric name, as MLflow has it
-    offset: int = 0  # bytes of records.jsonl that are logged
-    last_line: bytes = b""  # the line that ends there
+    tail: Tail = field(default_factory=Tail)  # what of records.jsonl is logged
     latest: tuple[int, int] = (0, 0)  # step and time of the last record, for the final metrics
     ending: tuple[Run, Path] | None = None  # an end that MLflow has not taken yet
 
@@ -209,7 +208,7 @@ class Tracker:
             self._client.log_batch(run.info.run_id, params=missing, tags=stale)
         followed.start_ms = run.info.start_time
         followed.latest = (0, run.info.start_time)
-        followed.offset, followed.last_line = 0, b""
+        followed.tail = Tail()
         followed.run_id = run.info.run_id
 
     def catch_up(self, trial: Trial, run_directory: Path) -> int:
@@ -224,11 +223,9 @@ class Tracker:
         if followed.run_id is None:
             self._begin(followed)
         assert followed.run_id is not None
-        lines, offset = _new_lines(run_directory / RECORDS_FILE, followed)
         last = dict(followed.last_step)
         metrics = []
-        for line in lines:
-            record = Record.from_json(line.decode())
+        for record in followed.tail.new(run_directory / RECORDS_FILE):
             stamp = followed.start_ms + int(record.seconds * 1000)
             followed.latest = max(followed.latest, (record.step, stamp))
             for name, value in {EPOCH: record.epoch, **record.values}.items():
@@ -242,8 +239,7 @@ class Tracker:
             batch = metrics[first : first + MAX_METRICS_A_BATCH]
             self._client.log_batch(followed.run_id, metrics=batch)
         followed.last_step = last
-        if lines:
-            followed.offset, followed.last_line = offset, lines[-1]
+        followed.tail.accept()
         return len(metrics)
 
     def end(self, trial: Trial, run: Run, run_directory: Path) -> None:
@@ -361,21 +357,6 @@ class Tracker:
             log.warning("MLflow at %s answers again", self.uri)
         self._away, self._pause = False, FIRST_PAUSE_SECONDS
         return done
-
-
-def _new_lines(path: Path, followed: _Followed) -> tuple[list[bytes], int]:
-    """The whole lines after the ones already logged, and where they end."""
-    if not path.exists():
-        return [], followed.offset
-    with path.open("rb") as file:
-        start = followed.offset - len(followed.last_line)
-        file.seek(start)
-        if file.read(len(followed.last_line)) != followed.last_line:
-            file.seek(0)  # cut back by a resume: read all, the steps say what is new
-        start = file.tell()
-        body = file.read()
-    end = body.rfind(b"\n") + 1  # a last line that is being written is left for the next call
-    return body[:end].splitlines(keepends=True), start + end
 
 
 def _status(run: Run) -> RunStatus:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +80,25 @@ def test_no_one_and_two_workers_give_the_same_batches(digits, photographs):
         helped = TrainBatches(data, recipe, seed=0, num_workers=count).starting_at(3)
         assert all(same(a, next(helped)) for a in alone)
         del helped  # ends its workers
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_no_worker_behind(digits, tmp_path):
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        "import os\n"
+        "from mambaout.data.loader import TrainBatches\n"
+        "from mambaout.data.sources import open_data\n"
+        "from mambaout.recipe import BASELINE, tuned\n"
+        "if __name__ == '__main__':\n"
+        "    recipe = tuned(BASELINE, global_batch=16, image_size=16)\n"
+        "    batches = TrainBatches(open_data('digits'), recipe, seed=0, num_workers=1)\n"
+        "    next(running := batches.starting_at(0))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    # Whoever is left holds the pipe's end open, and reading it to the end would not return.
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
 def test_an_epoch_visits_every_training_image_at_most_once(digits):

@@ -15,6 +15,7 @@ from image_files import encoded, photograph, pictures, write_folder, write_parqu
 from PIL import Image
 
 from mambaout.data import pack as packing
+from mambaout.data import shards
 from mambaout.data.decode import Images
 from mambaout.data.draws import draw, draws, uniforms
 from mambaout.data.files import DataError
@@ -198,6 +199,32 @@ def test_the_fingerprint_is_the_contents_wherever_and_however_it_was_packed(tmp_
     assert prints["foreign"] == prints["foreign_copy"]
     assert len({prints["set"], prints["new"], prints["foreign"]}) == 3
     assert all(len(p) == 12 and int(p, 16) >= 0 for p in prints.values())
+
+
+@pytest.mark.parametrize("whole_file_bytes", [0, 1 << 20])
+def test_the_fingerprint_of_others_shards_follows_their_content(
+    tmp_path, monkeypatch, whole_file_bytes
+):
+    monkeypatch.setattr(shards, "WHOLE_FILE_BYTES", whole_file_bytes)
+    images = pictures(10)
+    prints = set()
+    for name, train in (("one", images), ("two", [*images[:-1], images[-1] + b"0"])):
+        for folder in (name, f"copy/{name}"):
+            write_parquet(tmp_path / folder / "train-0.parquet", train, [0, 1] * 5)
+            write_parquet(tmp_path / folder / "val-0.parquet", images[:2], [0, 1])
+            prints.add(read_data_set("set", str(tmp_path / folder), tmp_path).fingerprint)
+    assert len(prints) == 2
+
+
+def test_shards_are_read_by_uri(tmp_path):
+    write_folder(tmp_path / "set")
+    by_uri = read_data_set("set", f"file://{tmp_path}/set", tmp_path)
+    by_path = read_data_set("set", str(tmp_path / "set"), tmp_path)
+    assert by_uri.shards["train"][0].location == f"file://{tmp_path}/set/data/" + (
+        "train-00000-of-00002.parquet"
+    )
+    assert by_uri.fingerprint == by_path.fingerprint
+    np.testing.assert_array_equal(rgb(by_uri, "val", 3), rgb(by_path, "val", 3))
 
 
 def test_pixels_of_arrays_survive_packing(tmp_path):

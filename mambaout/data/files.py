@@ -37,6 +37,8 @@ def _remote(scheme: str) -> pyarrow.fs.FileSystem:
         return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=60))
     if scheme == "s3":
         return pyarrow.fs.S3FileSystem()
+    if scheme == "file":
+        return _local()
     raise DataError(f"{scheme}:// is not read; use a path, gs:// or s3://")
 
 

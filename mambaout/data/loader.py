@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -210,9 +212,26 @@ def _made_in_order(
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
+            worker_init_fn=_end_with_the_trainer,
             multiprocessing_context=context,
         )
     )
+
+
+def _end_with_the_trainer(_worker: int) -> None:
+    """Ends a worker when the process it makes batches for is gone, killed ones included.
+
+    torch's own watch looks at the parent process, which is the server; server and workers would
+    keep each other alive.
+    """
+
+    def watch() -> None:
+        trainer = multiprocessing.parent_process()
+        assert trainer is not None
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Made(Dataset):

@@ -37,6 +37,8 @@ CONTENT = b"mambaout.content"  # what `pack` read, in hex: the same whoever enco
 # in: a window in the cache means that every row group is read once an epoch.
 WINDOW_BYTES = 1 << 30
 
+WHOLE_FILE_BYTES = 16 << 20  # of a shard that others wrote, hashed into the fingerprint
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -199,15 +201,20 @@ def _describe(location: str) -> tuple[Shard, bytes, tuple[str, ...] | None]:
     )
     own = (metadata.metadata or {}).get(CONTENT)
     # Whoever packs the same images again, with another pyarrow, has the same data.
-    identity = own if own is not None else _footer(location)
+    identity = own if own is not None else _identity(location)
     return shard, sha256(identity).digest(), _class_names(schema)
 
 
-def _footer(location: str) -> bytes:
-    """The Parquet footer (sizes, row counts and statistics of every column) and the file's size."""
+def _identity(location: str) -> bytes:
+    """The whole of a small file; of a large one the size and the footer.
+
+    The footer has the place, sizes and statistics of every column of every row group.
+    """
     files, path = filesystem(location)
     with files.open_input_file(path) as file:
         size = file.size()
+        if size <= WHOLE_FILE_BYTES:
+            return file.read()
         length = int.from_bytes(file.read_at(4, size - 8), "little")
         return file.read_at(length, size - 8 - length) + size.to_bytes(8, "little")
 

@@ -25,7 +25,7 @@ REFERENCE = ModelConfig(
     depths=(1, 1, 1, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
 )
 WIDTHS = {"w8": 0.5, "w16": 1.0, "w24": 1.5}  # factors of the reference's widths
-BLOCKS = {"d4": 0, "d6": 2, "d9": 5}  # blocks added in stage 3
+BLOCKS = {"d4": 0, "d6": 2, "d10": 6}  # blocks added in stage 3
 SEEDS = {"w8-d4": (0, 1), "w16-d6": (0, 1), "w24-d4": (0, 1)}  # (0,) for the others
 
 # What every point of the grid is trained with: short, so little is augmented away.

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -168,10 +169,12 @@ def _storage(given: str | None) -> Path:
     holder = path
     while not holder.exists():
         holder = holder.parent
-    if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
+    try:
+        tempfile.TemporaryFile(dir=holder).close()  # gone again; permissions do not tell it all
+    except OSError as error:
         raise ValueError(
-            f"--storage {path} cannot be written: {holder} is not a folder that you may write to"
-        )
+            f"--storage {path} cannot be written ({error.strerror}: {holder}); give another folder"
+        ) from error
     return path
 
 

@@ -86,9 +86,12 @@ def leave() -> None:
 def _quiet_ray():
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     import ray
+    from ray._private import worker
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # The raylet's words on every lost worker are printed whatever log_to_driver says.
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
     return ray
 
 

@@ -37,7 +37,6 @@ from mambaout.launch.outcomes import (
 from mambaout.launch.progress import Job, Screen, clock
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.trial import Retry, Task, recorded_step, run_trial
-from mambaout.study.report import ranked_table
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
@@ -284,6 +283,8 @@ class _Launch:
 
     def _end(self) -> int:
         """Log and print what came out; the exit status."""
+        from mambaout.study.report import ranked_table  # with matplotlib, which --plan needs not
+
         unfinished = _unfinished(self.folder, self.request.jobs)
         interrupted = self.signals.seen and bool(unfinished)
         status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
@@ -331,14 +332,19 @@ def ui_command(request: Request) -> str:
 
 def _callback(launch: _Launch) -> Any:
     """Tune's callback for `launch`; a function, since its base class is Ray's."""
-    from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Callback(tune.Callback):
+    class Callback(TrialProgressCallback):  # or Tune adds that one, which prints
         def __reduce__(self) -> tuple[type, tuple]:
-            return tune.Callback, ()  # Tune pickles it for a restore that never comes
+            return TrialProgressCallback, ()  # pickled for a restore that never comes
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             launch.on_start(trial)
+
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+        ) -> None:
+            pass
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             launch.on_failure(trial)

@@ -319,6 +319,19 @@ def test_a_damaged_image_is_named_by_shard_and_row(tmp_path):
         assert "train-0.parquet row 4 " in str(raised.value)
 
 
+def test_a_damaged_row_group_is_named(tmp_path):
+    write_folder(tmp_path / "set")
+    data = read_data_set("set", str(tmp_path / "set"), tmp_path)
+    path = tmp_path / "set/data/train-00001-of-00002.parquet"
+    whole = bytearray(path.read_bytes())
+    whole[40:2000] = bytes(1960)  # of the first row group; the footer is at the end
+    path.write_bytes(whole)
+    with pytest.raises(
+        DataError, match=r"row group 0 of .*train-00001-of-00002.parquet is damaged"
+    ):
+        [EncodedImages(data.shards["train"])[row] for row in range(50)]
+
+
 # -- draws ----------------------------------------------------------------------------------------
 
 

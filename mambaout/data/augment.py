@@ -40,6 +40,10 @@ _INTERPOLATION = {
     "random": (_BILINEAR, _BICUBIC),
 }
 
+# Operations of RandAugment that fill with ImageNet's mean, a colour. The others make grey of grey,
+# and a third of the time: Pillow builds a table of 256 entries a channel in Python for six of them.
+FILLING = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
+
 
 # -- on the host, one image -----------------------------------------------------------------------
 
@@ -88,15 +92,22 @@ class TrainAugment:
         image = image.resize(self.size, random.choice(self.filters))
         if random.random() < self.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
+        if image.mode != "L":
+            image = _rgb(image)
         # timm's RandAugment draws the same way with numpy, at ten times the cost.
         for operation in random.choices(self.operations, k=self.layers):
+            if operation.name in FILLING:
+                image = _rgb(image)
             image = operation(image)
+        image = _rgb(image)
         if self.jitter is not None:
             torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed is slow
             image = self.jitter(image)
         return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def randaugment_operations(augment: Augment, image_size: int) -> list[AugmentOp]:
@@ -148,7 +159,7 @@ def eval_crop(picture: Picture, recipe: Recipe) -> Image.Image:
     left, top = round((width - size) / 2), round((height - size) / 2)
     if image.size != (size, size):
         image = image.crop((left, top, left + size, top + size))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return _rgb(image)
 
 
 # -- on the device, a micro-batch -----------------------------------------------------------------

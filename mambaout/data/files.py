@@ -61,6 +61,18 @@ def _opened(location: str, stamp: object) -> pq.ParquetFile:
         raise DataError(f"{location} cannot be read as a Parquet file: {error}") from error
 
 
+def read_columns(location: str, columns: list[str], row_group: int | None = None) -> pa.Table:
+    """Columns of a Parquet file, or of one row group; DataError, naming both, if it is damaged."""
+    file = open_parquet(location)
+    try:
+        if row_group is None:
+            return file.read(columns=columns, use_threads=False)
+        return file.read_row_group(row_group, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        part = "" if row_group is None else f"row group {row_group} of "
+        raise DataError(f"{part}{location} is damaged: {error}; get it again") from error
+
+
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in the .npy file at `path`, memory mapped; made and written first where missing.
 

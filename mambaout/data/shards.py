@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mambaout.data.draws import draws, hash64, uniforms
-from mambaout.data.files import DataError, filesystem, open_parquet, stored_array
+from mambaout.data.files import DataError, filesystem, open_parquet, read_columns, stored_array
 from mambaout.recipe import Recipe
 
 Split = Literal["train", "minival", "val"]
@@ -229,7 +229,7 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
 
 
 def _labels(shard: Shard) -> np.ndarray:
-    column = open_parquet(shard.location).read(columns=["label"], use_threads=False).column("label")
+    column = read_columns(shard.location, ["label"]).column("label")
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise DataError(f"{shard.location} row {row} has no label")
@@ -308,9 +308,7 @@ class EncodedImages:
             self.kept.move_to_end(group)
             return self.kept[group]
         shard, index = self.group_of[group]
-        table = open_parquet(self.shards[shard].location).read_row_group(
-            index, columns=["image.bytes"], use_threads=False
-        )
+        table = read_columns(self.shards[shard].location, ["image.bytes"], index)
         values = pa.concat_arrays(table.column("image").chunks).field("bytes")
         self.kept[group] = values
         self.kept_bytes += values.nbytes
@@ -324,8 +322,7 @@ def _sample_ids(shards: Sequence[Shard]) -> np.ndarray:
     paths: list[str | None] = []
     for shard in shards:
         if "image.path" in _leaves(shard.location):
-            table = open_parquet(shard.location).read(columns=["image.path"], use_threads=False)
-            for chunk in table.column("image").chunks:
+            for chunk in read_columns(shard.location, ["image.path"]).column("image").chunks:
                 paths += chunk.field("path").to_pylist()
     num_rows = sum(shard.num_rows for shard in shards)
     if len(paths) == num_rows and None not in paths and len(set(paths)) == num_rows:

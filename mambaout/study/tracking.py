@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar
 
 # MLflow reports usage to its makers unless told not to; a study says nothing about itself.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# With a server it prints two lines a run, into the middle of the study's table.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -159,11 +161,12 @@ class Tracker:
                 self.experiment_id, tags=tags, run_name=self.study_name
             ).info.run_id
         mine = f"tags.`{ROLE_TAG}` = 'trial' and tags.`mlflow.parentRunId` = '{run_id}'"
-        self._known = {}  # key -> child run, as MLflow has them at the start
+        self._known: dict[str, tuple[str, str]] = {}  # key -> run id and status in MLflow
         page = None
         while True:
             runs = self._client.search_runs([self.experiment_id], mine, page_token=page)
-            self._known |= {run.data.tags[KEY_TAG]: run for run in runs}
+            for run in runs:
+                self._known[run.data.tags[KEY_TAG]] = (run.info.run_id, run.info.status)
             page = runs.token
             if not page:
                 return run_id
@@ -192,13 +195,12 @@ class Tracker:
         } | followed.tags
         params = {name: _text(value) for name, value in flat_fields(trial.recipe).items()}
         params["seed"] = str(trial.seed)
-        run = self._known.get(trial.key)
-        if run is None:
+        if trial.key not in self._known:
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
-            self._known[trial.key] = run
         else:
-            self._client.update_run(run.info.run_id, status="RUNNING", name=trial.name)
-            run = self._client.get_run(run.info.run_id)
+            run_id, _ = self._known[trial.key]
+            self._client.update_run(run_id, status="RUNNING", name=trial.name)
+            run = self._client.get_run(run_id)
             for name in run.data.metrics:
                 history = self._client.get_metric_history(run.info.run_id, name)
                 followed.last_step[name] = max(metric.step for metric in history)
@@ -206,6 +208,7 @@ class Tracker:
         stale = [RunTag(k, v) for k, v in tags.items() if run.data.tags.get(k) != v]
         if missing or stale:
             self._client.log_batch(run.info.run_id, params=missing, tags=stale)
+        self._known[trial.key] = (run.info.run_id, "RUNNING")
         followed.start_ms = run.info.start_time
         followed.latest = (0, run.info.start_time)
         followed.tail = Tail()
@@ -273,6 +276,7 @@ class Tracker:
             if (directory / name).exists():
                 self._client.log_artifact(followed.run_id, str(directory / name))
         self._client.set_terminated(followed.run_id, _status(run))
+        self._known[followed.trial.key] = (followed.run_id, _status(run))
         followed.ending = None
         return True
 
@@ -297,8 +301,8 @@ class Tracker:
         """
         missing = 0
         for run in folder.runs():
-            known = self._known.get(run.trial.key)
-            if run.status == "unfinished" or (known and known.info.status == _status(run)):
+            _, logged = self._known.get(run.trial.key, ("", ""))
+            if run.status == "unfinished" or logged == _status(run):
                 continue
             self.begin(run.trial)
             self.end(run.trial, run, folder.run_directory(run.trial))
@@ -311,8 +315,9 @@ class Tracker:
         MLflow keeps a deleted run, out of sight, until `mlflow gc`.
         """
         for key in keys:
-            if (run := self._known.pop(key, None)) is not None:
-                self._client.delete_run(run.info.run_id)
+            if key in self._known:
+                self._client.delete_run(self._known[key][0])
+                del self._known[key]
             self._followed.pop(key, None)
 
     def close(self, status: RunStatus = "FINISHED") -> bool:

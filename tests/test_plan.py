@@ -7,7 +7,7 @@ from study_files import finish, scaling_study, write_outcome, write_study
 
 from mambaout.accounting import cost, train_macs
 from mambaout.study.pareto import front
-from mambaout.study.plan import CPU_CORE_MACS_PER_SECOND, plan, plan_table
+from mambaout.study.plan import CPU_CORE_MACS_PER_SECOND, CPU_SECONDS_PER_IMAGE, plan, plan_table
 from mambaout.study.study import StudyFolder
 
 TRAIN, CLASSES = 4000, 10
@@ -36,7 +36,10 @@ def test_a_plan_counts_what_accounting_counts(tmp_path):
 def test_nothing_measured_means_an_assumption_that_is_named(tmp_path):
     found = plan(write_study(tmp_path).trials(), TRAIN, CLASSES)
     row = found.rows[0]
-    assert row.seconds == pytest.approx(row.train_macs / CPU_CORE_MACS_PER_SECOND)
+    images = row.train_macs / row.macs / 3
+    assert row.seconds == pytest.approx(
+        row.train_macs / CPU_CORE_MACS_PER_SECOND + images * CPU_SECONDS_PER_IMAGE
+    )
     assert "assumed" in found.basis
     assert "nothing has been measured" in plan_table(found)
 

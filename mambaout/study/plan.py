@@ -13,14 +13,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mambaout.accounting import cost, find_chip, train_macs
+from mambaout.accounting import CHIPS, FLOP_PER_MAC, TRAIN_FORWARDS, cost, find_chip, train_macs
 from mambaout.study.rows import count_text, hours_text
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import MACS, TRAIN_DEVICE_HOURS
 
-# Assumed where nothing has been measured. A core of a recent x86 server trains small MambaOuts in
-# fp32 at some 6e9 MAC/s; of a GPU's peak, a quarter.
-CPU_CORE_MACS_PER_SECOND = 6e9
+# Assumed where nothing has been measured. On one core of a Xeon with AVX-512, fp32, a training
+# image of MambaOuts from 1M to 1,150M MACs took within a third of 1 ms + 3 * MACs / 25e9 s; a
+# little is taken off for trials that share the machine. Of a GPU's peak, a quarter.
+CPU_SECONDS_PER_IMAGE = 1.1e-3
+CPU_CORE_MACS_PER_SECOND = 20e9
 SHARE_OF_PEAK = 0.25
 
 
@@ -71,29 +73,35 @@ def plan(
 
     `runs` are what the study's folder holds: finished ones cost nothing more and give the rate.
     Otherwise the rate is `macs_per_second` (training MACs, one share), or the assumption for
-    `device`, a name the chip table knows or "cpu".
+    `device`: "cpu", or a name that the chip table knows.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency}: at least one trial runs at a time")
     done = {run.trial.key for run in runs if run.status == "finished"}
     measured = _measured_rates(runs, num_train, num_classes)
-    assumed, basis = macs_per_second, f"a given {_rate_text(macs_per_second or 0)}"
-    if assumed is None:
-        assumed, basis = _assumed_rate(device)
+    if macs_per_second is not None:
+        assumed = _Rate(macs_per_second, 0.0, f"a given {_rate_text(macs_per_second)}")
+    else:
+        assumed = _assumed_rate(device)
+    basis = assumed.basis
     if measured:
         basis = f"the measured rate of {len(measured)} finished trial{'s'[: len(measured) > 1]}"
     rows = []
     for trial in trials:
         price = cost(trial.recipe.model, trial.recipe.image_size, num_classes)
         total = train_macs(trial.recipe, num_train, num_classes)
-        rate = _interpolated(measured, price.macs) if measured else assumed
+        if measured:
+            seconds = total / _interpolated(measured, price.macs)
+        else:
+            images = total / (TRAIN_FORWARDS * price.macs)
+            seconds = total / assumed.macs_per_second + images * assumed.seconds_per_image
         rows.append(
             PlanRow(
                 trial=trial,
                 params=price.params,
                 macs=price.macs,
                 train_macs=total,
-                seconds=0.0 if trial.key in done else total / rate,
+                seconds=0.0 if trial.key in done else seconds,
                 finished=trial.key in done,
             )
         )
@@ -125,17 +133,30 @@ def _interpolated(rates: Sequence[tuple[float, float]], macs: float) -> float:
     return low_rate ** (1 - share) * high_rate**share
 
 
-def _assumed_rate(device: str) -> tuple[float, str]:
+@dataclass(frozen=True)
+class _Rate:
+    """What training an image is taken to cost."""
+
+    macs_per_second: float
+    seconds_per_image: float  # beside the MACs
+    basis: str
+
+
+def _assumed_rate(device: str) -> _Rate:
+    unmeasured = "nothing has been measured yet"
     if device == "cpu":
-        rate = CPU_CORE_MACS_PER_SECOND
-        return rate, f"an assumed {_rate_text(rate)} a core; nothing has been measured yet"
+        rate, each = CPU_CORE_MACS_PER_SECOND, CPU_SECONDS_PER_IMAGE
+        text = f"an assumed {_rate_text(rate)} and {each * 1e3:g} ms an image on a core"
+        return _Rate(rate, each, f"{text}; {unmeasured}")
     chip = find_chip(device)
     if chip is None:
-        raise ValueError(f"no peak is known for device {device!r}; give macs_per_second")
-    peak = max(chip.peak_flops.values())
-    rate = SHARE_OF_PEAK * peak / 2  # a MAC is two FLOPs
+        raise ValueError(
+            f"no peak is known for device {device!r}; give macs_per_second, or one of "
+            f"cpu, {', '.join(CHIPS)}"
+        )
+    rate = SHARE_OF_PEAK * max(chip.peak_flops.values()) / FLOP_PER_MAC
     share = f"{SHARE_OF_PEAK:.0%} of the peak of {chip.name}"
-    return rate, f"an assumed {_rate_text(rate)} ({share}); nothing has been measured yet"
+    return _Rate(rate, 0.0, f"an assumed {_rate_text(rate)} ({share}); {unmeasured}")
 
 
 def _rate_text(macs_per_second: float) -> str:

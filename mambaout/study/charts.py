@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from mambaout.study.pareto import front
@@ -60,6 +62,7 @@ class _Point:
     y: float
     spread: float | None
     color: str
+    name: str
 
 
 def _scatter(
@@ -80,6 +83,7 @@ def _scatter(
             row.mean(TOP1).value,
             row.mean(TOP1).spread,
             BASELINE_COLOR if row.is_baseline else colors[row.recipe.model.dims],
+            row.label,
         )
         for row in table
         if row.mean(TOP1) and row.mean(cost) and row.mean(cost).value > 0
@@ -90,7 +94,8 @@ def _scatter(
     if not points:
         return _nothing_yet(figure, axes)
     axes.set_xscale("log")
-    best = [points[i] for i in front([(sign * p.x, p.y) for p in points])]
+    floor = _floor([p.y for p in points])
+    best = [points[i] for i in front([(sign * p.x, p.y) for p in points]) if points[i].y >= floor]
     axes.plot(
         [p.x for p in best],
         [p.y for p in best],
@@ -100,7 +105,8 @@ def _scatter(
         zorder=1,
         label="Pareto front",
     )
-    for p in points:
+    shown = [p for p in points if p.y >= floor]
+    for p in shown:
         if p.spread:
             axes.errorbar(p.x, p.y, p.spread, color=p.color, capsize=3, linewidth=1.2, zorder=2)
         marker, size = ("*", 150) if p.row.is_baseline else ("o", 38)
@@ -116,9 +122,39 @@ def _scatter(
         )
     _legend_of_widths(axes, points, colors)
     axes.margins(x=0.12, y=0.12)
+    fallen = _at_the_bottom(axes, [p for p in points if p.y < floor])
     _log_ticks(axes, ticks)
-    _place_labels(figure, axes, points)
+    _place_labels(figure, axes, shown + fallen, best)
     return figure
+
+
+def _floor(values: Sequence[float]) -> float:
+    """The lowest value that still belongs on the axis: one failed recipe must not flatten the rest.
+
+    What lies further below the median than four times the median below the best falls off.
+    """
+    middle = statistics.median(values)
+    return middle - 4 * max(max(values) - middle, 1.0)
+
+
+def _at_the_bottom(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
+    """Mark points below the axis by an arrow at its lower edge, their value in their name."""
+    low, high = axes.get_ylim()
+    edge = low + 0.03 * (high - low)
+    moved = [replace(p, y=edge, spread=None, name=f"{p.name} {p.y:.1f} %") for p in points]
+    for p in moved:
+        axes.scatter(p.x, p.y, s=45, marker="v", color=p.color, zorder=3)
+    if points:
+        axes.set_xlim(*_wide(axes.get_xlim(), [p.x for p in points]))
+        axes.set_ylim(low, high)
+    return moved
+
+
+def _wide(limits: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis that hold the values too, with room for their names."""
+    return min(limits[0], *(value / 1.3 for value in values)), max(
+        limits[1], *(value * 1.3 for value in values)
+    )
 
 
 def _width_colors(table: Sequence[Row]) -> dict[tuple[int, ...], str]:
@@ -161,33 +197,52 @@ def _legend_of_widths(
 # -- labels that do not overlap -------------------------------------------------------------------
 
 _DISTANCES = (12, 20, 32, 46, 60)  # dots from a point's middle, near ones first
+_CHOICE = 12  # free places to choose among; later ones are too far away
 _DIRECTIONS = (0, 180, 90, 270, 35, 145, 215, 325)  # degrees
 
 
-def _place_labels(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
+def _place_labels(
+    figure: Figure, axes: Axes, points: Sequence[_Point], line: Sequence[_Point]
+) -> None:
     """Name every point at the first free place around it; the baseline and the best choose first.
 
-    Where no place is free the name is left out: the table has it.
+    Places off the front's `line` are preferred. Where no place is free the name is left out: the
+    table has it.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # fixes the axes' place, which the search below measures in
     figure.set_layout_engine("none")
     frame = axes.get_window_extent()
     taken = [box for p in points for box in _marks(axes, p)]
+    drawn = list(_along(axes, line))
     for p in sorted(points, key=lambda p: (not p.row.is_baseline, -p.y)):
-        probe = axes.text(p.x, p.y, p.row.label, fontsize=LABEL_SIZE)
+        probe = axes.text(p.x, p.y, p.name, fontsize=LABEL_SIZE)
         size = probe.get_window_extent(canvas.get_renderer())
         probe.remove()
         x, y = axes.transData.transform((p.x, p.y))
+        free = []
         for dx, dy in _around():
             left = x + dx - (size.width / 2 if abs(dx) < 1 else size.width if dx < 0 else 0)
             box = Bbox.from_bounds(left, y + dy - size.height / 2, size.width, size.height)
             box = box.padded(1.5)
             inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                _write_label(axes, p, dx, dy)
-                break
+                crosses = any(box.overlaps(other) for other in drawn)
+                free.append((crosses, len(free), dx, dy, box))
+        if free:
+            _, _, dx, dy, box = min(free[:_CHOICE])
+            taken.append(box)
+            _write_label(axes, p, dx, dy)
+
+
+def _along(axes: Axes, line: Sequence[_Point]) -> Iterator[Bbox]:
+    """Small boxes that cover the line between the points."""
+    corners = [axes.transData.transform((p.x, p.y)) for p in line]
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 6))
+        for i in range(count + 1):
+            x, y = x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count
+            yield Bbox.from_extents(x - 2, y - 2, x + 2, y + 2)
 
 
 def _around() -> Iterator[tuple[float, float]]:
@@ -211,7 +266,7 @@ def _marks(axes: Axes, point: _Point) -> Iterator[Bbox]:
 def _write_label(axes: Axes, point: _Point, dx: float, dy: float) -> None:
     far = math.hypot(dx, dy) > _DISTANCES[1]
     axes.annotate(
-        point.row.label,
+        point.name,
         (point.x, point.y),
         (dx, dy),
         textcoords="offset pixels",
@@ -256,6 +311,7 @@ def _curves(
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     _dress(axes, title, "epoch", ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     rows = sorted(table, key=lambda row: (row.mean(MACS).value if row.mean(MACS) else 0, row.label))
     shades = colormaps["viridis"]
     named = {rows[0].label, rows[-1].label} if len(rows) > MAX_CURVE_NAMES else None

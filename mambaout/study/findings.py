@@ -84,6 +84,7 @@ def answer(table: Sequence[Row]) -> list[str]:
         *_axes(steps),
         *_value(ready),
         *_baseline(ready, noise),
+        *_unsure(ready, noise),
     ]
 
 
@@ -110,10 +111,7 @@ def _best(ready: Sequence[Row], noise: Noise | None) -> str:
 def _judged(points: float, first: Row, second: Row, noise: Noise | None) -> str:
     """ "1.83 points, beyond seed noise (...)"."""
     if noise is None:
-        return (
-            f"{points:.2f} points; whether that is beyond seed noise cannot be said, since no "
-            "recipe has finished with two seeds"
-        )
+        return f"{points:.2f} points"  # what that is worth is said once, at the end
     bound = noise.bound(first, second)
     where = "beyond" if points > bound else "within"
     return (
@@ -221,6 +219,15 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
     return [
         f"{text}; {rival.label}, the nearest in MACs ({count_text(rival.mean(MACS).value)}), is "
         f"{side} it by {_judged(abs(gap), rival, base, noise)}."
+    ]
+
+
+def _unsure(ready: Sequence[Row], noise: Noise | None) -> list[str]:
+    if noise is not None or len(ready) < 2:
+        return []
+    return [
+        "No recipe has finished with two seeds, so whether any of these differences is beyond "
+        "seed noise cannot be said; launch the study again with --seeds 3."
     ]
 
 

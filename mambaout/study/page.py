@@ -73,7 +73,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
-    "other beats on both axes.",
+    "other beats on both axes; an arrow at the lower edge is a recipe that lies below the chart.",
     "accuracy_throughput.png": "Up and to the right is better. Images/s as measured while the "
     "trials of the study shared the machine.",
     "learning_curves.png": "One line a seed, light to dark by MACs; a cross marks a run that "

@@ -25,7 +25,7 @@ from mambaout.accounting import train_macs
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sources import open_data
-from mambaout.launch.cluster import cluster_address
+from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import ACCELERATORS, share, this_machine
 from mambaout.launch.tune import Request, run_study
@@ -40,7 +40,6 @@ STORAGE = "runs"
 # The working directory of a submitted job is a copy that goes with the cluster; results do not
 # belong there.
 JOB_STORAGE = "~/mambaout-runs"
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 
 # (training images, short side of an image in px, whether --smoke is given) -> the study
 BuildStudy = Callable[[int, int, bool], Study]

@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 
 from mambaout.launch.outcomes import one_line
 from mambaout.launch.resources import Node
 
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # set by `ray job submit` in its jobs
+CONNECT_SECONDS = 5.0
+_NO_CLUSTER = (
+    "no Ray cluster answers at {} ({}); start one with `ray start --head`, or leave --address out "
+    "to run on this machine"
+)
 OBJECT_STORE_BYTES = 128 * 2**20  # trials share files, not objects
 
 # Ray and Tune print tables, warnings and stack traces of their own. What a reader needs of them
@@ -49,20 +56,30 @@ def cluster_address(given: str | None) -> str | None:
             f"{source}={found} is a Ray Client address, which Tune does not run through; submit "
             "the study with `ray job submit`, or give HOST:6379 on a machine of the cluster"
         )
+    if found != "auto" and not found.rpartition(":")[2].isdecimal():
+        raise ValueError(f"{source}={found}: give HOST:PORT, for example 10.0.0.1:6379")
     return found
 
 
 def join(address: str) -> list[Node]:
     """Connect to a running cluster; the resources of its machines. ValueError if none answers."""
+    if address != "auto":
+        _knock(address)
     ray = _quiet_ray()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({one_line(error)}); start one with "
-            "`ray start --head`, or leave --address out to run on this machine"
-        ) from error
+        raise ValueError(_NO_CLUSTER.format(address, one_line(error))) from error
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds that nobody is there: Ray itself tries for minutes, aloud."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(_NO_CLUSTER.format(address, error)) from error
 
 
 def start(node: Node) -> None:

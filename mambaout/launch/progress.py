@@ -12,6 +12,7 @@ from typing import TextIO
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
+ENDED = ("finished", "diverged")
 MOST_ROWS = 16  # running trials shown at once
 
 
@@ -26,7 +27,7 @@ class Job:
 
 def done_fraction(job: Job, run: Run) -> float:
     """Share of the trial's steps that is recorded; 1 once it has an outcome."""
-    if run.status in ("finished", "diverged"):
+    if run.status in ENDED:
         return 1.0
     return run.records[-1].step / job.num_steps if run.records else 0.0
 
@@ -77,7 +78,8 @@ def status_lines(
     failed: int = 0,
 ) -> list[str]:
     """One line on the study, and one on each running trial, by the keys of `running`."""
-    over = sum(done_fraction(job, runs[job.trial.key]) == 1 for job in jobs)
+    ended = [job.trial.key for job in jobs if runs[job.trial.key].status in ENDED]
+    over = len(set(ended) - set(running))
     work = sum(job.train_macs for job in jobs)
     share = sum(done_fraction(job, runs[job.trial.key]) * job.train_macs for job in jobs) / work
     waiting = len(jobs) - over - len(running) - failed

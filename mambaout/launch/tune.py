@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mambaout.launch.cluster import Signals, cluster_address, join, leave, start
+from mambaout.launch.cluster import JOB_VARIABLE, Signals, cluster_address, join, leave, start
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
@@ -183,6 +183,8 @@ class _Launch:
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
         self.screen.say(f"study {self.request.name}: {jobs} trials{over}{at_once}")
         self.screen.say(f"folder {self.folder.path}")
+        if todo and not self.joined:
+            self.screen.say("starting Ray; the first trial begins in about 10 s")
 
     def _tune(self) -> None:
         from ray import tune
@@ -311,7 +313,8 @@ class _Launch:
             self.screen.say(f"    {run.trial.name}  {run.facts.get('error', so_far)}")
             if run.status == "failed":
                 self.screen.say(f"        {self.folder.run_directory(run.trial)}/failures.jsonl")
-        self.screen.say(f"to go on: {self.request.command}")
+        again = "submit the job again" if os.environ.get(JOB_VARIABLE) else self.request.command
+        self.screen.say(f"to go on: {again}")
 
 
 def _error_of(tune_trial: Any) -> Exception:

@@ -309,6 +309,32 @@ def test_a_trial_set_aside_gets_a_new_run(uri, folder):
     assert child(uri, trial).info.run_id != before
 
 
+def test_a_trial_that_goes_on_before_its_end_was_logged_is_running(uri, folder, tmp_path):
+    trial = folder.trials()[0]
+    tracker = open_tracker(uri)
+    tracker.begin(trial)
+    start(folder, trial)
+    (tmp_path / "mlartifacts").write_text("a file where the artifacts' folder should be")
+    ended(folder, tracker, trial)
+    (tmp_path / "mlartifacts").unlink()
+    tracker._patience.end_pause()
+    tracker.begin(trial)
+    tracker.catch_up(trial, folder.run_directory(trial))
+    assert child(uri, trial).info.status == "RUNNING"
+
+
+def test_a_run_that_was_made_though_nobody_heard_of_it_is_found_not_doubled(uri, folder):
+    trial = folder.trials()[0]
+    start(folder, trial)
+    tracker, another = open_tracker(uri), open_tracker(uri)
+    another.begin(trial)  # as by a request whose answer was lost
+    tracker.begin(trial)
+    assert len(children(uri)[trial.key]) == 2
+    tracker.catch_up(trial, folder.run_directory(trial))
+    assert open_tracker(uri).sync(folder) == 0
+    assert child(uri, trial).data.metrics, "the one with values stays"
+
+
 def test_a_tracker_travels_by_pickle(uri, folder):
     trial = folder.trials()[0]
     tracker = open_tracker(uri)
@@ -497,6 +523,8 @@ def test_a_server_that_stops_answering_costs_no_trial_and_gets_everything_later(
     os.killpg(process.pid, signal.SIGSTOP)
     try:
         diverge(folder, two)
+        with (folder.run_directory(two) / "records.jsonl").open("a") as out:
+            out.write(record(93, 2.3, {"train/loss": float("nan")}).to_json() + "\n")
         before = time.monotonic()
         tracker.begin(two)  # the one call that finds out waits; the others know
         for _ in range(20):
@@ -511,7 +539,7 @@ def test_a_server_that_stops_answering_costs_no_trial_and_gets_everything_later(
 
     assert tracker.close("FINISHED"), "what is owed is paid before the study is closed"
     assert child(address, two).info.status == "FAILED"
-    assert len(series(address, two, "train/loss")) == 2
+    assert len(series(address, two, "train/loss")) == 3
     assert len(children(address)[two.key]) == 1
 
 

@@ -14,10 +14,10 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 # MLflow reports usage to its makers unless told not to; a study says nothing about itself.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -25,10 +25,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mambaout.recipe import flat_fields
+from mambaout.study.outage import Patience
 from mambaout.study.store import check_tracking, default_tracking_uri, sqlite_path
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Run, StudyFolder, Trial
 from mambaout.study.tail import Tail
@@ -45,10 +47,8 @@ EPOCH = "epoch"  # series: how far a running trial is
 CHECKPOINT_FILE = "last.ckpt"
 MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
 MAX_TEXT = 4000  # characters of a tag or a param, below MLflow's bounds
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 120.0  # between tries while the store is away
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-T = TypeVar("T")
 
 
 def _quiet_client(uri: str) -> MlflowClient:
@@ -63,15 +63,10 @@ def _experiment_name(study_name: str) -> str:
 
 
 def _be_brief() -> None:
-    # MLflow's own patience is 7 retries of up to 120 s each, during which the driver could not
-    # serve its trials. A value from outside stands.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # MLflow's own patience is 7 retries of up to 120 s each, during which nobody would serve the
+    # trials; and a retried request to make a run makes two. A value from outside stands.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 # -- the tracker ----------------------------------------------------------------------------------
@@ -84,6 +79,7 @@ class _Followed:
     trial: Trial
     tags: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None  # None until MLflow has the run
+    asked_for: bool = False  # MLflow was asked to make the run and has not said that it did
     start_ms: int = 0
     last_step: dict[str, int] = field(default_factory=dict)  # by metric name, as MLflow has it
     tail: Tail = field(default_factory=Tail)  # what of records.jsonl is logged
@@ -114,7 +110,7 @@ class Tracker:
             path.parent.mkdir(parents=True, exist_ok=True)
             artifact_root = artifact_root or path.parent / "mlartifacts"
         self._followed: dict[str, _Followed] = {}
-        self._pause, self._again_at, self._away = FIRST_PAUSE_SECONDS, 0.0, False
+        self._patience = Patience(f"MLflow at {uri}", (MlflowException, OSError, sqlite3.Error))
         self._mlflow: MlflowClient | None = None
         self.experiment_id = self._find_experiment(question, artifact_root)
         self.run_id = self._find_parent(question)
@@ -160,16 +156,33 @@ class Tracker:
             run_id = self._client.create_run(
                 self.experiment_id, tags=tags, run_name=self.study_name
             ).info.run_id
-        mine = f"tags.`{ROLE_TAG}` = 'trial' and tags.`mlflow.parentRunId` = '{run_id}'"
         self._known: dict[str, tuple[str, str]] = {}  # key -> run id and status in MLflow
+        self._look_up(run_id)
+        return run_id
+
+    def _look_up(self, parent_id: str, key: str | None = None) -> None:
+        """Learn the runs of one trial, or of all, from MLflow.
+
+        A request that timed out may have made a run all the same, and a second one then exists
+        for its key: the empty one of the two is deleted.
+        """
+        mine = f"tags.`{ROLE_TAG}` = 'trial' and tags.`mlflow.parentRunId` = '{parent_id}'"
+        mine += f" and tags.`{KEY_TAG}` = '{key}'" if key else ""
+        found: dict[str, list[MlflowRun]] = {}
         page = None
         while True:
             runs = self._client.search_runs([self.experiment_id], mine, page_token=page)
             for run in runs:
-                self._known[run.data.tags[KEY_TAG]] = (run.info.run_id, run.info.status)
+                found.setdefault(run.data.tags[KEY_TAG], []).append(run)
             page = runs.token
             if not page:
-                return run_id
+                break
+        for each, same in found.items():
+            first, *others = sorted(same, key=lambda run: -len(run.data.metrics))
+            self._known[each] = (first.info.run_id, first.info.status)
+            for other in others:
+                if not other.data.metrics:
+                    self._client.delete_run(other.info.run_id)
 
     # -- one trial
 
@@ -180,8 +193,8 @@ class Tracker:
         """
         followed = self._followed.setdefault(trial.key, _Followed(trial))
         followed.tags |= {name: str(value) for name, value in (tags or {}).items()}
-        followed.run_id = None
-        self._guarded(lambda: self._begin(followed))
+        followed.run_id = followed.ending = None  # an end not logged yet was not the end
+        self._patience.guarded(lambda: self._begin(followed))
 
     def _begin(self, followed: _Followed) -> None:
         trial = followed.trial
@@ -195,7 +208,10 @@ class Tracker:
         } | followed.tags
         params = {name: _text(value) for name, value in flat_fields(trial.recipe).items()}
         params["seed"] = str(trial.seed)
+        if followed.asked_for:
+            self._look_up(self.run_id, trial.key)
         if trial.key not in self._known:
+            followed.asked_for = True
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
         else:
             run_id, _ = self._known[trial.key]
@@ -212,12 +228,12 @@ class Tracker:
         followed.start_ms = run.info.start_time
         followed.latest = (0, run.info.start_time)
         followed.tail = Tail()
-        followed.run_id = run.info.run_id
+        followed.run_id, followed.asked_for = run.info.run_id, False
 
     def catch_up(self, trial: Trial, run_directory: Path) -> int:
         """Log what the trial's records.jsonl holds beyond what MLflow has; the number of values."""
         followed = self._followed.setdefault(trial.key, _Followed(trial))
-        done = self._guarded(lambda: self._catch_up(followed, Path(run_directory)))
+        done = self._patience.guarded(lambda: self._catch_up(followed, Path(run_directory)))
         if done is not None:
             self._make_good(but=followed)
         return done or 0
@@ -252,7 +268,7 @@ class Tracker:
         """
         followed = self._followed.setdefault(trial.key, _Followed(trial))
         followed.ending = (run, Path(run_directory))
-        if self._guarded(lambda: self._end(followed)) is not None:
+        if self._patience.guarded(lambda: self._end(followed)) is not None:
             self._make_good(but=followed)
 
     def _end(self, followed: _Followed) -> bool:
@@ -291,7 +307,7 @@ class Tracker:
                 self._client.log_artifact(self.run_id, path)
             return True
 
-        self._guarded(put)
+        self._patience.guarded(put)
 
     def sync(self, folder: StudyFolder) -> int:
         """Bring every trial of the folder that has ended into MLflow; how many were missing.
@@ -322,9 +338,11 @@ class Tracker:
 
     def close(self, status: RunStatus = "FINISHED") -> bool:
         """End the parent run; False, and a report, where MLflow still lacks something."""
-        self._again_at = 0.0
+        self._patience.end_pause()
         self._make_good()
-        closed = self._guarded(lambda: self._client.set_terminated(self.run_id, status) or True)
+        closed = self._patience.guarded(
+            lambda: self._client.set_terminated(self.run_id, status) or True
+        )
         owed = [f.trial.name for f in self._followed.values() if f.ending]
         if owed or not closed:
             log.warning(
@@ -338,30 +356,7 @@ class Tracker:
     def _make_good(self, but: _Followed | None = None) -> None:
         for followed in self._followed.values():
             if followed.ending and followed is not but:
-                self._guarded(lambda followed=followed: self._end(followed))
-
-    def _guarded(self, act: Callable[[], T]) -> T | None:
-        """`act()`, or None where the store is away, which is reported once an outage."""
-        if time.monotonic() < self._again_at:
-            return None
-        try:
-            done = act()
-        except (MlflowException, OSError, sqlite3.Error) as error:
-            if not self._away:
-                log.warning(
-                    "MLflow at %s did not take a report (%s); training goes on, and what is "
-                    "missing is logged when it answers again",
-                    self.uri,
-                    _short(error),
-                )
-            self._away = True
-            self._again_at = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-            return None
-        if self._away:
-            log.warning("MLflow at %s answers again", self.uri)
-        self._away, self._pause = False, FIRST_PAUSE_SECONDS
-        return done
+                self._patience.guarded(lambda followed=followed: self._end(followed))
 
 
 def _status(run: Run) -> RunStatus:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from mambaout.launch.cli import main
-from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
+from mambaout.recipe import BASELINE, Recipe, scaled_to, tuned
 from mambaout.study.study import Study
 from mambaout.variants import VARIANTS, ModelConfig, deepen, widen
 
@@ -45,10 +45,7 @@ POINT = dict(
     erasing=0.0,
 )
 
-# The paper's 4096 of 1.28 million images are 312 steps an epoch; a batch of so large a share of
-# the data that at least this many remain.
 BASELINE_MODEL = deepen(REFERENCE, 2)
-BASELINE_STEPS_PER_EPOCH = 100
 
 SMOKE_WIDTHS = {"w8": 0.5, "w16": 1.0}
 SMOKE_BLOCKS = {"d4": 0, "d6": 2}
@@ -65,7 +62,7 @@ def scale(num_train: int, image_side: int, smoke: bool = False) -> Study:
             label: tuned(BASELINE, **{n: getattr(shape, n) for n in shape.__slots__})
             for label, shape in VARIANTS.items()
         }
-        return Study(name=name, question=question, recipes=recipes | {"baseline": BASELINE})
+        return Study(name=name, question=question, recipes=recipes)
     widths, blocks = (SMOKE_WIDTHS, SMOKE_BLOCKS) if smoke else (WIDTHS, BLOCKS)
     point = SMOKE_POINT if smoke else POINT
     shapes = {
@@ -87,12 +84,11 @@ def _point(shape: ModelConfig, fields: dict) -> Recipe:
 
 
 def _baseline(num_train: int, point: dict) -> Recipe:
-    """The paper's recipe at the data's size: its batch a power of two, its learning rate by the
-    linear rule, its warm-up the same share of the epochs; the augmentation is the paper's."""
-    batch = 2 ** ((num_train // BASELINE_STEPS_PER_EPOCH).bit_length() - 1)
+    """The paper's recipe at the data's size: batch and learning rate by the linear rule, the
+    warm-up the same share of the epochs, the augmentation as it is."""
     schedule = BASELINE.schedule
     return tuned(
-        with_global_batch(BASELINE, min(batch, BASELINE.global_batch)),
+        scaled_to(BASELINE, num_train),
         **{name: getattr(BASELINE_MODEL, name) for name in BASELINE_MODEL.__slots__},
         image_size=point["image_size"],
         minival_fraction=point["minival_fraction"],

@@ -33,9 +33,11 @@ from mambaout.launch.resources import ACCELERATORS, _cgroup_cores, share, usable
 from mambaout.recipe import BASELINE, tuned
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
+from mambaout.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 scale = runpy.run_path(str(ROOT / "sweeps" / "scale.py"))["scale"]
+baseline = runpy.run_path(str(ROOT / "sweeps" / "baseline.py"))["baseline"]
 
 
 # -- shares ---------------------------------------------------------------------------------------
@@ -422,5 +424,16 @@ def test_scale_smoke_is_small_and_large_images_get_the_published_networks():
     smoke = scale(4000, 28, smoke=True)
     assert 5 <= len(smoke.trials("d")) <= 6
     large = scale(1_281_167, 500)
-    assert large.recipes["baseline"] == BASELINE
-    assert {"femto", "kobe", "tiny", "small", "base"} <= set(large.recipes)
+    assert large.recipes == {n: replace(BASELINE, model=shape) for n, shape in VARIANTS.items()}
+    large.trials("d")
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_baseline_is_the_papers_recipe_at_the_datas_size(smoke):
+    (large,) = baseline(1_281_167, 500).recipes.values()
+    assert large == BASELINE
+    (small,) = baseline(4000, 28, smoke=smoke).recipes.values()
+    assert small.global_batch == 32
+    assert small.optim == replace(BASELINE.optim, peak_lr=4e-3 * 32 / 4096)
+    assert small.augment == BASELINE.augment
+    assert smoke or small.schedule.epochs == 300

@@ -40,7 +40,8 @@ class Share:
 
     def resources(self) -> dict[str, float]:
         """For tune.with_resources."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus)}
+        return {name: amount for name, amount in wanted.items() if amount}
 
     def slots(self, nodes: Sequence[Node]) -> int:
         """Trials that fit on the nodes at once."""

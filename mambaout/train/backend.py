@@ -81,7 +81,8 @@ class Cpu(Backend):
                 if line.startswith("model name"):
                     model = line.split(":", 1)[1].strip()
                     break
-        return f"{model} ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"{model} ({threads} thread{'s' if threads > 1 else ''})"
 
     def activation_budget_bytes(self) -> int:
         # A CPU has no error to catch: past the memory the kernel kills. Stay well inside, since

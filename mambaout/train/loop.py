@@ -357,6 +357,8 @@ class _Run:
             **self.identity,
             "data_name": self.data.name,
             "num_train": self.data.num_images("train", self.recipe),
+            "num_minival": self.data.num_images("minival", self.recipe),
+            "num_val": self.data.num_images("val", self.recipe),
             "num_classes": self.data.num_classes,
             "backend": self.backend.name,
             "device": self.backend.device_name,

@@ -7,7 +7,7 @@ and section 4.2). Where the paper and the authors' released code disagree, both 
 |---|---|---|---|
 | length | 300 epochs | 300 + 10 of cool-down at the final learning rate | cooldown_epochs=10 |
 | schedule | not stated, here a step | learning rate changes once an epoch | lr_steps="epoch" |
-| colour jitter | named in section 4.2 | set to 0.4, inert beside RandAugment | color_jitter=0.4 / 0 |
+| colour jitter | named in section 4.2 | 0.4, inert beside RandAugment | color_jitter=0.4 or 0 |
 
 RELEASED_CODE is the middle column written down. Colour jitter stays 0 in both, since the
 published weights were trained without it.
@@ -220,7 +220,7 @@ _PARTS = ("model", "optim", "schedule", "augment")
 
 
 def flat_fields(recipe: Recipe) -> dict[str, Any]:
-    """Every field by its own name, parts opened: {"peak_lr": 0.004, "depths": (3, 3, 9, 3), ...}."""
+    """Every field by its own name, parts opened: {"peak_lr": 0.004, "depths": (3, 3, 9, 3)}..."""
     flat: dict[str, Any] = {}
     for item in fields(recipe):
         value = getattr(recipe, item.name)
@@ -276,9 +276,9 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return tuple(_typed(name, v, args[0]) for v in value)
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if math.isfinite(value):
-                return float(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and math.isfinite(value):
+            return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     wanted = "finite number" if hint is float else getattr(hint, "__name__", str(hint))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -66,6 +67,11 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     task = Task(**config["task"])
     folder = StudyFolder(Path(task.storage), task.study)
+    if not folder.path.exists():
+        raise ValueError(
+            f"{socket.gethostname()} does not see {folder.path}: --storage must be a folder that "
+            "every machine of the cluster shares"
+        )
     trial = next(trial for trial in folder.trials() if trial.key == config["key"])
     directory = folder.run_directory(trial)
     if Path(task.stop_file).exists() or not retried(read_failures(directory, task.launch)):

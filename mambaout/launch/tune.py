@@ -27,6 +27,7 @@ from mambaout.launch.cluster import JOB_VARIABLE, Signals, cluster_address, join
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
+    FAILURES_FILE,
     Failure,
     add_failure,
     classify,
@@ -309,10 +310,12 @@ class _Launch:
         self.screen.say(f"\n{len(left)} of {len(runs)} trials did not finish:")
         for run in left:
             step = run.records[-1].step if run.records else 0
-            so_far = f"stopped after step {step}" if step else "not begun, or no record yet"
+            directory = self.folder.run_directory(run.trial)
+            begun = f"stopped after step {step}" if step else "stopped before its first record"
+            so_far = begun if (directory / "last.ckpt").exists() else "not begun"
             self.screen.say(f"    {run.trial.name}  {run.facts.get('error', so_far)}")
             if run.status == "failed":
-                self.screen.say(f"        {self.folder.run_directory(run.trial)}/failures.jsonl")
+                self.screen.say(f"        {directory / FAILURES_FILE}")
         again = "submit the job again" if os.environ.get(JOB_VARIABLE) else self.request.command
         self.screen.say(f"to go on: {again}")
 

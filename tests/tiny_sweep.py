@@ -1,6 +1,7 @@
 """A sweep script for the tests of `launch`: a study of tiny networks, a few seconds each.
 
-The environment variable TINY_LABELS picks its recipes, so that a test pays for what it needs.
+The environment variables TINY_LABELS and TINY_EPOCHS pick its recipes and their length, so that a
+test pays for what it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def recipe(label: str) -> Recipe:
         image_size=16,
         train_images=512,
         minival_fraction=0.1,
-        epochs=5,
+        epochs=int(os.environ.get("TINY_EPOCHS", 5)),
         warmup_epochs=1,
         peak_lr=2e-3,
     )

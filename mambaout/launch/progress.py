@@ -68,6 +68,11 @@ def about(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 -> "1 trial", 2 -> "2 trials"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def status_lines(
     jobs: Sequence[Job],
     runs: Mapping[str, Run],

@@ -35,7 +35,7 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
-from mambaout.launch.progress import Job, Screen, clock
+from mambaout.launch.progress import Job, Screen, clock, counted
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.trial import Retry, Task, recorded_step, run_trial
 from mambaout.study.study import Run, Study, StudyFolder, Trial
@@ -180,9 +180,10 @@ class _Launch:
     def _say_hello(self) -> None:
         jobs, todo = len(self.request.jobs), len(self.todo)
         over = f", {jobs - todo} of them over" if todo < jobs else ""
-        where = f"the cluster's {len(self.nodes)} machines" if self.joined else "this machine"
+        machines = counted(len(self.nodes), "machine")
+        where = f"the cluster's {machines}" if self.joined else "this machine"
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
-        self.screen.say(f"study {self.request.name}: {jobs} trials{over}{at_once}")
+        self.screen.say(f"study {self.request.name}: {counted(jobs, 'trial')}{over}{at_once}")
         self.screen.say(f"folder {self.folder.path}")
         if todo and not self.joined:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
@@ -266,9 +267,8 @@ class _Launch:
                 leave.daemon = True
                 leave.start()
                 at_once = " (Ctrl-C again: at once)" if self.signals.seen else ""
-                self.screen.say(
-                    f"{self.why_stopped}: {len(self.active)} trials save and stop{at_once}"
-                )
+                stopping = counted(len(self.active), "running trial")
+                self.screen.say(f"{self.why_stopped}: saving and stopping {stopping}{at_once}")
         elif not self.active or now - self.stopped_at > GRACE_SECONDS:
             raise _Stopped
 
@@ -307,7 +307,7 @@ class _Launch:
         left = [run for run in runs if run.status in ("unfinished", "failed")]
         if not left:
             return
-        self.screen.say(f"\n{len(left)} of {len(runs)} trials did not finish:")
+        self.screen.say(f"\n{len(left)} of {counted(len(runs), 'trial')} did not finish:")
         for run in left:
             step = run.records[-1].step if run.records else 0
             directory = self.folder.run_directory(run.trial)

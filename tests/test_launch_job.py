@@ -1,0 +1,133 @@
+"""A study as a submitted job on a Ray head: its log, its exit status, and `ray job stop`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+# A private head without tokens, found by nobody else; the entry point's python is the head's.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+    "RAY_AUTH_MODE": "disabled",
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for found in sockets:
+        found.bind(("127.0.0.1", 0))
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """The address that jobs are submitted to, of a Ray head started for the test."""
+    port, dashboard, client, agent = free_ports(4)
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets want it short
+        options = {
+            "port": port,
+            "dashboard-port": dashboard,
+            "ray-client-server-port": client,
+            "dashboard-agent-listen-port": agent,
+            "num-cpus": 2,
+            "temp-dir": folder,
+        }
+        process = subprocess.Popen(
+            [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+            + [f"--{name}={value}" for name, value in options.items()],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            wait_for(lambda: answers(f"{address}/api/version"))
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=2).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_for(what, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.1)
+
+
+def ray_job(head: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "ray"), "job", *words],
+        env=ENVIRONMENT | {"RAY_ADDRESS": head},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tmp_path):
+    variables = {
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "TINY_LABELS": "thin",
+        "TINY_EPOCHS": "15",  # it is still at it when `ray job stop` has found its words
+        "MAMBAOUT_CACHE": os.environ["MAMBAOUT_CACHE"],
+    }
+    runtime = ["--runtime-env-json", json.dumps({"env_vars": variables}), "--working-dir", "tests"]
+    study = ["--", "python", "tiny_sweep.py", "--storage", str(tmp_path / "runs")]
+
+    wrong = ray_job(head, "submit", *runtime, *study, "--data", "digitz")
+    assert wrong.returncode == 1, wrong.stderr
+    assert "tiny_sweep.py: digitz is not there" in wrong.stdout + wrong.stderr
+    assert not (tmp_path / "runs").exists()
+
+    study += ["--data", "digits"]
+    ray_job(head, "submit", "--no-wait", "--submission-id", "first", *runtime, *study)
+    trials = tmp_path / "runs" / "tiny-digits" / "trials"
+    wait_for(lambda: list(trials.glob("*/last.ckpt")))
+    ray_job(head, "stop", "first")
+    assert "was stopped" in ray_job(head, "status", "first").stdout
+    log = ray_job(head, "logs", "first").stdout
+    assert "interrupted: saving and stopping 1 running trial" in log, log
+    assert "to go on: submit the job again" in log
+    assert not list(trials.glob("*/outcome.json"))
+
+    second = ray_job(head, "submit", *runtime, *study)
+    shown = second.stdout + second.stderr
+    assert second.returncode == 0, shown
+    assert "1/1  thin-s0  top-1" in shown
+    assert len(list(trials.glob("*/outcome.json"))) == 1

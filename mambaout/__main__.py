@@ -6,6 +6,7 @@
     mambaout pack SOURCE OUT                                            Parquet shards
     mambaout export runs/femto/last.ckpt femto.safetensors              weights that timm loads
     mambaout report scale                                               a study's report, made anew
+    mambaout sync scale --tracking-uri http://HOST:5000                 a study into another MLflow
     mambaout ui                                                         the MLflow UI on the studies
 
 Exit status: 0 done, 1 not finished (the same command goes on), 2 the request was wrong, 130
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mambaout.recipe import (
     BASELINE,
@@ -34,6 +36,9 @@ from mambaout.recipe import (
 )
 from mambaout.variants import VARIANTS, variant
 
+if TYPE_CHECKING:
+    from mambaout.study.study import StudyFolder
+
 DEFAULT_STORAGE = Path("runs")
 
 
@@ -43,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="mambaout", description="MambaOut: train, evaluate, account, and read studies."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _account, _pack, _export, _report, _ui):
+    for add in (_train, _evaluate, _account, _pack, _export, _report, _sync, _ui):
         add(commands)
     options = parser.parse_args(argv)
     try:
@@ -309,6 +314,16 @@ def _report(commands: argparse._SubParsersAction) -> None:
 
 def _run_report(options: argparse.Namespace) -> int:
     from mambaout.study.report import ranked_table, write_report
+
+    folder = _study_folder(options)
+    print(ranked_table(folder.runs()))
+    for path in write_report(folder):
+        print(path)
+    return 0
+
+
+def _study_folder(options: argparse.Namespace) -> StudyFolder:
+    """The folder of the study that was named; a ValueError lists those there are."""
     from mambaout.study.study import STUDY_FILE, StudyFolder
 
     folder = StudyFolder(options.storage, options.study)
@@ -318,10 +333,33 @@ def _run_report(options: argparse.Namespace) -> int:
             f"no study {options.study!r} under {options.storage}; there are: "
             f"{', '.join(known) or 'none'}"
         )
-    print(ranked_table(folder.runs()))
-    for path in write_report(folder):
-        print(path)
-    return 0
+    return folder
+
+
+def _sync(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("sync", help="log what MLflow lacks of a study")
+    parser.add_argument("study", help="its name")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser.add_argument("--tracking-uri", help="default: the store under --storage")
+    parser.set_defaults(run=_run_sync)
+
+
+def _run_sync(options: argparse.Namespace) -> int:
+    from mambaout.study.report import write_report
+    from mambaout.study.store import check_tracking, default_tracking_uri
+
+    folder = _study_folder(options)
+    uri = options.tracking_uri or default_tracking_uri(options.storage)
+    check_tracking(uri)
+    from mambaout.study.tracking import Tracker
+
+    tracker = Tracker(uri, options.study, folder.read()["question"])
+    missing = tracker.sync(folder)
+    tracker.attach(write_report(folder))
+    unfinished = any(run.status == "unfinished" for run in folder.runs())
+    whole = tracker.close("FAILED" if unfinished else "FINISHED")
+    print(f"{uri}: {missing} trials of {options.study} were missing")
+    return 0 if whole else 1
 
 
 def _ui(commands: argparse._SubParsersAction) -> None:

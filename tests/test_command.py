@@ -7,6 +7,7 @@ import json
 import pytest
 import timm
 import torch
+from study_files import finished_study
 
 from mambaout.__main__ import main
 from mambaout.model.network import build
@@ -128,3 +129,21 @@ def test_the_front_door_builds_what_the_readme_shows():
     assert tuned(BASELINE, peak_lr=8e-3, epochs=100).optim.peak_lr == 8e-3
     model = build(deepen(widen(VARIANTS["femto"], 0.5), 1), num_classes=3)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_sync_brings_a_study_into_an_mlflow_that_lacks_it_once(tmp_path, capsys):
+    finished_study(tmp_path)
+    uri = f"sqlite:///{tmp_path}/other.db"
+    command = ["sync", "scale", "--storage", str(tmp_path), "--tracking-uri", uri]
+    assert main(command) == 0
+    assert "14 trials of scale were missing" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "0 trials of scale were missing" in capsys.readouterr().out
+
+
+def test_report_prints_the_ranked_table_and_names_its_files(tmp_path, capsys):
+    finished_study(tmp_path)
+    assert main(["report", "scale", "--storage", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "report.html" in shown
+    assert "w32-d6" in shown

@@ -34,8 +34,6 @@ from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.study.tracking import Tracker, compare_url, ui_command
 
-# MLflow's own, against the sqlalchemy it is installed with; a user's run does not show them.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 
 QUESTION = "Does it scale?"
 

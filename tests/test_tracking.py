@@ -34,7 +34,6 @@ from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.study.tracking import Tracker, compare_url, ui_command
 
-
 QUESTION = "Does it scale?"
 
 

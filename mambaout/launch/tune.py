@@ -174,7 +174,10 @@ class _Launch:
                 cleanup.callback(leave)
                 start(self.nodes[0])
             self.signals.listen()
-            self._tune()
+            if self.signals.seen:
+                self.screen.say("interrupted before a trial began")
+            else:
+                self._tune()
         return self._end()
 
     def _say_hello(self) -> None:

@@ -122,6 +122,9 @@ def _scatter(
         )
     _legend_of_widths(axes, points, colors)
     axes.margins(x=0.12, y=0.12)
+    if len(places := {p.x for p in shown}) == 1:  # no range to take a margin of
+        axes.set_autoscalex_on(False)
+        axes.set_xlim(min(places) / 2, max(places) * 2)
     fallen = _at_the_bottom(axes, [p for p in points if p.y < floor])
     _log_ticks(axes, ticks)
     _place_labels(figure, axes, shown + fallen, best)

@@ -90,7 +90,7 @@ def test_a_single_seed_has_no_spread(tmp_path):
 
 def test_the_table_marks_the_baseline_and_the_choice_of_minival(finished):
     notes = {line[1]: line[-1] for line in map(split_cells, markdown_lines(finished))}
-    assert notes["baseline"] == "baseline recipe"
+    assert notes["baseline"] == "baseline recipe, after 10 of its 300 epochs"
     choice = chosen(rows(finished.runs()))
     assert choice is not None
     assert notes[choice.label] == "chosen on minival"

@@ -209,7 +209,7 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
         return []
     text = (
         f"The baseline recipe reaches {base.mean(TOP1).text(unit=' %')} at "
-        f"{count_text(base.mean(MACS).value)} MACs"
+        f"{count_text(base.mean(MACS).value)} MACs{base.cut}"
     )
     rival = min(rivals, key=lambda row: abs(math.log(_ratio(row, base))))
     if abs(math.log(_ratio(rival, base))) > math.log(1.5):

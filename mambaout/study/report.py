@@ -73,7 +73,7 @@ def table_cells(table: Sequence[Row]) -> list[list[str]]:
     """The ranked table as text, a row of cells a recipe, in the order of HEADERS."""
     cells, choice = [], chosen(table)
     for rank, row in enumerate(table, 1):
-        notes = ["baseline recipe"] if row.is_baseline else []
+        notes = [f"baseline recipe{row.cut}"] if row.is_baseline else []
         notes += ["chosen on minival"] if row is choice else []
         notes += [row.state] if row.state else []
         cells.append(

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mambaout.recipe import Recipe, content_key
+from mambaout.recipe import BASELINE, Recipe, content_key
 from mambaout.study.study import Run
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
@@ -52,6 +52,12 @@ class Row:
     @property
     def is_baseline(self) -> bool:
         return self.label.startswith(BASELINE_LABEL)
+
+    @property
+    def cut(self) -> str:
+        """How a baseline was shortened: ", after 3 of its 300 epochs"; "" where it was not."""
+        epochs, whole = self.recipe.schedule.epochs, BASELINE.schedule.epochs
+        return f", after {epochs} of its {whole} epochs" if epochs < whole else ""
 
     @property
     def finished(self) -> tuple[Run, ...]:

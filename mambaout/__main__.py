@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,8 +161,7 @@ def _recipe_from(options: argparse.Namespace) -> Recipe:
             hflip=0,
         )
     if options.variant is not None:
-        model = variant(options.variant)
-        recipe = tuned(recipe, **{name: getattr(model, name) for name in model.__slots__})
+        recipe = replace(recipe, model=variant(options.variant))
     if "global_batch" in given and "peak_lr" not in given:
         recipe = with_global_batch(recipe, given["global_batch"])
         print(f"global_batch {recipe.global_batch}: peak_lr scaled to {recipe.optim.peak_lr:.4g}")
@@ -223,8 +223,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     data = open_data(options.data)
     recipe = recipe_of(options.weights) or BASELINE
     if options.variant is not None:
-        model_config = variant(options.variant)
-        recipe = tuned(recipe, **{n: getattr(model_config, n) for n in model_config.__slots__})
+        recipe = replace(recipe, model=variant(options.variant))
     elif recipe_of(options.weights) is None:
         raise ValueError(f"{options.weights} does not say its shape; add --variant")
     if options.image_size:

@@ -9,6 +9,7 @@ Writes: runs/baseline-DATA/: a run directory a trial, report.html, trials.csv; M
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from mambaout.launch.cli import main
 from mambaout.recipe import BASELINE, scaled_to, tuned
@@ -19,12 +20,13 @@ from mambaout.variants import ModelConfig, variant
 
 VARIANT_NAMES = ("femto",)  # kobe, tiny, small and base are as good: one more trial each
 
-# Images up to this side, in px, get a stem and a network of their size.
-SMALL_SIDE = 64
+# Images up to this side, in px, get a stem and a network of their size, and keep it but for ones
+# below the smallest.
+SMALL_SIDE, SMALLEST_SIDE = 64, 28
 SMALL_MODEL = ModelConfig(
     depths=(1, 1, 3, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
 )
-SMALL = dict(image_size=28, minival_fraction=0.1)
+MINIVAL_FRACTION = 0.1  # of a small set; the recipe's 2 % of few images is too few to choose on
 SMOKE = dict(epochs=3, warmup_epochs=0.2)  # the paper's 20 of 300
 
 # --------------------------------------------------------------------------------------------------
@@ -36,16 +38,14 @@ def baseline(num_train: int, image_side: int, smoke: bool = False) -> Study:
     shapes = {name: variant(name) for name in VARIANT_NAMES}
     if image_side <= SMALL_SIDE:
         shapes = {"baseline": SMALL_MODEL}
-        recipe = tuned(recipe, **SMALL)
+        side = max(image_side, SMALLEST_SIDE)
+        recipe = tuned(recipe, image_size=side, minival_fraction=MINIVAL_FRACTION)
     if smoke:
         recipe = tuned(recipe, **SMOKE)
     return Study(
         name="baseline-smoke" if smoke else "baseline",
         question=str(baseline.__doc__),
-        recipes={
-            label: tuned(recipe, **{name: getattr(shape, name) for name in shape.__slots__})
-            for label, shape in shapes.items()
-        },
+        recipes={label: replace(recipe, model=shape) for label, shape in shapes.items()},
     )
 
 

@@ -9,6 +9,7 @@ Writes: runs/scale-DATA/: a run directory a trial, report.html, trials.csv; MLfl
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from mambaout.launch.cli import main
 from mambaout.recipe import BASELINE, Recipe, scaled_to, tuned
@@ -17,8 +18,9 @@ from mambaout.variants import VARIANTS, ModelConfig, deepen, widen
 
 # -- the numbers of the study, all of them ---------------------------------------------------------
 
-# Images up to this side get the small stem and the small shapes, larger ones the published ones.
-SMALL_SIDE = 64
+# Images up to this side, in px, get the small stem and the small shapes and keep their size, but
+# for ones below the smallest; larger ones get the published shapes at 224.
+SMALL_SIDE, SMALLEST_SIDE = 64, 28
 
 # One block a stage at D, 2D, 4D, 6D channels, as in Femto; the axes go out from here.
 REFERENCE = ModelConfig(
@@ -31,7 +33,6 @@ SEEDS = {"w8-d4": (0, 1), "w16-d6": (0, 1), "w24-d4": (0, 1)}  # (0,) for the ot
 
 # What every point of the grid is trained with: short, so little is augmented away.
 POINT = dict(
-    image_size=28,
     global_batch=64,
     peak_lr=2e-3,
     epochs=4,
@@ -49,7 +50,7 @@ BASELINE_MODEL = deepen(REFERENCE, 2)
 
 SMOKE_WIDTHS = {"w8": 0.5, "w16": 1.0}
 SMOKE_BLOCKS = {"d4": 0, "d6": 2}
-SMOKE_POINT = POINT | dict(epochs=3)
+SMOKE_POINT = POINT | dict(epochs=3, image_size=SMALLEST_SIDE)
 
 # --------------------------------------------------------------------------------------------------
 
@@ -58,29 +59,21 @@ def scale(num_train: int, image_side: int, smoke: bool = False) -> Study:
     """How does top-1 grow with depth, with width and with both, and what does each MAC buy?"""
     name, question = "scale-smoke" if smoke else "scale", str(scale.__doc__)
     if image_side > SMALL_SIDE and not smoke:
-        recipes = {
-            label: tuned(BASELINE, **{n: getattr(shape, n) for n in shape.__slots__})
-            for label, shape in VARIANTS.items()
-        }
+        recipes = {label: replace(BASELINE, model=shape) for label, shape in VARIANTS.items()}
         return Study(name=name, question=question, recipes=recipes)
     widths, blocks = (SMOKE_WIDTHS, SMOKE_BLOCKS) if smoke else (WIDTHS, BLOCKS)
-    point = SMOKE_POINT if smoke else POINT
+    point = dict(image_size=max(image_side, SMALLEST_SIDE)) | (SMOKE_POINT if smoke else POINT)
     shapes = {
         f"{wide}-{deep}": deepen(widen(REFERENCE, factor), added)
         for wide, factor in widths.items()
         for deep, added in blocks.items()
         if f"{wide}-{deep}" not in LEFT_OUT
     }
-    recipes = {label: _point(shape, point) for label, shape in shapes.items()}
+    base = tuned(BASELINE, **point)
+    recipes = {label: replace(base, model=shape) for label, shape in shapes.items()}
     recipes["baseline"] = _baseline(num_train, point)
     seeds = {label: (0,) if smoke else SEEDS.get(label, (0,)) for label in recipes}
     return Study(name=name, question=question, recipes=recipes, seeds=seeds)
-
-
-def _point(shape: ModelConfig, fields: dict) -> Recipe:
-    """A point of the grid."""
-    fields = fields | {name: getattr(shape, name) for name in shape.__slots__}
-    return tuned(BASELINE, **fields)
 
 
 def _baseline(num_train: int, point: dict) -> Recipe:
@@ -88,8 +81,7 @@ def _baseline(num_train: int, point: dict) -> Recipe:
     warm-up the same share of the epochs, the augmentation as it is."""
     schedule = BASELINE.schedule
     return tuned(
-        scaled_to(BASELINE, num_train),
-        **{name: getattr(BASELINE_MODEL, name) for name in BASELINE_MODEL.__slots__},
+        replace(scaled_to(BASELINE, num_train), model=BASELINE_MODEL),
         image_size=point["image_size"],
         minival_fraction=point["minival_fraction"],
         epochs=point["epochs"],

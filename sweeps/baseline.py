@@ -36,9 +36,9 @@ def baseline(num_train: int, image_side: int, smoke: bool = False) -> Study:
     """What does the paper's recipe, unchanged but for the size of the data, give here?"""
     recipe = scaled_to(BASELINE, num_train)
     shapes = {name: variant(name) for name in VARIANT_NAMES}
-    if image_side <= SMALL_SIDE:
+    if smoke or image_side <= SMALL_SIDE:
         shapes = {"baseline": SMALL_MODEL}
-        side = max(image_side, SMALLEST_SIDE)
+        side = SMALLEST_SIDE if smoke else max(image_side, SMALLEST_SIDE)
         recipe = tuned(recipe, image_size=side, minival_fraction=MINIVAL_FRACTION)
     if smoke:
         recipe = tuned(recipe, **SMOKE)

@@ -13,7 +13,8 @@ setup: .venv/.installed  ## a virtual environment with the tested set
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"Python 3.11 is needed, {sys.executable} is {v[0]}.{v[1]}: install it, or run make PYTHON=/path/to/python3.11")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv is missing: apt install python3.11-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing about 7 GB of packages; a few minutes on a fast line."
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 check: setup  ## lint, format, types

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ def test_without_fashion_mnist_three_ways_to_it_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "not-installed")
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # no network: refused at once
+    # urlopen keeps the proxies of its first call for good; later tests must not get these.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(DataError) as raised:
         open_data("fashion-mnist", tmp_path / "cache")
     message = str(raised.value)

@@ -28,11 +28,17 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} 
 }
 
 
+LAST_WORKER_PORT = 19999  # Ray keeps 10002 to it for its workers and refuses them elsewhere
+
+
 def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [found.getsockname()[1] for found in sockets]
+    sockets, ports = [], []
+    while len(ports) < number:
+        sockets.append(socket.socket())
+        sockets[-1].bind(("127.0.0.1", 0))
+        port = sockets[-1].getsockname()[1]
+        if port > LAST_WORKER_PORT:
+            ports.append(port)
     for found in sockets:
         found.close()
     return ports
@@ -62,7 +68,8 @@ def head() -> Iterator[str]:
         )
         address = f"http://127.0.0.1:{dashboard}"
         try:
-            wait_for(lambda: answers(f"{address}/api/version"))
+            wait_for(lambda: answers(f"{address}/api/version") or process.poll() is not None)
+            assert process.poll() is None, f"ray start ended with {process.returncode}"
             yield address
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # its workers follow it

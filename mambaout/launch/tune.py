@@ -336,7 +336,9 @@ def ui_command(request: Request) -> str:
     """The command that opens the MLflow UI on the study."""
     if request.tracking_uri.startswith("http"):
         return f"open {request.tracking_uri}"
-    return f"mambaout ui --storage {request.storage}"
+    # `make demo` runs without the virtual environment's commands on the PATH.
+    ours = "mambaout" if shutil.which("mambaout") else f"{sys.executable} -m mambaout"
+    return f"{ours} ui --storage {request.storage}"
 
 
 def _callback(launch: _Launch) -> Any:

@@ -54,12 +54,20 @@ def test_a_study_folder_gives_back_the_trials_it_was_given(tmp_path):
     assert folder.trials() == scaling_study().trials(DATA)
     assert folder.read()["question"] == scaling_study().question
     assert folder.read()["data_name"] == "digits"
-    assert [path.name for path in folder.path.iterdir()] == ["study.json"], "nothing left aside"
+    left = sorted(path.name for path in folder.path.iterdir())
+    assert left == ["study.json", "trials.jsonl"], "nothing left aside"
 
 
-def test_study_json_says_every_trials_key(tmp_path):
+def test_trials_jsonl_says_every_trials_key_and_takes_further_trials(tmp_path):
     folder = write_study(tmp_path)
-    assert [row["key"] for row in folder.read()["trials"]] == [t.key for t in folder.trials()]
+    trials = folder.trials()
+    further = replace(trials[0], seed=9)
+    folder.add(further)
+    lines = (folder.path / "trials.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == [t.key for t in [*trials, further]]
+    with (folder.path / "trials.jsonl").open("a") as file:
+        file.write('{"label": "cut off by a k')
+    assert folder.trials() == [*trials, further]
 
 
 def test_a_folder_without_a_study_says_where_it_was_looked_for(tmp_path):
@@ -92,9 +100,11 @@ def test_a_last_record_cut_off_by_a_kill_is_left_out(tmp_path):
 
 def test_a_stored_study_of_another_version_names_the_field_that_does_not_fit(tmp_path):
     folder = write_study(tmp_path)
-    body = folder.read()
-    body["trials"][0]["recipe"]["optim"]["momentum"] = 0.9
-    (folder.path / "study.json").write_text(json.dumps(body))
+    path = folder.path / "trials.jsonl"
+    first, *others = path.read_text().splitlines()
+    body = json.loads(first)
+    body["recipe"]["optim"]["momentum"] = 0.9
+    path.write_text("\n".join([json.dumps(body), *others, ""]))
     with pytest.raises(ValueError, match="momentum"):
         folder.trials()
 

@@ -1,11 +1,13 @@
 """A study as a value: its question, its trials, its objective; and its folder on disk.
 
-    STORAGE/NAME/study.json           the question, the objective, the trials
+    STORAGE/NAME/study.json           the question, the objective, what was asked for
+    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on
     STORAGE/NAME/trials/KEY/          one run directory a trial (recipe.json, records.jsonl,
                                       last.ckpt, outcome.json), written by mambaout.train
     STORAGE/NAME/report.html, trials.csv, ...
 
-A trial is finished when its run directory holds outcome.json; nothing else is asked.
+A trial is finished when its run directory holds outcome.json; nothing else is asked. One that the
+study stopped early has stopped.json instead, and its checkpoint, so that it can still be finished.
 """
 
 from __future__ import annotations
@@ -18,12 +20,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
+from mambaout.study.axes import Search
 from mambaout.train.metrics import MINIVAL_TOP1, Record, read_records
 
 RECIPE_FILE = "recipe.json"
 RECORDS_FILE = "records.jsonl"
 OUTCOME_FILE = "outcome.json"
+STOPPED_FILE = "stopped.json"
 STUDY_FILE = "study.json"
+TRIALS_FILE = "trials.jsonl"
+
+# Part of every trial's key: raised by hand when the same recipe, seed and data come to other
+# numbers than before, so that no result of older code is taken for one of the new.
+# tests/test_code_version.py trains a few steps and fails when that has happened.
+CODE_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +48,7 @@ class Trial:
     @property
     def key(self) -> str:
         """What the trial is, in twelve hex digits; the label takes no part."""
-        return content_key(self.recipe, self.seed, self.data)
+        return content_key(self.recipe, self.seed, self.data, CODE_VERSION)
 
     @property
     def name(self) -> str:
@@ -54,6 +64,8 @@ class Study:
     recipes: Mapping[str, Recipe]  # label -> recipe
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)  # for all, or for each label
     objective: str = MINIVAL_TOP1  # the metric to choose on, larger is better
+    searches: Sequence[Search] = ()  # run after the recipes, one after another
+    predicted: str | None = None  # label of the recipe whose result is predicted from the others'
 
     def trials(self, data: str) -> list[Trial]:
         """Every trial, on the data set with the fingerprint `data`; cheap seeds first."""
@@ -68,7 +80,7 @@ class Study:
         return self.seeds[label] if isinstance(self.seeds, Mapping) else self.seeds
 
 
-Status = Literal["finished", "diverged", "failed", "unfinished"]
+Status = Literal["finished", "diverged", "failed", "stopped", "unfinished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,42 +104,41 @@ class StudyFolder:
         return self.path / "trials" / trial.key
 
     def write(self, study: Study, trials: Sequence[Trial], **facts: Any) -> None:
-        """Write study.json whole or not at all. `facts` (data, command, ...) ride along."""
+        """Write study.json and trials.jsonl, each whole or not at all.
+
+        `facts` (data, command, ...) ride along in study.json.
+        """
         body = {
             "name": study.name,
             "question": study.question,
             "objective": study.objective,
+            "predicted": study.predicted,
+            "searches": [search.to_json() for search in study.searches],
             **facts,
-            "trials": [
-                {
-                    "label": trial.label,
-                    "key": trial.key,
-                    "seed": trial.seed,
-                    "data": trial.data,
-                    "recipe": json.loads(canonical_json(trial.recipe)),
-                }
-                for trial in trials
-            ],
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        aside = self.path / f".{STUDY_FILE}.{os.getpid()}"
-        aside.write_text(json.dumps(body, indent=1) + "\n")
-        aside.replace(self.path / STUDY_FILE)
+        self._put(TRIALS_FILE, "".join(map(_line, trials)))
+        self._put(STUDY_FILE, json.dumps(body, indent=1) + "\n")
+
+    def add(self, trial: Trial) -> None:
+        """Append a trial that has only now been decided on."""
+        with (self.path / TRIALS_FILE).open("a") as file:
+            file.write(_line(trial))
+
+    def _put(self, name: str, text: str) -> None:
+        aside = self.path / f".{name}.{os.getpid()}"
+        aside.write_text(text)
+        aside.replace(self.path / name)
 
     def read(self) -> dict[str, Any]:
         """What study.json holds; FileNotFoundError says where it was looked for."""
         return json.loads((self.path / STUDY_FILE).read_text())
 
     def trials(self) -> list[Trial]:
-        return [
-            Trial(
-                label=row["label"],
-                recipe=recipe_from_json(json.dumps(row["recipe"])),
-                seed=row["seed"],
-                data=row["data"],
-            )
-            for row in self.read()["trials"]
-        ]
+        """Every trial decided on so far; a last line cut off by a kill is left out."""
+        path = self.path / TRIALS_FILE
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [_trial(line) for line in lines if line.endswith("\n")]
 
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds by now."""
@@ -135,6 +146,10 @@ class StudyFolder:
         records = tuple(read_records(directory / RECORDS_FILE))
         path = directory / OUTCOME_FILE
         if not path.exists():
+            stopped = directory / STOPPED_FILE
+            if stopped.exists():
+                facts = json.loads(stopped.read_text())
+                return Run(trial=trial, status="stopped", facts=facts, records=records)
             return Run(trial=trial, status="unfinished", records=records)
         outcome = json.loads(path.read_text())
         return Run(
@@ -147,3 +162,23 @@ class StudyFolder:
 
     def runs(self) -> list[Run]:
         return [self.run(trial) for trial in self.trials()]
+
+    def stop(self, trial: Trial, why: str) -> None:
+        """Have the trial stopped early: its worker sees the file, saves and ends."""
+        directory = self.run_directory(trial)
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = directory / f".{STOPPED_FILE}.{os.getpid()}"
+        aside.write_text(json.dumps({"why": why}) + "\n")
+        aside.replace(directory / STOPPED_FILE)
+
+
+def _line(trial: Trial) -> str:
+    """A trial as a line of trials.jsonl."""
+    body = {"label": trial.label, "key": trial.key, "seed": trial.seed, "data": trial.data}
+    return json.dumps(body | {"recipe": json.loads(canonical_json(trial.recipe))}) + "\n"
+
+
+def _trial(line: str) -> Trial:
+    row = json.loads(line)
+    recipe = recipe_from_json(json.dumps(row["recipe"]))
+    return Trial(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])

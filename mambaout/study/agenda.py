@@ -1,0 +1,63 @@
+"""What a study runs next, decided from what has come out so far.
+
+The launcher asks `next` whenever a worker is free and tells of every trial that ends. An agenda
+keeps nothing that is not in the study's folder: made anew after a kill, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mambaout.study.study import Run, Trial
+
+
+class Agenda(Protocol):
+    """The trials of a study, one by one."""
+
+    def next(self) -> Trial | None:
+        """A trial to start now (begun in an earlier launch or new), or None: none before another
+        ends, or none any more, which `over` tells apart."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Nothing will come out of `next` any more, whatever the running trials do."""
+        ...
+
+    @property
+    def num_undecided(self) -> int:
+        """Trials still to come whose recipe is not known yet, for the ETA."""
+        ...
+
+    def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
+        """Take in a running trial's objective at `epoch`; why to stop it early, or None."""
+        ...
+
+    def ended(self, run: Run) -> None:
+        """Take in that a trial is over: finished, diverged, stopped, or given up ("failed")."""
+        ...
+
+
+class Fixed:
+    """The agenda of trials that are all known beforehand, in the order given."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self._left = list(trials)
+
+    def next(self) -> Trial | None:
+        return self._left.pop(0) if self._left else None
+
+    @property
+    def over(self) -> bool:
+        return not self._left
+
+    @property
+    def num_undecided(self) -> int:
+        return 0
+
+    def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
+        return None
+
+    def ended(self, run: Run) -> None:
+        pass

@@ -1,0 +1,87 @@
+"""What a search varies, as values: typed axes over a recipe, and the search itself.
+
+    Search(label="femto", base=SHORT, num_trials=40, axes=(
+        Log("peak_lr", 5e-4, 8e-3), Linear("drop_path", 0.0, 0.3, step=0.05),
+        Choice("kernel_size", (5, 7, 9)), Whole("num_blocks", 4, 16)))
+
+Pure values, so that a study with searches is listed and priced without Optuna.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mambaout.recipe import Recipe, canonical_json
+from mambaout.train.metrics import MINIVAL_TOP1
+
+
+@dataclass(frozen=True)
+class Log:
+    """A float on a logarithmic scale, like a learning rate."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A float on a linear scale, from `low` in steps of `step` where one is given."""
+
+    name: str
+    low: float
+    high: float
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number."""
+
+    name: str
+    low: int
+    high: int
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+Axis = Log | Linear | Whole | Choice
+# (metric, "max" | "min"): minival/top1 upwards, macs downwards, images_per_second upwards
+Goal = tuple[str, Literal["max", "min"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One search: so many recipes from the axes around `base`, which is the first that is run."""
+
+    label: str  # its trials are LABEL-t000, LABEL-t001, ...
+    base: Recipe
+    axes: tuple[Axis, ...]
+    num_trials: int  # recipes with their first seed; stopped ones count
+    goals: tuple[Goal, ...] = ((MINIVAL_TOP1, "max"),)
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    sampler_seed: int = 0
+    early_stop: bool = False  # ASHA on minival; one goal only
+    seeds: tuple[int, ...] = (0,)  # the first for all recipes, the others for the best alone
+    num_confirmed: int = 1  # recipes that get the other seeds
+    follows: str | None = None  # label of the search whose best recipe is tried first here
+
+    def to_json(self) -> dict[str, Any]:
+        """For study.json."""
+        body = asdict(self) | {"base": json.loads(canonical_json(self.base))}
+        kinds = [{"kind": type(axis).__name__.lower()} | asdict(axis) for axis in self.axes]
+        return json.loads(json.dumps(body | {"axes": kinds}))
+
+
+def axis_names(axes: Sequence[Axis]) -> list[str]:
+    return [axis.name for axis in axes]

@@ -27,17 +27,25 @@ REFERENCE = ModelConfig(
     depths=(1, 1, 1, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
 )
 WIDTHS = {"w8": 0.5, "w16": 1.0, "w24": 1.5, "w32": 2.0}  # factors of the reference's widths
-BLOCKS = {"d4": 0, "d6": 2, "d10": 6}  # blocks added in stage 3
-LEFT_OUT = {"w24-d10", "w32-d10"}  # on 2 cores they alone would take half an hour
-SEEDS = {"w8-d4": (0, 1), "w16-d6": (0, 1), "w24-d4": (0, 1)}  # (0,) for the others
+BLOCKS = {"d4": 0, "d10": 6, "d22": 18}  # blocks added in stage 3
+# Deep against wide at equal MACs: 6.7M is w16-d10 and w24-d4; 11.6M to 14.1M is w16-d22, w24-d10
+# and w32-d4.
+SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w24-d4", "w16-d10", "w32-d4", "w16-d22", "w24-d10")
+PREDICTED_SHAPE = "w32-d10"  # twice the MACs of the largest of them
+# Epochs of 6,000 images and the seeds of each: short trainings are noisier and cost less.
+LENGTHS = {4: (0, 1, 2), 12: (0, 1), 36: (0,)}
+PREDICTED_EPOCHS = 12
 
-# What every point of the grid is trained with: short, so little is augmented away.
+# What every point of the grid is trained with: little is augmented away, for so short a training.
+# Of the rates 0.001, 0.002 and 0.004, four epochs of w8-d4, w16-d10, w24-d4 and w24-d10 were best
+# or not clearly worse with the first (LOG.md, 2026-11-22).
 POINT = dict(
     global_batch=64,
-    peak_lr=2e-3,
-    epochs=4,
+    peak_lr=1e-3,
     warmup_epochs=0.5,
+    train_images=6000,
     minival_fraction=0.1,
+    eval_every_epochs=4,
     crop_scale_min=0.6,
     hflip=0.0,
     randaugment=0.0,
@@ -48,44 +56,62 @@ POINT = dict(
 
 BASELINE_MODEL = deepen(REFERENCE, 2)
 
-SMOKE_WIDTHS = {"w8": 0.5, "w16": 1.0}
-SMOKE_BLOCKS = {"d4": 0, "d6": 2}
-SMOKE_POINT = POINT | dict(epochs=3, image_size=SMALLEST_SIDE)
+SMOKE_SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w16-d10")
+SMOKE_LENGTHS = {3: (0,)}
+SMOKE_POINT = POINT | dict(image_size=SMALLEST_SIDE, train_images=None, eval_every_epochs=1)
 
 # --------------------------------------------------------------------------------------------------
 
 
-def scale(num_train: int, image_side: int, smoke: bool = False) -> Study:
-    """How does top-1 grow with depth, with width and with both, and what does each MAC buy?"""
-    name, question = "scale-smoke" if smoke else "scale", str(scale.__doc__)
+def scale(num_train: int, image_side: int, smoke: bool = False, *, predict: bool = False) -> Study:
+    """How should a Gated CNN grow, deeper or wider, and does the answer change with the length of
+    training?"""
+    question = " ".join(str(scale.__doc__).split())
     if image_side > SMALL_SIDE and not smoke:
         recipes = {label: replace(BASELINE, model=shape) for label, shape in VARIANTS.items()}
-        return Study(name=name, question=question, recipes=recipes)
-    widths, blocks = (SMOKE_WIDTHS, SMOKE_BLOCKS) if smoke else (WIDTHS, BLOCKS)
+        return Study(
+            name="scale",
+            question=question,
+            recipes=recipes,
+            predicted="base" if predict else None,
+        )
     point = dict(image_size=max(image_side, SMALLEST_SIDE)) | (SMOKE_POINT if smoke else POINT)
-    shapes = {
-        f"{wide}-{deep}": deepen(widen(REFERENCE, factor), added)
-        for wide, factor in widths.items()
-        for deep, added in blocks.items()
-        if f"{wide}-{deep}" not in LEFT_OUT
-    }
+    shapes, lengths = (SMOKE_SHAPES, SMOKE_LENGTHS) if smoke else (SHAPES, LENGTHS)
     base = tuned(BASELINE, **point)
-    recipes = {label: replace(base, model=shape) for label, shape in shapes.items()}
-    recipes["baseline"] = _baseline(num_train, point)
-    seeds = {label: (0,) if smoke else SEEDS.get(label, (0,)) for label in recipes}
-    return Study(name=name, question=question, recipes=recipes, seeds=seeds)
+    recipes = {
+        f"{shape}-e{epochs}": tuned(replace(base, model=_shape(shape)), epochs=epochs)
+        for epochs in lengths
+        for shape in shapes
+    }
+    epochs = max(lengths) if smoke else PREDICTED_EPOCHS
+    seeds = {label: lengths[recipe.schedule.epochs] for label, recipe in recipes.items()}
+    predicted = f"{PREDICTED_SHAPE}-e{epochs}" if predict else None
+    if predicted:
+        recipes[predicted] = tuned(replace(base, model=_shape(PREDICTED_SHAPE)), epochs=epochs)
+        seeds[predicted] = lengths[epochs]
+    recipes["baseline"] = _baseline(num_train, point, epochs)
+    seeds["baseline"] = (0,)
+    name = "scale-smoke" if smoke else "scale"
+    return Study(name=name, question=question, recipes=recipes, seeds=seeds, predicted=predicted)
 
 
-def _baseline(num_train: int, point: dict) -> Recipe:
+def _shape(label: str) -> ModelConfig:
+    """ "w16-d10" of the two axes."""
+    wide, deep = label.split("-")
+    return deepen(widen(REFERENCE, WIDTHS[wide]), BLOCKS[deep])
+
+
+def _baseline(num_train: int, point: dict, epochs: int) -> Recipe:
     """The paper's recipe at the data's size: batch and learning rate by the linear rule, the
     warm-up the same share of the epochs, the augmentation as it is."""
     schedule = BASELINE.schedule
+    num_images = min(num_train, point["train_images"] or num_train)
+    kept = ("image_size", "minival_fraction", "train_images", "eval_every_epochs")
     return tuned(
-        replace(scaled_to(BASELINE, num_train), model=BASELINE_MODEL),
-        image_size=point["image_size"],
-        minival_fraction=point["minival_fraction"],
-        epochs=point["epochs"],
-        warmup_epochs=schedule.warmup_epochs / schedule.epochs * point["epochs"],
+        replace(scaled_to(BASELINE, num_images), model=BASELINE_MODEL),
+        **{name: point[name] for name in kept},
+        epochs=epochs,
+        warmup_epochs=schedule.warmup_epochs / schedule.epochs * epochs,
     )
 
 

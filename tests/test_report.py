@@ -348,7 +348,7 @@ def test_the_report_is_one_small_offline_page_beside_its_tables_and_charts(mixed
         "learning_curves.png",
         "training_loss.png",
     }
-    assert {path.name for path in mixed.path.iterdir()} == names | {"study.json", "trials"}
+    assert {path.name for path in mixed.path.iterdir()} == names | {"study.json", "trials.jsonl", "trials"}
     html = (mixed.path / "report.html").read_text()
     assert len(html) < 1_000_000
     assert not re.search(r"https?://|<script|<link|url\(", html), "nothing is fetched"

@@ -1,0 +1,371 @@
+"""The law of a study: error = a (C + d)^-b + c over cost, with what it does not know.
+
+The form is Zhai et al.'s (arXiv:2106.04560, section 2.2): c is the floor that no cost gets below,
+d the cost-free part of the accuracy. It is fitted to the sizes on the front of error against cost.
+
+Noise. The spread between seeds is pooled over all sizes (two or three seeds of one size say next
+to nothing of their own spread); val's own binomial spread is added where its size is given; if the
+sizes scatter around the law by more than that, the noise is raised until they do not. Each size
+counts by the inverse of its variance, because sizes have different numbers of seeds.
+
+Intervals. Each of the bootstrap's resamples moves every point by its noise, the noise's own size
+drawn anew (so that two seeds give the wide tails of Student's t), takes the front again and fits
+again. Resampling the few points themselves with replacement leaves fewer sizes than parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambaout.study import power_law
+from mambaout.study.pareto import front
+from mambaout.study.power_law import Array
+
+MIN_SIZES = 4  # the law has four parameters
+_Z95 = 1.959964
+_DOMINATED = 2.0  # standard errors above a cheaper size: then off the front, else noise
+
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+class TooFew(ValueError):
+    """Fewer sizes than a law can be fitted to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One network, or recipe, with all its seeds."""
+
+    label: str
+    cost: float  # MACs of one image or of the whole training: the caller says which
+    errors: tuple[float, ...]  # percent, 100 - top-1, one a seed
+    depth: float = math.nan  # blocks
+    width: float = math.nan  # channels of the first stage
+
+    @property
+    def error(self) -> float:
+        return statistics.fmean(self.errors)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; nan bounds where nothing is known of them."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 2) -> str:
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the value is significant: its sign is the same throughout the interval."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An error in percent, its 95 % interval, and a standard deviation: a quarter of its width."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sigma(self) -> float:
+        return (self.high - self.low) / (2 * _Z95)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The largest size, predicted by the law of the others."""
+
+    size: Size
+    prediction: Prediction
+
+    @property
+    def error(self) -> float:
+        """Points by which it came out worse than predicted."""
+        return self.size.error - self.prediction.value
+
+    @property
+    def sigmas(self) -> float:
+        return self.error / self.prediction.sigma
+
+    def text(self) -> str:
+        p = self.prediction
+        return (
+            f"without {self.size.label} the law predicts {p.value:.2f} % for it "
+            f"({p.low:.2f} to {p.high:.2f}); it is {self.size.error:.2f} %, "
+            f"{self.error:+.2f} points ({self.sigmas:+.1f} sigma)"
+        )
+
+
+# -- noise ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one run's error scatters by, in points."""
+
+    seed_sd: float  # pooled over sizes; nan where no size has two seeds
+    degrees: int  # of freedom of seed_sd
+    num_images: int | None = None  # of val, where its own sampling is to count too
+
+    @property
+    def known(self) -> bool:
+        return self.degrees > 0 or self.num_images is not None
+
+    def variance(self, error: Array | float, num_seeds: Array | float) -> Array:
+        """Of the mean over seeds. Other seeds see the same val images: those do not average."""
+        seeds = self.seed_sd**2 if self.degrees else 0.0
+        part = seeds / np.asarray(num_seeds, float) + np.zeros_like(error, dtype=float)
+        if self.num_images:
+            share = np.clip(error, 0.01, 99.99)
+            part = part + share * (100 - share) / self.num_images
+        return part
+
+    def scales(self, rng: np.random.Generator, count: int, extra_degrees: int = 0) -> Array:
+        """Draws of true over estimated standard deviation, given the few it is estimated from."""
+        degrees = self.degrees + extra_degrees
+        if degrees == 0:  # only the binomial spread, which is known
+            return np.ones(count)
+        return np.sqrt(degrees / rng.chisquare(degrees, count))
+
+
+def noise_of(sizes: Sequence[Size], num_images: int | None = None) -> Noise:
+    """The spread between seeds, pooled over the sizes that have more than one."""
+    many = [size.errors for size in sizes if len(size.errors) > 1]
+    degrees = sum(len(errors) - 1 for errors in many)
+    squares = sum(statistics.variance(errors) * (len(errors) - 1) for errors in many)
+    return Noise(math.sqrt(squares / degrees) if degrees else math.nan, degrees, num_images)
+
+
+# -- the front ------------------------------------------------------------------------------------
+
+
+def envelope(sizes: Sequence[Size]) -> list[Size]:
+    """The sizes that no other beats on both cost and mean error, cheapest first."""
+    return [sizes[i] for i in front([(size.cost, -size.error) for size in sizes])]
+
+
+def _on_front(costs: Array, errors: Array, variances: Array) -> NDArray[np.bool_]:
+    """Which sizes (R, n) are on the front, or above it by no more than noise.
+
+    A strict front of noisy means keeps the lucky sizes and drops the unlucky ones, so that a law
+    fitted to it is too good everywhere.
+    """
+    cheaper = costs[:, None] >= costs[None, :]  # [i, j]: j costs no more than i
+    np.fill_diagonal(cheaper, False)
+    above = errors[:, :, None] - errors[:, None, :]  # (R, i, j)
+    noise = np.sqrt(variances[:, :, None] + variances[:, None, :])
+    off = ((above > _DOMINATED * noise) & cheaper).any(axis=-1)
+    return np.logical_not(off)
+
+
+# -- the law --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """error = a (C / unit + d)^-b + c percent, fitted to `sizes`."""
+
+    a: Interval
+    b: Interval
+    c: Interval
+    d: Interval
+    unit: float  # of cost
+    sizes: tuple[Size, ...]  # that it is fitted to, cheapest first
+    left_out: tuple[Size, ...]  # behind a cheaper one by more than noise
+    low_cost: float
+    high_cost: float
+    residual_sd: float  # points, of the sizes around the law
+    noise: Noise
+    holdout: Holdout | None = None
+    notes: tuple[str, ...] = ()
+    _draws: Array = field(repr=False, compare=False)  # (1 + R, 4), the fit first, per scale
+    _scale: float = field(repr=False, compare=False)  # cost that is 1 in the draws
+    _factors: Array = field(repr=False, compare=False)  # (R,): a new run's noise over noise's own
+    _normals: Array = field(repr=False, compare=False)  # (R,)
+
+    def curve(self, costs: Sequence[float]) -> list[Prediction]:
+        """The law itself at each cost, with its confidence band."""
+        values = power_law.value(self._draws, np.asarray(costs, float) / self._scale)
+        return [_prediction(column[0], column[1:]) for column in values.T]
+
+    def predict(self, cost: float, num_seeds: int = 1) -> Prediction:
+        """The mean error of `num_seeds` new runs at that cost, their noise included."""
+        values = power_law.value(self._draws, np.array([cost / self._scale]))[:, 0]
+        spread = np.sqrt(self.noise.variance(values[0], num_seeds)) * self._factors
+        if not self.noise.known:
+            spread = self._factors
+        return _prediction(values[0], values[1:] + spread * self._normals)
+
+    def text(self) -> str:
+        """One line for people, with the range it holds in."""
+        unit = cost_text(self.unit)
+        shift = f" + {self.d.value:.2g}" if self.d.value > 0 else ""
+        floor = f"{self.c.value:.2f} + " if self.c.value > 0 else ""
+        return (
+            f"error = {floor}{self.a.value:.3g} (C / {unit}{shift})^-{self.b.value:.2f} % "
+            f"(95 %: exponent {self.b.low:.2f} to {self.b.high:.2f}, floor {self.c.low:.1f} to "
+            f"{self.c.high:.1f}), from {len(self.sizes)} sizes between "
+            f"{cost_text(self.low_cost)} and {cost_text(self.high_cost)}"
+        )
+
+
+def fit_law(
+    sizes: Sequence[Size],
+    *,
+    num_resamples: int = 400,
+    seed: int = 0,
+    num_images: int | None = None,
+) -> Law:
+    """The law of the front, with bootstrap intervals and the largest size held out.
+
+    `num_images` of val adds its binomial spread, the least a single run is unsure by. TooFew below
+    four sizes on the front.
+    """
+    sizes = sorted(sizes, key=lambda size: (size.cost, size.error))
+    noise = noise_of(sizes, num_images)
+    law = _fit(sizes, noise, num_resamples, seed)
+    largest = law.sizes[-1]
+    rest = [size for size in sizes if size is not largest]
+    notes = list(law.notes)
+    try:
+        without = _fit(rest, noise, num_resamples, seed)
+    except TooFew:
+        holdout = None
+        notes.append(
+            f"{len(law.sizes)} sizes are too few to hold the largest out; "
+            f"{MIN_SIZES + 1} would show how far the law can be trusted"
+        )
+    else:
+        holdout = Holdout(largest, without.predict(largest.cost, len(largest.errors)))
+    return replace(law, holdout=holdout, notes=tuple(notes))
+
+
+def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> Law:
+    if len(sizes) < MIN_SIZES:
+        raise TooFew(
+            f"{len(sizes)} sizes, and a law needs at least {MIN_SIZES}; add sizes to the study"
+        )
+    rng = np.random.default_rng(seed)
+    costs = np.array([size.cost for size in sizes])
+    errors = np.array([size.error for size in sizes])[None]  # (1, n)
+    counts = np.array([len(size.errors) for size in sizes])
+    variances = np.asarray(noise.variance(errors, counts))
+    kept = _on_front(costs, errors, variances)
+    on = kept[0]
+    if on.sum() < MIN_SIZES or len(set(costs[on])) < MIN_SIZES:
+        names = ", ".join(size.label for size, keep in zip(sizes, on, strict=True) if keep)
+        raise TooFew(
+            f"{int(on.sum())} of {len(sizes)} sizes are on the front ({names}), and a law needs "
+            f"at least {MIN_SIZES} of different cost; add sizes that are better than cheaper ones"
+        )
+    scale = float(np.exp(np.log(costs[on]).mean()))
+    x = costs / scale
+    if not noise.known:
+        variances = np.ones_like(variances)  # all alike, how large is seen from the residuals
+    weights = np.where(kept, 1 / np.maximum(variances, 1e-12), 0.0)
+    best = power_law.solve(x, errors, weights)
+    residuals = (errors - power_law.value(best, x))[0]
+    # A parameter at its bound has not been fitted.
+    free = 2 + (best[0, 2] > 0) + (best[0, 3] > 0)
+    degrees = max(int(on.sum()) - int(free), 0)
+    misfit = float((weights[0] * residuals**2).sum())
+    inflation, extra = 1.0, 0
+    if not noise.known:
+        inflation = math.sqrt(misfit / degrees) if degrees else math.nan
+        extra = degrees
+    elif degrees and misfit > degrees:
+        inflation, extra = math.sqrt(misfit / degrees), degrees
+    factors = inflation * noise.scales(rng, num_resamples, extra)
+    spread = np.sqrt(variances) * factors[:, None]  # (R, n)
+    if math.isfinite(inflation):
+        moved = errors + spread * rng.standard_normal(spread.shape)
+        masks = _on_front(costs, moved, spread**2)
+        masks[masks.sum(axis=1) < 2] = on
+        draws = power_law.solve(x, moved, np.where(masks, 1 / np.maximum(variances, 1e-12), 0.0))
+    else:
+        draws = np.full((num_resamples, 4), math.nan)
+    return _law(sizes, on, noise, np.concatenate([best, draws]), scale, factors, rng, residuals)
+
+
+def _law(
+    sizes: Sequence[Size],
+    on: NDArray[np.bool_],
+    noise: Noise,
+    draws: Array,
+    scale: float,
+    factors: Array,
+    rng: np.random.Generator,
+    residuals: Array,
+) -> Law:
+    used = tuple(size for size, keep in zip(sizes, on, strict=True) if keep)
+    left = tuple(size for size, keep in zip(sizes, on, strict=True) if not keep)
+    unit = next((unit for unit, _ in UNITS if scale >= unit), 1.0)
+    ratio = scale / unit
+    a, b, c, d = draws.T
+    b_interval = _interval(b)
+    notes = []
+    if not math.isfinite(b_interval.low):
+        notes.append(
+            "no size has two seeds and there are no more sizes than parameters, so there are no "
+            "intervals; run more seeds or sizes"
+        )
+    elif b_interval.high > 5 * b_interval.low:
+        notes.append(
+            f"the exponent is not determined by these sizes ({b_interval.low:.2f} to "
+            f"{b_interval.high:.2f}); the law describes them and does not explain them"
+        )
+    if not noise.degrees and noise.num_images is None:
+        notes.append("no size has two seeds: the noise is taken from the sizes' own scatter")
+    if left:
+        notes.append(
+            "behind a cheaper size and not part of the law: "
+            + ", ".join(size.label for size in left)
+        )
+    return Law(
+        a=_interval(a * ratio**b),
+        b=b_interval,
+        c=_interval(c),
+        d=_interval(d * ratio),
+        unit=unit,
+        sizes=used,
+        left_out=left,
+        low_cost=used[0].cost,
+        high_cost=used[-1].cost,
+        residual_sd=float(np.sqrt((residuals[on] ** 2).mean())),
+        noise=noise,
+        notes=tuple(notes),
+        _draws=draws,
+        _scale=scale,
+        _factors=factors,
+        _normals=rng.standard_normal(len(factors)),
+    )
+
+
+def _interval(values: Array) -> Interval:
+    p = _prediction(values[0], values[1:])
+    return Interval(p.value, p.low, p.high)
+
+
+def _prediction(value: float, draws: Array) -> Prediction:
+    if not np.isfinite(draws).all():
+        return Prediction(float(value), math.nan, math.nan)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Prediction(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def cost_text(cost: float) -> str:
+    """9130000 -> "9.13M"."""
+    unit, name = next(((unit, name) for unit, name in UNITS if cost >= unit), UNITS[-1])
+    return f"{cost / unit:.3g}{name}"

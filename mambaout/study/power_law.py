@@ -1,0 +1,74 @@
+"""Least squares for error = a (cost + d)^-b + c, for many data sets at once.
+
+For a given (b, d) the law is linear in (a, c), so only two parameters are searched: a grid over
+both, then smaller and smaller grids around the best point of it. There are no starting values to
+get wrong, and the hundreds of refits of a bootstrap are a few matrix products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+EXPONENTS = (0.02, 3.0)  # b: below, the law is a logarithm; above, a wall
+# d in units of the geometric mean cost. With more than that the "power law" is an exponential
+# that forgets its cost within the range it is fitted on, and extrapolates as a flat line.
+SHIFTS = (0.01, 1.0)
+_ZOOMS = 12
+
+
+def solve(costs: Array, errors: Array, weights: Array, *, shift: bool = True) -> Array:
+    """(a, b, c, d) of every row of `errors`: (R, n) with `weights` (R, n) to (R, 4).
+
+    `costs` (n,) should be of order one; a, c, d >= 0. Without `shift` d stays 0. A size of weight
+    0 takes no part.
+    """
+    log_b = np.log(np.geomspace(*EXPONENTS, 25))
+    log_d = np.log(np.geomspace(*SHIFTS, 9)) if shift else np.empty(0)
+    b, d = (grid.ravel() for grid in np.meshgrid(np.exp(log_b), np.append(0.0, np.exp(log_d))))
+    basis = (costs + d[:, None]) ** -b[:, None]  # (G, n)
+    rows = np.arange(len(errors))
+    a, c = _linear(basis[None], errors[:, None], weights[:, None])
+    best = _misfit(basis[None], errors[:, None], weights[:, None], a, c).argmin(axis=1)
+    b, d, a, c = b[best], d[best], a[rows, best], c[rows, best]
+    step_b = log_b[1] - log_b[0]
+    step_d = log_d[1] - log_d[0] if shift else 0.0
+    offsets = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    for _ in range(_ZOOMS):
+        near_b = np.clip(b[:, None] * np.exp(step_b * offsets), *EXPONENTS)  # (R, 5)
+        near_d = np.minimum(d[:, None] * np.exp(step_d * offsets), SHIFTS[1])
+        many_b = np.repeat(near_b, len(offsets), axis=1)  # (R, 25)
+        many_d = np.tile(near_d, (1, len(offsets)))
+        basis = (costs + many_d[..., None]) ** -many_b[..., None]  # (R, 25, n)
+        a, c = _linear(basis, errors[:, None], weights[:, None])
+        best = _misfit(basis, errors[:, None], weights[:, None], a, c).argmin(axis=1)
+        b, d, a, c = many_b[rows, best], many_d[rows, best], a[rows, best], c[rows, best]
+        step_b, step_d = step_b * 0.6, step_d * 0.6
+    return np.stack([a, b, c, d], axis=1)
+
+
+def value(parameters: Array, costs: Array) -> Array:
+    """The law of each row of `parameters` (R, 4) at each cost (n,): (R, n)."""
+    a, b, c, d = (column[:, None] for column in parameters.T)
+    return a * (costs + d) ** -b + c
+
+
+def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array]:
+    """The best a, c >= 0 of error = a basis + c."""
+    w = weights.sum(axis=-1)
+    f = (weights * basis).sum(axis=-1)
+    ff = (weights * basis**2).sum(axis=-1)
+    y = (weights * errors).sum(axis=-1)
+    fy = (weights * basis * errors).sum(axis=-1)
+    spread = np.maximum(w * ff - f**2, 1e-300)
+    a = (w * fy - f * y) / spread
+    c = (ff * y - f * fy) / spread
+    a = np.where(c < 0, fy / ff, a)  # through the floor: without one
+    c = np.where(a < 0, y / w, np.maximum(c, 0.0))  # rising: flat
+    return np.maximum(a, 0.0), c
+
+
+def _misfit(basis: Array, errors: Array, weights: Array, a: Array, c: Array) -> Array:
+    return (weights * (a[..., None] * basis + c[..., None] - errors) ** 2).sum(axis=-1)

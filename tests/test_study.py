@@ -151,3 +151,40 @@ def test_a_study_is_listed_priced_and_reported_without_torch_ray_or_mlflow(tmp_p
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_finished_trial_is_taken_over_by_another_study_and_an_unfinished_one_is_not(tmp_path):
+    other = mixed_study(tmp_path)
+    finished = {trial for trial in other.trials() if other.run(trial).status == "finished"}
+    folder = StudyFolder(tmp_path, "later")
+    relabelled = [replace(trial, label="mine") for trial in other.trials()]
+    taken = {trial for trial in relabelled if folder.adopt(trial) == "scale"}
+    assert {trial.key for trial in taken} == {trial.key for trial in finished}
+    for trial in taken:
+        mine, theirs = folder.run(trial), other.run(trial)
+        assert mine.metrics == theirs.metrics
+        assert mine.records == theirs.records
+        assert mine.facts == theirs.facts | {"reused_from": "scale"}
+    assert {folder.run(trial).status for trial in relabelled if trial not in taken} == {
+        "unfinished"
+    }
+
+
+def test_a_trial_that_has_begun_is_not_replaced_by_a_finished_twin(tmp_path):
+    other = finished_study(tmp_path)
+    folder = StudyFolder(tmp_path, "later")
+    trial = other.trials()[0]
+    start(folder, trial)
+    assert folder.adopt(trial) is None
+    assert folder.run(trial).status == "unfinished"
+
+
+def test_a_trial_stopped_early_is_no_result_until_it_is_finished(tmp_path):
+    folder = write_study(tmp_path)
+    trial = folder.trials()[0]
+    start(folder, trial)
+    folder.stop(trial, "behind at epoch 3")
+    assert folder.run(trial).status == "stopped"
+    assert folder.run(trial).facts["why"] == "behind at epoch 3"
+    finish(folder, trial)
+    assert folder.run(trial).status == "finished"

@@ -12,6 +12,7 @@ import torch
 from mambaout.data.loader import TrainBatches
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned
+from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
 from mambaout.train.loop import Diverged, Finished, OutOfMemory, Preempted, evaluate, train
@@ -276,3 +277,21 @@ def test_a_backend_that_is_not_there_is_an_error_that_says_what_is():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees none"):
             backend("cuda")
+
+
+def test_a_longer_cool_down_goes_on_from_the_shorter_run_and_ends_as_one_from_scratch(
+    digits, tmp_path, tiny_recipe
+):
+    short = tuned(tiny_recipe, epochs=2, cooldown_epochs=0)
+    long = tuned(short, cooldown_epochs=1)
+    first, whole = (Trial(label="t", recipe=r, seed=0, data="d") for r in (short, long))
+    early, folder = StudyFolder(tmp_path, "early"), StudyFolder(tmp_path, "now")
+    run(short, digits, early.run_directory(first))
+    run(long, digits, tmp_path / "scratch")
+
+    assert folder.adopt(whole) == "early"
+    assert folder.run(whole).status == "unfinished"
+    assert folder.run(whole).records[-1].epoch == pytest.approx(2, abs=0.1)
+    run(long, digits, folder.run_directory(whole))
+    assert measured(folder.run_directory(whole)) == measured(tmp_path / "scratch")
+    assert_same_checkpoint(folder.run_directory(whole), tmp_path / "scratch")

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from mambaout.train.metrics import MINIVAL_TOP1, Record, read_records
 RECIPE_FILE = "recipe.json"
 RECORDS_FILE = "records.jsonl"
 OUTCOME_FILE = "outcome.json"
+CHECKPOINT_FILE = "last.ckpt"
+REUSED_FILE = "reused.json"  # where a run was taken over from
 STOPPED_FILE = "stopped.json"
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.jsonl"
@@ -53,6 +56,17 @@ class Trial:
     @property
     def name(self) -> str:
         return f"{self.label}-s{self.seed}"
+
+    def to_json(self) -> str:
+        """One line: a line of trials.jsonl, and what a worker is told."""
+        body = {"label": self.label, "key": self.key, "seed": self.seed, "data": self.data}
+        return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
+
+    @classmethod
+    def from_json(cls, line: str) -> Trial:
+        row = json.loads(line)
+        recipe = recipe_from_json(json.dumps(row["recipe"]))
+        return cls(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +131,13 @@ class StudyFolder:
             **facts,
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        self._put(TRIALS_FILE, "".join(map(_line, trials)))
+        self._put(TRIALS_FILE, "".join(trial.to_json() + "\n" for trial in trials))
         self._put(STUDY_FILE, json.dumps(body, indent=1) + "\n")
 
     def add(self, trial: Trial) -> None:
         """Append a trial that has only now been decided on."""
         with (self.path / TRIALS_FILE).open("a") as file:
-            file.write(_line(trial))
+            file.write(trial.to_json() + "\n")
 
     def _put(self, name: str, text: str) -> None:
         aside = self.path / f".{name}.{os.getpid()}"
@@ -138,7 +152,7 @@ class StudyFolder:
         """Every trial decided on so far; a last line cut off by a kill is left out."""
         path = self.path / TRIALS_FILE
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [_trial(line) for line in lines if line.endswith("\n")]
+        return [Trial.from_json(line) for line in lines if line.endswith("\n")]
 
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds by now."""
@@ -152,16 +166,57 @@ class StudyFolder:
                 return Run(trial=trial, status="stopped", facts=facts, records=records)
             return Run(trial=trial, status="unfinished", records=records)
         outcome = json.loads(path.read_text())
+        reused = directory / REUSED_FILE
+        origin = json.loads(reused.read_text()) if reused.exists() else {}
         return Run(
             trial=trial,
             status=outcome["status"],
             metrics=outcome["metrics"],
-            facts=outcome["facts"],
+            facts=outcome["facts"] | origin,
             records=records,
         )
 
     def runs(self) -> list[Run]:
         return [self.run(trial) for trial in self.trials()]
+
+    def adopt(self, trial: Trial) -> str | None:
+        """Take the trial's run over from a study beside this one; that study's name, or None.
+
+        A finished run is taken as it is. A run of the same recipe with a shorter cool-down is the
+        beginning of this one, so its checkpoint and records are taken and training goes on.
+        """
+        directory = self.run_directory(trial)
+        if directory.exists():
+            return None
+        for source, complete in self._sources(trial):
+            aside = directory.with_name(f".{trial.key}.{os.getpid()}")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            shutil.copy(source / CHECKPOINT_FILE, aside)
+            if complete:
+                for name in (RECIPE_FILE, RECORDS_FILE, OUTCOME_FILE):
+                    shutil.copy(source / name, aside)
+            else:
+                (aside / RECIPE_FILE).write_text(canonical_json(trial.recipe) + "\n")
+                records = read_records(source / RECORDS_FILE)
+                (aside / RECORDS_FILE).write_text("".join(map(_without_val, records)))
+            study = source.parent.parent.name
+            (aside / REUSED_FILE).write_text(json.dumps({"reused_from": study}) + "\n")
+            aside.replace(directory)
+            return study
+        return None
+
+    def _sources(self, trial: Trial) -> Iterator[tuple[Path, bool]]:
+        """Run directories of finished runs that hold all of the trial, then the start of it."""
+        schedule = trial.recipe.schedule
+        for cooldown in range(schedule.cooldown_epochs, -1, -1):
+            shorter = replace(schedule, cooldown_epochs=cooldown)
+            twin = replace(trial, recipe=replace(trial.recipe, schedule=shorter))
+            for outcome in sorted(self.path.parent.glob(f"*/trials/{twin.key}/{OUTCOME_FILE}")):
+                complete = cooldown == schedule.cooldown_epochs
+                finished = json.loads(outcome.read_text())["status"] == "finished"
+                if finished and (outcome.parent / CHECKPOINT_FILE).exists():
+                    yield outcome.parent, complete
 
     def stop(self, trial: Trial, why: str) -> None:
         """Have the trial stopped early: its worker sees the file, saves and ends."""
@@ -172,13 +227,7 @@ class StudyFolder:
         aside.replace(directory / STOPPED_FILE)
 
 
-def _line(trial: Trial) -> str:
-    """A trial as a line of trials.jsonl."""
-    body = {"label": trial.label, "key": trial.key, "seed": trial.seed, "data": trial.data}
-    return json.dumps(body | {"recipe": json.loads(canonical_json(trial.recipe))}) + "\n"
-
-
-def _trial(line: str) -> Trial:
-    row = json.loads(line)
-    recipe = recipe_from_json(json.dumps(row["recipe"]))
-    return Trial(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])
+def _without_val(record: Record) -> str:
+    """The record as a line, without what a run measures at its end alone."""
+    kept = {name: value for name, value in record.values.items() if not name.startswith("val/")}
+    return replace(record, values=kept).to_json() + "\n"

@@ -32,7 +32,15 @@ from mlflow.tracking import MlflowClient
 from mambaout.recipe import flat_fields
 from mambaout.study.outage import Patience
 from mambaout.study.store import check_tracking, default_tracking_uri, sqlite_path
-from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Run, StudyFolder, Trial
+from mambaout.study.study import (
+    CHECKPOINT_FILE,
+    OUTCOME_FILE,
+    RECIPE_FILE,
+    RECORDS_FILE,
+    Run,
+    StudyFolder,
+    Trial,
+)
 from mambaout.study.tail import Tail
 from mambaout.study.views import KIND, KIND_TAG, VIEW_TAG, page_address, trials_view, ui_command
 
@@ -44,7 +52,6 @@ KEY_TAG = "mambaout.key"
 ROLE_TAG = "mambaout.role"  # "study" on the parent run, "trial" on its children
 LAUNCHED_TAG = "mambaout.launched"  # on the experiment: when a driver last took the study up
 EPOCH = "epoch"  # series: how far a running trial is
-CHECKPOINT_FILE = "last.ckpt"
 MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
 MAX_TEXT = 4000  # characters of a tag or a param, below MLflow's bounds
 
@@ -363,7 +370,7 @@ def _status(run: Run) -> RunStatus:
     """What MLflow calls the way a trial ended; KILLED is one that can go on."""
     if run.status == "finished":
         return "FINISHED"
-    return "KILLED" if run.status == "unfinished" else "FAILED"
+    return "KILLED" if run.status in ("unfinished", "stopped") else "FAILED"
 
 
 def _text(value: Any) -> str:

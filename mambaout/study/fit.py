@@ -314,7 +314,7 @@ def _law(
     unit = next((unit for unit, _ in UNITS if scale >= unit), 1.0)
     ratio = scale / unit
     a, b, c, d = draws.T
-    b_interval = _interval(b)
+    b_interval = interval_of(b)
     notes = []
     if not math.isfinite(b_interval.low):
         notes.append(
@@ -334,10 +334,10 @@ def _law(
             + ", ".join(size.label for size in left)
         )
     return Law(
-        a=_interval(a * ratio**b),
+        a=interval_of(a * ratio**b),
         b=b_interval,
-        c=_interval(c),
-        d=_interval(d * ratio),
+        c=interval_of(c),
+        d=interval_of(d * ratio),
         unit=unit,
         sizes=used,
         left_out=left,
@@ -353,7 +353,8 @@ def _law(
     )
 
 
-def _interval(values: Array) -> Interval:
+def interval_of(values: Array) -> Interval:
+    """The first value, with the 95 % of the others around it."""
     p = _prediction(values[0], values[1:])
     return Interval(p.value, p.low, p.high)
 

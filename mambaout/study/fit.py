@@ -29,6 +29,10 @@ from mambaout.study.power_law import Array
 
 MIN_SIZES = 4  # the law has four parameters
 _Z95 = 1.959964
+_POOL = 1000
+# Scatter of sizes beyond that of seeds, in units of the latter, for which an exponential prior of
+# mean 1 is taken: as likely as not it is there, and four sizes cannot show it.
+_SCATTER = np.linspace(0.0, 10.0, 101)
 _DOMINATED = 2.0  # standard errors above a cheaper size: then off the front, else noise
 
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -130,14 +134,25 @@ class Noise:
         if self.num_images:
             share = np.clip(error, 0.01, 99.99)
             part = part + share * (100 - share) / self.num_images
-        return part
+        return np.maximum(part, 1e-12)  # seeds that agree to the last image are not exact
 
-    def scales(self, rng: np.random.Generator, count: int, extra_degrees: int = 0) -> Array:
-        """Draws of true over estimated standard deviation, given the few it is estimated from."""
-        degrees = self.degrees + extra_degrees
-        if degrees == 0:  # only the binomial spread, which is known
-            return np.ones(count)
-        return np.sqrt(degrees / rng.chisquare(degrees, count))
+    def factors(self, rng: np.random.Generator, count: int, misfit: float, degrees: int) -> Array:
+        """Draws of the true standard deviation of a mean over the one by `variance`.
+
+        The few seeds that it is estimated from leave it uncertain; and the sizes may scatter
+        around a law for more reasons than seeds, by an amount that `misfit`, the residuals' sum of
+        squares over the variances, shows as well as its `degrees` of freedom let it. nan where
+        neither seeds nor residuals say anything.
+        """
+        if not self.known:
+            if degrees == 0:
+                return np.full(count, math.nan)
+            return np.sqrt(misfit / rng.chisquare(degrees, count))
+        total = self.seed_factors(rng, _POOL)[:, None] ** 2 * (1 + _SCATTER**2)
+        logs = -_SCATTER - 0.5 * (degrees * np.log(total) + misfit / total)
+        chances = np.exp(logs - logs.max()).ravel()
+        drawn = rng.choice(chances.size, count, p=chances / chances.sum())
+        return np.sqrt(total.ravel()[drawn])
 
 
 def noise_of(sizes: Sequence[Size], num_images: int | None = None) -> Noise:
@@ -274,26 +289,20 @@ def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> 
     x = costs / scale
     if not noise.known:
         variances = np.ones_like(variances)  # all alike, how large is seen from the residuals
-    weights = np.where(kept, 1 / np.maximum(variances, 1e-12), 0.0)
+    weights = np.where(kept, 1 / variances, 0.0)
     best = power_law.solve(x, errors, weights)
     residuals = (errors - power_law.value(best, x))[0]
     # A parameter at its bound has not been fitted.
     free = 2 + (best[0, 2] > 0) + (best[0, 3] > 0)
     degrees = max(int(on.sum()) - int(free), 0)
     misfit = float((weights[0] * residuals**2).sum())
-    inflation, extra = 1.0, 0
-    if not noise.known:
-        inflation = math.sqrt(misfit / degrees) if degrees else math.nan
-        extra = degrees
-    elif degrees and misfit > degrees:
-        inflation, extra = math.sqrt(misfit / degrees), degrees
-    factors = inflation * noise.scales(rng, num_resamples, extra)
+    factors = noise.factors(rng, num_resamples, misfit, degrees)
     spread = np.sqrt(variances) * factors[:, None]  # (R, n)
-    if math.isfinite(inflation):
+    if np.isfinite(factors).all():
         moved = errors + spread * rng.standard_normal(spread.shape)
         masks = _on_front(costs, moved, spread**2)
         masks[masks.sum(axis=1) < 2] = on
-        draws = power_law.solve(x, moved, np.where(masks, 1 / np.maximum(variances, 1e-12), 0.0))
+        draws = power_law.solve(x, moved, np.where(masks, 1 / variances, 0.0))
     else:
         draws = np.full((num_resamples, 4), math.nan)
     return _law(sizes, on, noise, np.concatenate([best, draws]), scale, factors, rng, residuals)

@@ -64,15 +64,16 @@ def plateaus(
         if not noise.known:
             variances = np.ones_like(variances)
         x = costs / np.exp(np.log(costs).mean())
-        weights = np.where(np.arange(position + 1) < position, 1 / np.maximum(variances, 1e-12), 0)
+        weights = np.where(np.arange(position + 1) < position, 1 / variances, 0)
         best = power_law.solve(x, errors, weights, shift=False)
         misfit = float((weights * (power_law.value(best, x) - errors) ** 2).sum())
         degrees = position - 2 - int(best[0, 2] > 0)
-        inflation, extra = 1.0, 0
-        if not noise.known or misfit > degrees:
-            inflation, extra = np.sqrt(misfit / degrees), degrees
         rng = np.random.default_rng(seed)
-        factors = inflation * noise.scales(rng, num_resamples, extra)
+        if noise.known:
+            raised = max(1.0, misfit / degrees) ** 0.5
+            factors = raised * noise.seed_factors(rng, num_resamples)
+        else:
+            factors = noise.factors(rng, num_resamples, misfit, degrees)
         spread = np.sqrt(variances) * factors[:, None]
         moved = np.concatenate([errors, errors + spread * rng.standard_normal(spread.shape)])
         laws = power_law.solve(x, moved, np.repeat(weights, len(moved), 0), shift=False)

@@ -124,17 +124,9 @@ def _slope(sizes: Sequence[Size], x: Array, fixed: Callable[[Size], float]) -> _
 
 def _half_width(noise: Noise, misfit: float, degrees: int) -> float:
     """Standard errors in half a 95 % interval, raised where the sizes scatter beyond noise."""
-    from scipy.special import stdtrit
-
-    if not noise.known:
-        if degrees <= 0:
-            return math.nan
-        return math.sqrt(misfit / degrees) * float(stdtrit(degrees, 0.975))
-    raised, extra = 1.0, 0
-    if degrees > 0 and misfit > degrees:
-        raised, extra = math.sqrt(misfit / degrees), degrees
-    total = noise.degrees + extra
-    return raised * (float(stdtrit(total, 0.975)) if total else 1.96)
+    rng = np.random.default_rng(0)
+    draws = noise.factors(rng, 4000, misfit, max(degrees, 0)) * rng.standard_normal(4000)
+    return float(np.quantile(np.abs(draws), 0.95)) if np.isfinite(draws).all() else math.nan
 
 
 # -- shapes at equal cost -------------------------------------------------------------------------
@@ -221,7 +213,7 @@ def _slice(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -
     errors = np.array([size.error for size in sizes])
     counts = np.array([len(size.errors) for size in sizes])
     variances = noise.variance(errors, counts)
-    factors = noise.scales(rng, num_resamples) if noise.known else np.full(num_resamples, math.nan)
+    factors = noise.seed_factors(rng, num_resamples)  # what shapes differ by is the question
     moved = errors + factors[:, None] * np.sqrt(variances) * rng.standard_normal(
         (num_resamples, len(errors))
     )
@@ -230,7 +222,7 @@ def _slice(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -
     parabola, optimum = None, None
     if len(set(np.round(u, 6))) >= 3:
         basis = np.stack([u**2, u, np.ones_like(u)], axis=1)
-        weights = np.sqrt(1 / np.maximum(variances, 1e-12))[:, None] if noise.known else 1.0
+        weights = np.sqrt(1 / variances)[:, None] if noise.known else 1.0
         fitted = both @ (np.linalg.pinv(basis * weights) * np.transpose(weights)).T
         parabola = (float(fitted[0, 0]), float(fitted[0, 1]), float(fitted[0, 2]))
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -136,6 +136,12 @@ class Noise:
             part = part + share * (100 - share) / self.num_images
         return np.maximum(part, 1e-12)  # seeds that agree to the last image are not exact
 
+    def seed_factors(self, rng: np.random.Generator, count: int) -> Array:
+        """As `factors`, for sizes that scatter by their seeds alone; nan without seeds."""
+        if not self.degrees:  # what is left is binomial, and known
+            return np.full(count, 1.0 if self.known else math.nan)
+        return np.sqrt(self.degrees / rng.chisquare(self.degrees, count))
+
     def factors(self, rng: np.random.Generator, count: int, misfit: float, degrees: int) -> Array:
         """Draws of the true standard deviation of a mean over the one by `variance`.
 

@@ -1,0 +1,331 @@
+"""How a search goes: which recipe is next, when its ranges widen, which ones get more seeds.
+
+The recipes and what came of them are in a memory (study/search.py) that outlives the process;
+everything here is worked out from it and from the run directories.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mambaout.recipe import Recipe
+from mambaout.study.axes import Choice, Search
+from mambaout.study.best import chosen, holding, ranked, scores_of, widened_at
+from mambaout.study.space import Values, base_values, points, recipe_of, rounded
+from mambaout.study.study import Run, StudyFolder, Trial
+
+if TYPE_CHECKING:
+    from mambaout.study.search import Memory
+
+OVER = ("finished", "diverged", "stopped")  # no launch takes such a run up again
+
+# Suggestions that were tried already before the sampler is not asked any more, and random points
+# after them before a space that cannot be listed counts as exhausted.
+SAMPLER_TRIES, RANDOM_TRIES = 12, 200
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What the parts of a study know of each other's trials."""
+
+    trials: dict[str, Trial] = field(default_factory=dict)  # in the study's folder, by key
+    given: set[str] = field(default_factory=set)  # keys that one part gives out: no other does
+    reserved: set[str] = field(default_factory=set)  # keys that come last and are not for searches
+    ended: dict[str, Run] = field(default_factory=dict)  # in this launch, by key
+
+
+class SearchAgenda:
+    """The trials of one search; an Agenda."""
+
+    def __init__(
+        self, search: Search, memory: Memory, folder: StudyFolder, data: str, ledger: Ledger
+    ) -> None:
+        self.search, self.memory, self.folder, self.data = search, memory, folder, data
+        self.ledger = ledger
+        self.notice: str | None = None  # why there are fewer trials than asked for
+        self.begun = False
+        self._keys: dict[str, int] = {}  # of the recipes decided on -> their number in the memory
+        self._trials: dict[str, Trial] = {}  # the recipes' first seeds, by key
+        self._open: set[str] = set()  # keys of first seeds given out or waited for
+        self._left: list[Trial] = []  # begun in an earlier launch
+        self._results: dict[str, dict[int, tuple[float, ...]]] = {}  # label -> seed -> goals
+        self._confirming: list[Trial] | None = None  # other seeds to give out; None: not yet known
+        self._confirmed_open: set[str] = set()
+        self._exhausted = False
+        self._carried: dict[str, Any] = {}
+        self._read()
+
+    # -- what an earlier launch left
+
+    def _read(self) -> None:
+        latest = {known.key: known for known in self.memory.trials()}
+        for known in latest.values():
+            trial = self.ledger.trials.get(known.key)
+            if trial is None:  # killed between the memory and the folder
+                trial = self._trial(known.label, self._recipe(known.values))
+                self._write(trial)
+            self._keys[known.key] = known.number
+            self._trials[known.key] = trial
+            self.ledger.given.add(known.key)
+            if known.scores is not None:
+                self._results.setdefault(trial.label, {})[trial.seed] = known.scores
+        for known in latest.values():
+            trial = self._trials[known.key]
+            if known.state == "running":
+                self._take_up(trial, known.stopped)
+            elif known.state == "fail" and self.folder.run(trial).status == "unfinished":
+                self._open.add(trial.key)  # given up by an earlier launch: once more
+                self._left.append(trial)
+        if self._keys:
+            self.begin({})
+
+    def _take_up(self, trial: Trial, stopped: str | None) -> None:
+        """Go on with a trial that was running when the last launch ended."""
+        self._open.add(trial.key)
+        run = self.folder.run(trial)
+        if run.status == "unfinished":
+            # Epochs that the killed driver had not seen, or had not come to act on.
+            for record in run.records:
+                if (value := record.values.get(self.search.goals[0][0])) is not None:
+                    stopped = self.observe(trial, record.epoch, value) or stopped
+            if stopped is not None:
+                self.folder.stop(trial, stopped)
+                run = self.folder.run(trial)
+        if run.status in OVER:
+            self._take(run)
+        else:
+            self._left.append(trial)
+
+    def begin(self, carried: Values) -> None:
+        """Start, from the base and then from `carried`, the best of the search that this follows;
+        what an earlier launch began with stays."""
+        self.begun = True
+        noted = self.memory.note("carried")
+        if noted is None:
+            noted = {}
+            now = self.memory.search
+            for axis in self.search.axes:
+                value = carried.get(axis.name)
+                if value is None or (isinstance(axis, Choice) and value not in axis.values):
+                    continue
+                noted[axis.name] = value
+            now = widened_at(holding(now, noted), noted)
+            ranges = {axis.name: axis for axis in now.axes}
+            noted = {name: rounded(ranges[name], value) for name, value in noted.items()}
+            self.memory.use(now)
+            self.memory.put("carried", noted)
+        self._carried = noted
+
+    # -- the agenda
+
+    def next(self) -> Trial | None:
+        if not self.begun:
+            return None
+        if self._left:
+            return self._left.pop(0)
+        while self._undecided and not self._exhausted:
+            trial = self._decide()
+            if trial is not None:
+                return trial
+        if self._open:
+            return None
+        if self._confirming is None:
+            self._confirming = self._confirmations()
+        while self._confirming:
+            trial = self._confirming.pop(0)
+            if self._to_start(trial, self._confirmed_open):
+                return trial
+        return None
+
+    @property
+    def over(self) -> bool:
+        if not self.begun or self._left or (self._undecided and not self._exhausted):
+            return False
+        if len(self.search.seeds) == 1:
+            return True
+        return not self._open and self._confirming is not None and not self._confirming
+
+    @property
+    def done(self) -> bool:
+        """Over, and nothing of it is running."""
+        return self.over and not self._open and not self._confirmed_open
+
+    @property
+    def num_undecided(self) -> int:
+        recipes = 0 if self._exhausted else self._undecided
+        if self._confirming is not None:
+            return recipes
+        confirmed = min(self.search.num_confirmed, self.search.num_trials)
+        return recipes + confirmed * (len(self.search.seeds) - 1)
+
+    def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
+        if trial.key not in self._open or trial.key not in self._keys:
+            return None
+        return self.memory.report(self._keys[trial.key], epoch, value)
+
+    def ended(self, run: Run) -> None:
+        key = run.trial.key
+        if key in self._open:
+            self._take(run)
+        elif key in self._confirmed_open:
+            self._take_confirmed(run)
+
+    @property
+    def carries(self) -> Values:
+        """The best recipe's values, for the search that follows."""
+        label = chosen(self.search, self._results)
+        return {} if label is None else self.memory.values(self._keys[self._labelled(label).key])
+
+    # -- first seeds
+
+    @property
+    def _undecided(self) -> int:
+        return max(0, self.search.num_trials - len(self._keys))
+
+    def _decide(self) -> Trial | None:
+        """Decide on the next recipe; its trial, where it is to be started by this agenda."""
+        self._widen()
+        index = len(self._keys)
+        found = self._untried(index)
+        if found is None:
+            self._exhausted = True
+            self.notice = (
+                f"search {self.search.label}: its axes have no recipe left to try after {index} "
+                f"of {self.search.num_trials}"
+            )
+            return None
+        values, recipe = found
+        trial = self._trial(f"{self.search.label}-t{index:03d}", recipe)
+        trial = self.ledger.trials.get(trial.key, trial)
+        self._keys[trial.key] = self.memory.add(values, key=trial.key, label=trial.label)
+        self._trials[trial.key] = trial
+        return trial if self._to_start(trial, self._open) else None
+
+    def _untried(self, index: int) -> tuple[Values, Recipe] | None:
+        """The values and recipe number `index`, none that this search has had."""
+        first = []
+        if index == 0:
+            first = [base_values(self.search)]
+        elif index == 1 and self._carried:
+            first = [base_values(self.search) | self._carried]
+        for values in first:
+            if (recipe := self._new(values)) is not None:
+                return values, recipe
+        for attempt in range(SAMPLER_TRIES):
+            values = self.memory.suggest(index, attempt)
+            if (recipe := self._new(values)) is not None:
+                return values, recipe
+        listed = points(self.memory.search)
+        if listed is not None:
+            left = list(listed)
+            random.Random(f"{self.search.sampler_seed} {index}").shuffle(left)
+        else:
+            left = (
+                self.memory.suggest(index, SAMPLER_TRIES + attempt, at_random=True)
+                for attempt in range(RANDOM_TRIES)
+            )
+        for values in left:
+            if (recipe := self._new(values)) is not None:
+                return values, recipe
+        return None
+
+    def _new(self, values: Values) -> Recipe | None:
+        """The recipe with `values`, or None where it cannot be or has been decided on before."""
+        try:
+            recipe = self._recipe(values)
+        except ValueError:  # values that do not go together
+            return None
+        key = self._trial("", recipe).key
+        return None if key in self._keys or key in self.ledger.reserved else recipe
+
+    def _recipe(self, values: Values) -> Recipe:
+        if values == base_values(self.search):
+            return self.search.base
+        return recipe_of(self.search, values)
+
+    def _widen(self) -> None:
+        """Once half of the trials are in: more room where the best of them is at an edge."""
+        if len(self.search.goals) > 1 or self.memory.note("widened") is not None:
+            return
+        if len(self._keys) - len(self._open) < math.ceil(self.search.num_trials / 2):
+            return
+        values = self.carries
+        if values:
+            wider = widened_at(self.memory.search, values)
+            changed = [a.name for a in wider.axes if a not in self.memory.search.axes]
+            self.memory.use(wider)
+            self.memory.put("widened", changed)
+
+    def _take(self, run: Run) -> None:
+        """Tell the memory how a first seed ended."""
+        if run.status == "unfinished":
+            return  # interrupted: the next launch goes on with it
+        trial = self._trials[run.trial.key]
+        self._open.discard(trial.key)
+        number, scores = self._keys[trial.key], scores_of(self.search, run)
+        if self.memory.state(number) == "fail":  # one that was given up and was run once more
+            if scores is None:
+                return
+            values = self.memory.values(number)
+            number = self.memory.add(values, key=trial.key, label=trial.label)
+            self._keys[trial.key] = number
+        if scores is not None:
+            self._results.setdefault(trial.label, {})[trial.seed] = scores
+            self.memory.tell(number, "complete", scores)
+        else:
+            self.memory.tell(number, "pruned" if run.status == "stopped" else "fail")
+
+    # -- the other seeds of the best
+
+    def _confirmations(self) -> list[Trial]:
+        """The other seeds of the best recipes, one of each before the next."""
+        best = ranked(self.search, self._results)[: self.search.num_confirmed]
+        trials = [self._labelled(label) for label in best]
+        return [replace(trial, seed=seed) for seed in self.search.seeds[1:] for trial in trials]
+
+    def _take_confirmed(self, run: Run) -> None:
+        if run.status == "unfinished":
+            return
+        self._confirmed_open.discard(run.trial.key)
+        scores = scores_of(self.search, run)
+        if scores is not None:
+            self._results[run.trial.label][run.trial.seed] = scores
+            confirmed: dict[str, dict[str, tuple[float, ...]]] = {}
+            for label, seeds in self._results.items():
+                others = {str(s): v for s, v in seeds.items() if s != self.search.seeds[0]}
+                if others:
+                    confirmed[label] = others
+            self.memory.put("confirmed", confirmed)
+
+    # -- trials
+
+    def _trial(self, label: str, recipe: Recipe) -> Trial:
+        return Trial(label=label, recipe=recipe, seed=self.search.seeds[0], data=self.data)
+
+    def _labelled(self, label: str) -> Trial:
+        return next(trial for trial in self._trials.values() if trial.label == label)
+
+    def _write(self, trial: Trial) -> None:
+        if trial.key not in self.ledger.trials:
+            self.folder.add(trial)
+            self.ledger.trials[trial.key] = trial
+
+    def _to_start(self, trial: Trial, waiting: set[str]) -> bool:
+        """Whether the trial is to be started from here: not where its run is there already, nor
+        where another part of the study has it."""
+        self._write(trial)
+        waiting.add(trial.key)
+        run = self.ledger.ended.get(trial.key)
+        if run is None:
+            self.folder.adopt(trial)
+            run = self.folder.run(trial)
+        if run.status in (*OVER, "failed"):
+            self.ended(run)
+            return False
+        if trial.key in self.ledger.given:
+            return False
+        self.ledger.given.add(trial.key)
+        return True

@@ -29,17 +29,20 @@ from study_files import (
 
 from mambaout import __main__ as command_line
 from mambaout.recipe import RELEASED_CODE, tuned, with_global_batch
-from mambaout.study.charts import (
-    accuracy_macs,
-    accuracy_throughput,
-    learning_curves,
-    png,
-    training_loss,
-)
-from mambaout.study.findings import answer, gain_per_doubling, ladder, rank_correlation, seed_noise
-from mambaout.study.report import markdown_table, ranked_table, reproduce_command, write_report
+from mambaout.study.charts import COST_AXES, accuracy
+from mambaout.study.curves import learning_curves, training_loss
+from mambaout.study.families import families
+from mambaout.study.findings import answer, gain_per_doubling, rank_correlation
+from mambaout.study.noise import seed_noise
+from mambaout.study.picture import png
+from mambaout.study.reading import read
+from mambaout.study.report import write_report
 from mambaout.study.rows import chosen, count_text, hours_text, rows
 from mambaout.study.study import Study, StudyFolder, Trial
+from mambaout.study.tables import markdown_table, ranked_table
+from mambaout.study.trial_files import reproduce_command
+
+MACS_AXIS = COST_AXES["accuracy_macs.png"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def study_with(tmp_path: Path, top1: dict[str, list[float]], name: str = "scale"
 
 
 def said(folder: StudyFolder) -> str:
-    return " ".join(answer(rows(folder.runs())))
+    return " ".join(answer(read(folder)))
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ def test_the_slope_of_a_law_it_was_given_is_recovered(tmp_path):
         if label != "baseline"
     }
     folder = study_with(tmp_path, law)
-    assert gain_per_doubling(ladder(rows(folder.runs()))) == pytest.approx(1.7, abs=0.05)
+    assert gain_per_doubling(read(folder).families[0].rows) == pytest.approx(1.7, abs=0.05)
     assert "Bigger was better at every step" in said(folder)
 
 
@@ -241,7 +244,8 @@ def test_the_choice_is_made_on_minival_and_a_higher_val_is_admitted(tmp_path):
         if trial.label == "w8-d2":
             metrics = dict(folder.run(trial).metrics) | {"minival/top1": 95.0}
             write_outcome(folder.run_directory(trial), "finished", metrics)
-    assert "w8-d2 comes out best: 80.10 ± 0.14 % (n=2)" in said(folder)
+    # Half the 95 % interval: 4.303 (t, 2 degrees of freedom) * 0.141 / sqrt(2).
+    assert "w8-d2 comes out best: 80.10 ± 0.43 % (n=2)" in said(folder)
     assert "On val w8-d6 is higher by 1.00 points" in said(folder)
 
 
@@ -249,7 +253,7 @@ def test_depth_and_width_are_priced_apart(tmp_path):
     # Four times the MACs by width bring nothing, the blocks bring points.
     flat = {"w8-d2": [80.0], "w8-d6": [84.0], "w16-d2": [80.0], "w16-d6": [84.0]}
     text = said(study_with(tmp_path, flat))
-    pattern = r"([+-][\d.]+) points when spent on depth \(4 variants\) and ([+-][\d.]+)"
+    pattern = r"([+-][\d.]+) \(.*?\) points by depth and ([+-][\d.]+) \(.*?\) points by width"
     match = re.search(pattern, text)
     assert match, text
     assert float(match[1]) > 3
@@ -258,12 +262,12 @@ def test_depth_and_width_are_priced_apart(tmp_path):
 
 def test_the_baseline_is_held_against_its_nearest_in_macs_and_no_part_of_the_ladder(finished):
     table = rows(finished.runs())
-    assert "baseline" not in [row.label for row in ladder(table)]
+    assert "baseline" not in [row.label for row in families(table)[0].rows]
     assert re.search(r"The baseline recipe reaches .* w16-d6, the nearest in MACs", said(finished))
 
 
 def test_unfinished_and_diverged_trials_make_the_answer_provisional(mixed):
-    first = answer(rows(mixed.runs()))[0]
+    first = answer(read(mixed))[0]
     assert first == (
         "Provisional: 2 of 14 trials have not finished and 1 diverged (w32-d6-s1); "
         "they are not in these numbers."
@@ -288,7 +292,7 @@ def test_labels_of_a_crowded_chart_cover_neither_each_other_nor_the_points(tmp_p
     grid = {f"w{w}-d{d}": sized(w, d) for w in (16, 24, 32, 40) for d in (2, 4, 6, 8)}
     study = Study(name="many", question="?", recipes=grid, seeds=(0, 1))
     table = rows(finished_study(tmp_path, study, noise=0.6).runs())
-    figure = accuracy_macs(table)
+    figure = accuracy(table, MACS_AXIS)
     (axes,) = figure.axes
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -302,7 +306,7 @@ def test_labels_of_a_crowded_chart_cover_neither_each_other_nor_the_points(tmp_p
 
 def test_one_recipe_that_failed_to_learn_does_not_flatten_the_others(tmp_path):
     top1 = {"w8-d2": [88.0], "w8-d6": [90.0], "w16-d2": [91.0], "w16-d6": [92.0], "w32-d2": [11.0]}
-    (axes,) = accuracy_macs(rows(study_with(tmp_path, top1).runs())).axes
+    (axes,) = accuracy(rows(study_with(tmp_path, top1).runs()), MACS_AXIS).axes
     low, high = axes.get_ylim()
     assert low > 80
     assert high < 100
@@ -311,13 +315,14 @@ def test_one_recipe_that_failed_to_learn_does_not_flatten_the_others(tmp_path):
 
 def test_charts_are_drawn_before_anything_has_finished(tmp_path):
     table = rows(write_study(tmp_path).runs())
-    for draw in (accuracy_macs, accuracy_throughput, learning_curves, training_loss):
-        assert [text.get_text() for text in draw(table).axes[0].texts] == ["nothing to draw yet"]
+    figures = [accuracy(table, axis) for axis in COST_AXES.values()]
+    for figure in (*figures, learning_curves(table), training_loss(table)):
+        assert [text.get_text() for text in figure.axes[0].texts] == ["nothing to draw yet"]
 
 
 def test_equal_runs_draw_equal_pictures(mixed):
     table = rows(mixed.runs())
-    assert png(accuracy_macs(table)) == png(accuracy_macs(table))
+    assert png(accuracy(table, MACS_AXIS)) == png(accuracy(table, MACS_AXIS))
 
 
 def test_a_loss_that_is_not_finite_and_an_error_of_nothing_are_no_trouble(tmp_path):
@@ -339,20 +344,17 @@ def test_a_loss_that_is_not_finite_and_an_error_of_nothing_are_no_trouble(tmp_pa
 
 def test_the_report_is_one_small_offline_page_beside_its_tables_and_charts(mixed):
     names = {path.name for path in write_report(mixed)}
-    assert names == {
-        "report.html",
-        "trials.csv",
-        "results.md",
-        "accuracy_macs.png",
-        "accuracy_throughput.png",
-        "learning_curves.png",
-        "training_loss.png",
+    assert {"report.html", "trials.csv", "trials.parquet", "results.md"} < names
+    assert set(COST_AXES) | {"law.png", "growth.png", "learning_curves.png"} < names
+    assert {path.name for path in mixed.path.iterdir()} == names | {
+        "study.json",
+        "trials.jsonl",
+        "trials",
     }
-    assert {path.name for path in mixed.path.iterdir()} == names | {"study.json", "trials.jsonl", "trials"}
     html = (mixed.path / "report.html").read_text()
     assert len(html) < 1_000_000
     assert not re.search(r"https?://|<script|<link|url\(", html), "nothing is fetched"
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == sum(name.endswith(".png") for name in names)
     for trial in mixed.trials():
         assert f"<b>{trial.name}</b>" in html
         assert f"--out runs/{trial.name}" in html
@@ -362,7 +364,7 @@ def test_the_page_and_the_markdown_carry_the_question_and_the_answer(mixed):
     write_report(mixed)
     html = (mixed.path / "report.html").read_text().replace("&nbsp;", " ")
     text = (mixed.path / "results.md").read_text()
-    for sentence in (scaling_study().question, *answer(rows(mixed.runs()))):
+    for sentence in (scaling_study().question, *answer(read(mixed))):
         assert sentence in html
         assert sentence in text
 

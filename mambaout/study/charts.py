@@ -1,58 +1,83 @@
-"""The study's charts: accuracy against cost, against throughput, and over training.
-
-Drawn narrow, 4.8 inches, so that their text is still readable on a phone. Home of matplotlib,
-without pyplot: no global state, so a driver can draw while its trials run.
-"""
+"""Accuracy against what it costs: MACs, parameters, throughput, and the whole training."""
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
+from mambaout.study.labels import MOST_NAMES, Spot, place_labels
+from mambaout.study.noise import Noise, seed_noise
 from mambaout.study.pareto import front
-from mambaout.study.rows import Row, count_text, rate_text
-from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
+from mambaout.study.picture import (
+    BASELINE_COLOR,
+    FAINT,
+    MARKERS,
+    PLAIN,
+    legend_below,
+    log_ticks,
+    new,
+    nothing_yet,
+    shades,
+)
+from mambaout.study.rows import Row, count_text, hours_text, rate_text
+from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, PARAMS, TOP1, TRAIN_DEVICE_HOURS
 
-WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
-INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
-LABEL_SIZE = 8  # points
-MAX_CURVE_NAMES = 12  # with more curves only the smallest, the largest and the baseline are named
 MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
 
 
-def accuracy_macs(table: Sequence[Row]) -> Figure:
-    """Val top-1 against MACs, with the Pareto front and the spread over seeds."""
-    return _scatter(
-        table,
-        cost=MACS,
-        sign=1,
-        xlabel="MACs of one image (log)",
-        ticks=count_text,
+@dataclass(frozen=True, kw_only=True)
+class CostAxis:
+    """One way to count what a recipe costs."""
+
+    title: str
+    label: str
+    cost: Callable[[Row], float]  # nan where it is not known
+    ticks: Callable[[float], str]
+    more_is_better: bool = False
+
+
+def _mean(name: str) -> Callable[[Row], float]:
+    return lambda row: row.mean(name).value
+
+
+COST_AXES = {
+    "accuracy_macs.png": CostAxis(
         title="Accuracy against MACs",
-    )
-
-
-def accuracy_throughput(table: Sequence[Row]) -> Figure:
-    """Val top-1 against training images/s; the front runs along the upper right."""
-    return _scatter(
-        table,
-        cost=IMAGES_PER_SECOND,
-        sign=-1,
-        xlabel="training images/s of a trial (log)",
-        ticks=rate_text,
+        label="MACs of one image (log)",
+        cost=_mean(MACS),
+        ticks=count_text,
+    ),
+    "accuracy_params.png": CostAxis(
+        title="Accuracy against parameters",
+        label="parameters (log)",
+        cost=_mean(PARAMS),
+        ticks=count_text,
+    ),
+    "accuracy_throughput.png": CostAxis(
         title="Accuracy against throughput",
-    )
+        label="training images/s of a trial (log)",
+        cost=_mean(IMAGES_PER_SECOND),
+        ticks=rate_text,
+        more_is_better=True,
+    ),
+    "accuracy_train_macs.png": CostAxis(
+        title="Accuracy against training MACs",
+        label="MACs of the whole training (log)",
+        cost=lambda row: row.train_macs,
+        ticks=count_text,
+    ),
+    "accuracy_device_hours.png": CostAxis(
+        title="Accuracy against training time",
+        label="device-hours of one training (log)",
+        cost=_mean(TRAIN_DEVICE_HOURS),
+        ticks=hours_text,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -60,41 +85,25 @@ class _Point:
     row: Row
     x: float
     y: float
-    spread: float | None
+    half: float | None  # of the mean's 95 % interval
     color: str
+    marker: str
     name: str
 
+    @property
+    def spot(self) -> Spot:
+        return Spot(self.name, self.x, self.y, self.half)
 
-def _scatter(
-    table: Sequence[Row],
-    *,
-    cost: str,
-    sign: int,
-    xlabel: str,
-    ticks: Callable[[float], str],
-    title: str,
-) -> Figure:
-    """A chart of top-1 against `cost`; `sign` is -1 where more of the cost is better."""
-    colors = _width_colors(table)
-    points = [
-        _Point(
-            row,
-            row.mean(cost).value,
-            row.mean(TOP1).value,
-            row.mean(TOP1).spread,
-            BASELINE_COLOR if row.is_baseline else colors[row.recipe.model.dims],
-            row.label,
-        )
-        for row in table
-        if row.mean(TOP1) and row.mean(cost) and row.mean(cost).value > 0
-    ]
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, title, xlabel, "top-1 on val, %")
+
+def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
+    """Val top-1 against a cost, with 95 % intervals over seeds and the Pareto front."""
+    points = _points(table, axis.cost, seed_noise(table))
+    figure, axes = new(axis.title, axis.label, "top-1 on val, %")
     if not points:
-        return _nothing_yet(figure, axes)
+        return nothing_yet(figure, axes)
     axes.set_xscale("log")
     floor = _floor([p.y for p in points])
+    sign = -1 if axis.more_is_better else 1
     best = [points[i] for i in front([(sign * p.x, p.y) for p in points]) if points[i].y >= floor]
     axes.plot(
         [p.x for p in best],
@@ -106,29 +115,78 @@ def _scatter(
         label="Pareto front",
     )
     shown = [p for p in points if p.y >= floor]
-    for p in shown:
-        if p.spread:
-            axes.errorbar(p.x, p.y, p.spread, color=p.color, capsize=3, linewidth=1.2, zorder=2)
-        marker, size = ("*", 150) if p.row.is_baseline else ("o", 38)
-        axes.scatter(
-            p.x,
-            p.y,
-            s=size,
-            marker=marker,
-            color=p.color,
-            edgecolor="white",
-            linewidth=0.8,
-            zorder=3,
-        )
-    _legend_of_widths(axes, points, colors)
+    _draw(axes, shown)
+    _legend(axes, shown)
     axes.margins(x=0.12, y=0.12)
     if len(places := {p.x for p in shown}) == 1:  # no range to take a margin of
         axes.set_autoscalex_on(False)
         axes.set_xlim(min(places) / 2, max(places) * 2)
+    _hold(axes, shown)
     fallen = _at_the_bottom(axes, [p for p in points if p.y < floor])
-    _log_ticks(axes, ticks)
-    _place_labels(figure, axes, shown + fallen, best)
+    log_ticks(axes, axis.ticks)
+    legend_below(figure, axes)
+    first = [p for p in best if len(points) > MOST_NAMES]
+    first += [p for p in shown if p.row.is_baseline]
+    place_labels(
+        figure,
+        axes,
+        [p.spot for p in shown + fallen],
+        [p.spot for p in best],
+        [p.spot for p in first],
+    )
     return figure
+
+
+def _points(
+    table: Sequence[Row], cost: Callable[[Row], float], noise: Noise | None
+) -> list[_Point]:
+    colors = _width_colors(table)
+    lengths = sorted({row.epochs for row in table if not row.is_baseline})
+    many = len(lengths) > len(MARKERS)
+    markers = {epochs: "o" if many else MARKERS[i] for i, epochs in enumerate(lengths)}
+    return [
+        _Point(
+            row,
+            cost(row),
+            row.mean(TOP1).value,
+            noise.half_width(row) if noise else None,
+            BASELINE_COLOR if row.is_baseline else colors[row.recipe.model.dims],
+            "*" if row.is_baseline else markers[row.epochs],
+            row.label,
+        )
+        for row in table
+        if row.mean(TOP1) and cost(row) > 0
+    ]
+
+
+def _draw(axes: Axes, points: Sequence[_Point]) -> None:
+    """Dots and error bars, a call a look: a search has thousands of points."""
+    for color, marker in sorted({(p.color, p.marker) for p in points}):
+        group = [p for p in points if (p.color, p.marker) == (color, marker)]
+        xs, ys = [p.x for p in group], [p.y for p in group]
+        halves = [p.half or 0.0 for p in group]
+        if any(halves) and len(points) <= 10 * MOST_NAMES:
+            axes.errorbar(
+                xs, ys, halves, color=color, capsize=2.5, linewidth=1, linestyle="none", zorder=2
+            )
+        axes.scatter(
+            xs,
+            ys,
+            s=150 if marker == "*" else 34 if len(points) <= 10 * MOST_NAMES else 10,
+            marker=marker,
+            color=color,
+            edgecolor="white",
+            linewidth=0.8 if len(points) <= 10 * MOST_NAMES else 0.3,
+            zorder=3,
+        )
+
+
+def _hold(axes: Axes, points: Sequence[_Point]) -> None:
+    """Keep the axis to the points: an interval from two seeds can be wider than all of them."""
+    low, high = min(p.y for p in points), max(p.y for p in points)
+    room = max(0.35 * (high - low), 0.5)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low - room), min(top, high + room))
 
 
 def _floor(values: Sequence[float]) -> float:
@@ -144,7 +202,7 @@ def _at_the_bottom(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
     """Mark points below the axis by an arrow at its lower edge, their value in their name."""
     low, high = axes.get_ylim()
     edge = low + 0.03 * (high - low)
-    moved = [replace(p, y=edge, spread=None, name=f"{p.name} {p.y:.1f} %") for p in points]
+    moved = [replace(p, y=edge, half=None, name=f"{p.name} {p.y:.1f} %") for p in points]
     for p in moved:
         axes.scatter(p.x, p.y, s=45, marker="v", color=p.color, zorder=3)
     if points:
@@ -164,220 +222,27 @@ def _width_colors(table: Sequence[Row]) -> dict[tuple[int, ...], str]:
     """A colour for each width of network, narrow to wide from light to dark."""
     widths = sorted({row.recipe.model.dims for row in table if not row.is_baseline})
     if len(widths) > MAX_WIDTH_COLORS:
-        return dict.fromkeys((row.recipe.model.dims for row in table), "#2563a8")
-    shades = colormaps["viridis"]
-    count = max(len(widths) - 1, 1)
-    return {dims: _hex(shades(0.8 - 0.72 * i / count)) for i, dims in enumerate(widths)}
+        return dict.fromkeys((row.recipe.model.dims for row in table), PLAIN)
+    return dict(zip(widths, shades(len(widths)), strict=True))
 
 
-def _hex(rgba: Sequence[float]) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in rgba[:3])
-
-
-def _legend_of_widths(
-    axes: Axes, points: Sequence[_Point], colors: dict[tuple[int, ...], str]
-) -> None:
-    shown = {p.row.recipe.model.dims for p in points if not p.row.is_baseline}
-    if 1 < len(shown) <= MAX_WIDTH_COLORS:
-        for dims in sorted(shown):
-            axes.scatter([], [], s=38, color=colors[dims], label=f"first width {dims[0]}")
-    if any(p.row.is_baseline for p in points):
+def _legend(axes: Axes, points: Sequence[_Point]) -> None:
+    """What colour, mark and bar mean, where there is more than one."""
+    plain = [p for p in points if not p.row.is_baseline]
+    looks = {p.row.recipe.model.dims: p.color for p in plain}
+    if len(looks) > 1 and len(set(looks.values())) > 1:
+        for dims, color in sorted(looks.items()):
+            axes.scatter([], [], s=34, color=color, label=f"first width {dims[0]}")
+    marks = {p.row.epochs: p.marker for p in plain}
+    if len(set(marks.values())) > 1:
+        for epochs, marker in sorted(marks.items()):
+            axes.scatter([], [], s=30, marker=marker, color=FAINT, label=f"{epochs} epochs")
+    if len(plain) < len(points):
         axes.scatter([], [], s=120, marker="*", color=BASELINE_COLOR, label="baseline recipe")
-    if any(p.spread for p in points):
-        axes.errorbar([], [], [], color=FAINT, capsize=3, linewidth=1.2, label="± spread of seeds")
-    axes.legend(
-        fontsize=7.5,
-        frameon=False,
-        ncols=3,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.14),
-        labelcolor=INK,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
+    if any(p.half for p in points) and len(points) <= 10 * MOST_NAMES:
+        axes.errorbar([], [], [], color=FAINT, capsize=2.5, linewidth=1, label="95 % over seeds")
 
 
-# -- labels that do not overlap -------------------------------------------------------------------
-
-_DISTANCES = (12, 20, 32, 46, 60)  # dots from a point's middle, near ones first
-_CHOICE = 12  # free places to choose among; later ones are too far away
-_DIRECTIONS = (0, 180, 90, 270, 35, 145, 215, 325)  # degrees
-
-
-def _place_labels(
-    figure: Figure, axes: Axes, points: Sequence[_Point], line: Sequence[_Point]
-) -> None:
-    """Name every point at the first free place around it; the baseline and the best choose first.
-
-    Places off the front's `line` are preferred. Where no place is free the name is left out: the
-    table has it.
-    """
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # fixes the axes' place, which the search below measures in
-    figure.set_layout_engine("none")
-    frame = axes.get_window_extent()
-    taken = [box for p in points for box in _marks(axes, p)]
-    drawn = list(_along(axes, line))
-    for p in sorted(points, key=lambda p: (not p.row.is_baseline, -p.y)):
-        probe = axes.text(p.x, p.y, p.name, fontsize=LABEL_SIZE)
-        size = probe.get_window_extent(canvas.get_renderer())
-        probe.remove()
-        x, y = axes.transData.transform((p.x, p.y))
-        free = []
-        for dx, dy in _around():
-            left = x + dx - (size.width / 2 if abs(dx) < 1 else size.width if dx < 0 else 0)
-            box = Bbox.from_bounds(left, y + dy - size.height / 2, size.width, size.height)
-            box = box.padded(1.5)
-            inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other) for other in taken):
-                crosses = any(box.overlaps(other) for other in drawn)
-                free.append((crosses, len(free), dx, dy, box))
-        if free:
-            _, _, dx, dy, box = min(free[:_CHOICE])
-            taken.append(box)
-            _write_label(axes, p, dx, dy)
-
-
-def _along(axes: Axes, line: Sequence[_Point]) -> Iterator[Bbox]:
-    """Small boxes that cover the line between the points."""
-    corners = [axes.transData.transform((p.x, p.y)) for p in line]
-    for (x0, y0), (x1, y1) in pairwise(corners):
-        count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 6))
-        for i in range(count + 1):
-            x, y = x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count
-            yield Bbox.from_extents(x - 2, y - 2, x + 2, y + 2)
-
-
-def _around() -> Iterator[tuple[float, float]]:
-    for distance in _DISTANCES:
-        for angle in map(math.radians, _DIRECTIONS):
-            yield distance * math.cos(angle), distance * math.sin(angle)
-
-
-def _marks(axes: Axes, point: _Point) -> Iterator[Bbox]:
-    """What a point's dot and its error bar cover."""
-    x, y = axes.transData.transform((point.x, point.y))
-    yield Bbox.from_extents(x - 7, y - 7, x + 7, y + 7)
-    if point.spread:
-        low, high = (
-            axes.transData.transform((point.x, point.y + sign * point.spread))[1]
-            for sign in (-1, 1)
-        )
-        yield Bbox.from_extents(x - 4, low - 3, x + 4, high + 3)
-
-
-def _write_label(axes: Axes, point: _Point, dx: float, dy: float) -> None:
-    far = math.hypot(dx, dy) > _DISTANCES[1]
-    axes.annotate(
-        point.name,
-        (point.x, point.y),
-        (dx, dy),
-        textcoords="offset pixels",
-        fontsize=LABEL_SIZE,
-        color=INK,
-        va="center",
-        ha="center" if abs(dx) < 1 else "left" if dx > 0 else "right",
-        arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if far else None,
-    )
-
-
-# -- over training --------------------------------------------------------------------------------
-
-
-def learning_curves(table: Sequence[Row]) -> Figure:
-    """Minival error by epoch on a logarithmic axis, a line a seed."""
-    figure, axes = _curves(
-        table,
-        MINIVAL_TOP1,
-        lambda top1: 100 - top1,
-        "Error over training",
-        "minival error, % (log)",
-    )
-    if axes.lines:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    return figure
-
-
-def training_loss(table: Sequence[Row]) -> Figure:
-    """Training loss by epoch, a line a seed."""
-    return _curves(
-        table, TRAIN_LOSS, lambda loss: loss, "Loss over training", "training loss, nats"
-    )[0]
-
-
-def _curves(
-    table: Sequence[Row], name: str, shown: Callable[[float], float], title: str, ylabel: str
-) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, title, "epoch", ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    rows = sorted(table, key=lambda row: (row.mean(MACS).value if row.mean(MACS) else 0, row.label))
-    shades = colormaps["viridis"]
-    named = {rows[0].label, rows[-1].label} if len(rows) > MAX_CURVE_NAMES else None
-    for i, row in enumerate(rows):
-        color = _hex(shades(0.9 - 0.85 * i / max(len(rows) - 1, 1)))
-        color = BASELINE_COLOR if row.is_baseline else color
-        label = row.label if named is None or row.is_baseline or row.label in named else None
-        for run in row.runs:
-            line = [
-                (record.epoch, shown(record.values[name]))
-                for record in run.records
-                if math.isfinite(record.values.get(name, math.nan))
-            ]
-            line = [(x, y) for x, y in line if y > 0]  # an error of 0 has no logarithm
-            if line:
-                axes.plot(*zip(*line, strict=True), color=color, linewidth=1.1, label=label)
-                label = None  # one entry a recipe
-                if run.status == "diverged":
-                    axes.plot(*line[-1], marker="x", color=color, markersize=7)
-    if not axes.lines:
-        return _nothing_yet(figure, axes), axes
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize=7.5,
-        frameon=False,
-        labelcolor=INK,
-    )
-    return figure, axes
-
-
-# -- shared ---------------------------------------------------------------------------------------
-
-
-def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title, fontsize=10.5, color=INK, loc="left")
-    axes.set_xlabel(xlabel, fontsize=9, color=INK)
-    axes.set_ylabel(ylabel, fontsize=9, color=INK)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.grid(True, which="major", color="#e6e9ee", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-
-
-def _log_ticks(axes: Axes, text: Callable[[float], str]) -> None:
-    low, high = axes.get_xlim()
-    subs = (1, 2, 5) if high / low < 1000 else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _nothing_yet(figure: Figure, axes: Axes) -> Figure:
-    axes.text(0.5, 0.5, "nothing to draw yet", transform=axes.transAxes, ha="center", color=FAINT)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG; equal figures give equal bytes, for no date or version is in it."""
-    body = io.BytesIO()
-    figure.savefig(body, format="png", metadata={"Software": None})
-    return body.getvalue()
+def is_drawn(table: Sequence[Row], axis: CostAxis) -> bool:
+    """Whether there is a point to draw."""
+    return any(row.mean(TOP1) and math.isfinite(axis.cost(row)) for row in table)

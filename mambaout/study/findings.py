@@ -1,87 +1,40 @@
-"""The study's answer in words, computed from its runs and no surer than they are.
-
-Differences are held against the noise between seeds: a difference counts as beyond it when it is
-outside the 95 % interval of Student's t, with the spread pooled over all recipes that have more
-than one seed. What the size of val adds to the noise is not in it.
-"""
+"""The study's answer in words, computed from its runs and no surer than they are."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from itertools import pairwise
 
-from mambaout.recipe import BASELINE, content_key
+from mambaout.study.families import Family, longest
+from mambaout.study.growing import deeper_or_wider, stopped_paying
+from mambaout.study.noise import Noise, judged
 from mambaout.study.pareto import front
+from mambaout.study.reading import Reading
 from mambaout.study.rows import Row, chosen, count_text, rate_text
+from mambaout.study.tables import interval_text
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-_T95 = (
-    12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 CLOSE_POINTS = 1.0  # of top-1: how far behind the best a cheaper variant may be to be named
+MOST_NAMES = 6  # in a list inside a sentence
 
 
-@dataclass(frozen=True)
-class Noise:
-    """The spread of val top-1 between seeds, pooled over recipes."""
-
-    spread: float  # points
-    degrees: int  # of freedom
-
-    def bound(self, first: Row, second: Row) -> float:
-        """Points that two recipes' means must differ by to be told apart."""
-        share = 1 / len(first.mean(TOP1).values) + 1 / len(second.mean(TOP1).values)
-        quantile = _T95[self.degrees - 1] if self.degrees <= len(_T95) else 1.96
-        return quantile * self.spread * math.sqrt(share)
-
-
-def seed_noise(table: Sequence[Row]) -> Noise | None:
-    """None where no recipe has two finished seeds."""
-    squares, degrees = 0.0, 0
-    for row in table:
-        values = row.mean(TOP1).values
-        if len(values) > 1:
-            squares += statistics.variance(values) * (len(values) - 1)
-            degrees += len(values) - 1
-    return Noise(math.sqrt(squares / degrees), degrees) if degrees else None
-
-
-def ladder(table: Sequence[Row]) -> list[Row]:
-    """The finished recipes that differ in their network alone, fewest MACs first.
-
-    Of several such families it is the largest, and the baseline recipe is not part of it.
-    """
-    ready = [row for row in table if row.mean(TOP1) and row.mean(MACS) and not row.is_baseline]
-
-    def family(row: Row) -> str:
-        return content_key(replace(row.recipe, model=BASELINE.model))
-
-    sizes = Counter(map(family, ready))
-    largest = max(sizes, key=lambda key: sizes[key], default=None)
-    return sorted(
-        (row for row in ready if family(row) == largest), key=lambda row: row.mean(MACS).value
-    )
-
-
-def answer(table: Sequence[Row]) -> list[str]:
-    """Sentences that answer the study's question as far as its runs do."""
+def answer(reading: Reading) -> list[str]:
+    """Paragraphs that answer the study's question as far as its runs do."""
+    table, noise = reading.table, reading.noise
     ready = [row for row in table if row.mean(TOP1)]
     if not ready:
         return ["No trial has finished yet, so there is no answer yet."]
-    noise = seed_noise(ready)
-    steps = ladder(ready)
+    steps = longest(reading.families)
     return [
         *_missing(table),
+        *deeper_or_wider(reading),
         _best(ready, noise),
-        *_bigger(steps, noise),
-        *_axes(steps),
+        *(_bigger(steps, noise, alone=len(reading.families) == 1) if steps else []),
+        *stopped_paying(reading),
+        *_predicted(reading),
         *_value(ready),
         *_baseline(ready, noise),
         *_unsure(ready, noise),
@@ -92,7 +45,7 @@ def _best(ready: Sequence[Row], noise: Noise | None) -> str:
     """Which recipe is best, at what cost, and how sure that is."""
     best = chosen(ready) or ready[0]
     text = (
-        f"{best.label} comes out best: {best.mean(TOP1).text(unit=' %')} top-1 on val for "
+        f"{best.label} comes out best: {interval_text(best, TOP1, noise, ' %')} top-1 on val for "
         f"{count_text(best.mean(MACS).value)} MACs, {count_text(best.mean(PARAMS).value)} "
         f"parameters and {rate_text(best.mean(IMAGES_PER_SECOND).value)} images/s in training; "
         f"it was chosen on minival ({best.mean(MINIVAL_TOP1).value:.2f} %)."
@@ -102,22 +55,10 @@ def _best(ready: Sequence[Row], noise: Noise | None) -> str:
         return text
     other = others[0]
     lead = _top1(best) - _top1(other)
-    judged = _judged(abs(lead), best, other, noise)
+    told = judged(abs(lead), best, other, noise)
     if lead >= 0:
-        return f"{text} Its lead over {other.label}, the next on val, is {judged}."
-    return f"{text} On val {other.label} is higher by {judged}."
-
-
-def _judged(points: float, first: Row, second: Row, noise: Noise | None) -> str:
-    """ "1.83 points, beyond seed noise (...)"."""
-    if noise is None:
-        return f"{points:.2f} points"  # what that is worth is said once, at the end
-    bound = noise.bound(first, second)
-    where = "beyond" if points > bound else "within"
-    return (
-        f"{points:.2f} points, {where} seed noise (spread {noise.spread:.2f} points between "
-        f"seeds, so {bound:.2f} is needed)"
-    )
+        return f"{text} Its lead over {other.label}, the next on val, is {told}."
+    return f"{text} On val {other.label} is higher by {told}."
 
 
 def _value(ready: Sequence[Row]) -> list[str]:
@@ -140,8 +81,9 @@ def _value(ready: Sequence[Row]) -> list[str]:
     return [text]
 
 
-def _bigger(steps: Sequence[Row], noise: Noise | None) -> list[str]:
+def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
     """Whether more MACs gave more accuracy, over recipes that differ in the network alone."""
+    steps = family.rows
     if len(steps) < 2:
         return []
     low, high = steps[0], steps[-1]
@@ -166,40 +108,39 @@ def _bigger(steps: Sequence[Row], noise: Noise | None) -> list[str]:
         verdict = "Bigger was worse"
     else:
         verdict = "Bigger was not clearly better"
+    where = "" if alone else f"At {family.name}: "
     text = (
-        f"{verdict}: {span}, {slope:+.2f} points a doubling of MACs, rank correlation {order:.2f}."
+        f"{where}{verdict}: {span}, {slope:+.2f} points a doubling of MACs, rank correlation "
+        f"{order:.2f}."
     )
     if not clear:
         text += " Between the ends the difference is within seed noise."
     if falls:
         a, b = max(falls, key=lambda pair: _top1(pair[0]) - _top1(pair[1]))
-        drop = _judged(_top1(a) - _top1(b), a, b, noise)
+        drop = judged(_top1(a) - _top1(b), a, b, noise)
         text += f" The largest step down is from {a.label} to {b.label}: {drop}."
     return [text]
 
 
-def _axes(steps: Sequence[Row]) -> list[str]:
-    """What a doubling of MACs buys by depth and by width."""
-    axes: dict[str, Callable[[Row], Hashable]] = {
-        "depth": lambda row: row.recipe.model.dims,  # what stays the same
-        "width": lambda row: row.recipe.model.depths,
-    }
-    found = {}
-    for axis, fixed in axes.items():
-        groups: dict[Hashable, list[Row]] = {}
-        for row in steps:
-            groups.setdefault(fixed(row), []).append(row)
-        lines = [group for group in groups.values() if len(group) > 1]
-        slope = gain_per_doubling(*lines)
-        if lines and math.isfinite(slope):
-            found[axis] = (slope, sum(map(len, lines)))
-    if len(found) < 2:
-        return []
-    parts = [
-        f"{slope:+.2f} points when spent on {axis} ({count} variants)"
-        for axis, (slope, count) in found.items()
+def _predicted(reading: Reading) -> list[str]:
+    """What was predicted of the largest size before it was trained, and what came of it."""
+    said, row = reading.prediction, reading.predicted
+    if said is None or "predicted" not in said:
+        return [str(said["text"])[:1].upper() + str(said["text"])[1:] + "."] if said else []
+    text = (
+        f"Before {said['label']} was trained, the law of {len(said['sizes'])} other sizes "
+        f"predicted {said['predicted']:.2f} % top-1 for it (95 %: {said['low']:.2f} to "
+        f"{said['high']:.2f})"
+    )
+    if row is None or not row.mean(TOP1):
+        return [f"{text}; it has not finished yet."]
+    off = _top1(row) - said["predicted"]
+    sigmas = f" or {off / said['sigma']:+.1f} sigma" if said.get("sigma") else ""
+    inside = "inside" if said["low"] <= _top1(row) <= said["high"] else "outside"
+    return [
+        f"{text}. It reached {interval_text(row, TOP1, reading.noise, ' %')}: "
+        f"{off:+.2f} points{sigmas}, {inside} the interval."
     ]
-    return [f"A doubling of MACs bought {' and '.join(parts)}."]
 
 
 def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
@@ -208,9 +149,11 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
     if base is None or not rivals:
         return []
     text = (
-        f"The baseline recipe reaches {base.mean(TOP1).text(unit=' %')} at "
+        f"The baseline recipe reaches {interval_text(base, TOP1, noise, ' %')} at "
         f"{count_text(base.mean(MACS).value)} MACs{base.cut}"
     )
+    # Of the same length of training where there are any.
+    rivals = [row for row in rivals if row.epochs == base.epochs] or rivals
     rival = min(rivals, key=lambda row: abs(math.log(_ratio(row, base))))
     if abs(math.log(_ratio(rival, base))) > math.log(1.5):
         return [f"{text}; no other recipe has about as many."]
@@ -218,7 +161,7 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
     side = "above" if gap >= 0 else "below"
     return [
         f"{text}; {rival.label}, the nearest in MACs ({count_text(rival.mean(MACS).value)}), is "
-        f"{side} it by {_judged(abs(gap), rival, base, noise)}."
+        f"{side} it by {judged(abs(gap), rival, base, noise)}."
     ]
 
 
@@ -240,8 +183,16 @@ def _missing(table: Sequence[Row]) -> list[str]:
     for status in ("diverged", "failed"):
         if states[status]:
             names = [run.trial.name for row in table for run in row.runs if run.status == status]
-            parts.append(f"{states[status]} {status} ({', '.join(names)})")
-    return [f"Provisional: {' and '.join(parts)}; they are not in these numbers."] if parts else []
+            more = [f"and {len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)
+            shown = ", ".join(names[:MOST_NAMES] + more)
+            parts.append(f"{states[status]} {status} ({shown})")
+    said = [f"Provisional: {' and '.join(parts)}; they are not in these numbers."] if parts else []
+    if states["stopped"]:
+        said.append(
+            f"{states['stopped']} of {total} trials were stopped early by the search: they have "
+            "no result and are in no number here."
+        )
+    return said
 
 
 # -- small statistics -----------------------------------------------------------------------------

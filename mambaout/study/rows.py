@@ -6,8 +6,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from mambaout.recipe import BASELINE, Recipe, content_key
+from mambaout.accounting import train_macs
+from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.study import Run
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
@@ -34,11 +36,12 @@ class Mean:
     def __bool__(self) -> bool:
         return bool(self.values)
 
-    def text(self, digits: int = 2, unit: str = "") -> str:
+    def text(self, half: float | None = None, digits: int = 2, unit: str = "") -> str:
+        """ "90.07 ± 0.45 % (n=2)", `half` being half the width of the mean's interval."""
         if not self.values:
             return "-"
-        spread = "" if self.spread is None else f" ± {self.spread:.{digits}f}"
-        return f"{self.value:.{digits}f}{spread}{unit} (n={len(self.values)})"
+        sure = "" if half is None else f" ± {half:.{digits}f}"
+        return f"{self.value:.{digits}f}{sure}{unit} (n={len(self.values)})"
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,34 @@ class Row:
         return Mean(tuple(value for value in found if math.isfinite(value)))
 
     @property
+    def epochs(self) -> int:
+        return self.recipe.schedule.total_epochs
+
+    @property
+    def blocks(self) -> int:
+        return sum(self.recipe.model.depths)
+
+    @property
+    def width(self) -> int:
+        return self.recipe.model.dims[0]
+
+    @cached_property
+    def train_macs(self) -> float:
+        """Multiply-adds of one whole training, evaluations left out; nan where no run ended."""
+        facts = next((run.facts for run in self.finished), {})
+        if "num_train" not in facts or "num_classes" not in facts:
+            return math.nan
+        return train_macs(self.recipe, int(facts["num_train"]), int(facts["num_classes"]))
+
+    @property
     def state(self) -> str:
         """What became of the seeds: "" where all finished."""
         parts = []
         for run in self.runs:
-            if run.status == "unfinished":
+            if run.status in ("unfinished", "stopped"):
                 epoch = run.records[-1].epoch if run.records else 0
-                total = run.trial.recipe.schedule.total_epochs
-                parts.append(f"s{run.trial.seed} at epoch {epoch:.3g} of {total}")
+                early = "stopped early " if run.status == "stopped" else ""
+                parts.append(f"s{run.trial.seed} {early}at epoch {epoch:.3g} of {self.epochs}")
             elif run.status != "finished":
                 parts.append(f"s{run.trial.seed} {run.status}")
         return ", ".join(parts)
@@ -84,9 +107,9 @@ class Row:
 
 def rows(runs: Iterable[Run]) -> list[Row]:
     """The runs by recipe, best val top-1 first, recipes without a finished seed last."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, Recipe], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.trial.label, content_key(run.trial.recipe)), []).append(run)
+        groups.setdefault((run.trial.label, run.trial.recipe), []).append(run)
     found = [
         Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()
     ]

@@ -1,0 +1,139 @@
+"""All that a report reads out of a study's runs, computed once for its text, charts and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mambaout.study.exponents import ShapeFit, fit_shape
+from mambaout.study.families import Family, families, size
+from mambaout.study.fit import Law, TooFew, fit_law
+from mambaout.study.noise import Noise, seed_noise
+from mambaout.study.plateau import Plateau, plateaus
+from mambaout.study.prediction import PREDICTION_FILE
+from mambaout.study.rows import Row, rows
+from mambaout.study.shape import Growth, Slice, growth, iso_mac
+from mambaout.study.study import Run, StudyFolder
+
+SLICE_TOLERANCE = 0.25  # shapes whose MACs are within this share count as equally dear
+
+
+@dataclass(frozen=True)
+class FamilyLaw:
+    """The law of one ladder, or why there is none."""
+
+    name: str  # "12 epochs", "all lengths"
+    cost: str  # what C is: "MACs of one image"
+    rows: tuple[Row, ...]
+    law: Law | None
+    reason: str = ""  # where there is no law
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """What one ladder says of how networks should grow."""
+
+    family: Family
+    growth: Growth
+    slices: tuple[Slice, ...]  # shapes of about equal MACs
+    plateaus: tuple[Plateau, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A study's runs, read."""
+
+    study: Mapping[str, Any] = field(default_factory=dict)  # what study.json holds
+    runs: tuple[Run, ...]
+    table: tuple[Row, ...]  # best first
+    noise: Noise | None
+    families: tuple[Family, ...]  # shortest training first
+    laws: tuple[FamilyLaw, ...]
+    grown: tuple[Grown, ...]  # one a family of at least two recipes
+    exponents: ShapeFit | str  # or why there are none
+    prediction: Mapping[str, Any] | None = None  # prediction.json
+
+    @property
+    def predicted(self) -> Row | None:
+        """The row whose result was predicted, finished or not."""
+        label = (self.prediction or {}).get("label")
+        return next((row for row in self.table if row.label == label), None)
+
+
+def read(folder: StudyFolder) -> Reading:
+    path = folder.path / PREDICTION_FILE
+    prediction = json.loads(path.read_text()) if path.exists() else None
+    return reading(folder.runs(), study=folder.read(), prediction=prediction)
+
+
+def reading(
+    runs: Sequence[Run],
+    *,
+    study: Mapping[str, Any] | None = None,
+    prediction: Mapping[str, Any] | None = None,
+) -> Reading:
+    table = tuple(rows(runs))
+    found = families(table)
+    ended = all(run.status != "unfinished" for run in runs)
+    num_val = next((run.facts["num_val"] for run in runs if "num_val" in run.facts), None)
+    return Reading(
+        study=study or {},
+        runs=tuple(runs),
+        table=table,
+        noise=seed_noise(table),
+        families=tuple(found),
+        laws=tuple(_laws(found, num_val)),
+        grown=tuple(_grown(family, num_val) for family in found if len(family.rows) > 1),
+        exponents=_exponents(found, num_val) if ended else "some trials have not ended",
+        prediction=prediction,
+    )
+
+
+def _grown(family: Family, num_val: int | None) -> Grown:
+    sizes = family.sizes
+    # All recipes see the same val images, so their number says nothing of differences between
+    # recipes; it stands in for the seeds only where there are none.
+    images = None if any(len(one.errors) > 1 for one in sizes) else num_val
+    return Grown(
+        family=family,
+        growth=growth(sizes, num_images=images),
+        slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images)),
+        plateaus=tuple(plateaus(sizes, num_images=images)),
+    )
+
+
+def _exponents(found: Sequence[Family], num_val: int | None) -> ShapeFit | str:
+    """SoViT's exponents over all lengths: compute and shape must vary apart.
+
+    Only for a study that has ended: the fit takes longer than all the rest of a report.
+    """
+    rows = [row for family in found for row in family.rows if row.train_macs > 0]
+    try:
+        return fit_shape([size(row, row.train_macs) for row in rows], num_images=num_val)
+    except TooFew as error:
+        return str(error)
+
+
+def _laws(found: Sequence[Family], num_val: int | None) -> list[FamilyLaw]:
+    """One law a length over the MACs of an image, and one over the MACs of the whole training."""
+    laws = [
+        _law(family.name, "MACs of one image", family.rows, family.sizes, num_val)
+        for family in found
+        if len(family.rows) > 1
+    ]
+    everything = tuple(row for family in found for row in family.rows if row.train_macs > 0)
+    if len(found) > 1:
+        sizes = [size(row, row.train_macs) for row in everything]
+        laws.append(_law("all lengths", "MACs of the whole training", everything, sizes, num_val))
+    return laws
+
+
+def _law(
+    name: str, cost: str, rows: tuple[Row, ...], sizes: list[Any], num_val: int | None
+) -> FamilyLaw:
+    try:
+        return FamilyLaw(name, cost, rows, fit_law(sizes, num_images=num_val))
+    except TooFew as error:
+        return FamilyLaw(name, cost, rows, None, str(error))

@@ -1,0 +1,119 @@
+"""The parts of the report between its answer and its tables: charts, and what is said of them.
+
+A part that a study has nothing for is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from mambaout.study.charts import COST_AXES, accuracy, is_drawn
+from mambaout.study.curves import MAX_RECIPES, learning_curves, training_loss
+from mambaout.study.growing import at_equal_macs, shape_exponents
+from mambaout.study.law_charts import growth_chart, iso_chart, law_chart
+from mambaout.study.page import Section, Table
+from mambaout.study.reading import SLICE_TOLERANCE, FamilyLaw, Reading
+
+CAPTIONS = {
+    "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
+    "other beats on both axes; an arrow at the lower edge is a recipe that lies below the chart.",
+    "accuracy_params.png": "Parameters count nothing at run time and little in memory while "
+    "training; they are what a checkpoint weighs.",
+    "accuracy_throughput.png": "Up and to the right is better. Images/s as measured while the "
+    "trials of the study shared the machine.",
+    "accuracy_train_macs.png": "What reaching the accuracy cost: forward and backward over every "
+    "image of the training, so that a small network trained long stands beside a large one "
+    "trained briefly.",
+    "accuracy_device_hours.png": "The same in time: training and evaluations, while the trials of "
+    "the study shared the machine.",
+    "law.png": "Error on val against MACs, both logarithmic. Lines are the fitted laws with the "
+    "95 % band of the law, dots the means over seeds with their 95 % intervals, hollow dots sizes "
+    "that the law leaves out. A cross is what the law of the smaller sizes says of the largest.",
+    "growth.png": "What doubling a network's MACs gained in top-1 when they went into more blocks "
+    "and when they went into more channels, with 95 % intervals. Where the lines cross, the answer "
+    "depends on the length of training.",
+    "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other, so that "
+    "only their shape differs; a curve is the parabola through three shapes or more.",
+    "learning_curves.png": "One line a seed, light to dark by MACs; a cross marks a run that "
+    "diverged, a stroke one that the search stopped.",
+    "training_loss.png": "Against the targets that mixing and smoothing make, so it does not fall "
+    "to 0.",
+}
+
+
+def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
+    """The charts that the study has something for, by file name, to be drawn."""
+    table = reading.table
+    found: dict[str, Callable[[], Figure]] = {
+        name: partial(accuracy, table, axis)
+        for name, axis in COST_AXES.items()
+        if name == "accuracy_macs.png" or is_drawn(table, axis)
+    }
+    if _image_laws(reading):
+        found["law.png"] = partial(law_chart, reading)
+    if any(one.growth.depth or one.growth.width for one in reading.grown):
+        found["growth.png"] = partial(growth_chart, reading)
+    if any(one.slices for one in reading.grown):
+        found["iso_mac.png"] = partial(iso_chart, reading)
+    return found | {
+        "learning_curves.png": partial(learning_curves, table),
+        "training_loss.png": partial(training_loss, table),
+    }
+
+
+def sections(reading: Reading) -> list[Section]:
+    drawn = drawings(reading)
+    parts = [
+        Section("Accuracy against cost", charts=[name for name in COST_AXES if name in drawn]),
+        *_shapes(reading, drawn),
+        *_laws(reading, drawn),
+        Section(
+            "Over training", said=_few(reading), charts=["learning_curves.png", "training_loss.png"]
+        ),
+    ]
+    return parts
+
+
+def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
+    charts = [name for name in ("growth.png", "iso_mac.png") if name in drawn]
+    said = [*at_equal_macs(reading), *shape_exponents(reading)]
+    return [Section("Deeper or wider", said, (), charts)] if charts else []
+
+
+def _few(reading: Reading) -> list[str]:
+    count = len(reading.table)
+    if count <= MAX_RECIPES:
+        return []
+    return [f"{MAX_RECIPES} of {count} recipes are drawn: the best, the last and some between."]
+
+
+def _image_laws(reading: Reading) -> list[FamilyLaw]:
+    return [found for found in reading.laws if found.law and found.cost.endswith("one image")]
+
+
+def _laws(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
+    """The fitted laws, each beside how it predicts the largest size from the others."""
+    if not reading.laws:
+        return []
+    header = ("ladder", "law", "scatter", "largest held out", "remarks")
+    cells = []
+    for found in reading.laws:
+        law = found.law
+        if law is None:
+            cells.append([f"{found.name}, {found.cost}", "none", "-", "-", found.reason])
+            continue
+        held = law.holdout.text() if law.holdout else "-"
+        cells.append(
+            [
+                f"{found.name}, {found.cost}",
+                law.text(),
+                f"{law.residual_sd:.2f} points",
+                held,
+                "; ".join(law.notes) or "-",
+            ]
+        )
+    charts = ["law.png"] if "law.png" in drawn else []
+    return [Section("Laws of error over cost", (), [Table(header, cells, (1, 3, 4))], charts)]

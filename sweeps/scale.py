@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from mambaout.launch.cli import main
 from mambaout.recipe import BASELINE, Recipe, scaled_to, tuned
+from mambaout.study.axes import Linear, Log
+from mambaout.study.search import tuning
 from mambaout.study.study import Study
 from mambaout.variants import VARIANTS, ModelConfig, deepen, widen
 
@@ -35,6 +37,11 @@ PREDICTED_SHAPE = "w32-d10"  # twice the MACs of the largest of them
 # Epochs of 6,000 images and the seeds of each: short trainings are noisier and cost less.
 LENGTHS = {4: (0, 1, 2), 12: (0, 1), 36: (0,)}
 PREDICTED_EPOCHS = 12
+
+# With --tune-per-size: what is searched at each of these sizes, and the seeds of each one's best.
+TUNED_SHAPES, TUNED_EPOCHS, TUNED_SEEDS = ("w8-d4", "w16-d4", "w24-d4", "w16-d10"), 4, (0, 1, 2)
+SMALL_TUNED_AXES = (Log("peak_lr", 2.5e-4, 4e-3),)
+TUNED_AXES = (Log("peak_lr", 5e-4, 8e-3), Linear("drop_path", 0.0, 0.6))
 
 # What every point of the grid is trained with: little is augmented away, for so short a training.
 # Of the rates 0.001, 0.002 and 0.004, four epochs of w8-d4, w16-d10, w24-d4 and w24-d10 were best
@@ -63,21 +70,32 @@ SMOKE_POINT = POINT | dict(image_size=SMALLEST_SIDE, train_images=None, eval_eve
 # --------------------------------------------------------------------------------------------------
 
 
-def scale(num_train: int, image_side: int, smoke: bool = False, *, predict: bool = False) -> Study:
+def scale(
+    num_train: int,
+    image_side: int,
+    smoke: bool = False,
+    *,
+    predict: bool = False,
+    tune_per_size: int | None = None,
+) -> Study:
     """How should a Gated CNN grow, deeper or wider, and does the answer change with the length of
     training?"""
     question = " ".join(str(scale.__doc__).split())
+    name = "scale-smoke" if smoke else "scale"
+    if predict and tune_per_size is not None:
+        raise ValueError("--predict and --tune-per-size are two studies; give one of them")
     if image_side > SMALL_SIDE and not smoke:
         recipes = {label: replace(BASELINE, model=shape) for label, shape in VARIANTS.items()}
-        return Study(
-            name="scale",
-            question=question,
-            recipes=recipes,
-            predicted="base" if predict else None,
-        )
+        if tune_per_size is not None:
+            searches = tuning(recipes, TUNED_AXES, tune_per_size, early_stop=True)
+            return Study(name="scale-tuned", question=question, recipes={}, searches=searches)
+        predicted = "base" if predict else None
+        return Study(name=name, question=question, recipes=recipes, predicted=predicted)
     point = dict(image_size=max(image_side, SMALLEST_SIDE)) | (SMOKE_POINT if smoke else POINT)
     shapes, lengths = (SMOKE_SHAPES, SMOKE_LENGTHS) if smoke else (SHAPES, LENGTHS)
     base = tuned(BASELINE, **point)
+    if tune_per_size is not None:
+        return _tuned(name, question, base, tune_per_size, smoke)
     recipes = {
         f"{shape}-e{epochs}": tuned(replace(base, model=_shape(shape)), epochs=epochs)
         for epochs in lengths
@@ -91,8 +109,17 @@ def scale(num_train: int, image_side: int, smoke: bool = False, *, predict: bool
         seeds[predicted] = lengths[epochs]
     recipes["baseline"] = _baseline(num_train, point, epochs)
     seeds["baseline"] = (0,)
-    name = "scale-smoke" if smoke else "scale"
     return Study(name=name, question=question, recipes=recipes, seeds=seeds, predicted=predicted)
+
+
+def _tuned(name: str, question: str, base: Recipe, num_trials: int, smoke: bool) -> Study:
+    """The same search at each width, and the two shapes that spend the MACs of one in depth."""
+    base = tuned(base, epochs=3 if smoke else TUNED_EPOCHS)
+    shapes = SMOKE_SHAPES[:2] if smoke else TUNED_SHAPES
+    recipes = {shape: replace(base, model=_shape(shape)) for shape in shapes}
+    seeds = (0,) if smoke else TUNED_SEEDS
+    searches = tuning(recipes, SMALL_TUNED_AXES, num_trials, seeds=seeds)
+    return Study(name=f"{name}-tuned", question=question, recipes={}, searches=searches)
 
 
 def _shape(label: str) -> ModelConfig:

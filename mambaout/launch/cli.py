@@ -16,8 +16,10 @@ import re
 import shlex
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +33,7 @@ from mambaout.launch.resources import ACCELERATORS, share, this_machine
 from mambaout.launch.tune import Request, run_study
 from mambaout.recipe import BASELINE, steps_per_epoch
 from mambaout.study.plan import plan, plan_table
+from mambaout.study.search import check_all
 from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
 
@@ -41,8 +44,10 @@ STORAGE = "runs"
 # belong there.
 JOB_STORAGE = "~/mambaout-runs"
 
-# (training images, short side of an image in px, whether --smoke is given) -> the study
-BuildStudy = Callable[[int, int, bool], Study]
+# (training images, short side of an image in px, whether --smoke is given) -> the study. One that
+# takes `predict` or `tune_per_size` as a keyword gets the option of that name.
+BuildStudy = Callable[..., Study]
+OWN_OPTIONS = ("predict", "tune_per_size")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,6 +95,12 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
     add("--budget-hours", type=_hours, metavar="H", help="stop after so long; resumable")
     add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
+    takes = inspect.signature(build_study).parameters
+    if "predict" in takes:
+        add("--predict", action="store_true", help="predict the largest size, then train it")
+    if "tune_per_size" in takes:
+        text = "search each size's recipe with N trials; the best is tried first at the next size"
+        add("--tune-per-size", type=_count, metavar="N", help=text)
     return parser
 
 
@@ -125,17 +136,22 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     num_train = data.num_images("train", BASELINE)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
     images, _ = Images(data, "train"), Images(data, "val")
-    study = build_study(num_train, min(images[0].frame.size), options.smoke)
+    own = {name: getattr(options, name) for name in OWN_OPTIONS if hasattr(options, name)}
+    study = build_study(num_train, min(images[0].frame.size), options.smoke, **own)
     if options.seeds is not None:
-        study = replace(study, seeds=tuple(range(options.seeds)))
+        seeds = tuple(range(options.seeds))
+        searches = tuple(replace(search, seeds=seeds) for search in study.searches)
+        study = replace(study, seeds=seeds, searches=searches)
+    check_all(study.searches, study.recipes)
     name = options.name or f"{study.name}-{_plain(data.name)}"
     if name != _plain(name):
         raise ValueError(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     trials = _trials(study, data)
     return Request(
         study=replace(study, name=name),
-        trials=trials,
-        jobs=_jobs(trials, data),
+        trials=_in_order(trials, data),
+        job=partial(_job, data),
+        fingerprint=data.fingerprint,
         data=str(Path(source).resolve()) if Path(source).exists() else source,
         data_name=source,
         storage=storage,
@@ -180,7 +196,7 @@ def _storage(given: str | None) -> Path:
 def _trials(study: Study, data: DataSet) -> list[Trial]:
     """The study's trials; ValueError where two of them are the same or one does not fit."""
     trials = study.trials(data.fingerprint)
-    if not trials:
+    if not trials and not study.searches:
         raise ValueError(f"study {study.name} has no trials")
     labels: dict[str, str] = {}
     for trial in trials:
@@ -195,25 +211,31 @@ def _trials(study: Study, data: DataSet) -> list[Trial]:
     return trials
 
 
-def _jobs(trials: Sequence[Trial], data: DataSet) -> list[Job]:
-    """The trials with their work, in the order to start them.
+def _job(data: DataSet, trial: Trial) -> Job:
+    """The trial with its work."""
+    num_train = data.num_images("train", trial.recipe)
+    num_steps = steps_per_epoch(trial.recipe, num_train) * trial.recipe.schedule.total_epochs
+    macs = train_macs(trial.recipe, num_train, data.num_classes)
+    return Job(trial=trial, num_steps=num_steps, train_macs=macs)
+
+
+def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
+    """The trials in the order to start them.
 
     A seed of every recipe comes before the next seed, so that a study cut short has them all;
     within that the longest first, so that none of the long ones is left alone at the end.
     """
-    jobs, rounds = [], {}
+    seen: Counter[str] = Counter()
+    ranks = []
     for trial in trials:
-        num_train = data.num_images("train", trial.recipe)
-        num_steps = steps_per_epoch(trial.recipe, num_train) * trial.recipe.schedule.total_epochs
-        macs = train_macs(trial.recipe, num_train, data.num_classes)
-        jobs.append(Job(trial=trial, num_steps=num_steps, train_macs=macs))
-        rounds[trial.key] = sum(other.label == trial.label for other in trials[: len(jobs) - 1])
-    return sorted(jobs, key=lambda job: (rounds[job.trial.key], -job.train_macs))
+        ranks.append((seen[trial.label], -_job(data, trial).train_macs))
+        seen[trial.label] += 1
+    return [trial for _, trial in sorted(zip(ranks, trials, strict=True), key=lambda row: row[0])]
 
 
 def _plan(request: Request, options: argparse.Namespace) -> str:
     """The plan as text, priced for this machine unless a cluster was named."""
-    facts = request.facts or {}
+    facts = request.facts
     node = this_machine("cpu" if options.accelerator is None else options.accelerator)
     concurrency = options.max_concurrent or share(options.accelerator or "cpu", [node]).slots(
         [node]
@@ -221,7 +243,7 @@ def _plan(request: Request, options: argparse.Namespace) -> str:
     folder = StudyFolder(request.storage, request.name)
     runs = folder.runs() if (folder.path / STUDY_FILE).exists() else []
     priced = plan(
-        [job.trial for job in request.jobs],
+        request.trials,
         facts["num_train"],
         facts["num_classes"],
         concurrency=concurrency,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mambaout.launch.outcomes import Failure, one_line, read_failures, retried
 from mambaout.launch.progress import (
@@ -28,6 +28,7 @@ from mambaout.study.study import Run, Study, StudyFolder
 POLL_SECONDS = 1.0
 CATCH_UP_SECONDS = 3.0  # between two readings of the running trials' records
 REPORT_SECONDS = 60.0  # least time between two report files while the study runs
+REPORT_PAUSE = 30.0  # and the least, in times of what the last one took
 
 
 class Follower:
@@ -41,25 +42,31 @@ class Follower:
         *,
         launch: str,
         slots: int,
+        num_undecided: Callable[[], int],
         tracking_uri: str,
         tags: Mapping[str, str],
         screen: Screen,
     ) -> None:
         self.study, self.folder, self.jobs = study, folder, {job.trial.key: job for job in jobs}
         self.launch, self.slots, self.tags, self.screen = launch, slots, tags, screen
-        self.tracking_uri = tracking_uri
+        self.tracking_uri, self.num_undecided = tracking_uri, num_undecided
         self.problem: BaseException | None = None  # what ended the thread before its time
         self._runs = {key: folder.run(job.trial) for key, job in self.jobs.items()}
         self._at_start = self._fractions()
         self._running: dict[str, None] = {}  # keys in the order they began
         self._failed: set[str] = set()
         self._started, self._training_since = time.monotonic(), None
+        self._report_pause = REPORT_SECONDS
         self._files: list[Path] = []
-        self._events: queue.Queue[tuple[str, str]] = queue.Queue()
+        self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def add(self, job: Job) -> None:
+        """One more trial has been decided on."""
+        self._events.put(("added", job))
 
     def began(self, key: str) -> None:
         """A worker has the trial now."""
@@ -103,12 +110,12 @@ class Follower:
         caught_up = reported = time.monotonic()
         stale = False  # trials have ended since the last report
         while True:
-            try:
-                event, what = self._events.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                event, what = "nothing", ""
+            event, what = self._next_event()
             now = time.monotonic()
-            if event == "began":
+            if event == "added":
+                self.jobs[what.trial.key] = what
+                self._runs[what.trial.key] = self._read(what.trial.key)
+            elif event == "began":
                 self._on_begin(what)
             elif event == "retrying":
                 self._on_retry(what)
@@ -124,9 +131,17 @@ class Follower:
                     self._runs[key] = self._read(key)
                     self._tracker.catch_up(self.jobs[key].trial, self._directory(key))
                 self._show()
-            if stale and self._running and now - reported >= REPORT_SECONDS:
-                stale, reported = False, now
+            if stale and self._running and now - reported >= self._report_pause:
                 self._report()
+                stale, reported = False, time.monotonic()
+                # A large study's report takes seconds of the driver's time; spend little on it.
+                self._report_pause = max(REPORT_SECONDS, REPORT_PAUSE * (reported - now))
+
+    def _next_event(self) -> tuple[str, Any]:
+        try:
+            return self._events.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            return "nothing", None
 
     def _on_begin(self, key: str) -> None:
         if key in self._running:
@@ -147,17 +162,17 @@ class Follower:
         if run.status != "unfinished":
             if run.status == "failed":
                 self._failed.add(key)
-            over = sum(r.status in ("finished", "diverged", "failed") for r in self._runs.values())
+            over = sum(run.status != "unfinished" for run in self._runs.values())
             width = max(len(job.trial.name) for job in self.jobs.values())
             seconds = time.monotonic() - self._started
-            self.screen.say(ended_line(run, seconds, over, len(self.jobs), width))
+            self.screen.say(ended_line(run, seconds, over, self._num_trials(), width))
         self._tracker.end(self.jobs[key].trial, run, self._directory(key))
 
-    def _on_finish(self, status: str) -> None:
+    def _on_finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         for key in list(self._running):
             self._on_end(key)
         self._report()
-        self._tracker.close(status)  # type: ignore[arg-type]  # a queue of strings brought it
+        self._tracker.close(status)
 
     def _report(self) -> None:
         self._files = self._write_report(self.folder)
@@ -173,6 +188,7 @@ class Follower:
                 at_start=self._at_start,
                 seconds=now - self._training_since,
                 slots=self.slots,
+                num_undecided=self.num_undecided(),
             )
         lines = status_lines(
             list(self.jobs.values()),
@@ -181,8 +197,12 @@ class Follower:
             seconds=now - self._started,
             left=left,
             failed=len(self._failed),
+            num_undecided=self.num_undecided(),
         )
         self.screen.show(lines)
+
+    def _num_trials(self) -> int:
+        return len(self.jobs) + self.num_undecided()
 
     def _read(self, key: str) -> Run:
         """The trial's run; "failed" where this launch has given it up."""

@@ -12,7 +12,7 @@ from typing import TextIO
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
-ENDED = ("finished", "diverged")
+ENDED = ("finished", "diverged", "stopped")
 MOST_ROWS = 16  # running trials shown at once
 
 
@@ -39,15 +39,19 @@ def seconds_left(
     at_start: Mapping[str, float],
     seconds: float,
     slots: int,
+    num_undecided: int = 0,
 ) -> float | None:
     """Time until the last trial ends, at the rate of this launch so far; None before any work.
 
     `fractions` are what is done by key, now and `at_start`; `seconds` have passed in between.
-    Work is weighed in MACs. The longest trial bounds the study: it cannot use two slots.
+    Work is weighed in MACs. The longest trial bounds the study: it cannot use two slots. A trial
+    still to be decided on counts as the mean of the others.
     """
-    worked = sum((fractions[j.trial.key] - at_start[j.trial.key]) * j.train_macs for j in jobs)
-    left = [(1 - fractions[j.trial.key]) * j.train_macs for j in jobs]
-    begun = sum(fractions[j.trial.key] > at_start[j.trial.key] for j in jobs)
+    sizes = {job.trial.key: job.train_macs for job in jobs}
+    worked = sum((fractions[key] - at_start.get(key, 0)) * work for key, work in sizes.items())
+    left = [(1 - fractions[key]) * work for key, work in sizes.items()]
+    left += [sum(sizes.values()) / len(sizes)] * num_undecided
+    begun = sum(fractions[key] > at_start.get(key, 0) for key in sizes)
     if worked <= 0 or seconds <= 0:
         return None
     rate = worked / seconds
@@ -81,13 +85,14 @@ def status_lines(
     seconds: float,
     left: float | None,
     failed: int = 0,
+    num_undecided: int = 0,
 ) -> list[str]:
     """One line on the study, and one on each running trial, by the keys of `running`."""
     ended = [job.trial.key for job in jobs if runs[job.trial.key].status in ENDED]
     over = len(set(ended) - set(running))
-    work = sum(job.train_macs for job in jobs)
+    work = sum(job.train_macs for job in jobs) * (1 + num_undecided / len(jobs))
     share = sum(done_fraction(job, runs[job.trial.key]) * job.train_macs for job in jobs) / work
-    waiting = len(jobs) - over - len(running) - failed
+    waiting = len(jobs) + num_undecided - over - len(running) - failed
     counts = f"{over} done, {len(running)} running, {waiting} left"
     counts += f", {failed} failed" if failed else ""
     eta = f", about {about(left)} left" if left is not None and share < 1 else ""
@@ -130,6 +135,8 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
             f"  {run.metrics[MACS] / 1e6:,.1f} M MACs"
             f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
         )
+    if run.status == "stopped":
+        return f"{head}  stopped early: {run.facts.get('why', 'no reason given')}"
     return f"{head}  {run.status}: {run.facts.get('error', 'no reason given')}"
 
 

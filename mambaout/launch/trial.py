@@ -13,10 +13,12 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
     Failure,
@@ -26,12 +28,13 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
-from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
+from mambaout.study.study import RECORDS_FILE, STOPPED_FILE, StudyFolder, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
 REPORT_SECONDS = 5.0  # least time between two reports to Tune: each holds the trial for a moment
 STOP_CHECK_SECONDS = 1.0  # least time between two looks for the stop file
 CHECKPOINT_SECONDS = 60.0
+TRAINER = "mambaout.launch.trial:train_trial"
 # A driver that was killed takes its workers with it, some of them a moment later.
 PREDECESSOR_SECONDS = 30.0
 
@@ -49,10 +52,7 @@ class Task:
     cpus: int
     num_workers: int
     commit: str  # of the code, as the driver sees it
-
-    def config(self, key: Any) -> dict[str, Any]:
-        """A Tune config; `key` may be a grid_search over keys."""
-        return {"task": asdict(self), "key": key}
+    trainer: str  # MODULE:FUNCTION, called as `train_trial` here is
 
 
 class Retry(Exception):
@@ -60,25 +60,27 @@ class Retry(Exception):
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Tune's trainable: train the trial `config["key"]` of the study, from where it is.
+    """Tune's trainable: train the trial that `config` holds, from where it is.
 
     Returns with the outcome in the run directory, or where the trial is not to be tried again;
     raises Retry where it is.
     """
-    task = Task(**config["task"])
+    task = Task(**config[TASK])
     folder = StudyFolder(Path(task.storage), task.study)
     if not folder.path.exists():
         raise ValueError(
             f"{socket.gethostname()} does not see {folder.path}: --storage must be a folder that "
             "every machine of the cluster shares"
         )
-    trial = next(trial for trial in folder.trials() if trial.key == config["key"])
+    trial = Trial.from_json(config[TRIAL])
     directory = folder.run_directory(trial)
-    if Path(task.stop_file).exists() or not retried(read_failures(directory, task.launch)):
+    stop = _Appearance(Path(task.stop_file), directory / STOPPED_FILE)
+    if stop() or not retried(read_failures(directory, task.launch)):
         return
     try:
         with held(directory, f"run directory {directory}", PREDECESSOR_SECONDS):
-            _train(task, trial, directory)
+            module, _, name = task.trainer.partition(":")
+            getattr(import_module(module), name)(task, trial, directory, _TuneReports(stop), stop)
     except Exception as error:
         failure = Failure(
             kind=classify(error),
@@ -99,8 +101,14 @@ def recorded_step(directory: Path) -> int:
     return max((record.step for record in read_records(directory / RECORDS_FILE)), default=0)
 
 
-def _train(task: Task, trial: Trial, directory: Path) -> None:
-    """Train to the end, or until the stop file is there."""
+def train_trial(
+    task: Task,
+    trial: Trial,
+    directory: Path,
+    report: Callable[[Record], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Train to the end, or until `stop` says so; `report` is told of every record."""
     import torch
 
     from mambaout.data.sources import open_data
@@ -123,10 +131,10 @@ def _train(task: Task, trial: Trial, directory: Path) -> None:
         out=directory,
         backend=where,
         seed=trial.seed,
-        sinks=[_TuneReports()],
+        sinks=[report],
         num_workers=task.num_workers,
         checkpoint_seconds=CHECKPOINT_SECONDS,
-        stop=_appearance_of(Path(task.stop_file)),
+        stop=stop,
     )
     where.free_memory()
     if isinstance(outcome, OutOfMemory):
@@ -138,8 +146,8 @@ def _train(task: Task, trial: Trial, directory: Path) -> None:
 class _TuneReports:
     """A sink that tells Tune's scheduler of a trial's progress, not too often."""
 
-    def __init__(self) -> None:
-        self.last = -float("inf")
+    def __init__(self, stop: _Appearance) -> None:
+        self.last, self.stop = -float("inf"), stop
 
     def __call__(self, record: Record) -> None:
         from ray import tune
@@ -153,18 +161,21 @@ class _TuneReports:
             if name in record.values:
                 shown[name] = record.values[name]
         tune.report(shown)
+        self.stop.look_now()  # the driver has decided by now whether the trial goes on
 
 
-def _appearance_of(path: Path) -> Callable[[], bool]:
-    """A function that says whether `path` exists, and looks at most once a second."""
-    looked = -float("inf")
+class _Appearance:
+    """Says whether one of the paths exists, and looks at most once a second."""
 
-    def exists() -> bool:
-        nonlocal looked
+    def __init__(self, *paths: Path) -> None:
+        self.paths, self.looked = paths, -float("inf")
+
+    def look_now(self) -> None:
+        self.looked = -float("inf")
+
+    def __call__(self) -> bool:
         now = time.monotonic()
-        if now - looked < STOP_CHECK_SECONDS:
+        if now - self.looked < STOP_CHECK_SECONDS:
             return False
-        looked = now
-        return path.exists()
-
-    return exists
+        self.looked = now
+        return any(path.exists() for path in self.paths)

@@ -1,9 +1,9 @@
 """A study as a Ray Tune run: what is left of it, over the workers there are, to its end.
 
-The run directories are the truth. A launch skips the trials that have an outcome and gives the
-rest to a fresh Tuner, and each goes on from its own last.ckpt; nothing of Tune's is restored. So
-a study survives the loss of any process, the driver's too, and a launch of a finished study
-starts nothing, Ray included.
+The run directories are the truth. A launch makes the study's agenda anew from them, which hands
+the trials that are not over to a fresh Tuner, and each goes on from its own last.ckpt; nothing of
+Tune's is restored. So a study survives the loss of any process, the driver's too, and a launch of
+a finished study starts nothing, Ray included.
 
 Writes: STORAGE/NAME/ (see study.study), and .launch/ in it while it runs.
 """
@@ -16,14 +16,15 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from mambaout.launch.cluster import JOB_VARIABLE, Signals, cluster_address, join, leave, start
+from mambaout.launch.feed import KEY, TASK, callback, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
@@ -37,7 +38,9 @@ from mambaout.launch.outcomes import (
 )
 from mambaout.launch.progress import Job, Screen, clock, counted
 from mambaout.launch.resources import Node, Share, share, this_machine
-from mambaout.launch.trial import Retry, Task, recorded_step, run_trial
+from mambaout.launch.trial import TRAINER, Retry, Task, recorded_step, run_trial
+from mambaout.study.prediction import PREDICTION_FILE, predict
+from mambaout.study.search import OPTUNA_FILE, agenda
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
@@ -53,8 +56,9 @@ class Request:
     """A study to run, checked: what the command line asked for."""
 
     study: Study
-    trials: Sequence[Trial]
-    jobs: Sequence[Job]  # of the trials, in the order to start them
+    trials: Sequence[Trial]  # those known beforehand, in the order to start them
+    job: Callable[[Trial], Job]
+    fingerprint: str  # of the data
     data: str  # what open_data is given on every machine
     data_name: str
     storage: Path
@@ -66,7 +70,8 @@ class Request:
     budget_hours: float | None = None
     rerun: bool = False
     command: str = ""
-    facts: Mapping[str, Any] | None = None
+    trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_study(request: Request) -> int:
@@ -79,20 +84,26 @@ def run_study(request: Request) -> int:
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
         nodes = [this_machine(request.accelerator)]
-        if address and (request.rerun or _unfinished(folder, request.jobs)):
+        # A finished study is reported without asking its cluster; a search may have more to come.
+        if address and (
+            request.rerun or request.study.searches or _unfinished(folder, request.trials)
+        ):
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         if request.rerun:
             _set_aside(request, folder)
+        decided = {trial.key for trial in request.trials}
+        searched = [trial for trial in folder.trials() if trial.key not in decided]
+        searched = searched if request.study.searches and not request.rerun else []
         folder.write(
             request.study,
-            request.trials,
+            [*request.trials, *searched],
             data=request.data,
             data_name=request.data_name,
             command=request.command,
-            **(request.facts or {}),
+            **request.facts,
         )
         launch = _Launch(request, folder, nodes, part, joined=bool(address))
         launch.signals.listen()
@@ -100,26 +111,28 @@ def run_study(request: Request) -> int:
         return launch.run(cleanup)
 
 
-def _unfinished(folder: StudyFolder, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if folder.run(job.trial).status == "unfinished"]
+def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if folder.run(trial).status == "unfinished"]
 
 
 def _set_aside(request: Request, folder: StudyFolder) -> None:
     """Take what the trials have done so far out of the way, in MLflow and on disk."""
-    found = [trial for trial in request.trials if folder.run_directory(trial).exists()]
-    if not found:
-        return
-    from mambaout.study.tracking import Tracker
-
-    # MLflow first: a kill in between leaves runs that the next launch logs once more, not steps
-    # of a new run in the series of the old one.
-    tracker = Tracker(request.tracking_uri, request.name, request.study.question)
-    tracker.set_aside(trial.key for trial in found)
+    known = {trial.key: trial for trial in [*request.trials, *folder.trials()]}
+    found = [trial for trial in known.values() if folder.run_directory(trial).exists()]
     aside = folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    aside.mkdir(parents=True)
-    for trial in found:
-        folder.run_directory(trial).rename(aside / trial.key)
-    print(f"{len(found)} earlier run directories are now in {aside}", flush=True)
+    if found:
+        from mambaout.study.tracking import Tracker
+
+        # MLflow first: a kill in between leaves runs that the next launch logs once more, not
+        # steps of a new run in the series of the old one.
+        tracker = Tracker(request.tracking_uri, request.name, request.study.question)
+        tracker.set_aside(trial.key for trial in found)
+    others = [folder.path / name for name in (OPTUNA_FILE, PREDICTION_FILE)]
+    for path in [*map(folder.run_directory, found), *filter(Path.exists, others)]:
+        aside.mkdir(parents=True, exist_ok=True)
+        path.rename(aside / path.name)
+    if aside.exists():
+        print(f"{len(found)} earlier run directories are now in {aside}", flush=True)
 
 
 class _Stopped(Exception):
@@ -147,27 +160,40 @@ class _Launch:
         self.why_stopped: str | None = None
         self.stopped_at = 0.0
         self.fitted = False  # Tune has come to an end
-        self.todo = _unfinished(folder, request.jobs)
-        places = part.slots(nodes)
-        self.slots = max(1, min(request.max_concurrent or places, places, len(self.todo) or 1))
-        self.active: set[str] = set()
         self.screen = Screen()
+        for trial in () if request.rerun else _unfinished(folder, request.trials):
+            if study := folder.adopt(trial):
+                self.screen.say(f"{trial.name} has been trained in study {study}: taken from there")
+        self.agenda = agenda(
+            request.study,
+            folder,
+            request.fingerprint,
+            request.trials,
+            before_predicted=self._predict,
+        )
+        self.known = {trial.key: trial for trial in folder.trials()}
+        unfinished = _unfinished(folder, request.trials)
+        self.num_todo = len(unfinished) + self.agenda.num_undecided
+        places = part.slots(nodes)
+        self.slots = max(1, min(request.max_concurrent or places, places, self.num_todo or 1))
+        self.active: set[str] = set()
 
     def run(self, cleanup: ExitStack) -> int:
         shutil.rmtree(self.folder.path / LAUNCH_FOLDER, ignore_errors=True)  # of a killed driver
         self.follower = Follower(
             self.request.study,
             self.folder,
-            self.request.jobs,
+            [self.request.job(trial) for trial in self.known.values()],
             launch=self.id,
             slots=self.slots,
+            num_undecided=lambda: self.agenda.num_undecided,
             tracking_uri=self.request.tracking_uri,
             tags={"launch": self.id},
             screen=self.screen,
         )
         self._say_hello()
         self.follower.start()
-        if self.todo:
+        if not self.agenda.over:
             self.path.mkdir(parents=True)
             cleanup.callback(shutil.rmtree, self.folder.path / LAUNCH_FOLDER, ignore_errors=True)
             if not self.joined:
@@ -181,12 +207,13 @@ class _Launch:
         return self._end()
 
     def _say_hello(self) -> None:
-        jobs, todo = len(self.request.jobs), len(self.todo)
-        over = f", {jobs - todo} of them over" if todo < jobs else ""
+        num_known = len(self.known) + self.agenda.num_undecided
+        todo = self.num_todo
+        over = f", {num_known - todo} of them over" if todo < num_known else ""
         machines = counted(len(self.nodes), "machine")
         where = f"the cluster's {machines}" if self.joined else "this machine"
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
-        self.screen.say(f"study {self.request.name}: {counted(jobs, 'trial')}{over}{at_once}")
+        self.screen.say(f"study {self.request.name}: {counted(num_known, 'trial')}{over}{at_once}")
         self.screen.say(f"folder {self.folder.path}")
         if todo and not self.joined:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
@@ -206,16 +233,22 @@ class _Launch:
             cpus=self.part.cpus,
             num_workers=self.part.num_workers,
             commit=git_commit(),
+            trainer=self.request.trainer,
         )
         tuner = tune.Tuner(
             tune.with_resources(run_trial, self.part.resources()),
-            param_space=task.config(tune.grid_search([job.trial.key for job in self.todo])),
-            tune_config=tune.TuneConfig(max_concurrent_trials=self.slots, reuse_actors=True),
+            param_space={TASK: asdict(task)},
+            tune_config=tune.TuneConfig(
+                search_alg=searcher(self),
+                num_samples=-1,
+                max_concurrent_trials=self.slots,
+                reuse_actors=True,
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(self.path),
                 verbose=0,
-                callbacks=[_callback(self)],
+                callbacks=[callback(self)],
                 # `retried` decides; this only bounds what it cannot see.
                 failure_config=tune.FailureConfig(max_failures=1000),
             ),
@@ -226,13 +259,35 @@ class _Launch:
 
     # -- called by Tune's event loop
 
+    def next_trial(self) -> Trial | None:
+        if self.why_stopped is not None:
+            return None
+        trial = self.agenda.next()
+        if trial is not None and trial.key not in self.known:
+            self.known[trial.key] = trial
+            self.follower.add(self.request.job(trial))
+        return trial
+
+    def no_more_trials(self) -> bool:
+        return self.why_stopped is not None or self.agenda.over
+
     def on_start(self, tune_trial: Any) -> None:
-        self.active.add(tune_trial.config["key"])
-        self.follower.began(tune_trial.config["key"])
+        self.active.add(tune_trial.config[KEY])
+        self.follower.began(tune_trial.config[KEY])
+
+    def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None:
+        """Let the agenda see how a trial gets on, and stop it where it says so."""
+        value = result.get(self.request.study.objective)
+        if value is None:
+            return
+        trial = self.known[tune_trial.config[KEY]]
+        why = self.agenda.observe(trial, result["epoch"], value)
+        if why is not None:
+            self.folder.stop(trial, why)
 
     def on_failure(self, tune_trial: Any) -> None:
         """Tune is about to start the trial again; write down why, and hold it where it is over."""
-        key = tune_trial.config["key"]
+        key = tune_trial.config[KEY]
         directory = self._directory(key)
         error = _error_of(tune_trial)
         cause = getattr(error, "cause", None) or error
@@ -252,8 +307,14 @@ class _Launch:
             tune_trial.max_failures = 0
 
     def on_end(self, tune_trial: Any) -> None:
-        self.active.discard(tune_trial.config["key"])
-        self.follower.ended(tune_trial.config["key"])
+        key = tune_trial.config[KEY]
+        self.active.discard(key)
+        self.follower.ended(key)
+        run = self.folder.run(self.known[key])
+        if run.status != "unfinished":
+            self.agenda.ended(run)
+        elif self.why_stopped is None:
+            self.agenda.ended(replace(run, status="failed"))
 
     def on_step(self) -> None:
         now = time.monotonic()
@@ -282,6 +343,10 @@ class _Launch:
             sys.stdout.flush()
             os._exit(status)
 
+    def _predict(self) -> None:
+        """Write down what the trained sizes say of the one that is about to be trained."""
+        self.screen.say(predict(self.folder))
+
     def _directory(self, key: str) -> Path:
         return self.folder.path / "trials" / key
 
@@ -291,8 +356,9 @@ class _Launch:
         """Log and print what came out; the exit status."""
         from mambaout.study.report import ranked_table  # with matplotlib, which --plan needs not
 
-        unfinished = _unfinished(self.folder, self.request.jobs)
-        interrupted = self.signals.seen and bool(unfinished)
+        unfinished = bool(_unfinished(self.folder, list(self.known.values())))
+        unfinished |= not self.agenda.over
+        interrupted = self.signals.seen and unfinished
         status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
         files = self.follower.finish(status)
         runs = self.follower.runs()
@@ -308,7 +374,7 @@ class _Launch:
 
     def _say_what_is_left(self, runs: Sequence[Run]) -> None:
         left = [run for run in runs if run.status in ("unfinished", "failed")]
-        if not left:
+        if not left and self.agenda.over:
             return
         self.screen.say(f"\n{len(left)} of {counted(len(runs), 'trial')} did not finish:")
         for run in left:
@@ -319,6 +385,8 @@ class _Launch:
             self.screen.say(f"    {run.trial.name}  {run.facts.get('error', so_far)}")
             if run.status == "failed":
                 self.screen.say(f"        {directory / FAILURES_FILE}")
+        if self.agenda.num_undecided:
+            self.screen.say(f"{counted(self.agenda.num_undecided, 'trial')} not decided on yet")
         again = "submit the job again" if os.environ.get(JOB_VARIABLE) else self.request.command
         self.screen.say(f"to go on: {again}")
 
@@ -340,33 +408,3 @@ def ui_command(request: Request) -> str:
     ours = "mambaout" if shutil.which("mambaout") else f"{sys.executable} -m mambaout"
     return f"{ours} ui --storage {request.storage}"
 
-
-def _callback(launch: _Launch) -> Any:
-    """Tune's callback for `launch`; a function, since its base class is Ray's."""
-    from ray.tune.progress_reporter import TrialProgressCallback
-
-    class Callback(TrialProgressCallback):  # or Tune adds that one, which prints
-        def __reduce__(self) -> tuple[type, tuple]:
-            return TrialProgressCallback, ()  # pickled for a restore that never comes
-
-        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            launch.on_start(trial)
-
-        def on_trial_result(
-            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
-        ) -> None:
-            pass
-
-        def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            launch.on_failure(trial)
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            launch.on_end(trial)
-
-        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            launch.on_end(trial)
-
-        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-            launch.on_step()
-
-    return Callback()

@@ -1,0 +1,85 @@
+"""Between Tune and an agenda: Tune asks for trials and tells of their results, in its own words.
+
+Ray's classes are made inside functions, so that a study is planned without importing Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mambaout.study.study import Trial
+
+KEY, TRIAL, TASK = "key", "trial", "task"  # of a Tune config
+
+
+class Launch(Protocol):
+    """What Tune's event loop is connected to."""
+
+    def next_trial(self) -> Trial | None: ...
+    def no_more_trials(self) -> bool: ...
+    def on_start(self, tune_trial: Any) -> None: ...
+    def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None: ...
+    def on_failure(self, tune_trial: Any) -> None: ...
+    def on_end(self, tune_trial: Any) -> None: ...
+    def on_step(self) -> None: ...
+
+
+def searcher(launch: Launch) -> Any:
+    """Tune's source of trials: the study's agenda, one trial at a time."""
+    from ray.tune.search import Searcher
+
+    class Feed(Searcher):
+        def __reduce__(self) -> tuple[Callable, tuple]:
+            return Searcher, ()  # pickled for a restore that never comes
+
+        def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
+            return True
+
+        def suggest(self, trial_id: str) -> Any:
+            trial = launch.next_trial()
+            if trial is not None:
+                return {KEY: trial.key, TRIAL: trial.to_json()}
+            return Searcher.FINISHED if launch.no_more_trials() else None
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass  # the callback below is told first, and knows the trial
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+    return Feed()
+
+
+def callback(launch: Launch) -> Any:
+    """Tune's callback for `launch`."""
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class Callback(TrialProgressCallback):  # or Tune adds that one, which prints
+        def __reduce__(self) -> tuple[type, tuple]:
+            return TrialProgressCallback, ()
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            launch.on_start(trial)
+
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+        ) -> None:
+            launch.on_result(trial, result)
+
+        def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            launch.on_failure(trial)
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            launch.on_end(trial)
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            launch.on_end(trial)
+
+        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+            launch.on_step()
+
+    return Callback()

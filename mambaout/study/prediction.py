@@ -1,0 +1,91 @@
+"""Predict, then run: what the trained sizes say of a size that has not been trained yet.
+
+Writes STORAGE/NAME/prediction.json before the size is trained, and never again once it has begun,
+so that the outcome cannot have been known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mambaout.accounting import cost
+from mambaout.recipe import BASELINE, Recipe, content_key
+from mambaout.study.fit import Size, TooFew, fit_law
+from mambaout.study.study import Run, StudyFolder
+from mambaout.train.metrics import MACS, TOP1
+
+PREDICTION_FILE = "prediction.json"
+
+
+def predict(folder: StudyFolder) -> str:
+    """Write prediction.json for the recipe that study.json names; what it says, for people.
+
+    Keeps the prediction that is there when the recipe's training has begun. Where the sizes give
+    no prediction, the file says why.
+    """
+    study, runs = folder.read(), folder.runs()
+    label = study["predicted"]
+    mine = [run for run in runs if run.trial.label == label]
+    path = folder.path / PREDICTION_FILE
+    if path.exists() and any(run.records for run in mine):
+        return str(json.loads(path.read_text())["text"])
+    recipe = mine[0].trial.recipe
+    sizes = family(recipe, [run for run in runs if run.trial.label != label])
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    begun = {"begun": True} if any(run.records for run in mine) else {}
+    body: dict[str, Any] = {"label": label, "made": made, **begun}
+    body["sizes"] = [size.label for size in sizes]
+    try:
+        law = fit_law(sizes, num_images=_fact(runs, "num_val"))
+    except TooFew as error:
+        body |= {"refused": str(error), "text": f"no prediction for {label}: {error}"}
+    else:
+        num_classes = _fact(runs, "num_classes") or study["num_classes"]
+        macs = cost(recipe.model, recipe.image_size, num_classes).macs
+        found = law.predict(macs)
+        body |= {
+            "cost": macs,
+            "predicted": 100 - found.value,
+            "low": 100 - found.high,
+            "high": 100 - found.low,
+            "sigma": found.sigma,
+            "law": law.text(),
+            "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
+            f"top-1 (95 % interval {100 - found.high:.2f} to {100 - found.low:.2f}), from "
+            f"{len(sizes)} smaller sizes",
+        }
+    aside = path.with_name(f".{PREDICTION_FILE}.{os.getpid()}")
+    aside.write_text(json.dumps(body, indent=1) + "\n")
+    aside.replace(path)
+    return str(body["text"])
+
+
+def family(recipe: Recipe, runs: Sequence[Run]) -> list[Size]:
+    """The finished recipes that differ from `recipe` in their network alone, as sizes."""
+
+    def but_model(other: Recipe) -> str:
+        return content_key(replace(other, model=BASELINE.model))
+
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.status == "finished" and but_model(run.trial.recipe) == but_model(recipe):
+            groups.setdefault(content_key(run.trial.recipe), []).append(run)
+    return [
+        Size(
+            label=group[0].trial.label,
+            cost=group[0].metrics[MACS],
+            errors=tuple(100 - run.metrics[TOP1] for run in group),
+            depth=group[0].trial.recipe.model.num_blocks,
+            width=group[0].trial.recipe.model.dims[0],
+        )
+        for group in groups.values()
+    ]
+
+
+def _fact(runs: Sequence[Run], name: str) -> Any:
+    return next((run.facts[name] for run in runs if name in run.facts), None)

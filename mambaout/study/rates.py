@@ -1,0 +1,308 @@
+"""How long a device takes for an image: measured by trials, calibrated, or assumed.
+
+    rates = measured(Path("runs"), device) + calibrated(Path("runs"), device)
+    Forecast(rates, device).of(recipe, num_classes)     # seconds of a training image, of an
+                                                        # evaluation image, and where from
+
+A finished trial of any study on the device is a measurement, and so is a line of rates.jsonl,
+which `--calibrate` writes. Between and beyond the recipes that were measured, what is carried
+over is the ratio of the time taken to the time assumed: a Gaussian process over size, depth,
+batch, augmentation and image size, so that one measurement scales every assumption, many
+interpolate, and repeats of one recipe are averaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mambaout.accounting import CHIPS, FLOP_PER_MAC, TRAIN_FORWARDS, cost, find_chip
+from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
+from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
+from mambaout.train.metrics import IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
+
+RATES_FILE = "rates.jsonl"
+
+# Assumed where nothing has been measured. On one core of a Xeon with AVX-512, fp32, a training
+# image of MambaOuts from 1M to 1,150M MACs took within a third of 1 ms + 3 * MACs / 25e9 s; a
+# little is taken off for trials that share the machine. Of a chip's peak, a quarter, and half a
+# millisecond an image beside it for input and launches; both are round guesses, not measured.
+CPU_SECONDS_PER_IMAGE = 1.1e-3
+CPU_CORE_MACS_PER_SECOND = 20e9
+CHIP_SECONDS_PER_IMAGE = 0.5e-3
+SHARE_OF_PEAK = 0.25
+# An evaluation image's time over a training image's: a third of the MACs and no augmentation.
+# Measured on one core, checkpoints and warm-up included: 0.22 to 0.38 over 18 trials.
+EVAL_SHARE = 0.3
+
+Kind = Literal["measured", "calibrated", "assumed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What one training run, or a few seconds of one, took on a device."""
+
+    kind: Kind
+    recipe: Recipe
+    num_classes: int
+    device: str  # as its driver calls it
+    num_devices: int = 1
+    train_image_seconds: float  # on all devices of the run together; warm-up left out
+    eval_image_seconds: float | None = None  # checkpoints and the warm-up step included
+    slots: int | None = None  # runs that shared the machine, where that is known
+    source: str = ""  # "scale-digits", or when it was calibrated
+
+    def to_json(self) -> str:
+        body = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
+
+    @classmethod
+    def from_json(cls, line: str) -> Rate:
+        body = json.loads(line)
+        return cls(**body | {"recipe": recipe_from_json(json.dumps(body["recipe"]))})
+
+
+def measured(storage: Path, device: str) -> list[Rate]:
+    """What the finished trials of every study in `storage` took on `device`, the latest last."""
+    found: list[tuple[str, Rate]] = []
+    for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
+        if (path.parent / REUSED_FILE).exists():
+            continue  # a copy of another study's
+        outcome = json.loads(path.read_text())
+        if outcome["status"] != "finished" or not _same(outcome["facts"].get("device", ""), device):
+            continue
+        try:
+            recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
+        except (ValueError, FileNotFoundError):
+            continue  # of another version
+        rate = _of_outcome(recipe, outcome, source=path.parents[2].name)
+        if rate is not None:
+            found.append((outcome["facts"].get("ended", ""), rate))
+    return [rate for _, rate in sorted(found, key=lambda pair: pair[0])]
+
+
+def _of_outcome(recipe: Recipe, outcome: dict[str, Any], source: str) -> Rate | None:
+    metrics, facts = outcome["metrics"], outcome["facts"]
+    rate, num_devices = metrics.get(IMAGES_PER_SECOND, 0), facts["num_devices"]
+    if not rate > 0:
+        return None
+    images = facts["step"] * recipe.global_batch
+    seconds = metrics.get(TRAIN_DEVICE_HOURS, 0) * 3600 / num_devices
+    each = None
+    if "num_minival" in facts and seconds > images / rate:
+        evaluated = num_evaluated(recipe, facts["num_minival"], facts["num_val"])
+        each = (seconds - images / rate) / evaluated
+    return Rate(
+        kind="measured",
+        recipe=recipe,
+        num_classes=facts["num_classes"],
+        device=facts["device"],
+        num_devices=num_devices,
+        train_image_seconds=1 / rate,
+        eval_image_seconds=each,
+        source=source,
+    )
+
+
+def num_evaluated(recipe: Recipe, num_minival: int, num_val: int) -> int:
+    """Images that a whole run evaluates: minival at every evaluation, val once."""
+    epochs, every = recipe.schedule.total_epochs, recipe.eval_every_epochs
+    return math.ceil(epochs / every) * num_minival + num_val
+
+
+def calibrated(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
+    """The calibrations of `device` in `storage`: those with so many runs sharing the machine,
+    or, where there are none such, all of them."""
+    path = Path(storage) / RATES_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            rate = Rate.from_json(line)
+        except (ValueError, TypeError):
+            continue  # of another version, or cut off by a kill
+        if _same(rate.device, device):
+            found.append(rate)
+    return [rate for rate in found if rate.slots == slots] or found
+
+
+def add_calibrated(storage: Path, rates: Iterable[Rate]) -> None:
+    """Append to the storage's rates.jsonl."""
+    storage.mkdir(parents=True, exist_ok=True)
+    with (storage / RATES_FILE).open("a") as file:
+        file.writelines(rate.to_json() + "\n" for rate in rates)
+
+
+def _same(found: str, wanted: str) -> bool:
+    return found.lower() == wanted.lower()
+
+
+# -- what is assumed -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """What an image is taken to cost before anything is measured."""
+
+    macs_per_second: float  # training MACs
+    seconds_per_image: float  # beside the MACs
+    text: str
+
+    def train_image_seconds(self, macs: float) -> float:
+        return self.seconds_per_image + TRAIN_FORWARDS * macs / self.macs_per_second
+
+
+def assumption(device: str, precision: str = "fp32") -> Assumption:
+    """For a core of a CPU, or for a chip of the chip table; ValueError for any other device."""
+    chip = find_chip(device)
+    if chip is not None:
+        peaks = chip.peak_flops
+        rate = SHARE_OF_PEAK * peaks.get(precision, max(peaks.values())) / chip.cores / FLOP_PER_MAC
+        each = CHIP_SECONDS_PER_IMAGE
+        share = f"{SHARE_OF_PEAK:.0%} of the peak of {chip.name}"
+        return Assumption(rate, each, f"{share} and {each * 1e3:g} ms an image")
+    if device == "cpu" or "thread" in device:  # as Cpu.device_name ends
+        rate, each = CPU_CORE_MACS_PER_SECOND, CPU_SECONDS_PER_IMAGE
+        text = f"{rate / 1e9:g}G training MACs a second and {each * 1e3:g} ms an image on a core"
+        return Assumption(rate, each, text)
+    raise ValueError(
+        f"device {device!r} is not in the chip table and nothing has been measured on it: "
+        f"calibrate, or name one of cpu, {', '.join(CHIPS)}"
+    )
+
+
+# -- the forecast ----------------------------------------------------------------------------------
+
+# Of the logarithm of time taken / time assumed: how far a device may be off as a whole, how far
+# one recipe may be from the next, and what is left between two runs of one recipe.
+DEVICE_SPREAD, RECIPE_SPREAD, RUN_SPREAD = 2.0, 0.35, 0.12
+# A recipe is near a measured one within this distance, which is about three octaves of MACs.
+NEAR = 1.0
+MOST_POINTS = 400  # recipes that a forecast is made from, the latest
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an image of a recipe takes, over all devices of a run together."""
+
+    train_image_seconds: float
+    eval_image_seconds: float
+    kind: Kind
+
+
+class Forecast:
+    """Times of recipes on one device, from what rates there are."""
+
+    def __init__(self, rates: Sequence[Rate], device: str) -> None:
+        self.device = device
+        self.rates = list(rates)
+        self._models: dict[tuple[str, str], _Ratios] = {}
+
+    def of(self, recipe: Recipe, num_classes: int) -> Estimate:
+        """Measured times count before calibrated ones where a trial near `recipe` was measured;
+        calibrated ones before measured ones far from it; all before the assumption."""
+        point = _features(recipe, num_classes)
+        models = [self._model(kind, recipe.precision) for kind in ("measured", "calibrated")]
+        known = [model for model in models if model.rates]
+        near = [model for model in known if model.distance(point) <= NEAR]
+        assumed = assumed_image_seconds(recipe, num_classes, self.device)
+        if not known:
+            return Estimate(assumed, EVAL_SHARE * assumed, "assumed")
+        model = (near or known[::-1])[0]
+        train, evaluation = model.at(point)
+        return Estimate(assumed * train, EVAL_SHARE * assumed * evaluation, model.rates[0].kind)
+
+    def error(self, kind: Kind, precision: str = "fp32") -> float | None:
+        """Median share by which a run's time per image is forecast wrong from the others'; None
+        with fewer than three recipes."""
+        return self._model(kind, precision).error()
+
+    def _model(self, kind: str, precision: str) -> _Ratios:
+        """The rates of one kind and precision: bf16 says nothing of fp32."""
+        if (kind, precision) not in self._models:
+            fitting = [
+                rate
+                for rate in self.rates
+                if rate.kind == kind and rate.recipe.precision == precision
+            ]
+            self._models[kind, precision] = _Ratios(fitting, self.device)
+        return self._models[kind, precision]
+
+
+def assumed_image_seconds(recipe: Recipe, num_classes: int, device: str) -> float:
+    macs = cost(recipe.model, recipe.image_size, num_classes).macs
+    return assumption(device, recipe.precision).train_image_seconds(macs)
+
+
+def _features(recipe: Recipe, num_classes: int) -> np.ndarray:
+    """Where a recipe stands among others, in units at which times begin to differ."""
+    augment = recipe.augment
+    draws = augment.randaugment > 0, augment.mixup > 0 or augment.cutmix > 0
+    macs = cost(recipe.model, recipe.image_size, num_classes).macs
+    return np.array(
+        [
+            math.log2(macs) / 3,
+            math.log2(recipe.model.num_blocks) / 2,
+            math.log2(recipe.global_batch) / 4,
+            math.log2(recipe.image_size) / 2,
+            0.75 * draws[0] + 0.25 * draws[1],
+        ]
+    )
+
+
+class _Ratios:
+    """Time taken / time assumed, of training and of evaluation, between measured recipes."""
+
+    def __init__(self, rates: Sequence[Rate], device: str) -> None:
+        groups: dict[str, list[Rate]] = {}
+        for rate in rates:
+            # Optimizer and schedule take no time: recipes that differ in them alone are repeats.
+            same = (rate.recipe.model, rate.recipe.augment, rate.recipe.global_batch)
+            size = (rate.recipe.image_size, rate.num_classes)
+            groups.setdefault(content_key(*same, *size), []).append(rate)
+        self.rates = [group[-1] for group in groups.values()][-MOST_POINTS:]
+        if not self.rates:
+            return
+        kept = list(groups.values())[-MOST_POINTS:]
+        self.points = np.array([_features(rate.recipe, rate.num_classes) for rate in self.rates])
+        self.counts = np.array([len(group) for group in kept])
+        train, evaluation = [], []
+        for group in kept:
+            assumed = assumed_image_seconds(group[0].recipe, group[0].num_classes, device)
+            train.append(_mean_log(rate.train_image_seconds / assumed for rate in group))
+            seen = [rate.eval_image_seconds for rate in group if rate.eval_image_seconds]
+            evaluation.append(_mean_log(each / (EVAL_SHARE * assumed) for each in seen))
+        self.train = np.array(train)
+        # A run that did not tell how long it evaluated is taken to be as far off as in training.
+        self.evaluation = np.where(np.isnan(evaluation), self.train, evaluation)
+        kernel = _kernel(self.points, self.points) + np.diag(RUN_SPREAD**2 / self.counts)
+        self.inverse = np.linalg.inv(kernel)
+
+    def distance(self, point: np.ndarray) -> float:
+        return float(np.sqrt(((self.points - point) ** 2).sum(axis=1)).min())
+
+    def at(self, point: np.ndarray) -> tuple[float, float]:
+        weights = (_kernel(point[None], self.points) @ self.inverse)[0]
+        return math.exp(weights @ self.train), math.exp(weights @ self.evaluation)
+
+    def error(self) -> float | None:
+        if len(self.rates) < 3:
+            return None
+        left_out = (self.inverse @ self.train) / np.diag(self.inverse)
+        return float(np.median(np.abs(np.expm1(left_out))))
+
+
+def _mean_log(ratios: Iterable[float]) -> float:
+    logs = [math.log(ratio) for ratio in ratios]
+    return sum(logs) / len(logs) if logs else math.nan
+
+
+def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    squared = ((first[:, None] - second[None]) ** 2).sum(axis=2)
+    return DEVICE_SPREAD**2 + RECIPE_SPREAD**2 * np.exp(-squared / 2)

@@ -78,15 +78,12 @@ class Known:
 class Memory:
     """The Optuna study of one search: the database, and the sampler's copy of it."""
 
-    def __init__(self, path: Path, search: Search, data: str) -> None:
+    def __init__(self, store: optuna.storages.BaseStorage, search: Search, data: str) -> None:
         """Open or make it; ValueError where what is there belongs to another search."""
-        _quiet()
         import optuna
 
         self.search = search  # with the ranges in use
-        url = f"sqlite:///{path}"
-        engine = {"connect_args": {"timeout": LOCK_SECONDS}}
-        self._store = optuna.storages.RDBStorage(url, engine_kwargs=engine)
+        self._store = store
         self._directions = [
             getattr(optuna.study.StudyDirection, "MAXIMIZE" if way == "max" else "MINIMIZE")
             for _, way in search.goals
@@ -94,10 +91,8 @@ class Memory:
         definition = _definition(search, data)
         try:
             self._id = self._store.get_study_id_from_name(search.label)
-            self.fresh = False
         except KeyError:
             self._id = self._store.create_new_study(self._directions, search.label)
-            self.fresh = True
         begun = self.note("definition")
         if begun is None:  # new, or killed before this line
             self.put("definition", definition)
@@ -107,8 +102,8 @@ class Memory:
         elif begun != definition:
             changed = sorted(name for name in definition if begun.get(name) != definition[name])
             raise ValueError(
-                f"search {search.label!r} was begun with another {' and '.join(changed)} in "
-                f"{path}; give the study another --name, the search another label, or --rerun"
+                f"search {search.label!r} was begun with another {' and '.join(changed)}; give the "
+                "study another --name, the search another label, or start it anew with --rerun"
             )
         self.use(_in_use(search, self.note("ranges") or {}))
 
@@ -221,7 +216,9 @@ class Memory:
         self._asked = None
         return asked
 
-    def report(self, number: int, epoch: float, value: float) -> str | None:
+    def report(
+        self, number: int, epoch: float, value: float, *, may_stop: bool = True
+    ) -> str | None:
         """Write down the recipe's value at `epoch`; why to stop it there, or None.
 
         Told twice of an epoch, it says the same and writes nothing.
@@ -233,7 +230,7 @@ class Memory:
         if step in trial.intermediate_values or not math.isfinite(value):
             return trial.user_attrs.get("stopped")
         self._copy.set_trial_intermediate_value(number, step, float(value))
-        if self.search.early_stop and number > 0 and step < self.last_epoch:
+        if may_stop and step < self.last_epoch:
             pruner = optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=self.first_rung, reduction_factor=REDUCTION
             )
@@ -283,6 +280,15 @@ class Memory:
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {axis.name: _value(axis, params[axis.name]) for axis in self.search.axes}
+
+
+def open_store(path: Path) -> optuna.storages.BaseStorage:
+    """The database at `path`, made where there is none."""
+    _quiet()
+    import optuna
+
+    engine = {"connect_args": {"timeout": LOCK_SECONDS}}
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=engine)
 
 
 def _quiet() -> None:
@@ -360,8 +366,9 @@ def agenda(
     ledger = Ledger(trials={trial.key: trial for trial in folder.trials()})
     ledger.given |= {trial.key for trial in fixed}
     ledger.reserved |= {trial.key for trial in predicted}
+    store = open_store(folder.path / OPTUNA_FILE) if study.searches else None
     parts = [
-        SearchAgenda(search, Memory(folder.path / OPTUNA_FILE, search, data), folder, data, ledger)
+        SearchAgenda(search, Memory(store, search, data), folder, data, ledger)  # type: ignore[arg-type]
         for search in study.searches
     ]
     return Chain(folder, fixed, parts, predicted, ledger, before_predicted)

@@ -106,13 +106,12 @@ class SearchAgenda:
         noted = self.memory.note("carried")
         if noted is None:
             noted = {}
-            now = self.memory.search
             for axis in self.search.axes:
                 value = carried.get(axis.name)
                 if value is None or (isinstance(axis, Choice) and value not in axis.values):
                     continue
                 noted[axis.name] = value
-            now = widened_at(holding(now, noted), noted)
+            now = widened_at(holding(self.search, noted), noted)
             ranges = {axis.name: axis for axis in now.axes}
             noted = {name: rounded(ranges[name], value) for name, value in noted.items()}
             self.memory.use(now)
@@ -162,9 +161,13 @@ class SearchAgenda:
         return recipes + confirmed * (len(self.search.seeds) - 1)
 
     def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
-        if trial.key not in self._open or trial.key not in self._keys:
+        """The base goes to its end, and so does what is another part's trial as well: only what
+        was suggested here may be stopped."""
+        if not self.search.early_stop or (key := trial.key) not in self._open:
             return None
-        return self.memory.report(self._keys[trial.key], epoch, value)
+        number = self._keys[key]
+        ours = trial.label.startswith(f"{self.search.label}-t") and number > 0
+        return self.memory.report(number, epoch, value, may_stop=ours)
 
     def ended(self, run: Run) -> None:
         key = run.trial.key

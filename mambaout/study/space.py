@@ -195,6 +195,8 @@ def _check_axis(search: Search, axis: Axis, where: str) -> None:
         )
     if getattr(axis, "step", None) is not None and not 0 < axis.step <= axis.high - axis.low:  # type: ignore[union-attr]
         raise ValueError(f"{where}: {axis.name} in steps of {axis.step}; give a step in the range")  # type: ignore[union-attr]
+    if not isinstance(axis, Whole) and (axis.name == BLOCKS or field_types().get(axis.name) is int):
+        raise ValueError(f"{where}: {axis.name}={base} is a whole number; use Whole or Choice")
     if not isinstance(base, (int, float)) or isinstance(base, bool):
         raise ValueError(f"{where}: {axis.name}={base!r} is no number; use Choice")
     if not axis.low <= base <= axis.high:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mambaout.study.picture import (
     BASELINE_COLOR,
@@ -76,12 +76,22 @@ def _curves(
             ]
             line = [(x, y) for x, y in line if y > 0]  # an error of 0 has no logarithm
             if line:
-                axes.plot(*zip(*line, strict=True), color=color, linewidth=1.1, label=label)
+                alone = "." if len(line) == 1 else None  # a line of one point is not seen
+                axes.plot(
+                    *zip(*line, strict=True), color=color, linewidth=1.1, label=label, marker=alone
+                )
                 label = None  # one entry a recipe
                 end = {"diverged": "x", "stopped": "|"}.get(run.status)
                 if end:
                     axes.plot(*line[-1], marker=end, color=color, markersize=7)
     if not axes.lines:
         return nothing_yet(figure, axes), axes
+    lengths = {row.epochs for row in rows}
+    if max(lengths) >= 3 * min(lengths):  # else the short trainings are a smear at the left
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("epoch (log)")
     legend_below(figure, axes, ncols=4)
     return figure, axes

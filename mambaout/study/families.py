@@ -22,6 +22,7 @@ class Family:
 
     epochs: int
     rows: tuple[Row, ...]
+    title: str = ""  # in place of the epochs
 
     @property
     def sizes(self) -> list[Size]:
@@ -30,7 +31,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        return f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        return self.title or f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
 
 
 def size(row: Row, cost: float) -> Size:

@@ -14,6 +14,7 @@ from mambaout.study.noise import Noise, judged
 from mambaout.study.pareto import front
 from mambaout.study.reading import Reading
 from mambaout.study.rows import Row, chosen, count_text, rate_text
+from mambaout.study.searches import search_answer
 from mambaout.study.tables import interval_text
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
 
@@ -33,6 +34,7 @@ def answer(reading: Reading) -> list[str]:
         *deeper_or_wider(reading),
         _best(ready, noise),
         *(_bigger(steps, noise, alone=len(reading.families) == 1) if steps else []),
+        *search_answer(reading.searches),
         *stopped_paying(reading),
         *_predicted(reading),
         *_value(ready),

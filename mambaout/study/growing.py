@@ -15,8 +15,10 @@ def deeper_or_wider(reading: Reading) -> list[str]:
     if not told:
         return _one_way(reading.grown)
     gains = "; ".join(_gains(one) for one in told)
-    text = f"{_verdict(told)} A doubling of MACs bought, with 95 % intervals: {gains}."
-    return [text + _change(told)]
+    return [
+        _verdict(told) + _change(told),
+        f"A doubling of MACs bought, with 95 % intervals: {gains}.",
+    ]
 
 
 def _verdict(told: Sequence[Grown]) -> str:

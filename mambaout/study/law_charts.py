@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mambaout.study.families import size
 from mambaout.study.fit import Law
 from mambaout.study.picture import (
     BASELINE_COLOR,
     DEEP,
     FAINT,
+    INK,
     MARKERS,
     WIDE,
     finite,
@@ -21,23 +21,26 @@ from mambaout.study.picture import (
     log_ticks,
     new,
     shades,
+    stacked,
 )
-from mambaout.study.reading import FamilyLaw, Reading
+from mambaout.study.reading import IMAGE_MACS, FamilyLaw, Reading
 from mambaout.study.rows import count_text
 from mambaout.study.shape import Slice
-from mambaout.train.metrics import MACS, TOP1
+from mambaout.train.metrics import TOP1
 
 
-def law_chart(reading: Reading) -> Figure:
-    """Error against MACs: a law a length of training, its band, and the largest held out."""
-    figure, axes = new("Laws of error over MACs", "MACs of one image (log)", "val error, % (log)")
+def law_chart(reading: Reading, cost: str = IMAGE_MACS) -> Figure:
+    """Error against a cost: a law a length of training, its band, and the largest held out."""
+    title = "Law of error over MACs" if cost == IMAGE_MACS else "Law of error over training MACs"
+    figure, axes = new(title, f"{cost} (log)", "val error, % (log)")
     axes.set_xscale("log")
-    found = [one for one in reading.laws if one.cost.endswith("one image")]
+    found = [one for one in reading.laws if one.cost == cost]
     for one, color, marker in zip(found, shades(len(found)), MARKERS * 9, strict=False):
         _points(axes, one, reading, color, marker)
         if one.law:
             _curve(axes, one.law, color)
-    _predicted(axes, reading)
+    if cost == IMAGE_MACS:
+        _predicted(axes, reading)
     axes.margins(x=0.08, y=0.08)
     log_error_axis(axes)
     log_ticks(axes, count_text)
@@ -48,13 +51,17 @@ def law_chart(reading: Reading) -> Figure:
 def _points(axes: Axes, one: FamilyLaw, reading: Reading, color: str, marker: str) -> None:
     used = {s.label for s in one.law.sizes} if one.law else set()
     for on in (True, False):
-        rows = [row for row in one.rows if (row.label in used) == on]
-        if not rows:
+        shown = [
+            (row, size)
+            for row, size in zip(one.rows, one.sizes, strict=True)
+            if (row.label in used) == on
+        ]
+        if not shown:
             continue
-        xs = [row.mean(MACS).value for row in rows]
-        ys = [size(row, 1).error for row in rows]
+        xs = [size.cost for _, size in shown]
+        ys = [size.error for _, size in shown]
         if reading.noise:
-            halves = [reading.noise.half_width(row) for row in rows]
+            halves = [reading.noise.half_width(row) for row, _ in shown]
             low = [min(half, 0.9 * y) for half, y in zip(halves, ys, strict=True)]
             axes.errorbar(
                 xs, ys, [low, halves], color=color, capsize=2, linewidth=0.9, linestyle="none"
@@ -116,7 +123,7 @@ def _predicted(axes: Axes, reading: Reading) -> None:
     )
     if row and row.mean(TOP1):
         axes.scatter(
-            said["cost"], size(row, 1).error, s=60, marker="*", color=BASELINE_COLOR, zorder=5,
+            said["cost"], 100 - row.mean(TOP1).value, s=60, marker="*", color=BASELINE_COLOR, zorder=5,
             label="its outcome",
         )  # fmt: skip
 
@@ -156,30 +163,35 @@ def growth_chart(reading: Reading) -> Figure:
 
 
 def iso_chart(reading: Reading) -> Figure:
-    """Error against depth over width, a line for shapes of about equal MACs and one length."""
-    figure, axes = new(
+    """Error against depth over width, a panel a length, a line for shapes of about equal MACs."""
+    grown = [one for one in reading.grown if one.slices]
+    ordered = sorted((piece for one in grown for piece in one.slices), key=lambda one: one.cost)
+    costs = list(dict.fromkeys(map(_group, ordered)))
+    looks = dict(zip(costs, zip(shades(len(costs)), MARKERS * 9, strict=False), strict=True))
+    figure, panels = stacked(
         "Deep against wide at equal MACs",
         "blocks / first width (log; deep to the right)",
-        "val error, % (log)",
+        len(grown),
     )
-    axes.set_xscale("log")
-    grown = [one for one in reading.grown if one.slices]
-    for one, color in zip(grown, shades(len(grown)), strict=True):
-        for i, (piece, marker) in enumerate(zip(one.slices, MARKERS * 9, strict=False)):
-            _slice(axes, piece, reading, color, marker, f"{one.family.name}, " * (not i))
-    axes.margins(x=0.1, y=0.1)
-    log_error_axis(axes)
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    legend_below(figure, axes)
+    for one, axes in zip(grown, panels, strict=True):
+        axes.set_xscale("log")
+        axes.set_ylabel(f"val error, %\n{one.family.name}", fontsize=9, color=INK)
+        for piece in one.slices:
+            _slice(axes, piece, reading, *looks[_group(piece)])
+        axes.margins(x=0.1, y=0.15)
+    low, high = panels[-1].get_xlim()
+    panels[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1,)))
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[-1].xaxis.set_minor_formatter(NullFormatter())
+    legend_below(figure, panels[0])
     return figure
 
 
-def _slice(
-    axes: Axes, piece: Slice, reading: Reading, color: str, marker: str, length: str
-) -> None:
+def _group(piece: Slice) -> str:
+    return f"{count_text(piece.cost)} MACs"
+
+
+def _slice(axes: Axes, piece: Slice, reading: Reading, color: str, marker: str) -> None:
     rows = {row.label: row for row in reading.table}
     ratios = [one.depth / one.width for one in piece.sizes]
     errors = [one.error for one in piece.sizes]
@@ -198,7 +210,7 @@ def _slice(
         capsize=2,
         linewidth=0.9,
         linestyle="none" if curve else "-",
-        label=f"{length}{count_text(piece.cost)} MACs",
+        label=_group(piece),
     )
     if curve:
         axes.plot(grid, curve, color=color, linewidth=1.3)

@@ -6,7 +6,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink);
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 24px 20px 48px; }
+main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 48px; }
 h1 { font-size: 1.7rem; margin: 0; line-height: 1.2; }
 h2 { font-size: 1.15rem; margin: 36px 0 10px; }
 .question { color: var(--soft); font-size: 1.05rem; margin: 6px 0 0; }
@@ -15,26 +15,27 @@ h2 { font-size: 1.15rem; margin: 36px 0 10px; }
             padding: 2px 12px; font-size: .85rem; color: var(--soft); }
 .answer { background: var(--tint); border-left: 4px solid var(--accent); padding: 4px 18px;
           border-radius: 4px; margin: 20px 0 0; }
-.answer p { margin: 12px 0; max-width: 85ch; }
+.answer p { margin: 12px 0; max-width: 95ch; }
 .answer p:first-child { font-weight: 600; }
 .said p, .said li { max-width: 85ch; } .said p { margin: 8px 0; }
 .scroll + .charts, .charts + .scroll, .said + .charts, .said + .scroll { margin-top: 14px; }
 td.name a { color: inherit; text-decoration: none; } td.name a:hover { text-decoration: underline; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr));
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr));
           gap: 20px; align-items: start; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 10px;
          background: #fff; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; color: var(--soft); padding: 6px 4px 0; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: 7px 12px; text-align: right; white-space: nowrap;
+table { border-collapse: collapse; width: 100%; font-size: .86rem; }
+th, td { padding: 6px 9px; text-align: right; white-space: nowrap;
          border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 tr:last-child td { border-bottom: 0; }
 th { background: var(--tint); font-weight: 600; }
 th.text, td.text { text-align: left; }
-td.note, td.long { white-space: normal; text-align: left; }
-td.note { min-width: 13em; color: var(--soft); }
+td.note, td.long { white-space: normal; text-align: left; } th.long { text-align: left; }
+td.long { min-width: 17em; }
+td.note { min-width: 12em; color: var(--soft); }
 tr.baseline td { background: #fff7f2; }
 tr.chosen td.name { font-weight: 700; }
 td.name, th.name { position: sticky; left: 0; background: #fff; z-index: 1; }

@@ -31,9 +31,26 @@ def new(title: str, xlabel: str, ylabel: str, height: float = HEIGHT) -> tuple[F
     """An empty chart."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes)
     axes.set_title(title, fontsize=10.5, color=INK, loc="left")
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)
+    return figure, axes
+
+
+def stacked(title: str, xlabel: str, count: int) -> tuple[Figure, list[Axes]]:
+    """`count` panels above each other with one horizontal axis."""
+    height = HEIGHT if count == 1 else 1.2 + 1.5 * count
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    panels = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    for axes in panels:
+        _dress(axes)
+    panels[0].set_title(title, fontsize=10.5, color=INK, loc="left")
+    panels[-1].set_xlabel(xlabel, fontsize=9, color=INK)
+    return figure, panels
+
+
+def _dress(axes: Axes) -> None:
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(True, which="major", color="#e6e9ee", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -41,7 +58,6 @@ def new(title: str, xlabel: str, ylabel: str, height: float = HEIGHT) -> tuple[F
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(FAINT)
-    return figure, axes
 
 
 def log_ticks(axes: Axes, text: Callable[[float], str]) -> None:
@@ -84,7 +100,7 @@ def legend_below(figure: Figure, axes: Axes, ncols: int = 3) -> None:
 def shades(count: int) -> list[str]:
     """Colours from light to dark, for an order of `count` things."""
     colors = colormaps["viridis"]
-    return [hexadecimal(colors(0.8 - 0.72 * i / max(count - 1, 1))) for i in range(count)]
+    return [hexadecimal(colors(0.72 - 0.66 * i / max(count - 1, 1))) for i in range(count)]
 
 
 def hexadecimal(rgba: Sequence[float]) -> str:

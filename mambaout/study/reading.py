@@ -9,14 +9,17 @@ from typing import Any
 
 from mambaout.study.exponents import ShapeFit, fit_shape
 from mambaout.study.families import Family, families, size
-from mambaout.study.fit import Law, TooFew, fit_law
+from mambaout.study.fit import Law, Size, TooFew, fit_law
 from mambaout.study.noise import Noise, seed_noise
 from mambaout.study.plateau import Plateau, plateaus
 from mambaout.study.prediction import PREDICTION_FILE
 from mambaout.study.rows import Row, rows
+from mambaout.study.searches import Searched, searched
 from mambaout.study.shape import Growth, Slice, growth, iso_mac
 from mambaout.study.study import Run, StudyFolder
+from mambaout.train.metrics import MACS
 
+IMAGE_MACS, TRAINING_MACS = "MACs of one image", "MACs of the whole training"
 SLICE_TOLERANCE = 0.25  # shapes whose MACs are within this share count as equally dear
 
 
@@ -27,6 +30,7 @@ class FamilyLaw:
     name: str  # "12 epochs", "all lengths"
     cost: str  # what C is: "MACs of one image"
     rows: tuple[Row, ...]
+    sizes: tuple[Size, ...]  # of the rows, with that cost
     law: Law | None
     reason: str = ""  # where there is no law
 
@@ -53,6 +57,7 @@ class Reading:
     laws: tuple[FamilyLaw, ...]
     grown: tuple[Grown, ...]  # one a family of at least two recipes
     exponents: ShapeFit | str  # or why there are none
+    searches: tuple[Searched, ...] = ()
     prediction: Mapping[str, Any] | None = None  # prediction.json
 
     @property
@@ -75,7 +80,9 @@ def reading(
     prediction: Mapping[str, Any] | None = None,
 ) -> Reading:
     table = tuple(rows(runs))
+    searches = searched(study or {}, runs)
     found = families(table)
+    tuned = [*found, *_tuned(searches)]
     ended = all(run.status != "unfinished" for run in runs)
     num_val = next((run.facts["num_val"] for run in runs if "num_val" in run.facts), None)
     return Reading(
@@ -84,11 +91,21 @@ def reading(
         table=table,
         noise=seed_noise(table),
         families=tuple(found),
-        laws=tuple(_laws(found, num_val)),
-        grown=tuple(_grown(family, num_val) for family in found if len(family.rows) > 1),
+        laws=tuple(_laws(tuned, num_val)),
+        grown=tuple(_grown(family, num_val) for family in tuned if len(family.rows) > 1),
         exponents=_exponents(found, num_val) if ended else "some trials have not ended",
+        searches=tuple(searches),
         prediction=prediction,
     )
+
+
+def _tuned(searches: Sequence[Searched]) -> list[Family]:
+    """The best recipes of the searches as a ladder, where each tuned a network of its own."""
+    best = [one.best_row for one in searches if one.best_row is not None]
+    if len({row.recipe.model.dims + row.recipe.model.depths for row in best}) < 2:
+        return []
+    ordered = tuple(sorted(best, key=lambda row: row.mean(MACS).value))
+    return [Family(max(row.epochs for row in ordered), ordered, "tuned per size")]
 
 
 def _grown(family: Family, num_val: int | None) -> Grown:
@@ -119,21 +136,21 @@ def _exponents(found: Sequence[Family], num_val: int | None) -> ShapeFit | str:
 def _laws(found: Sequence[Family], num_val: int | None) -> list[FamilyLaw]:
     """One law a length over the MACs of an image, and one over the MACs of the whole training."""
     laws = [
-        _law(family.name, "MACs of one image", family.rows, family.sizes, num_val)
+        _law(family.name, IMAGE_MACS, family.rows, family.sizes, num_val)
         for family in found
         if len(family.rows) > 1
     ]
     everything = tuple(row for family in found for row in family.rows if row.train_macs > 0)
-    if len(found) > 1:
+    if len({family.epochs for family in found}) > 1:
         sizes = [size(row, row.train_macs) for row in everything]
-        laws.append(_law("all lengths", "MACs of the whole training", everything, sizes, num_val))
+        laws.append(_law("all lengths", TRAINING_MACS, everything, sizes, num_val))
     return laws
 
 
 def _law(
-    name: str, cost: str, rows: tuple[Row, ...], sizes: list[Any], num_val: int | None
+    name: str, cost: str, rows: tuple[Row, ...], sizes: Sequence[Size], num_val: int | None
 ) -> FamilyLaw:
     try:
-        return FamilyLaw(name, cost, rows, fit_law(sizes, num_images=num_val))
+        return FamilyLaw(name, cost, rows, tuple(sizes), fit_law(sizes, num_images=num_val))
     except TooFew as error:
-        return FamilyLaw(name, cost, rows, None, str(error))
+        return FamilyLaw(name, cost, rows, tuple(sizes), None, str(error))

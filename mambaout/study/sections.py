@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 
 from mambaout.study.charts import COST_AXES, accuracy, is_drawn
 from mambaout.study.curves import MAX_RECIPES, learning_curves, training_loss
+from mambaout.study.fit import Law
 from mambaout.study.growing import at_equal_macs, shape_exponents
 from mambaout.study.law_charts import growth_chart, iso_chart, law_chart
+from mambaout.study.overlay import SOURCE, is_comparable, published_chart, published_said
 from mambaout.study.page import Section, Table
-from mambaout.study.reading import SLICE_TOLERANCE, FamilyLaw, Reading
+from mambaout.study.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
+from mambaout.study.searches import SEARCH_CHARTS, importance_chart, search_sections
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
@@ -32,16 +35,24 @@ CAPTIONS = {
     "law.png": "Error on val against MACs, both logarithmic. Lines are the fitted laws with the "
     "95 % band of the law, dots the means over seeds with their 95 % intervals, hollow dots sizes "
     "that the law leaves out. A cross is what the law of the smaller sizes says of the largest.",
+    "law_training.png": "The same over the MACs of the whole training, all lengths together: what "
+    "the best size at each budget reaches.",
     "growth.png": "What doubling a network's MACs gained in top-1 when they went into more blocks "
     "and when they went into more channels, with 95 % intervals. Where the lines cross, the answer "
     "depends on the length of training.",
     "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other, so that "
     "only their shape differs; a curve is the parabola through three shapes or more.",
+    **SEARCH_CHARTS,
+    "published.png": SOURCE,
     "learning_curves.png": "One line a seed, light to dark by MACs; a cross marks a run that "
     "diverged, a stroke one that the search stopped.",
     "training_loss.png": "Against the targets that mixing and smoothing make, so it does not fall "
     "to 0.",
 }
+
+
+LAW_CHARTS = {"law.png": IMAGE_MACS, "law_training.png": TRAINING_MACS}
+MOST_LEFT_OUT = 4  # sizes that a law leaves out and that are named
 
 
 def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
@@ -52,8 +63,13 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         for name, axis in COST_AXES.items()
         if name == "accuracy_macs.png" or is_drawn(table, axis)
     }
-    if _image_laws(reading):
-        found["law.png"] = partial(law_chart, reading)
+    for name, cost in LAW_CHARTS.items():
+        if any(one.law for one in reading.laws if one.cost == cost):
+            found[name] = partial(law_chart, reading, cost)
+    if any(one.importances for one in reading.searches):
+        found["importances.png"] = partial(importance_chart, reading.searches)
+    if is_comparable(reading.study.get("num_classes")):
+        found["published.png"] = partial(published_chart, table)
     if any(one.growth.depth or one.growth.width for one in reading.grown):
         found["growth.png"] = partial(growth_chart, reading)
     if any(one.slices for one in reading.grown):
@@ -70,6 +86,8 @@ def sections(reading: Reading) -> list[Section]:
         Section("Accuracy against cost", charts=[name for name in COST_AXES if name in drawn]),
         *_shapes(reading, drawn),
         *_laws(reading, drawn),
+        *search_sections(reading.searches, reading.noise, list(drawn)),
+        *_published(drawn),
         Section(
             "Over training", said=_few(reading), charts=["learning_curves.png", "training_loss.png"]
         ),
@@ -83,15 +101,17 @@ def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Se
     return [Section("Deeper or wider", said, (), charts)] if charts else []
 
 
+def _published(drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
+    if "published.png" not in drawn:
+        return []
+    return [Section("Beside published models", published_said(), (), ["published.png"])]
+
+
 def _few(reading: Reading) -> list[str]:
     count = len(reading.table)
     if count <= MAX_RECIPES:
         return []
     return [f"{MAX_RECIPES} of {count} recipes are drawn: the best, the last and some between."]
-
-
-def _image_laws(reading: Reading) -> list[FamilyLaw]:
-    return [found for found in reading.laws if found.law and found.cost.endswith("one image")]
 
 
 def _laws(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
@@ -112,8 +132,18 @@ def _laws(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Sect
                 law.text(),
                 f"{law.residual_sd:.2f} points",
                 held,
-                "; ".join(law.notes) or "-",
+                "; ".join(_notes(law)) or "-",
             ]
         )
-    charts = ["law.png"] if "law.png" in drawn else []
+    charts = [name for name in LAW_CHARTS if name in drawn]
     return [Section("Laws of error over cost", (), [Table(header, cells, (1, 3, 4))], charts)]
+
+
+def _notes(law: Law) -> list[str]:
+    """The law's remarks, a long list of names by its number."""
+    count = len(law.left_out)
+    if count <= MOST_LEFT_OUT:
+        return list(law.notes)
+    names = ", ".join(size.label for size in law.left_out)
+    short = f"{count} of {count + len(law.sizes)} sizes stand behind cheaper ones and are no part"
+    return [short if names in note else note for note in law.notes]

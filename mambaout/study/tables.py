@@ -44,7 +44,7 @@ def table_cells(table: Sequence[Row]) -> list[list[str]]:
         notes += ["chosen on minival"] if row is choice else []
         if first and row is not first and row.mean(TOP1) and noise:
             lead = first.mean(TOP1).value - row.mean(TOP1).value
-            notes += [] if lead > noise.bound(first, row) else ["not significantly below the first"]
+            notes += [] if lead > noise.bound(first, row) else ["not significant to #1"]
         notes += [row.state] if row.state else []
         cells.append(
             [

@@ -1,0 +1,211 @@
+"""What the searches of a study came to: their best recipes, edges, and importances."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mambaout.recipe import recipe_from_json
+from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.best import Best, best, edges, runs_of
+from mambaout.study.noise import Noise
+from mambaout.study.page import Section, Table
+from mambaout.study.picture import FAINT, legend_below, new, shades
+from mambaout.study.rows import Row, count_text, rows
+from mambaout.study.study import Run
+from mambaout.study.tables import interval_text
+from mambaout.train.metrics import MACS, TOP1
+
+MOST_SHOWN = 5  # recipes of a search's table
+_KINDS = {kind.__name__.lower(): kind for kind in (Log, Linear, Whole, Choice)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """One search and what came of it."""
+
+    search: Search
+    rows: tuple[Row, ...]  # its recipes
+    best: Best | None
+    edges: tuple[str, ...]  # where the best lies at an end of what was tried
+    importances: Mapping[str, float] | None  # None where too few recipes have finished
+
+    @property
+    def best_row(self) -> Row | None:
+        label = self.best.label if self.best else None
+        return next((row for row in self.rows if row.label == label), None)
+
+
+def searched(study: Mapping[str, Any], runs: Sequence[Run]) -> list[Searched]:
+    """The searches that study.json names, read from the runs alone."""
+    found = [search_from_json(body) for body in study.get("searches", ())]
+    return [_searched(search, runs) for search in found]
+
+
+def _searched(search: Search, runs: Sequence[Run]) -> Searched:
+    from mambaout.study.search import importances
+
+    own = runs_of(search, runs)
+    return Searched(
+        search=search,
+        rows=tuple(rows(own)),
+        best=best(search, own),
+        edges=tuple(edges(search, own)),
+        importances=importances(own, search),
+    )
+
+
+def search_from_json(body: Mapping[str, Any]) -> Search:
+    """The search that `Search.to_json` wrote."""
+    values = {f.name: body[f.name] for f in fields(Search) if f.name in body}
+    return Search(
+        **values
+        | {
+            "base": recipe_from_json(json.dumps(body["base"])),
+            "axes": tuple(map(_axis, body["axes"])),
+            "goals": tuple((str(metric), way) for metric, way in body["goals"]),
+            "seeds": tuple(body["seeds"]),
+        }
+    )
+
+
+def _axis(body: Mapping[str, Any]) -> Axis:
+    kind = _KINDS[body["kind"]]
+    values = {name: value for name, value in body.items() if name != "kind"}
+    if kind is Choice:
+        values["values"] = tuple(
+            tuple(value) if isinstance(value, list) else value for value in values["values"]
+        )
+    return kind(**values)
+
+
+# -- for the report -------------------------------------------------------------------------------
+
+
+def search_answer(found: Sequence[Searched]) -> list[str]:
+    """Which recipe each search came to, and where it may not be the best there is."""
+    said = []
+    for one in found:
+        if one.best is None:
+            continue
+        text = (
+            f"The search {one.search.label} came to {_values(one.best.values)} "
+            f"({one.best.label}, {one.search.goals[0][0]} {one.best.mean:.2f} over "
+            f"{len(one.best.scores)} seed{'s' * (len(one.best.scores) > 1)})"
+        )
+        told = f"; not known to be an optimum: {', '.join(one.edges)}" if one.edges else ""
+        said.append(f"{text}{told}.")
+    return [" ".join(said)] if said else []
+
+
+def search_sections(
+    found: Sequence[Searched], noise: Noise | None, charts: Sequence[str]
+) -> list[Section]:
+    if not found:
+        return []
+    overview = [_overview(one) for one in found]
+    header = ("search", "recipes", "finished", "stopped early", "failed", "best", "at an edge")
+    tables = [Table(header, overview, (5, 6)), *(_best_table(one, noise) for one in found[:6])]
+    said = [
+        "A recipe that was stopped early has no result; the best is by the mean over all of the "
+        "search's seeds among the recipes that have them all."
+    ]
+    told = [one for one in found if one.importances]
+    if told:
+        cells = [
+            [name, *(f"{_share(one, name):.0%}" for one in told)] for name in _by_importance(told)
+        ]
+        tables.append(Table(("importance of", *(one.search.label for one in told)), cells))
+    elif any(one.rows for one in found):
+        said.append("Too few recipes have finished to say which axis matters.")
+    return [Section("Searches", said, tables, [name for name in charts if name in SEARCH_CHARTS])]
+
+
+SEARCH_CHARTS = {
+    "importances.png": "How much each axis decides whether a recipe is among a search's best "
+    "quarter (PED-ANOVA), a bar a search; 1 together. Of few recipes it is a hint.",
+}
+
+
+def _overview(one: Searched) -> list[str]:
+    states = Counter(run.status for row in one.rows for run in row.runs)
+    recipes = len(one.rows)
+    values = f"{one.best.label}: {_values(one.best.values)}" if one.best else "none yet"
+    return [
+        one.search.label,
+        f"{recipes} of {one.search.num_trials}",
+        str(states["finished"]),
+        str(states["stopped"]),
+        str(states["diverged"] + states["failed"]),
+        values,
+        "; ".join(one.edges) or "no",
+    ]
+
+
+def _best_table(one: Searched, noise: Noise | None) -> Table:
+    names = [axis.name for axis in one.search.axes]
+    goals = [metric for metric, _ in one.search.goals]
+    from mambaout.study.space import values_of
+
+    sign = -1 if one.search.goals[0][1] == "max" else 1
+    ready = [row for row in one.rows if row.mean(goals[0])]
+    ready.sort(key=lambda row: (row is not one.best_row, sign * row.mean(goals[0]).value))
+    cells = [
+        [
+            row.label,
+            *(_goal(row, goal) for goal in goals),
+            interval_text(row, TOP1, noise),
+            count_text(row.mean(MACS).value),
+            *(_value(values_of(one.search, row.recipe)[name]) for name in names),
+        ]
+        for row in ready[:MOST_SHOWN]
+    ]
+    return Table((f"best of {one.search.label}", *goals, "top-1 %", "MACs", *names), cells)
+
+
+def _goal(row: Row, goal: str) -> str:
+    mean = row.mean(goal)
+    return mean.text() if abs(mean.value) < 1000 else count_text(mean.value)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _share(one: Searched, name: str) -> float:
+    return (one.importances or {}).get(name, 0.0)
+
+
+def _by_importance(told: Sequence[Searched]) -> list[str]:
+    """The axes of the searches, the most important over all of them first."""
+    names = dict.fromkeys(name for one in told for name in one.importances or ())
+    return sorted(names, key=lambda name: -sum(_share(one, name) for one in told))
+
+
+def importance_chart(found: Sequence[Searched]) -> Figure:
+    """Importances by axis, a bar a search, the most important axis on top."""
+    told = [one for one in found if one.importances]
+    names = _by_importance(told)[::-1]
+    figure, axes = new(
+        "What matters to the result", "share", "", height=1.4 + 0.12 * len(names) * (len(told) + 1)
+    )
+    thick = 0.8 / len(told)
+    for i, (one, color) in enumerate(zip(told, shades(len(told)), strict=True)):
+        places = np.arange(len(names)) + 0.4 - thick * (i + 0.5)
+        shares = [_share(one, name) for name in names]
+        axes.barh(places, shares, height=thick, color=color, label=one.search.label)
+    axes.set_yticks(range(len(names)), names)
+    axes.axvline(0, color=FAINT, linewidth=0.8)
+    if len(told) > 1:
+        legend_below(figure, axes)
+    return figure

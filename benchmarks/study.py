@@ -111,6 +111,7 @@ def request(storage: Path, name: str, num_trials: int, seed: int) -> Request:
         study=Study(name=name, question=question, recipes={}, searches=(search,)),
         trials=[],
         job=lambda trial: Job(trial=trial, num_steps=EPOCHS * 70, train_macs=1e9),
+        num_images=lambda split, recipe: 4480,
         fingerprint="simulated",
         data="none",
         data_name="none",

@@ -27,15 +27,17 @@ from mambaout.accounting import train_macs
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sources import open_data
+from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import ACCELERATORS, share, this_machine
 from mambaout.launch.tune import Request, run_study
 from mambaout.recipe import BASELINE, steps_per_epoch
-from mambaout.study.plan import plan, plan_table
+from mambaout.study.plan import Plan, plan, plan_table
+from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
 from mambaout.study.store import check_tracking, default_tracking_uri
-from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
+from mambaout.study.study import Study, StudyFolder, Trial
 
 WRONG = 2
 SMOKE_DATA = "digits"
@@ -63,8 +65,12 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     script = Path(sys.argv[0]).name
     try:
         request = _request(build_study, options, shlex.join([sys.argv[0], *words]))
-        if options.plan:
-            print(_plan(request, options))
+        if options.calibrate:
+            run_calibration(request)
+        if options.plan or options.calibrate:
+            print(
+                f"{request.name}: {request.study.question}\n\n{plan_table(_plan(request, options))}"
+            )
             return 0
         return run_study(request)
     except ValueError as error:
@@ -92,8 +98,11 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
     add("--accelerator", choices=ACCELERATORS, help="of a trial (default: gpu if any, else cpu)")
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
+    add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
+    add("--price-per-hour", type=_amount, metavar="MONEY", help="of a device, for --plan")
+    add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
     add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
-    add("--budget-hours", type=_hours, metavar="H", help="stop after so long; resumable")
+    add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")
     add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
     takes = inspect.signature(build_study).parameters
     if "predict" in takes:
@@ -110,14 +119,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _hours(text: str) -> float:
+def _amount(text: str) -> float:
     try:
-        hours = float(text)
+        amount = float(text)
     except ValueError:
-        hours = 0.0
-    if not 0 < hours < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of hours above 0")
-    return hours
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return amount
 
 
 def _request(build_study: BuildStudy, options: argparse.Namespace, command: str) -> Request:
@@ -151,6 +160,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         study=replace(study, name=name),
         trials=_in_order(trials, data),
         job=partial(_job, data),
+        num_images=data.num_images,
         fingerprint=data.fingerprint,
         data=str(Path(source).resolve()) if Path(source).exists() else source,
         data_name=source,
@@ -233,20 +243,25 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
     return [trial for _, trial in sorted(zip(ranks, trials, strict=True), key=lambda row: row[0])]
 
 
-def _plan(request: Request, options: argparse.Namespace) -> str:
-    """The plan as text, priced for this machine unless a cluster was named."""
+def _plan(request: Request, options: argparse.Namespace) -> Plan:
+    """What is left of the study, priced for this machine unless a cluster was named."""
     facts = request.facts
     node = this_machine("cpu" if options.accelerator is None else options.accelerator)
-    concurrency = options.max_concurrent or share(options.accelerator or "cpu", [node]).slots(
-        [node]
-    )
+    part = share(options.accelerator or "cpu", [node])
+    concurrency = options.max_concurrent or part.slots([node])
     folder = StudyFolder(request.storage, request.name)
-    runs = folder.runs() if (folder.path / STUDY_FILE).exists() else []
-    priced = plan(
+    device = device_of(part)
+    return plan(
         request.trials,
         facts["num_train"],
         facts["num_classes"],
+        searches=request.study.searches,
+        num_images=request.num_images,
+        runs=[folder.run(trial) for trial in [*request.trials, *folder.trials()]],
+        finished=folder.finished_elsewhere(request.trials),
+        rates=known_rates(request.storage, device, concurrency),
+        device=device,
         concurrency=concurrency,
-        runs=runs,
+        price_per_hour=options.price_per_hour,
+        grant_hours=options.grant_hours,
     )
-    return f"{request.name}: {request.study.question}\n\n{plan_table(priced)}"

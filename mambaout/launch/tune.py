@@ -40,6 +40,7 @@ from mambaout.launch.progress import Job, Screen, clock, counted
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.trial import TRAINER, Retry, Task, recorded_step, run_trial
 from mambaout.study.prediction import PREDICTION_FILE, predict
+from mambaout.study.pricing import NumImages
 from mambaout.study.search import OPTUNA_FILE, agenda
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 
@@ -58,6 +59,7 @@ class Request:
     study: Study
     trials: Sequence[Trial]  # those known beforehand, in the order to start them
     job: Callable[[Trial], Job]
+    num_images: NumImages
     fingerprint: str  # of the data
     data: str  # what open_data is given on every machine
     data_name: str
@@ -407,4 +409,3 @@ def ui_command(request: Request) -> str:
     # `make demo` runs without the virtual environment's commands on the PATH.
     ours = "mambaout" if shutil.which("mambaout") else f"{sys.executable} -m mambaout"
     return f"{ours} ui --storage {request.storage}"
-

@@ -206,6 +206,11 @@ class StudyFolder:
             return study
         return None
 
+    def finished_elsewhere(self, trials: Sequence[Trial]) -> set[str]:
+        """Keys of the trials that `adopt` would take over whole."""
+        sources = {trial.key: next(self._sources(trial), None) for trial in trials}
+        return {key for key, source in sources.items() if source is not None and source[1]}
+
     def _sources(self, trial: Trial) -> Iterator[tuple[Path, bool]]:
         """Run directories of finished runs that hold all of the trial, then the start of it."""
         schedule = trial.recipe.schedule

@@ -349,7 +349,7 @@ def test_the_plan_costs_nothing_to_see(tmp_path, data_cache):
     assert done.returncode == 0, done.stderr
     *table, loaded = done.stdout.splitlines()
     assert loaded == "[]"
-    assert sum("-s0" in line for line in table) == sum("-s1" in line for line in table) == 3
+    assert "to run       6 trials" in done.stdout
     assert "Do studies survive?" in table[0]
     assert list(tmp_path.iterdir()) == []
 

@@ -128,15 +128,17 @@ class Pricing:
     def of_search(self, search: Search, runs: Sequence[Run]) -> PlanRow:
         """The search at the middle of its axes, and at most at their dearest ends."""
         confirmations = (len(search.seeds) - 1) * search.num_confirmed
-        own = [run for run in runs_of(search, runs) if run.trial.label != search.label]
+        mine = f"{search.label}-t"  # the base may have been run under another label
+        own = [run for run in runs_of(search, runs) if run.trial.label.startswith(mine)]
         over = sum(run.status not in ("unfinished", "failed") for run in own)
         left = max(0, search.num_trials + confirmations - over)
-        typical = self.of_recipe(search.label, _legal(search, _middles(search)))
-        dearest = max(self.of_recipe(search.label, recipe).seconds for recipe in _ends(search))
+        typical, *others = (
+            self.of_recipe(search.label, recipe) for recipe in search_recipes(search)
+        )
         return replace(
             typical,
             num_trials=left,
-            most_seconds=max(dearest, typical.seconds),
+            most_seconds=max(row.seconds for row in (typical, *others)),
             state="new" if left else "finished",
             is_search=True,
             stops_early=search.early_stop,
@@ -144,6 +146,11 @@ class Pricing:
 
 
 # -- the recipes that a search is priced by --------------------------------------------------------
+
+
+def search_recipes(search: Search) -> list[Recipe]:
+    """A typical recipe of the search, then those among which its dearest is."""
+    return [_legal(search, _middles(search)), *_ends(search)]
 
 
 def _middles(search: Search) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How long a device takes for an image: measured by trials, calibrated, or assumed.
 
-    rates = measured(Path("runs"), device) + calibrated(Path("runs"), device)
+    rates = known_rates(Path("runs"), device)
     Forecast(rates, device).of(recipe, num_classes)     # seconds of a training image, of an
                                                         # evaluation image, and where from
 
@@ -56,7 +56,8 @@ class Rate:
     train_image_seconds: float  # on all devices of the run together; warm-up left out
     eval_image_seconds: float | None = None  # checkpoints and the warm-up step included
     slots: int | None = None  # runs that shared the machine, where that is known
-    source: str = ""  # "scale-digits", or when it was calibrated
+    source: str = ""  # the study; the label of what was calibrated
+    made: str = ""  # UTC, of a calibration
 
     def to_json(self) -> str:
         body = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -117,8 +118,8 @@ def num_evaluated(recipe: Recipe, num_minival: int, num_val: int) -> int:
 
 
 def calibrated(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
-    """The calibrations of `device` in `storage`: those with so many runs sharing the machine,
-    or, where there are none such, all of them."""
+    """The latest calibrations of each recipe on `device` in `storage`: those with so many runs
+    sharing the machine, or, where there are none such, all of them."""
     path = Path(storage) / RATES_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = []
@@ -129,7 +130,9 @@ def calibrated(storage: Path, device: str, slots: int | None = None) -> list[Rat
             continue  # of another version, or cut off by a kill
         if _same(rate.device, device):
             found.append(rate)
-    return [rate for rate in found if rate.slots == slots] or found
+    found = [rate for rate in found if rate.slots == slots] or found
+    latest = {content_key(rate.recipe): rate.made for rate in found}  # a file grows at its end
+    return [rate for rate in found if rate.made == latest[content_key(rate.recipe)]]
 
 
 def add_calibrated(storage: Path, rates: Iterable[Rate]) -> None:
@@ -137,6 +140,11 @@ def add_calibrated(storage: Path, rates: Iterable[Rate]) -> None:
     storage.mkdir(parents=True, exist_ok=True)
     with (storage / RATES_FILE).open("a") as file:
         file.writelines(rate.to_json() + "\n" for rate in rates)
+
+
+def known_rates(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
+    """All that `storage` knows of `device`, with so many runs sharing the machine."""
+    return measured(storage, device) + calibrated(storage, device, slots)
 
 
 def _same(found: str, wanted: str) -> bool:
@@ -207,7 +215,7 @@ class Forecast:
     def of(self, recipe: Recipe, num_classes: int) -> Estimate:
         """Measured times count before calibrated ones where a trial near `recipe` was measured;
         calibrated ones before measured ones far from it; all before the assumption."""
-        point = _features(recipe, num_classes)
+        point = features(recipe, num_classes)
         models = [self._model(kind, recipe.precision) for kind in ("measured", "calibrated")]
         known = [model for model in models if model.rates]
         near = [model for model in known if model.distance(point) <= NEAR]
@@ -240,7 +248,7 @@ def assumed_image_seconds(recipe: Recipe, num_classes: int, device: str) -> floa
     return assumption(device, recipe.precision).train_image_seconds(macs)
 
 
-def _features(recipe: Recipe, num_classes: int) -> np.ndarray:
+def features(recipe: Recipe, num_classes: int) -> np.ndarray:
     """Where a recipe stands among others, in units at which times begin to differ."""
     augment = recipe.augment
     draws = augment.randaugment > 0, augment.mixup > 0 or augment.cutmix > 0
@@ -270,7 +278,7 @@ class _Ratios:
         if not self.rates:
             return
         kept = list(groups.values())[-MOST_POINTS:]
-        self.points = np.array([_features(rate.recipe, rate.num_classes) for rate in self.rates])
+        self.points = np.array([features(rate.recipe, rate.num_classes) for rate in self.rates])
         self.counts = np.array([len(group) for group in kept])
         train, evaluation = [], []
         for group in kept:

@@ -1,0 +1,200 @@
+"""Calibrate a study's recipes on the shares that its trials will have, before anything is run.
+
+A handful of recipes that differ most, the smallest and the largest among them, train for some
+seconds each, as many at once as trials will: neighbours on a machine slow each other down. What
+they take is appended to STORAGE/rates.jsonl, which study/rates.py reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mambaout.launch.cluster import cluster_address, join, leave, start
+from mambaout.launch.outcomes import one_line
+from mambaout.launch.progress import about, counted
+from mambaout.launch.resources import Share, share, this_machine
+from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
+from mambaout.study.pricing import search_recipes
+from mambaout.study.rates import Rate, add_calibrated, assumed_image_seconds, features
+from mambaout.train.cpu import cpu_name
+
+if TYPE_CHECKING:
+    from mambaout.launch.tune import Request
+
+SECONDS = 10.0  # of training a recipe
+OTHER_SECONDS = 5.0  # a recipe: its first step, its evaluation
+START_SECONDS = 15.0  # Ray, and torch and the data in its workers
+MOST_RECIPES = 6
+STEP_SHARE = 0.2  # of the seconds that a step may take: one of 4096 images takes an hour on a core
+
+
+def device_of(part: Share) -> str:
+    """What trials on such a share of this machine call their device."""
+    if part.backend == "cpu":
+        return cpu_name(part.cpus)  # without torch: a plan is to be there at once
+    from mambaout.train.backend import backend
+
+    return backend(part.backend).device_name
+
+
+def run_calibration(
+    request: Request, *, seconds: float = SECONDS, say: Callable[[str], None] = print
+) -> list[Rate]:
+    """Calibrate a few of the request's recipes where its trials will run; the rates, which lie in
+    its storage by then. Starts Ray, or joins the cluster, and leaves it again."""
+    address = cluster_address(request.address)
+    with ExitStack() as cleanup:
+        nodes = [this_machine(request.accelerator)]
+        if address:
+            nodes = join(address)
+            cleanup.callback(leave)
+        part = share(request.accelerator, nodes)
+        # The load of one machine: the others of a cluster change nothing about it.
+        slots = max(part.slots([node]) for node in nodes)
+        slots = min(slots, request.max_concurrent or slots)
+        recipes = most_different(_recipes(request), request.facts["num_classes"], slots)
+        waves = -(-len(recipes) // slots)
+        expected = waves * (seconds + OTHER_SECONDS) + START_SECONDS
+        say(
+            f"calibrating {counted(len(recipes), 'recipe')} on {part.accelerator}, {slots} at a "
+            f"time as trials will be: about {about(expected)}"
+        )
+        if not address:
+            cleanup.callback(leave)
+            start(nodes[0])
+        crew = _Crew(request, part, slots, seconds, width=max(map(len, recipes)))
+        rates: list[Rate] = []
+        for first in range(0, len(recipes), slots):
+            wave = crew.calibrate(dict(list(recipes.items())[first : first + slots]), say)
+            add_calibrated(request.storage, wave)
+            rates += wave
+    return rates
+
+
+def _recipes(request: Request) -> dict[str, Recipe]:
+    """What the study trains, by label."""
+    found = {trial.label: trial.recipe for trial in request.trials}
+    for search in request.study.searches:
+        for i, recipe in enumerate(search_recipes(search)):
+            found[f"{search.label} ({i})" if i else search.label] = recipe
+    return found
+
+
+def most_different(
+    recipes: Mapping[str, Recipe], num_classes: int, slots: int
+) -> dict[str, Recipe]:
+    """Six of the recipes, or enough to fill the slots: the one of the fewest MACs, then each time
+    the one farthest from those chosen, in the units in which times begin to differ."""
+    points = {label: features(recipe, num_classes) for label, recipe in recipes.items()}
+    chosen = [min(points, key=lambda label: points[label][0])]
+    most = -(-MOST_RECIPES // slots) * slots
+
+    def distance(label: str) -> float:
+        return min(float(np.linalg.norm(points[label] - points[other])) for other in chosen)
+
+    while len(chosen) < most:
+        farthest = max(points, key=distance)
+        if distance(farthest) == 0:  # what is left differs in nothing that takes time
+            break
+        chosen.append(farthest)
+    return {label: recipes[label] for label in chosen}
+
+
+class _Crew:
+    """As many Ray workers as there are slots, calibrating side by side."""
+
+    def __init__(
+        self, request: Request, part: Share, slots: int, seconds: float, width: int
+    ) -> None:
+        import ray
+
+        self.slots, self.seconds, self.width = slots, seconds, width
+        self.made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.num_classes = request.facts["num_classes"]
+        self._ray: Any = ray
+        self._work: Any = ray.remote(num_cpus=part.cpus, num_gpus=part.gpus, max_retries=0)(
+            _calibrate
+        )
+        self._task = {
+            "data": request.data,
+            "backend": part.backend,
+            "cpus": part.cpus,
+            "num_workers": part.num_workers,
+            "seconds": seconds,
+        }
+
+    def calibrate(self, recipes: Mapping[str, Recipe], say: Callable[[str], None]) -> list[Rate]:
+        """Calibrate the recipes at once, some of them twice where there are fewer than slots: with
+        a neighbour less they would do too well."""
+        labels = list(recipes)
+        labels = [labels[i % len(labels)] for i in range(self.slots)]
+        tasks = [self._begin(recipes[label]) for label in labels]
+        rates = []
+        for label, task in zip(labels, tasks, strict=True):
+            try:
+                found = self._ray.get(task)
+            except Exception as error:  # Ray's copy of whatever it was: a report, not a study
+                cause = getattr(error, "cause", None) or error
+                say(f"    {label:{self.width}}  not calibrated: {one_line(cause)}")
+                continue
+            rates.append(
+                Rate(
+                    kind="calibrated",
+                    recipe=recipes[label],
+                    num_classes=self.num_classes,
+                    device=found["device"],
+                    num_devices=found["num_devices"],
+                    train_image_seconds=1 / found["images_per_second"],
+                    eval_image_seconds=1 / found["eval_images_per_second"],
+                    slots=self.slots,
+                    source=label,
+                    made=self.made,
+                )
+            )
+            say(
+                f"    {label:{self.width}}  {found['images_per_second']:,.0f} images/s, "
+                f"evaluating {found['eval_images_per_second']:,.0f}"
+            )
+        return rates
+
+    def _begin(self, recipe: Recipe) -> Any:
+        short = _shortened(recipe, self.num_classes, self._task["backend"], self.seconds)
+        return self._work.remote({**self._task, "recipe": canonical_json(short)})
+
+
+def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -> Recipe:
+    """`recipe` with its batch halved until a few steps fit into the seconds, as far as a core's
+    assumed speed tells; an image takes as long in a smaller batch, but for the optimizer."""
+    if backend != "cpu":
+        return recipe
+    each = assumed_image_seconds(recipe, num_classes, "cpu")
+    while recipe.global_batch % 4 == 0 and recipe.global_batch * each > STEP_SHARE * seconds:
+        recipe = with_global_batch(recipe, recipe.global_batch // 2)
+    return recipe
+
+
+def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
+    """What a worker does; plain values in and out."""
+    import torch
+
+    from mambaout.data.sources import open_data
+    from mambaout.train.backend import backend
+    from mambaout.train.calibrate import calibrate
+
+    torch.set_num_threads(task["cpus"])
+    where = backend(task["backend"])
+    found = calibrate(
+        recipe_from_json(task["recipe"]),
+        open_data(task["data"]),
+        where,
+        seconds=task["seconds"],
+        num_workers=task["num_workers"],
+    )
+    where.free_memory()
+    return asdict(found)

@@ -1,0 +1,127 @@
+"""A few seconds of a recipe on this process's devices: how fast it trains and evaluates.
+
+It is the training loop itself on the recipe's own batches, so what it says holds for a trial:
+loading and augmentation, micro-batches, what memory lets fit. Nothing is kept of it.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mambaout.data.loader import evaluation_batches
+from mambaout.data.shards import DataSet
+from mambaout.model.network import build
+from mambaout.recipe import Recipe
+from mambaout.train.backend import Backend
+from mambaout.train.loop import OutOfMemory, train
+from mambaout.train.step import eval_step
+
+NEVER = 1_000_000  # epochs: a calibration ends long before, and before it evaluates
+EVAL_BATCH = 256  # as in the loop
+EVAL_SHARE = 0.25  # of the seconds, for evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a recipe does on a device."""
+
+    images_per_second: float  # training, warm-up step left out
+    eval_images_per_second: float
+    first_step_seconds: float  # the network built, the data opened, kernels found
+    peak_memory_bytes: int  # of the device; of the process on a CPU
+    device: str
+    num_devices: int
+
+
+def calibrate(
+    recipe: Recipe,
+    data: DataSet,
+    backend: Backend,
+    *,
+    seconds: float = 10.0,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> Calibration:
+    """Train `recipe` for about `seconds` after its first step, then evaluate for a quarter of it.
+
+    Raises MemoryError where not even the smallest micro-batch fits.
+    """
+    clock = _Clock(backend, seconds)
+    endless = replace(
+        recipe,
+        schedule=replace(recipe.schedule, epochs=NEVER),
+        eval_every_epochs=NEVER,
+    )
+    with tempfile.TemporaryDirectory(prefix="mambaout-calibrate-") as folder:
+        outcome = train(
+            endless,
+            data,
+            out=Path(folder) / "run",
+            backend=backend,
+            seed=seed,
+            num_workers=num_workers,
+            log_every_steps=NEVER * recipe.global_batch,
+            checkpoint_seconds=math.inf,
+            stop=clock.step_is_over,
+        )
+    if isinstance(outcome, OutOfMemory):
+        raise MemoryError(f"micro-batch {outcome.micro_batch} does not fit: {outcome.error}")
+    return Calibration(
+        images_per_second=clock.steps * recipe.global_batch / clock.elapsed,
+        eval_images_per_second=_evaluated(recipe, data, backend, EVAL_SHARE * seconds),
+        first_step_seconds=clock.first_step_seconds,
+        peak_memory_bytes=backend.peak_memory_bytes(),
+        device=backend.device_name,
+        num_devices=backend.num_devices,
+    )
+
+
+class _Clock:
+    """Counts the steps after the first one, until the seconds are over."""
+
+    def __init__(self, backend: Backend, seconds: float) -> None:
+        self.backend, self.seconds = backend, seconds
+        self.made = self.started = time.monotonic()
+        self.steps = -1  # after the first
+
+    @property
+    def first_step_seconds(self) -> float:
+        return self.started - self.made
+
+    def step_is_over(self) -> bool:
+        """What the loop asks after every step: whether to stop."""
+        self.steps += 1
+        if self.steps == 0:
+            self.backend.wait()
+            self.started = time.monotonic()
+        elif time.monotonic() - self.started >= self.seconds:
+            self.backend.wait()
+            self.elapsed = time.monotonic() - self.started
+            return True
+        return False
+
+
+def _evaluated(recipe: Recipe, data: DataSet, backend: Backend, seconds: float) -> float:
+    """Images a second: whole passes over minival, or as much of one as fits the time."""
+    model = build(recipe.model, data.num_classes).to(backend.device)
+    size = max(min(EVAL_BATCH, recipe.global_batch), 1)
+
+    def timed(until: Callable[[], bool]) -> int:
+        num_images = 0
+        for batch in evaluation_batches(data, "minival", recipe, batch_size=size):
+            num_images += eval_step(model, batch, recipe, backend=backend).num_images
+            if until():
+                break
+        backend.wait()
+        return num_images
+
+    timed(lambda: True)  # the first batch warms up
+    started, num_images = time.monotonic(), 0
+    while (elapsed := time.monotonic() - started) < seconds:
+        num_images += timed(lambda: time.monotonic() - started >= seconds)
+    return num_images / elapsed

@@ -1,0 +1,18 @@
+"""What a CPU calls itself, without torch: a plan names the device before anything is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from pathlib import Path
+
+
+def cpu_name(num_threads: int) -> str:
+    """ "Intel(R) Xeon(R) Processor (1 thread)": the model, and the threads that train on it."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # not Linux: the platform's own word will do
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"{model} ({num_threads} thread{'s' if num_threads > 1 else ''})"

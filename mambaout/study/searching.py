@@ -11,10 +11,10 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mambaout.recipe import Recipe
+from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import Choice, Search
 from mambaout.study.best import chosen, holding, ranked, scores_of, widened_at
-from mambaout.study.space import Values, base_values, points, recipe_of, rounded
+from mambaout.study.space import BLOCKS, WIDTH, Values, base_values, points, recipe_of, rounded
 from mambaout.study.study import Run, StudyFolder, Trial
 
 if TYPE_CHECKING:
@@ -55,17 +55,22 @@ class SearchAgenda:
         self._confirming: list[Trial] | None = None  # other seeds to give out; None: not yet known
         self._confirmed_open: set[str] = set()
         self._exhausted = False
-        self._carried: dict[str, Any] = {}
+        self._carried: dict[str, Any] = {}  # of this search's axes, to be tried second
+        self._taken: dict[str, Any] = {}  # of other fields, for all recipes but the base
         self._read()
 
     # -- what an earlier launch left
 
     def _read(self) -> None:
+        noted = self.memory.note("carried") or {"tried": {}, "taken": {}}
+        self._carried, self._taken = noted["tried"], noted["taken"]
         latest = {known.key: known for known in self.memory.trials()}
         for known in latest.values():
             trial = self.ledger.trials.get(known.key)
             if trial is None:  # killed between the memory and the folder
-                trial = self._trial(known.label, self._recipe(known.values))
+                base = known.number == 0
+                recipe = self.search.base if base else self._recipe(known.values)
+                trial = self._trial(known.label, recipe)
                 self._write(trial)
             self._keys[known.key] = known.number
             self._trials[known.key] = trial
@@ -80,7 +85,7 @@ class SearchAgenda:
                 self._open.add(trial.key)  # given up by an earlier launch: once more
                 self._left.append(trial)
         if self._keys:
-            self.begin({})
+            self.begun = True
 
     def _take_up(self, trial: Trial, stopped: str | None) -> None:
         """Go on with a trial that was running when the last launch ended."""
@@ -100,23 +105,28 @@ class SearchAgenda:
             self._left.append(trial)
 
     def begin(self, carried: Values) -> None:
-        """Start, from the base and then from `carried`, the best of the search that this follows;
-        what an earlier launch began with stays."""
+        """Start, from the base and then from `carried`, the best of the search that this follows.
+
+        What that search has tuned and this one leaves alone is kept for all recipes but the base.
+        A search that an earlier launch began goes on as it was.
+        """
         self.begun = True
         noted = self.memory.note("carried")
         if noted is None:
-            noted = {}
-            for axis in self.search.axes:
-                value = carried.get(axis.name)
-                if value is None or (isinstance(axis, Choice) and value not in axis.values):
-                    continue
-                noted[axis.name] = value
-            now = widened_at(holding(self.search, noted), noted)
-            ranges = {axis.name: axis for axis in now.axes}
-            noted = {name: rounded(ranges[name], value) for name, value in noted.items()}
+            own = {axis.name: axis for axis in self.search.axes}
+            tried, taken = {}, {}
+            for name, value in carried.items():
+                axis = own.get(name)
+                if axis is None and name not in (WIDTH, BLOCKS):
+                    taken[name] = value
+                elif axis is not None and (not isinstance(axis, Choice) or value in axis.values):
+                    tried[name] = value
+            now = widened_at(holding(self.search, tried), tried)
+            tried = {a.name: rounded(a, tried[a.name]) for a in now.axes if a.name in tried}
+            noted = {"tried": tried, "taken": taken}
             self.memory.use(now)
             self.memory.put("carried", noted)
-        self._carried = noted
+        self._carried, self._taken = noted["tried"], noted["taken"]
 
     # -- the agenda
 
@@ -180,7 +190,12 @@ class SearchAgenda:
     def carries(self) -> Values:
         """The best recipe's values, for the search that follows."""
         label = chosen(self.search, self._results)
-        return {} if label is None else self.memory.values(self._keys[self._labelled(label).key])
+        if label is None:
+            return {}
+        trial = self._labelled(label)
+        fields = flat_fields(trial.recipe)
+        taken = {name: fields[name] for name in self._taken}
+        return {**taken, **self.memory.values(self._keys[trial.key])}
 
     # -- first seeds
 
@@ -209,12 +224,11 @@ class SearchAgenda:
 
     def _untried(self, index: int) -> tuple[Values, Recipe] | None:
         """The values and recipe number `index`, none that this search has had."""
-        first = []
+        base = base_values(self.search)
         if index == 0:
-            first = [base_values(self.search)]
-        elif index == 1 and self._carried:
-            first = [base_values(self.search) | self._carried]
-        for values in first:
+            return base, self.search.base
+        if index == 1 and (self._carried or self._taken):
+            values = {**base, **self._carried}
             if (recipe := self._new(values)) is not None:
                 return values, recipe
         for attempt in range(SAMPLER_TRIES):
@@ -245,9 +259,7 @@ class SearchAgenda:
         return None if key in self._keys or key in self.ledger.reserved else recipe
 
     def _recipe(self, values: Values) -> Recipe:
-        if values == base_values(self.search):
-            return self.search.base
-        return recipe_of(self.search, values)
+        return recipe_of(self.search, {**self._taken, **values})
 
     def _widen(self) -> None:
         """Once half of the trials are in: more room where the best of them is at an edge."""

@@ -33,11 +33,11 @@ from mambaout.study.charts import COST_AXES, accuracy
 from mambaout.study.curves import learning_curves, training_loss
 from mambaout.study.families import families
 from mambaout.study.findings import answer, gain_per_doubling, rank_correlation
-from mambaout.study.noise import seed_noise
+from mambaout.study.noise import chosen, seed_noise
 from mambaout.study.picture import png
 from mambaout.study.reading import read
 from mambaout.study.report import write_report
-from mambaout.study.rows import chosen, count_text, hours_text, rows
+from mambaout.study.rows import count_text, hours_text, rows
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tables import markdown_table, ranked_table
 from mambaout.study.trial_files import reproduce_command

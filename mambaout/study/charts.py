@@ -27,6 +27,7 @@ from mambaout.study.picture import (
 from mambaout.study.rows import Row, count_text, hours_text, rate_text
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, PARAMS, TOP1, TRAIN_DEVICE_HOURS
 
+MANY = 40  # points
 MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
 
 
@@ -115,7 +116,7 @@ def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
         label="Pareto front",
     )
     shown = [p for p in points if p.y >= floor]
-    _draw(axes, shown)
+    _draw(axes, shown, best)
     _legend(axes, shown)
     axes.margins(x=0.12, y=0.12)
     if len(places := {p.x for p in shown}) == 1:  # no range to take a margin of
@@ -159,24 +160,35 @@ def _points(
     ]
 
 
-def _draw(axes: Axes, points: Sequence[_Point]) -> None:
-    """Dots and error bars, a call a look: a search has thousands of points."""
+def _draw(axes: Axes, points: Sequence[_Point], best: Sequence[_Point]) -> None:
+    """Dots and error bars, a call a look: a search has thousands of points.
+
+    Where they are many they are small and without an edge, and only the front has error bars.
+    """
+    many = len(points) > MANY
     for color, marker in sorted({(p.color, p.marker) for p in points}):
         group = [p for p in points if (p.color, p.marker) == (color, marker)]
-        xs, ys = [p.x for p in group], [p.y for p in group]
-        halves = [p.half or 0.0 for p in group]
-        if any(halves) and len(points) <= 10 * MOST_NAMES:
+        barred = [p for p in group if p.half and (p in best or not many)]
+        if barred:
             axes.errorbar(
-                xs, ys, halves, color=color, capsize=2.5, linewidth=1, linestyle="none", zorder=2
+                [p.x for p in barred],
+                [p.y for p in barred],
+                [p.half or 0.0 for p in barred],
+                color=color,
+                capsize=2.5,
+                linewidth=1,
+                linestyle="none",
+                zorder=2,
             )
         axes.scatter(
-            xs,
-            ys,
-            s=150 if marker == "*" else 34 if len(points) <= 10 * MOST_NAMES else 10,
+            [p.x for p in group],
+            [p.y for p in group],
+            s=150 if marker == "*" else 12 if many else 34,
             marker=marker,
             color=color,
-            edgecolor="white",
-            linewidth=0.8 if len(points) <= 10 * MOST_NAMES else 0.3,
+            alpha=0.55 if many and marker != "*" else 1,
+            edgecolor="none" if many else "white",
+            linewidth=0 if many else 0.8,
             zorder=3,
         )
 
@@ -239,10 +251,12 @@ def _legend(axes: Axes, points: Sequence[_Point]) -> None:
             axes.scatter([], [], s=30, marker=marker, color=FAINT, label=f"{epochs} epochs")
     if len(plain) < len(points):
         axes.scatter([], [], s=120, marker="*", color=BASELINE_COLOR, label="baseline recipe")
-    if any(p.half for p in points) and len(points) <= 10 * MOST_NAMES:
+    if any(p.half for p in points):
         axes.errorbar([], [], [], color=FAINT, capsize=2.5, linewidth=1, label="95 % over seeds")
 
 
 def is_drawn(table: Sequence[Row], axis: CostAxis) -> bool:
-    """Whether there is a point to draw."""
-    return any(row.mean(TOP1) and math.isfinite(axis.cost(row)) for row in table)
+    """Whether there are recipes to compare: of equal cost there is no chart."""
+    costs = [axis.cost(row) for row in table if row.mean(TOP1)]
+    costs = [cost for cost in costs if math.isfinite(cost) and cost > 0]
+    return bool(costs) and (len(costs) == 1 or max(costs) > 1.05 * min(costs))

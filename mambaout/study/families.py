@@ -33,6 +33,11 @@ class Family:
     def name(self) -> str:
         return self.title or f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
 
+    @property
+    def where(self) -> str:
+        """ "at 12 epochs", "tuned per size"."""
+        return self.title or f"at {self.name}"
+
 
 def size(row: Row, cost: float) -> Size:
     """A row as the laws take it."""

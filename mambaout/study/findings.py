@@ -10,10 +10,10 @@ from itertools import pairwise
 
 from mambaout.study.families import Family, longest
 from mambaout.study.growing import deeper_or_wider, stopped_paying
-from mambaout.study.noise import Noise, judged
+from mambaout.study.noise import Noise, chosen, judged
 from mambaout.study.pareto import front
 from mambaout.study.reading import Reading
-from mambaout.study.rows import Row, chosen, count_text, rate_text
+from mambaout.study.rows import Row, count_text, rate_text
 from mambaout.study.searches import search_answer
 from mambaout.study.tables import interval_text
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
@@ -39,6 +39,7 @@ def answer(reading: Reading) -> list[str]:
         *_predicted(reading),
         *_value(ready),
         *_baseline(ready, noise),
+        *_stopped(table),
         *_unsure(ready, noise),
     ]
 
@@ -188,13 +189,17 @@ def _missing(table: Sequence[Row]) -> list[str]:
             more = [f"and {len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)
             shown = ", ".join(names[:MOST_NAMES] + more)
             parts.append(f"{states[status]} {status} ({shown})")
-    said = [f"Provisional: {' and '.join(parts)}; they are not in these numbers."] if parts else []
-    if states["stopped"]:
-        said.append(
-            f"{states['stopped']} of {total} trials were stopped early by the search: they have "
-            "no result and are in no number here."
-        )
-    return said
+    return [f"Provisional: {' and '.join(parts)}; they are not in these numbers."] if parts else []
+
+
+def _stopped(table: Sequence[Row]) -> list[str]:
+    states = Counter(run.status for row in table for run in row.runs)
+    if not states["stopped"]:
+        return []
+    return [
+        f"{states['stopped']} of {sum(states.values())} trials were stopped early by the search: "
+        "they have no result and are in no number here."
+    ]
 
 
 # -- small statistics -----------------------------------------------------------------------------

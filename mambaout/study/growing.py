@@ -15,10 +15,18 @@ def deeper_or_wider(reading: Reading) -> list[str]:
     if not told:
         return _one_way(reading.grown)
     gains = "; ".join(_gains(one) for one in told)
-    return [
-        _verdict(told) + _change(told),
-        f"A doubling of MACs bought, with 95 % intervals: {gains}.",
-    ]
+    lengths = [one for one in told if not one.family.title]
+    tuned = [one for one in told if one.family.title]
+    parts = [f"With a recipe tuned for each size: {_lower(_verdict(tuned))}"] if tuned else []
+    if lengths:
+        same = "With one recipe for all sizes: " if tuned else ""
+        verdict = _verdict(lengths)
+        parts.append((f"{same}{_lower(verdict)}" if same else verdict) + _change(lengths))
+    return [" ".join(parts), f"A doubling of MACs bought, with 95 % intervals: {gains}."]
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _verdict(told: Sequence[Grown]) -> str:
@@ -60,7 +68,7 @@ def _gains(one: Grown) -> str:
         for axis, gain in (("depth", growth.depth), ("width", growth.width))
         if gain is not None
     ]
-    text = f"at {one.family.name} {' and '.join(parts)}"
+    text = f"{one.family.where} {' and '.join(parts)}"
     if growth.difference is not None:
         text += f", width over depth {_signed(growth.difference)}"
         text += "" if growth.difference.excludes_zero else ", not significant"
@@ -105,7 +113,7 @@ def _signed(gain: Interval) -> str:
 def stopped_paying(reading: Reading) -> list[str]:
     """Steps of a ladder that gained far less than the smaller ones promise."""
     found = [
-        f"At {one.family.name} {plateau.text()}."
+        f"{one.family.where[:1].upper()}{one.family.where[1:]}, {plateau.text()}."
         for one in reading.grown
         for plateau in one.plateaus
     ]

@@ -123,9 +123,14 @@ def _predicted(axes: Axes, reading: Reading) -> None:
     )
     if row and row.mean(TOP1):
         axes.scatter(
-            said["cost"], 100 - row.mean(TOP1).value, s=60, marker="*", color=BASELINE_COLOR, zorder=5,
+            said["cost"],
+            100 - row.mean(TOP1).value,
+            s=60,
+            marker="*",
+            color=BASELINE_COLOR,
+            zorder=5,
             label="its outcome",
-        )  # fmt: skip
+        )
 
 
 # -- deep against wide ----------------------------------------------------------------------------

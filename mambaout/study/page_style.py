@@ -18,7 +18,8 @@ h2 { font-size: 1.15rem; margin: 36px 0 10px; }
 .answer p { margin: 12px 0; max-width: 95ch; }
 .answer p:first-child { font-weight: 600; }
 .said p, .said li { max-width: 85ch; } .said p { margin: 8px 0; }
-.scroll + .charts, .charts + .scroll, .said + .charts, .said + .scroll { margin-top: 14px; }
+.scroll + .charts, .charts + .scroll, .said + .charts, .said + .scroll,
+.scroll + .scroll { margin-top: 14px; }
 td.name a { color: inherit; text-decoration: none; } td.name a:hover { text-decoration: underline; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr));
           gap: 20px; align-items: start; }

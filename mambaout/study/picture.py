@@ -50,6 +50,21 @@ def stacked(title: str, xlabel: str, count: int) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
+def grid(title: str, ylabel: str, count: int) -> tuple[Figure, list[Axes]]:
+    """`count` panels, two a line, with one vertical axis."""
+    lines = (count + 1) // 2
+    figure = Figure(figsize=(WIDTH, 1.0 + 1.5 * lines), dpi=DPI, layout="constrained")
+    panels = list(figure.subplots(lines, 2, sharey=True, squeeze=False).flat)
+    for axes in panels:
+        _dress(axes)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    panels[0].set_title(title, fontsize=10.5, color=INK, loc="left")
+    for axes in panels[::2]:
+        axes.set_ylabel(ylabel, fontsize=8.5, color=INK)
+    return figure, panels[:count]
+
+
 def _dress(axes: Axes) -> None:
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(True, which="major", color="#e6e9ee", linewidth=0.7)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from mambaout.accounting import train_macs
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.study import Run
-from mambaout.train.metrics import MINIVAL_TOP1, TOP1
+from mambaout.train.metrics import TOP1
 
 BASELINE_LABEL = "baseline"  # labels of the baseline recipe start with it
 
@@ -114,12 +114,6 @@ def rows(runs: Iterable[Run]) -> list[Row]:
         Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()
     ]
     return sorted(found, key=lambda row: -row.mean(TOP1).value if row.mean(TOP1) else math.inf)
-
-
-def chosen(table: Sequence[Row]) -> Row | None:
-    """The row that minival, the split to choose on, prefers; None before any has finished."""
-    ready = [row for row in table if row.mean(MINIVAL_TOP1)]
-    return max(ready, key=lambda row: row.mean(MINIVAL_TOP1).value, default=None)
 
 
 # -- numbers for people ---------------------------------------------------------------------------

@@ -9,19 +9,23 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mambaout.recipe import recipe_from_json
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.best import Best, best, edges, runs_of
 from mambaout.study.noise import Noise
 from mambaout.study.page import Section, Table
-from mambaout.study.picture import FAINT, legend_below, new, shades
+from mambaout.study.picture import FAINT, INK, grid, legend_below, new, shades
 from mambaout.study.rows import Row, count_text, rows
+from mambaout.study.space import values_of
 from mambaout.study.study import Run
 from mambaout.study.tables import interval_text
 from mambaout.train.metrics import MACS, TOP1
 
+MOST_TOLD = 2  # searches whose best values stand in the answer; the table has all
 MOST_SHOWN = 5  # recipes of a search's table
 _KINDS = {kind.__name__.lower(): kind for kind in (Log, Linear, Whole, Choice)}
 
@@ -94,8 +98,9 @@ def search_answer(found: Sequence[Searched]) -> list[str]:
     for one in found:
         if one.best is None:
             continue
+        values = f"{_values(one.best.values)} " if len(found) <= MOST_TOLD else ""
         text = (
-            f"The search {one.search.label} came to {_values(one.best.values)} "
+            f"The search {one.search.label} came to {values}"
             f"({one.best.label}, {one.search.goals[0][0]} {one.best.mean:.2f} over "
             f"{len(one.best.scores)} seed{'s' * (len(one.best.scores) > 1)})"
         )
@@ -128,9 +133,49 @@ def search_sections(
 
 
 SEARCH_CHARTS = {
+    "axes.png": "Every finished recipe with its first seed, a panel an axis, a colour a search: a "
+    "cloud that is flat along an axis says that it matters little there.",
     "importances.png": "How much each axis decides whether a recipe is among a search's best "
     "quarter (PED-ANOVA), a bar a search; 1 together. Of few recipes it is a hint.",
 }
+
+
+def axes_chart(found: Sequence[Searched]) -> Figure:
+    """What was tried: the first goal over each axis."""
+    axes_of = list({axis.name: axis for one in found for axis in one.search.axes}.values())
+    metric = found[0].search.goals[0][0]
+    figure, panels = grid("What was tried", metric, len(axes_of))
+    for panel, axis in zip(panels, axes_of, strict=True):
+        for one, color in zip(found, shades(len(found)), strict=True):
+            _cloud(panel, axis, one, color)
+        if isinstance(axis, Log):
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_xlabel(axis.name, fontsize=8.5, color=INK)
+    if len(found) > 1:
+        legend_below(figure, panels[0])
+    return figure
+
+
+def _cloud(panel: Axes, axis: Axis, one: Searched, color: str) -> None:
+    if axis.name not in {own.name for own in one.search.axes}:
+        return
+    metric, seed = one.search.goals[0][0], one.search.seeds[0]
+    spots = [
+        (values_of(one.search, row.recipe)[axis.name], run.metrics[metric])
+        for row in one.rows
+        for run in row.finished
+        if run.trial.seed == seed and metric in run.metrics
+    ]
+    if isinstance(axis, Choice):
+        names = list(map(str, axis.values))
+        spots = [(names.index(str(value)), y) for value, y in spots if str(value) in names]
+        panel.set_xticks(range(len(names)), names)
+        panel.set_xlim(-0.5, len(names) - 0.5)
+    if spots:
+        xs, ys = zip(*spots, strict=True)
+        panel.scatter(xs, ys, s=9, color=color, alpha=0.6, linewidth=0, label=one.search.label)
 
 
 def _overview(one: Searched) -> list[str]:
@@ -151,8 +196,6 @@ def _overview(one: Searched) -> list[str]:
 def _best_table(one: Searched, noise: Noise | None) -> Table:
     names = [axis.name for axis in one.search.axes]
     goals = [metric for metric, _ in one.search.goals]
-    from mambaout.study.space import values_of
-
     sign = -1 if one.search.goals[0][1] == "max" else 1
     ready = [row for row in one.rows if row.mean(goals[0])]
     ready.sort(key=lambda row: (row is not one.best_row, sign * row.mean(goals[0]).value))

@@ -18,7 +18,7 @@ from mambaout.study.law_charts import growth_chart, iso_chart, law_chart
 from mambaout.study.overlay import SOURCE, is_comparable, published_chart, published_said
 from mambaout.study.page import Section, Table
 from mambaout.study.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
-from mambaout.study.searches import SEARCH_CHARTS, importance_chart, search_sections
+from mambaout.study.searches import SEARCH_CHARTS, axes_chart, importance_chart, search_sections
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
@@ -61,13 +61,15 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
     found: dict[str, Callable[[], Figure]] = {
         name: partial(accuracy, table, axis)
         for name, axis in COST_AXES.items()
-        if name == "accuracy_macs.png" or is_drawn(table, axis)
+        if is_drawn(table, axis)
     }
     for name, cost in LAW_CHARTS.items():
         if any(one.law for one in reading.laws if one.cost == cost):
             found[name] = partial(law_chart, reading, cost)
     if any(one.importances for one in reading.searches):
         found["importances.png"] = partial(importance_chart, reading.searches)
+    if any(one.best for one in reading.searches):
+        found["axes.png"] = partial(axes_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
         found["published.png"] = partial(published_chart, table)
     if any(one.growth.depth or one.growth.width for one in reading.grown):
@@ -83,7 +85,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
 def sections(reading: Reading) -> list[Section]:
     drawn = drawings(reading)
     parts = [
-        Section("Accuracy against cost", charts=[name for name in COST_AXES if name in drawn]),
+        *_costs(drawn),
         *_shapes(reading, drawn),
         *_laws(reading, drawn),
         *search_sections(reading.searches, reading.noise, list(drawn)),
@@ -99,6 +101,11 @@ def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Se
     charts = [name for name in ("growth.png", "iso_mac.png") if name in drawn]
     said = [*at_equal_macs(reading), *shape_exponents(reading)]
     return [Section("Deeper or wider", said, (), charts)] if charts else []
+
+
+def _costs(drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
+    charts = [name for name in COST_AXES if name in drawn]
+    return [Section("Accuracy against cost", (), (), charts)] if charts else []
 
 
 def _published(drawn: dict[str, Callable[[], Figure]]) -> list[Section]:

@@ -82,7 +82,7 @@ def run_study(request: Request) -> int:
     Raises ValueError before anything has started or been written, where the study cannot start:
     the cluster does not answer or lacks what a trial needs, another driver has the study.
     """
-    folder = StudyFolder(request.storage, request.name)
+    folder = StudyFolder(request.storage, request.name, reuse=not request.rerun)
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
         nodes = [this_machine(request.accelerator)]
@@ -163,7 +163,7 @@ class _Launch:
         self.stopped_at = 0.0
         self.fitted = False  # Tune has come to an end
         self.screen = Screen()
-        for trial in () if request.rerun else _unfinished(folder, request.trials):
+        for trial in _unfinished(folder, request.trials):
             if study := folder.adopt(trial):
                 self.screen.say(f"{trial.name} has been trained in study {study}: taken from there")
         self.agenda = agenda(

@@ -111,8 +111,9 @@ class Run:
 class StudyFolder:
     """The files of one study."""
 
-    def __init__(self, storage: Path, name: str) -> None:
+    def __init__(self, storage: Path, name: str, *, reuse: bool = True) -> None:
         self.path = Path(storage) / name
+        self.reuse = reuse  # take finished trials over from the studies beside this one
 
     def run_directory(self, trial: Trial) -> Path:
         return self.path / "trials" / trial.key
@@ -186,7 +187,7 @@ class StudyFolder:
         beginning of this one, so its checkpoint and records are taken and training goes on.
         """
         directory = self.run_directory(trial)
-        if directory.exists():
+        if directory.exists() or not self.reuse:
             return None
         for source, complete in self._sources(trial):
             aside = directory.with_name(f".{trial.key}.{os.getpid()}")

@@ -104,7 +104,7 @@ def _training(base: Recipe) -> tuple[Axis, ...]:
         Linear("warmup_epochs", 0.0, WARMUP_SHARE * base.schedule.epochs),
         Linear("randaugment", 0.0, 10.0),
         Linear("mixup", 0.0, 1.0),
-        Linear("cutmix", 0.0, 1.0),
+        Linear("cutmix", 0.0, 1.5),
         Linear("erasing", 0.0, 0.5),
     )
 

@@ -79,6 +79,9 @@ class Driver:
     def run(self) -> Driver:
         running: list[Trial] = []
         while True:
+            # A launch of what is over starts nothing, not even Ray.
+            if self.agenda.over and not running:
+                return self
             while len(running) < self.slots and (trial := self.agenda.next()) is not None:
                 assert trial.key not in {other.key for other in running}
                 assert self.folder.run(trial).status == "unfinished"

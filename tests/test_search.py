@@ -166,6 +166,7 @@ def test_an_exhausted_space_ends_the_search_with_a_notice(tmp_path):
         "search femto: its axes have no recipe left to try after 6 of 20"
     ]
     assert driver.agenda.num_undecided == 0
+    assert Driver(tmp_path, study(search(axes=axes, num_trials=20))).agenda.over
 
 
 def test_a_recipe_that_the_study_has_is_not_run_again(tmp_path):
@@ -249,6 +250,9 @@ def test_other_seeds_are_for_the_best_alone_and_are_never_stopped(tmp_path):
     assert found is not None
     assert len(found.scores) == 3
     assert set(optuna_study(tmp_path).user_attrs["confirmed"]) == {t.label for t in others}
+    again = Driver(tmp_path, study(confirmed))
+    assert again.agenda.over
+    assert again.agenda.num_undecided == 0
 
 
 def test_the_best_is_not_a_lucky_first_seed_beside_means():
@@ -455,6 +459,22 @@ def test_widening_never_raises_the_price(tmp_path):
     driver = Driver(tmp_path, study(deep)).run()
     assert max(t.recipe.model.depths[2] for t in driver.started) == SMALL.model.depths[2] + 2
     assert any("blocks=2 is the upper edge of 0..2" in text for text in edges(deep, driver.runs()))
+
+
+def test_what_a_search_leaves_alone_stays_as_the_one_before_it_found_it(tmp_path):
+    """All but its base, which is the study's own."""
+    first = search(label="recipe", num_trials=10, axes=AXES[:2])
+    shape = search(label="shape", num_trials=4, axes=(LR, AXES[3]), follows="recipe")
+    driver = Driver(tmp_path, study(first, shape)).run()
+    found = best(first, driver.runs())
+    assert found is not None
+    shapes = [trial for trial in driver.started if trial.label.startswith("shape")]
+    assert [trial.label for trial in shapes] == ["shape-t002", "shape-t003"]
+    # Its base is the first search's, and its second recipe the one that search came to.
+    labels = [trial.user_attrs["label"] for trial in optuna_study(tmp_path, "shape").trials]
+    assert labels[:2] == ["recipe-t000", found.label]
+    for trial in shapes:
+        assert trial.recipe.optim.weight_decay == found.recipe.optim.weight_decay
 
 
 # -- importances ----------------------------------------------------------------------------------

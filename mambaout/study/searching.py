@@ -86,6 +86,9 @@ class SearchAgenda:
                 self._left.append(trial)
         if self._keys:
             self.begun = True
+        if self.memory.note("exhausted"):
+            self._exhaust()
+        self._settle()
 
     def _take_up(self, trial: Trial, stopped: str | None) -> None:
         """Go on with a trial that was running when the last launch ended."""
@@ -139,10 +142,7 @@ class SearchAgenda:
             trial = self._decide()
             if trial is not None:
                 return trial
-        if self._open:
-            return None
-        if self._confirming is None:
-            self._confirming = self._confirmations()
+        self._settle()
         while self._confirming:
             trial = self._confirming.pop(0)
             if self._to_start(trial, self._confirmed_open):
@@ -151,11 +151,13 @@ class SearchAgenda:
 
     @property
     def over(self) -> bool:
-        if not self.begun or self._left or (self._undecided and not self._exhausted):
-            return False
         if len(self.search.seeds) == 1:
-            return True
-        return not self._open and self._confirming is not None and not self._confirming
+            return self._all_given_out
+        return self._confirming == []
+
+    @property
+    def _all_given_out(self) -> bool:
+        return self.begun and not self._left and (not self._undecided or self._exhausted)
 
     @property
     def done(self) -> bool:
@@ -209,11 +211,8 @@ class SearchAgenda:
         index = len(self._keys)
         found = self._untried(index)
         if found is None:
-            self._exhausted = True
-            self.notice = (
-                f"search {self.search.label}: its axes have no recipe left to try after {index} "
-                f"of {self.search.num_trials}"
-            )
+            self.memory.put("exhausted", True)
+            self._exhaust()
             return None
         values, recipe = found
         trial = self._trial(f"{self.search.label}-t{index:03d}", recipe)
@@ -221,6 +220,13 @@ class SearchAgenda:
         self._keys[trial.key] = self.memory.add(values, key=trial.key, label=trial.label)
         self._trials[trial.key] = trial
         return trial if self._to_start(trial, self._open) else None
+
+    def _exhaust(self) -> None:
+        self._exhausted = True
+        self.notice = (
+            f"search {self.search.label}: its axes have no recipe left to try after "
+            f"{len(self._keys)} of {self.search.num_trials}"
+        )
 
     def _untried(self, index: int) -> tuple[Values, Recipe] | None:
         """The values and recipe number `index`, none that this search has had."""
@@ -295,6 +301,12 @@ class SearchAgenda:
 
     # -- the other seeds of the best
 
+    def _settle(self) -> None:
+        """Choose the best, once all first seeds are over."""
+        if self._confirming is None and self._all_given_out and not self._open:
+            trials = self._confirmations()
+            self._confirming = [t for t in trials if not self._is_over(t, self._confirmed_open)]
+
     def _confirmations(self) -> list[Trial]:
         """The other seeds of the best recipes, one of each before the next."""
         best = ranked(self.search, self._results)[: self.search.num_confirmed]
@@ -328,18 +340,26 @@ class SearchAgenda:
             self.folder.add(trial)
             self.ledger.trials[trial.key] = trial
 
-    def _to_start(self, trial: Trial, waiting: set[str]) -> bool:
-        """Whether the trial is to be started from here: not where its run is there already, nor
-        where another part of the study has it."""
-        self._write(trial)
-        waiting.add(trial.key)
+    def _is_over(self, trial: Trial, waiting: set[str]) -> bool:
+        """Whether the trial's run is there already, in which case it is taken in."""
         run = self.ledger.ended.get(trial.key)
         if run is None:
             self.folder.adopt(trial)
             run = self.folder.run(trial)
-        if run.status in (*OVER, "failed"):
-            self.ended(run)
+        if run.status not in (*OVER, "failed"):
             return False
+        self._write(trial)
+        waiting.add(trial.key)
+        self.ended(run)
+        return True
+
+    def _to_start(self, trial: Trial, waiting: set[str]) -> bool:
+        """Whether the trial is to be started from here: not where it is over already, nor where
+        another part of the study has it."""
+        if self._is_over(trial, waiting):
+            return False
+        self._write(trial)
+        waiting.add(trial.key)
         if trial.key in self.ledger.given:
             return False
         self.ledger.given.add(trial.key)

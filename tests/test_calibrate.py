@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,7 +123,7 @@ def request_of(storage: Path, study=tiny_sweep.tiny):
 
 def grown(num_train: int, image_side: int, smoke: bool = False) -> Study:
     """What does a small study take?"""
-    plain = tuned(tiny_sweep.recipe("thin"), train_images=None, image_size=28, epochs=3)
+    plain = tuned(tiny_sweep.recipe("thin"), train_images=1536, image_size=28, epochs=3)
     shapes = {f"w{w}-d{d}": (w, d) for w in (8, 16, 24) for d in (1, 5)}
     recipes = {
         label: tuned(plain, dims=(w, 2 * w, 3 * w, 4 * w), depths=(1, 1, d, 1))
@@ -172,7 +173,7 @@ def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capf
     """
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     request = request_of(tmp_path, grown)
-    rates = run_calibration(request, seconds=4.0)
+    rates = run_calibration(request, seconds=3.0)
     said = capfd.readouterr().out
     assert re.search(r"calibrating 6 recipes on cpu, \d+ at a time.*about \d+", said)
     assert calibrated(tmp_path, device_of(CORE)) == rates
@@ -182,7 +183,9 @@ def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capf
     before = forecast(request, known_rates(tmp_path, device_of(CORE)))
     assert {row.kind for row in before.rows} == {"calibrated"}
     options = ["--data", "digits", "--storage", str(tmp_path), "--max-concurrent", "2"]
+    began = time.monotonic()
     assert cli.main(grown, options) == 0
+    wall = time.monotonic() - began
     runs = StudyFolder(tmp_path, request.name).runs()
     halves = runs[::2], runs[1::2]
     known = known_rates(tmp_path, device_of(CORE))
@@ -198,5 +201,6 @@ def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capf
     assert {row.kind for row in after.rows if not row.finished} == {"measured"}
     with capfd.disabled():
         report("assumed", forecast(request, []), runs)
+        print(f"\nforecast / actual wall time, calibrated: {before.wall_seconds / wall:.2f}")
         totals = [report("calibrated", before, runs), report("measured", after, runs)]
     assert all(1 / 3 < total < 3 for total in totals)

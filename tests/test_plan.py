@@ -16,6 +16,7 @@ from mambaout.study.pareto import front
 from mambaout.study.plan import LAUNCH_SECONDS, TRIAL_SECONDS, plan, plan_table
 from mambaout.study.pricing import checkpoint_bytes
 from mambaout.study.rates import (
+    CHIP_SECONDS_PER_IMAGE,
     CPU_CORE_MACS_PER_SECOND,
     CPU_SECONDS_PER_IMAGE,
     EVAL_SHARE,
@@ -108,6 +109,17 @@ def test_a_chip_is_priced_by_its_peak_and_an_unknown_one_refused(tmp_path):
     assert found.device_seconds < plan(trials, TRAIN, CLASSES).device_seconds
     with pytest.raises(ValueError, match=r"abacus.*calibrate"):
         plan(trials, TRAIN, CLASSES, device="abacus")
+
+
+def test_devices_that_share_a_batch_share_its_macs():
+    large = sized(512, 6)
+    alone, four = (
+        Forecast([], "TPU v3", num_devices=n).of(large, CLASSES).train_image_seconds for n in (1, 4)
+    )
+    each = CHIP_SECONDS_PER_IMAGE
+    assert (alone - each) / (four - each) == pytest.approx(4)
+    pair = rate(large, 1.0, num_devices=2), rate(large, 2.0)
+    assert Forecast(pair, CORE, num_devices=2).of(large, CLASSES).train_image_seconds < 1.5
 
 
 def test_a_measured_recipe_takes_what_it_took():

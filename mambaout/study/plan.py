@@ -127,7 +127,7 @@ def plan(
     for name, amount in (("price_per_hour", price_per_hour), ("grant_hours", grant_hours)):
         if amount is not None and not 0 < amount < float("inf"):
             raise ValueError(f"{name}={amount} must be above 0")
-    pricing = Pricing(num_train, num_classes, num_images, Forecast(rates, device))
+    pricing = Pricing(num_train, num_classes, num_images, Forecast(rates, device, num_devices))
     known = {run.trial.key: run for run in runs}
     rows = [pricing.of_trial(trial, known.get(trial.key), finished) for trial in trials]
     rows += [pricing.of_search(search, runs) for search in searches]

@@ -162,8 +162,9 @@ class Assumption:
     seconds_per_image: float  # beside the MACs
     text: str
 
-    def train_image_seconds(self, macs: float) -> float:
-        return self.seconds_per_image + TRAIN_FORWARDS * macs / self.macs_per_second
+    def train_image_seconds(self, macs: float, num_devices: int = 1) -> float:
+        """On so many devices together, which share the MACs."""
+        return self.seconds_per_image + TRAIN_FORWARDS * macs / self.macs_per_second / num_devices
 
 
 def assumption(device: str, precision: str = "fp32") -> Assumption:
@@ -207,8 +208,8 @@ class Estimate:
 class Forecast:
     """Times of recipes on one device, from what rates there are."""
 
-    def __init__(self, rates: Sequence[Rate], device: str) -> None:
-        self.device = device
+    def __init__(self, rates: Sequence[Rate], device: str, num_devices: int = 1) -> None:
+        self.device, self.num_devices = device, num_devices
         self.rates = list(rates)
         self._models: dict[tuple[str, str], _Ratios] = {}
 
@@ -219,7 +220,7 @@ class Forecast:
         models = [self._model(kind, recipe.precision) for kind in ("measured", "calibrated")]
         known = [model for model in models if model.rates]
         near = [model for model in known if model.distance(point) <= NEAR]
-        assumed = assumed_image_seconds(recipe, num_classes, self.device)
+        assumed = assumed_image_seconds(recipe, num_classes, self.device, self.num_devices)
         if not known:
             return Estimate(assumed, EVAL_SHARE * assumed, "assumed")
         model = (near or known[::-1])[0]
@@ -243,9 +244,11 @@ class Forecast:
         return self._models[kind, precision]
 
 
-def assumed_image_seconds(recipe: Recipe, num_classes: int, device: str) -> float:
+def assumed_image_seconds(
+    recipe: Recipe, num_classes: int, device: str, num_devices: int = 1
+) -> float:
     macs = cost(recipe.model, recipe.image_size, num_classes).macs
-    return assumption(device, recipe.precision).train_image_seconds(macs)
+    return assumption(device, recipe.precision).train_image_seconds(macs, num_devices)
 
 
 def features(recipe: Recipe, num_classes: int) -> np.ndarray:
@@ -272,7 +275,7 @@ class _Ratios:
         for rate in rates:
             # Optimizer and schedule take no time: recipes that differ in them alone are repeats.
             same = (rate.recipe.model, rate.recipe.augment, rate.recipe.global_batch)
-            size = (rate.recipe.image_size, rate.num_classes)
+            size = (rate.recipe.image_size, rate.num_classes, rate.num_devices)
             groups.setdefault(content_key(*same, *size), []).append(rate)
         self.rates = [group[-1] for group in groups.values()][-MOST_POINTS:]
         if not self.rates:
@@ -282,7 +285,8 @@ class _Ratios:
         self.counts = np.array([len(group) for group in kept])
         train, evaluation = [], []
         for group in kept:
-            assumed = assumed_image_seconds(group[0].recipe, group[0].num_classes, device)
+            one = group[0]
+            assumed = assumed_image_seconds(one.recipe, one.num_classes, device, one.num_devices)
             train.append(_mean_log(rate.train_image_seconds / assumed for rate in group))
             seen = [rate.eval_image_seconds for rate in group if rate.eval_image_seconds]
             evaluation.append(_mean_log(each / (EVAL_SHARE * assumed) for each in seen))

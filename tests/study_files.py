@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mambaout.recipe import BASELINE, Recipe, canonical_json, tuned
+from mambaout.study.axes import Choice, Log, Search
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
 
@@ -117,6 +119,12 @@ def start(folder: StudyFolder, trial: Trial, num_epochs: int = 3) -> None:
     (directory / "recipe.json").write_text(canonical_json(trial.recipe))
 
 
+def stop_early(folder: StudyFolder, trial: Trial, num_epochs: int = 3) -> None:
+    """Leave what a run of `trial` leaves that its search stopped after `num_epochs` epochs."""
+    start(folder, trial, num_epochs)
+    folder.stop(trial, f"not in the best third after {num_epochs} epochs")
+
+
 def diverge(folder: StudyFolder, trial: Trial) -> None:
     """Leave what a run of `trial` leaves whose loss stopped being finite."""
     directory = folder.run_directory(trial)
@@ -151,6 +159,76 @@ def mixed_study(storage: Path) -> StudyFolder:
     start(folder, cut)
     diverge(folder, bad)
     return folder
+
+
+def growing_study(
+    storage: Path, name: str, lead: Mapping[int, float], seeds: int = 2
+) -> StudyFolder:
+    """A grid of depths and widths whose width gains 1.5 points a doubling of MACs and whose depth
+    gains that less `lead` points, by epochs of training."""
+    grid = {
+        f"w{w}-d{d}-e{epochs}": sized(w, d, tuned(SMALL, epochs=epochs))
+        for epochs in lead
+        for w in (8, 16, 32)
+        for d in (2, 8)
+    }
+    study = Study(name=name, question="Deeper or wider?", recipes=grid, seeds=(0, 1))
+    folder = write_study(storage, study)
+    for trial in folder.trials():
+        model, epochs = trial.recipe.model, trial.recipe.schedule.epochs
+        narrow = tuned(trial.recipe, dims=(8, 16, 32, 48))
+        by_width = math.log2(rough_macs(trial.recipe) / rough_macs(narrow))
+        by_depth = math.log2(rough_macs(narrow) / rough_macs(sized(8, 2)))
+        noise = random.Random(f"{model} {epochs} {trial.seed}").gauss(0, 0.1)
+        top1 = 75 + epochs / 10 + 1.5 * by_width + (1.5 - lead[epochs]) * by_depth + noise
+        metrics = final_metrics(trial.recipe, trial.seed) | {"top1": top1, "minival/top1": top1}
+        directory = folder.run_directory(trial)
+        write_records(directory, trial.recipe, top1, num_epochs=3)
+        write_outcome(directory, "finished", metrics)
+    return folder
+
+
+def searched_study(storage: Path, num_trials: int = 30) -> StudyFolder:
+    """Searches of the learning rate and the kernel at some widths; only the rate matters, and a
+    higher one is better throughout. Every third is stopped early, the best has three seeds."""
+    axes = (Log("peak_lr", 5e-4, 8e-3), Choice("kernel_size", (5, 7, 9)))
+    searches = [
+        Search(
+            label=f"w{w}", base=sized(w, 2), axes=axes, num_trials=num_trials, early_stop=True,
+            seeds=(0, 1, 2),
+        )
+        for w in (8, 16)
+    ]  # fmt: skip
+    study = Study(name="search", question="Which rate?", recipes={}, searches=searches)
+    folder = write_study(storage, study)
+    for search in searches:
+        draw, best = random.Random(search.label), None
+        for number in range(num_trials):
+            rate = round(5e-4 * 16 ** draw.random(), 6)
+            recipe = tuned(search.base, peak_lr=rate, kernel_size=draw.choice((5, 7, 9)))
+            trial = Trial(label=f"{search.label}-t{number:03d}", recipe=recipe, seed=0, data=DATA)
+            folder.add(trial)
+            if number % 3 == 2:
+                stop_early(folder, trial)
+                continue
+            _finish_at(folder, trial, 80 + math.log2(rate / 5e-4) + math.log2(recipe.model.dims[0]))
+            if best is None or rate > best.recipe.optim.peak_lr:
+                best = trial
+        for seed in (1, 2):
+            assert best is not None
+            trial = replace(best, seed=seed)
+            folder.add(trial)
+            rate = trial.recipe.optim.peak_lr
+            top1 = 80 + math.log2(rate / 5e-4) + math.log2(trial.recipe.model.dims[0])
+            _finish_at(folder, trial, top1 - 0.1 * seed)
+    return folder
+
+
+def _finish_at(folder: StudyFolder, trial: Trial, top1: float) -> None:
+    metrics = final_metrics(trial.recipe, trial.seed) | {"top1": top1, "minival/top1": top1}
+    directory = folder.run_directory(trial)
+    write_records(directory, trial.recipe, top1, num_epochs=10)
+    write_outcome(directory, "finished", metrics)
 
 
 def relabelled(trial: Trial, label: str) -> Trial:

@@ -28,12 +28,13 @@ def answer(reading: Reading) -> list[str]:
     ready = [row for row in table if row.mean(TOP1)]
     if not ready:
         return ["No trial has finished yet, so there is no answer yet."]
-    steps = longest(reading.families)
+    tuned = [one.family for one in reading.grown if one.family.title]
+    steps = tuned[0] if tuned else longest(reading.families)
     return [
         *_missing(table),
         *deeper_or_wider(reading),
         _best(ready, noise),
-        *(_bigger(steps, noise, alone=len(reading.families) == 1) if steps else []),
+        *(_bigger(steps, noise, alone=len(reading.grown) == 1) if steps else []),
         *search_answer(reading.searches),
         *stopped_paying(reading),
         *_predicted(reading),
@@ -111,7 +112,7 @@ def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
         verdict = "Bigger was worse"
     else:
         verdict = "Bigger was not clearly better"
-    where = "" if alone else f"At {family.name}: "
+    where = "" if alone else f"{family.where[:1].upper()}{family.where[1:]}: "
     text = (
         f"{where}{verdict}: {span}, {slope:+.2f} points a doubling of MACs, rank correlation "
         f"{order:.2f}."

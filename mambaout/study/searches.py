@@ -98,10 +98,10 @@ def search_answer(found: Sequence[Searched]) -> list[str]:
     for one in found:
         if one.best is None:
             continue
-        values = f"{_values(one.best.values)} " if len(found) <= MOST_TOLD else ""
+        values = f": {_values(one.best.values)}" if len(found) <= MOST_TOLD else ""
         text = (
-            f"The search {one.search.label} came to {values}"
-            f"({one.best.label}, {one.search.goals[0][0]} {one.best.mean:.2f} over "
+            f"The search {one.search.label} came to {one.best.label}{values} "
+            f"({one.search.goals[0][0]} {one.best.mean:.2f} over "
             f"{len(one.best.scores)} seed{'s' * (len(one.best.scores) > 1)})"
         )
         told = f"; not known to be an optimum: {', '.join(one.edges)}" if one.edges else ""

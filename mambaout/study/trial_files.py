@@ -82,11 +82,11 @@ def trial_lines(runs: Sequence[Run], commands: Mapping[str, str]) -> list[dict[s
     train_macs = {row.recipe: row.train_macs for row in rows(runs)}
     lines = []
     for run in runs:
-        trial = run.trial
+        trial, key = run.trial, run.trial.key
         price = train_macs[trial.recipe]
         ended = [record for record in run.records if MINIVAL_TOP1 in record.values][-1:]
         lines.append(
-            {"label": trial.label, "key": trial.key, "seed": trial.seed, "data": trial.data}
+            {"label": trial.label, "key": key, "seed": trial.seed, "data": trial.data}
             | {"status": run.status}
             | {name: run.metrics.get(name) for name in FINAL_METRICS}
             | {TRAIN_MACS: price if price == price else None}
@@ -94,7 +94,7 @@ def trial_lines(runs: Sequence[Run], commands: Mapping[str, str]) -> list[dict[s
             | {LAST_MINIVAL: ended[0].values[MINIVAL_TOP1] if ended else None}
             | {name: run.facts.get(name) for name in facts}
             | {name: _cell(value) for name, value in flat_fields(trial.recipe).items()}
-            | {"command": commands[trial.key]}
+            | {"command": commands[key]}
         )
     return lines
 

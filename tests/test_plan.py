@@ -173,6 +173,18 @@ def test_the_plan_says_for_every_recipe_where_its_time_comes_from():
     assert "1 finished trial on Some Xeon (1 thread) (scale)" in plan_table(found)
 
 
+def test_a_device_that_no_table_knows_is_priced_once_it_has_been_calibrated():
+    recipe = sized(16, 2)
+    known = rate(recipe, 2e-3, "calibrated", device="Abacus 9000")
+    trials = trials_of(a=recipe, b=sized(24, 2))
+    rows = plan(trials, TRAIN, CLASSES, rates=[known], device="Abacus 9000").rows
+    assert rows[0].seconds == pytest.approx(rows[0].images * 2e-3, rel=0.2)
+    assert {row.kind for row in rows} == {"calibrated"}
+    bf16 = trials_of(c=tuned(recipe, precision="bf16"))
+    with pytest.raises(ValueError, match=r"Abacus.*calibrate"):
+        plan(bf16, TRAIN, CLASSES, rates=[known], device="Abacus 9000")
+
+
 def test_the_error_of_the_rates_is_that_of_leaving_each_out():
     """Rates that follow the assumption are forecast well, scattered ones badly, and it says so."""
 

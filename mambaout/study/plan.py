@@ -245,7 +245,9 @@ def _sums(plan: Plan) -> list[str]:
         lines.append(f"grant        {share}")
     lines.append(f"disk         {_bytes_text(plan.disk_bytes)}")
     for line in plan.basis:
-        lines += textwrap.wrap(f"time from    {line}", WIDTH, subsequent_indent=" " * 13)
+        lines += textwrap.wrap(
+            f"time from    {line}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False
+        )
     return lines
 
 

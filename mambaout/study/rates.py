@@ -186,6 +186,14 @@ def assumption(device: str, precision: str = "fp32") -> Assumption:
     )
 
 
+def _yardstick(device: str, precision: str) -> Assumption:
+    """What measured times are set against: any speed will do where some have been measured."""
+    try:
+        return assumption(device, precision)
+    except ValueError:
+        return assumption("H100", precision)
+
+
 # -- the forecast ----------------------------------------------------------------------------------
 
 # Of the logarithm of time taken / time assumed: how far a device may be off as a whole, how far
@@ -220,7 +228,9 @@ class Forecast:
         models = [self._model(kind, recipe.precision) for kind in ("measured", "calibrated")]
         known = [model for model in models if model.rates]
         near = [model for model in known if model.distance(point) <= NEAR]
-        assumed = assumed_image_seconds(recipe, num_classes, self.device, self.num_devices)
+        speed = (_yardstick if known else assumption)(self.device, recipe.precision)
+        macs = cost(recipe.model, recipe.image_size, num_classes).macs
+        assumed = speed.train_image_seconds(macs, self.num_devices)
         if not known:
             return Estimate(assumed, EVAL_SHARE * assumed, "assumed")
         model = (near or known[::-1])[0]
@@ -244,11 +254,9 @@ class Forecast:
         return self._models[kind, precision]
 
 
-def assumed_image_seconds(
-    recipe: Recipe, num_classes: int, device: str, num_devices: int = 1
-) -> float:
+def assumed_image_seconds(recipe: Recipe, num_classes: int, device: str) -> float:
     macs = cost(recipe.model, recipe.image_size, num_classes).macs
-    return assumption(device, recipe.precision).train_image_seconds(macs, num_devices)
+    return assumption(device, recipe.precision).train_image_seconds(macs)
 
 
 def features(recipe: Recipe, num_classes: int) -> np.ndarray:
@@ -286,7 +294,9 @@ class _Ratios:
         train, evaluation = [], []
         for group in kept:
             one = group[0]
-            assumed = assumed_image_seconds(one.recipe, one.num_classes, device, one.num_devices)
+            macs = cost(one.recipe.model, one.recipe.image_size, one.num_classes).macs
+            speed = _yardstick(device, one.recipe.precision)
+            assumed = speed.train_image_seconds(macs, one.num_devices)
             train.append(_mean_log(rate.train_image_seconds / assumed for rate in group))
             seen = [rate.eval_image_seconds for rate in group if rate.eval_image_seconds]
             evaluation.append(_mean_log(each / (EVAL_SHARE * assumed) for each in seen))

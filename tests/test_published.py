@@ -1,4 +1,4 @@
-"""Promises of the published points: the ladders of the literature fit, and plateau where they do."""
+"""Promises of the published points: their ladders fit, and plateau where they do."""
 
 from __future__ import annotations
 

@@ -3,14 +3,21 @@
 The form is Zhai et al.'s (arXiv:2106.04560, section 2.2): c is the floor that no cost gets below,
 d the cost-free part of the accuracy. It is fitted to the sizes on the front of error against cost.
 
-Noise. The spread between seeds is pooled over all sizes (two or three seeds of one size say next
-to nothing of their own spread); val's own binomial spread is added where its size is given; if the
-sizes scatter around the law by more than that, the noise is raised until they do not. Each size
-counts by the inverse of its variance, because sizes have different numbers of seeds.
+Noise. The spread between seeds is pooled over all sizes: two or three seeds of one size say next
+to nothing of their own spread. Each size counts by the inverse of its variance, because sizes have
+different numbers of seeds.
 
-Intervals. Each of the bootstrap's resamples moves every point by its noise, the noise's own size
-drawn anew (so that two seeds give the wide tails of Student's t), takes the front again and fits
-again. Resampling the few points themselves with replacement leaves fewer sizes than parameters.
+Intervals. Each resample of the bootstrap moves every point by its noise, takes the front again and
+fits again. The noise's own size is drawn anew each time: for the few seeds it is known from (wide
+tails, as Student's t) and for scatter of the sizes beyond their seeds, as far as the residuals
+allow it. Resampling few points with replacement leaves fewer sizes than parameters: it covers too,
+with intervals two to five times as wide.
+
+Coverage over simulated studies (150 each; 4 to 10 sizes of 1 to 3 seeds; tests/test_fit.py holds
+it): 95 to 99 % for the law inside its range and 94 to 100 % for a new run at twice the largest
+cost; with one seed a size and no val size, eight sizes give 93 and 91 %, the least. Where shapes
+scatter around a common law by 0.7 to 3.5 times the noise of a size's mean, the mean shape's law is
+covered in 80 to 94 % and new runs in 92 to 98 %: the front follows the better shapes.
 """
 
 from __future__ import annotations
@@ -105,10 +112,12 @@ class Holdout:
 
     def text(self) -> str:
         p = self.prediction
+        sure = sigmas = ""
+        if math.isfinite(p.low):
+            sure, sigmas = f" ({p.low:.2f} to {p.high:.2f})", f" ({self.sigmas:+.1f} sigma)"
         return (
-            f"without {self.size.label} the law predicts {p.value:.2f} % for it "
-            f"({p.low:.2f} to {p.high:.2f}); it is {self.size.error:.2f} %, "
-            f"{self.error:+.2f} points ({self.sigmas:+.1f} sigma)"
+            f"without {self.size.label} the law predicts {p.value:.2f} % for it{sure}; "
+            f"it is {self.size.error:.2f} %, {self.error:+.2f} points{sigmas}"
         )
 
 
@@ -121,14 +130,14 @@ class Noise:
 
     seed_sd: float  # pooled over sizes; nan where no size has two seeds
     degrees: int  # of freedom of seed_sd
-    num_images: int | None = None  # of val, where its own sampling is to count too
+    num_images: int | None = None  # of val, whose sampling stands in for seeds
 
     @property
     def known(self) -> bool:
         return self.degrees > 0 or self.num_images is not None
 
     def variance(self, error: Array | float, num_seeds: Array | float) -> Array:
-        """Of the mean over seeds. Other seeds see the same val images: those do not average."""
+        """Of the mean over seeds, for an error in percent."""
         seeds = self.seed_sd**2 if self.degrees else 0.0
         part = seeds / np.asarray(num_seeds, float) + np.zeros_like(error, dtype=float)
         if self.num_images:
@@ -162,11 +171,18 @@ class Noise:
 
 
 def noise_of(sizes: Sequence[Size], num_images: int | None = None) -> Noise:
-    """The spread between seeds, pooled over the sizes that have more than one."""
+    """The spread between seeds, pooled over the sizes that have more than one.
+
+    Without such a size, the binomial spread of `num_images` of val stands in for it. It is not
+    added to the seeds': every size sees the same val images, so what is left of it between two
+    networks is in the spread between two seeds already. Errors are errors on that val.
+    """
     many = [size.errors for size in sizes if len(size.errors) > 1]
     degrees = sum(len(errors) - 1 for errors in many)
     squares = sum(statistics.variance(errors) * (len(errors) - 1) for errors in many)
-    return Noise(math.sqrt(squares / degrees) if degrees else math.nan, degrees, num_images)
+    if degrees:
+        return Noise(math.sqrt(squares / degrees), degrees)
+    return Noise(math.nan, 0, num_images)
 
 
 # -- the front ------------------------------------------------------------------------------------
@@ -234,11 +250,16 @@ class Law:
         unit = cost_text(self.unit)
         shift = f" + {self.d.value:.2g}" if self.d.value > 0 else ""
         floor = f"{self.c.value:.2f} + " if self.c.value > 0 else ""
+        sure = ""
+        if math.isfinite(self.b.low):
+            sure = (
+                f" (95 %: exponent {self.b.low:.2f} to {self.b.high:.2f}, "
+                f"floor {self.c.low:.1f} to {self.c.high:.1f})"
+            )
         return (
-            f"error = {floor}{self.a.value:.3g} (C / {unit}{shift})^-{self.b.value:.2f} % "
-            f"(95 %: exponent {self.b.low:.2f} to {self.b.high:.2f}, floor {self.c.low:.1f} to "
-            f"{self.c.high:.1f}), from {len(self.sizes)} sizes between "
-            f"{cost_text(self.low_cost)} and {cost_text(self.high_cost)}"
+            f"error = {floor}{self.a.value:.3g} (C / {unit}{shift})^-{self.b.value:.2f} %{sure}, "
+            f"from {len(self.sizes)} sizes between {cost_text(self.low_cost)} and "
+            f"{cost_text(self.high_cost)}"
         )
 
 
@@ -251,8 +272,8 @@ def fit_law(
 ) -> Law:
     """The law of the front, with bootstrap intervals and the largest size held out.
 
-    `num_images` of val adds its binomial spread, the least a single run is unsure by. TooFew below
-    four sizes on the front.
+    `num_images` of val stands in for seeds where no size has two. TooFew below four sizes on the
+    front.
     """
     sizes = sorted(sizes, key=lambda size: (size.cost, size.error))
     noise = noise_of(sizes, num_images)
@@ -298,9 +319,7 @@ def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> 
     weights = np.where(kept, 1 / variances, 0.0)
     best = power_law.solve(x, errors, weights)
     residuals = (errors - power_law.value(best, x))[0]
-    # A parameter at its bound has not been fitted.
-    free = 2 + (best[0, 2] > 0) + (best[0, 3] > 0)
-    degrees = max(int(on.sum()) - int(free), 0)
+    degrees = int(on.sum()) - MIN_SIZES
     misfit = float((weights[0] * residuals**2).sum())
     factors = noise.factors(rng, num_resamples, misfit, degrees)
     spread = np.sqrt(variances) * factors[:, None]  # (R, n)

@@ -1,9 +1,10 @@
 """Where growing stopped paying: steps of a ladder that gain far less than the smaller ones promise.
 
 The promise is a law without the shift d (error = a C^-b + c): it has three parameters, so that four
-smaller sizes already leave something to judge it by. A step is a plateau when both hold:
-it falls short of its promise beyond noise, and what it gained is itself within noise or under a
-quarter of the promise. A floor c that the smaller sizes already show is no plateau: it is promised.
+smaller sizes already leave something to judge it by. A step is a plateau when it falls short of
+its promise beyond noise, and what it gained is itself within noise or under a quarter of the
+promise. Where the promise is within noise there is nothing to see. A floor c that the smaller
+sizes already show is no plateau: it is promised.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from mambaout.study import power_law
 from mambaout.study.fit import MIN_SIZES, Size, cost_text, noise_of
 
-SHORTFALL_SIGMAS = 1.645  # one-sided 95 %
+FALSE_ALARMS = 0.05  # of a ladder without a plateau, over all of its steps
 PAID = 0.25  # share of the promise from which on a step has paid
 SAME_COST = 1.1  # costs within this factor are one step of the ladder
 
@@ -45,7 +46,7 @@ def plateaus(
     sizes: Sequence[Size],
     *,
     num_images: int | None = None,
-    num_resamples: int = 400,
+    num_resamples: int = 1000,
     seed: int = 0,
 ) -> list[Plateau]:
     """The steps of the ladder that did not pay; none is looked for before the fifth size.
@@ -56,6 +57,8 @@ def plateaus(
     noise = noise_of(sizes, num_images)
     ladder = _ladder(sizes)
     found = []
+    # Every step is another chance of a false alarm.
+    chance = FALSE_ALARMS / max(len(ladder) - MIN_SIZES, 1)
     for position in range(MIN_SIZES, len(ladder)):
         costs = np.array([size.cost for size in ladder[: position + 1]])
         errors = np.array([[size.error for size in ladder[: position + 1]]])
@@ -83,8 +86,9 @@ def plateaus(
         short = expected - gain
         spread_of_short = _sigma(short[1:])
         spread_of_gain = _sigma(gain[1:])
-        unpaid = gain[0] < max(SHORTFALL_SIGMAS * spread_of_gain, PAID * expected[0])
-        if short[0] > SHORTFALL_SIGMAS * spread_of_short and unpaid:
+        visible = 1.645 * spread_of_gain
+        promised_more = expected[0] > visible and np.quantile(short[1:], chance) > 0
+        if promised_more and gain[0] < max(visible, PAID * expected[0]):
             found.append(
                 Plateau(
                     first=ladder[position - 1],

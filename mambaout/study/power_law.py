@@ -36,10 +36,11 @@ def solve(costs: Array, errors: Array, weights: Array, *, shift: bool = True) ->
     step_b = log_b[1] - log_b[0]
     step_d = log_d[1] - log_d[0] if shift else 0.0
     offsets = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    offsets_d = offsets if shift else np.zeros(1)
     for _ in range(_ZOOMS):
         near_b = np.clip(b[:, None] * np.exp(step_b * offsets), *EXPONENTS)  # (R, 5)
-        near_d = np.minimum(d[:, None] * np.exp(step_d * offsets), SHIFTS[1])
-        many_b = np.repeat(near_b, len(offsets), axis=1)  # (R, 25)
+        near_d = np.minimum(d[:, None] * np.exp(step_d * offsets_d), SHIFTS[1])
+        many_b = np.repeat(near_b, len(offsets_d), axis=1)  # (R, 25)
         many_d = np.tile(near_d, (1, len(offsets)))
         basis = (costs + many_d[..., None]) ** -many_b[..., None]  # (R, 25, n)
         a, c = _linear(basis, errors[:, None], weights[:, None])

@@ -107,6 +107,8 @@ class Driver:
         why = self.agenda.observe(trial, epoch, value)
         if why is not None:
             self.folder.stop(trial, why)
+            # A worker that has not yet seen the file trains on.
+            assert self.agenda.observe(trial, epoch + 1, value + 10) == why
         elif epoch < EPOCHS:
             return False
         elif (status := self.outcome(trial)) == "failed":

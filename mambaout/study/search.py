@@ -221,14 +221,16 @@ class Memory:
     ) -> str | None:
         """Write down the recipe's value at `epoch`; why to stop it there, or None.
 
-        Told twice of an epoch, it says the same and writes nothing.
+        Told twice of an epoch, or of one that a recipe trained on to before it could be stopped,
+        it says the same and writes nothing: what it knows does not hang on who was faster.
         """
         import optuna
 
         step = max(1, round(epoch))
         trial = self._copy.get_trial(number)
-        if step in trial.intermediate_values or not math.isfinite(value):
-            return trial.user_attrs.get("stopped")
+        stopped = trial.user_attrs.get("stopped")
+        if stopped or step in trial.intermediate_values or not math.isfinite(value):
+            return stopped
         self._copy.set_trial_intermediate_value(number, step, float(value))
         if may_stop and step < self.last_epoch:
             pruner = optuna.pruners.SuccessiveHalvingPruner(

@@ -210,10 +210,17 @@ def test_finished_trials_of_any_study_on_the_device_are_rates(tmp_path):
     other = second.trials()[1]
     finish(second, other)
     facts = {"device": CORE, "num_minival": MINIVAL, "num_val": VAL, "step": 310}
-    for folder, trial in ((first, first.trials()[0]), (second, second.trials()[0])):
-        took(folder, trial, facts, images_per_second=500.0, train_device_hours=0.025)
+    for day, folder in ((2, first), (1, second)):
+        ended = {"ended": f"2026-01-0{day}T00:00:00Z"}
+        took(
+            folder,
+            folder.trials()[0],
+            facts | ended,
+            images_per_second=500.0,
+            train_device_hours=0.025,
+        )
     found = measured(tmp_path, CORE)
-    assert [rate.source for rate in found] == ["b", "scale"], "another device's are left out"
+    assert [rate.source for rate in found] == ["b", "scale"], "the device's own, the latest last"
     assert found[0].recipe == first.trials()[0].recipe
     assert found[0].train_image_seconds == pytest.approx(1 / 500)
     rest = 0.025 * 3600 - 310 * 128 / 500  # what is not training is evaluation

@@ -28,6 +28,7 @@ from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
 from mambaout.train.metrics import IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
 
 RATES_FILE = "rates.jsonl"
+MOST_RATES = 400
 
 # Assumed where nothing has been measured. On one core of a Xeon with AVX-512, fp32, a training
 # image of MambaOuts from 1M to 1,150M MACs took within a third of 1 ms + 3 * MACs / 25e9 s; a
@@ -70,22 +71,28 @@ class Rate:
 
 
 def measured(storage: Path, device: str) -> list[Rate]:
-    """What the finished trials of every study in `storage` took on `device`, the latest last."""
-    found: list[tuple[str, Rate]] = []
+    """What the latest finished trials of all studies in `storage` took on `device`, the last one
+    last; a few hundred of them, since more make no better forecast."""
+    ended: list[tuple[str, Path, dict[str, Any]]] = []
     for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
+        outcome = json.loads(path.read_text())
+        facts = outcome["facts"]
+        if outcome["status"] == "finished" and _same(facts.get("device", ""), device):
+            ended.append((facts.get("ended", ""), path, outcome))
+    found: list[Rate] = []
+    for _, path, outcome in sorted(ended, key=lambda row: row[0], reverse=True):
+        if len(found) == MOST_RATES:
+            break
         if (path.parent / REUSED_FILE).exists():
             continue  # a copy of another study's
-        outcome = json.loads(path.read_text())
-        if outcome["status"] != "finished" or not _same(outcome["facts"].get("device", ""), device):
-            continue
         try:
             recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
         except (ValueError, FileNotFoundError):
             continue  # of another version
         rate = _of_outcome(recipe, outcome, source=path.parents[2].name)
         if rate is not None:
-            found.append((outcome["facts"].get("ended", ""), rate))
-    return [rate for _, rate in sorted(found, key=lambda pair: pair[0])]
+            found.append(rate)
+    return found[::-1]
 
 
 def _of_outcome(recipe: Recipe, outcome: dict[str, Any], source: str) -> Rate | None:
@@ -201,7 +208,6 @@ def _yardstick(device: str, precision: str) -> Assumption:
 DEVICE_SPREAD, RECIPE_SPREAD, RUN_SPREAD = 2.0, 0.35, 0.12
 # A recipe is near a measured one within this distance, which is about three octaves of MACs.
 NEAR = 1.0
-MOST_POINTS = 400  # recipes that a forecast is made from, the latest
 
 
 @dataclass(frozen=True)
@@ -285,10 +291,10 @@ class _Ratios:
             same = (rate.recipe.model, rate.recipe.augment, rate.recipe.global_batch)
             size = (rate.recipe.image_size, rate.num_classes, rate.num_devices)
             groups.setdefault(content_key(*same, *size), []).append(rate)
-        self.rates = [group[-1] for group in groups.values()][-MOST_POINTS:]
-        if not self.rates:
+        kept = list(groups.values())
+        self.rates = [group[-1] for group in kept]
+        if not kept:
             return
-        kept = list(groups.values())[-MOST_POINTS:]
         self.points = np.array([features(rate.recipe, rate.num_classes) for rate in self.rates])
         self.counts = np.array([len(group) for group in kept])
         train, evaluation = [], []

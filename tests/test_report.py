@@ -23,6 +23,7 @@ from study_files import (
     rough_macs,
     scaling_study,
     sized,
+    start,
     write_outcome,
     write_study,
 )
@@ -109,11 +110,14 @@ def split_cells(line: str) -> list[str]:
 
 def test_what_has_not_finished_stands_last_and_says_where_it_is(tmp_path):
     folder = write_study(tmp_path)
-    *_, last = folder.trials()
+    *_, other, last = folder.trials()
     finish(folder, last)
+    start(folder, other, num_epochs=3)
     lines = ranked_table(folder.runs()).splitlines()[2:]
     assert lines[0].lstrip().startswith("1")
-    assert all("at epoch 0 of 10" in line for line in lines[1:])
+    below = {line.split()[0]: line for line in lines[1:]}
+    assert below.pop(other.label).endswith("s0 at epoch 0 of 10, s1 at epoch 3 of 10")
+    assert all(line.endswith("not begun") for line in below.values())
 
 
 def test_a_diverged_seed_is_named_and_left_out_of_the_numbers(mixed):

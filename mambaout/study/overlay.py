@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mambaout.study.fit import TooFew, fit_law
 from mambaout.study.labels import Spot, place_labels
 from mambaout.study.noise import seed_noise
-from mambaout.study.picture import BASELINE_COLOR, FAINT, legend_below, log_ticks, new
+from mambaout.study.picture import BASELINE_COLOR, legend_below, log_ticks, new
 from mambaout.study.plateau import plateaus
 from mambaout.study.published import VAL_IMAGES, Published, ladder, published
 from mambaout.study.rows import Row, count_text
@@ -78,7 +78,6 @@ def published_chart(table: Sequence[Row]) -> Figure:
         spots += [Spot(row.label, x, y) for row, (x, y) in zip(ready[:8], own, strict=False)]
     tops = [m.top1 for m in published()] + [y for _, y in own]
     axes.set_ylim(max(min(tops), 70) - 1, max(tops) + 1)  # what has not learned yet falls off
-    axes.axhline(0, color=FAINT)
     log_ticks(axes, count_text)
     legend_below(figure, axes, ncols=4)
     place_labels(figure, axes, spots, line)

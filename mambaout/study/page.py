@@ -81,7 +81,7 @@ def page(
         f"<h1>{escape(study['name'])}</h1>",
         f'<p class="question">{escape(study["question"])}</p>',
         f'<ul class="chips">{_chips(runs)}</ul>',
-        f'<section class="answer">{_paragraphs(said)}</section>',
+        f'<section class="answer">{_answer(said)}</section>',
         *(_section(section, charts, captions) for section in sections),
         "<h2>Recipes, best first</h2>",
         f'<div class="scroll">{_ranked(table[:MAX_ROWS], cells[:MAX_ROWS])}</div>',
@@ -126,6 +126,13 @@ def _section(section: Section, charts: Mapping[str, bytes], captions: Mapping[st
     if figures:
         parts.append(f'<div class="charts">{figures}</div>')
     return "\n".join(parts)
+
+
+def _answer(said: Sequence[str]) -> str:
+    """The paragraphs, the one that answers in bold: the first that is not a reservation."""
+    start = int(said[0].startswith("Provisional"))
+    bold = _paragraphs(said[start : start + 1]).replace("<p>", '<p class="lead">')
+    return _paragraphs(said[:start]) + bold + _paragraphs(said[start + 1 :])
 
 
 def _paragraphs(said: Sequence[str]) -> str:

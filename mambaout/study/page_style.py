@@ -16,7 +16,7 @@ h2 { font-size: 1.15rem; margin: 36px 0 10px; }
 .answer { background: var(--tint); border-left: 4px solid var(--accent); padding: 4px 18px;
           border-radius: 4px; margin: 20px 0 0; }
 .answer p { margin: 12px 0; max-width: 95ch; }
-.answer p:first-child { font-weight: 600; }
+.answer p.lead { font-weight: 600; }
 .said p, .said li { max-width: 85ch; } .said p { margin: 8px 0; }
 .scroll + .charts, .charts + .scroll, .said + .charts, .said + .scroll,
 .scroll + .scroll { margin-top: 14px; }

@@ -94,6 +94,8 @@ class Row:
     @property
     def state(self) -> str:
         """What became of the seeds: "" where all finished."""
+        if all(run.status == "unfinished" and not run.records for run in self.runs):
+            return "not begun"
         parts = []
         for run in self.runs:
             if run.status in ("unfinished", "stopped"):

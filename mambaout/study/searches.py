@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.recipe import recipe_from_json
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
@@ -150,6 +150,8 @@ def axes_chart(found: Sequence[Searched]) -> Figure:
             _cloud(panel, axis, one, color)
         if isinstance(axis, Log):
             panel.set_xscale("log")
+            wide = axis.high / axis.low > 20
+            panel.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(axis.name, fontsize=8.5, color=INK)

@@ -133,6 +133,7 @@ def _exponents(
     from scipy.optimize import least_squares, nnls
 
     rng = np.random.default_rng(seed)
+    num_resamples = min(num_resamples, max(20, 5_000 // len(sizes)))  # many sizes are slow
     x = np.array([own(size) for size in sizes])
     t = np.array([size.cost for size in sizes])
     x, t = x / np.exp(np.log(x).mean()), t / np.exp(np.log(t).mean())

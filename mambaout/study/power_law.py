@@ -30,8 +30,8 @@ def solve(costs: Array, errors: Array, weights: Array, *, shift: bool = True) ->
     b, d = (grid.ravel() for grid in np.meshgrid(np.exp(log_b), np.append(0.0, np.exp(log_d))))
     basis = (costs + d[:, None]) ** -b[:, None]  # (G, n)
     rows = np.arange(len(errors))
-    a, c = _linear(basis[None], errors[:, None], weights[:, None])
-    best = _misfit(basis[None], errors[:, None], weights[:, None], a, c).argmin(axis=1)
+    a, c, misfit = _linear(basis, errors, weights)
+    best = misfit.argmin(axis=1)
     b, d, a, c = b[best], d[best], a[rows, best], c[rows, best]
     step_b = log_b[1] - log_b[0]
     step_d = log_d[1] - log_d[0] if shift else 0.0
@@ -43,8 +43,9 @@ def solve(costs: Array, errors: Array, weights: Array, *, shift: bool = True) ->
         many_b = np.repeat(near_b, len(offsets_d), axis=1)  # (R, 25)
         many_d = np.tile(near_d, (1, len(offsets)))
         basis = (costs + many_d[..., None]) ** -many_b[..., None]  # (R, 25, n)
-        a, c = _linear(basis, errors[:, None], weights[:, None])
-        best = _misfit(basis, errors[:, None], weights[:, None], a, c).argmin(axis=1)
+        a, c, _ = _linear(basis, errors, weights)
+        off = a[..., None] * basis + c[..., None] - errors[:, None]
+        best = np.einsum("rn,rgn->rg", weights, off**2).argmin(axis=1)
         b, d, a, c = many_b[rows, best], many_d[rows, best], a[rows, best], c[rows, best]
         step_b, step_d = step_b * 0.6, step_d * 0.6
     return np.stack([a, b, c, d], axis=1)
@@ -56,20 +57,22 @@ def value(parameters: Array, costs: Array) -> Array:
     return a * (costs + d) ** -b + c
 
 
-def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array]:
-    """The best a, c >= 0 of error = a basis + c."""
-    w = weights.sum(axis=-1)
-    f = (weights * basis).sum(axis=-1)
-    ff = (weights * basis**2).sum(axis=-1)
-    y = (weights * errors).sum(axis=-1)
-    fy = (weights * basis * errors).sum(axis=-1)
+def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """The best a, c >= 0 of error = a basis + c, and the misfit up to rounding.
+
+    `basis` is (G, n), the same for every row, or (R, G, n); the results are (R, G).
+    """
+    total = "rn,rgn->rg" if basis.ndim == 3 else "rn,gn->rg"
+    w = weights.sum(axis=1, keepdims=True)
+    y = (weights * errors).sum(axis=1, keepdims=True)
+    yy = (weights * errors**2).sum(axis=1, keepdims=True)
+    f = np.einsum(total, weights, basis, optimize=True)
+    ff = np.einsum(total, weights, basis**2, optimize=True)
+    fy = np.einsum(total, weights * errors, basis, optimize=True)
     spread = np.maximum(w * ff - f**2, 1e-300)
     a = (w * fy - f * y) / spread
     c = (ff * y - f * fy) / spread
     a = np.where(c < 0, fy / ff, a)  # through the floor: without one
     c = np.where(a < 0, y / w, np.maximum(c, 0.0))  # rising: flat
-    return np.maximum(a, 0.0), c
-
-
-def _misfit(basis: Array, errors: Array, weights: Array, a: Array, c: Array) -> Array:
-    return (weights * (a[..., None] * basis + c[..., None] - errors) ** 2).sum(axis=-1)
+    a = np.maximum(a, 0.0)
+    return a, c, yy - 2 * (a * fy + c * y) + a**2 * ff + 2 * a * c * f + c**2 * w

@@ -16,6 +16,7 @@ published weights were trained without it.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import types
@@ -235,9 +236,12 @@ def field_types() -> dict[str, Any]:
     """The type of every flat field; names are unique over the parts (a test holds that)."""
     found: dict[str, Any] = {}
     for owner in (Recipe, ModelConfig, Optim, Schedule, Augment):
-        hints = typing.get_type_hints(owner)
+        hints = _hints(owner)
         found |= {name: hint for name, hint in hints.items() if name not in _PARTS}
     return found
+
+
+_hints = functools.cache(typing.get_type_hints)  # a study of thousands reads its recipes often
 
 
 def tuned(recipe: Recipe, **values: Any) -> Recipe:
@@ -336,7 +340,7 @@ def recipe_from_json(text: str) -> Recipe:
 def _build(owner: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a JSON object, not {type(data).__name__}")
-    hints = typing.get_type_hints(owner)
+    hints = _hints(owner)
     unknown, missing = sorted(data.keys() - hints.keys()), sorted(hints.keys() - data.keys())
     if unknown or missing:
         raise ValueError(

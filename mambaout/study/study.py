@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ class Trial:
     seed: int
     data: str  # the fingerprint of the data set
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What the trial is, in twelve hex digits; the label takes no part."""
         return content_key(self.recipe, self.seed, self.data, CODE_VERSION)

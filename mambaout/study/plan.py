@@ -22,8 +22,8 @@ from mambaout.study.rates import Forecast, Rate, assumption
 from mambaout.study.rows import count_text, hours_text
 from mambaout.study.study import Run, Trial
 
-# Beside the trials' own time. Measured on two cores: Ray and the first workers take 10 s to the
-# first step; a trial is then some 2 s between its neighbours (its data, its report, its outcome).
+# Beside the trials' own time, on two cores: Ray and the first workers take about 10 s to the first
+# step; between two trials a worker opens the data and writes its outcome (an estimate).
 LAUNCH_SECONDS = 10.0
 TRIAL_SECONDS = 2.0
 

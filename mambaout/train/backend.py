@@ -6,17 +6,16 @@ XLA next, with SPMD over the devices of a TPU host; TorchTPU, its successor, aft
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
 import resource
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from mambaout.train.cpu import cpu_name
 
 BackendName = Literal["cpu", "cuda"]
 
@@ -48,7 +47,7 @@ class Backend(ABC):
     def autocast(self, precision: str) -> AbstractContextManager:
         """Matrix products in `precision`; weights and their updates stay fp32."""
         if precision == "fp32":
-            return contextlib.nullcontext()
+            return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def step_boundary(self) -> None:  # noqa: B027 - eager backends have nothing to cut
@@ -75,14 +74,7 @@ class Cpu(Backend):
 
     @property
     def device_name(self) -> str:
-        model = platform.processor() or platform.machine()
-        with contextlib.suppress(OSError):  # not Linux: the platform's own word will do
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
-                if line.startswith("model name"):
-                    model = line.split(":", 1)[1].strip()
-                    break
-        threads = torch.get_num_threads()
-        return f"{model} ({threads} thread{'s' if threads > 1 else ''})"
+        return cpu_name(torch.get_num_threads())
 
     def activation_budget_bytes(self) -> int:
         # A CPU has no error to catch: past the memory the kernel kills. Stay well inside, since

@@ -294,7 +294,12 @@ def dies_after(num_turns: int):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "early_stop"), [("tpe", False), ("tpe", True), ("nsga2", False)]
+    ("sampler", "early_stop"),
+    [
+        pytest.param("tpe", False, marks=pytest.mark.slow),
+        ("tpe", True),
+        pytest.param("nsga2", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_driver_that_dies_again_and_again_suggests_what_one_does_that_lives(
     tmp_path, sampler, early_stop
@@ -346,7 +351,14 @@ def _killed_at(storage: Path, what: str, count: int) -> None:
     Driver(storage, study(search(num_trials=10, early_stop=True)), slots=2).run()
 
 
-@pytest.mark.parametrize(("what", "count"), [("add", 5), ("tell", 4), ("stop", 2)])
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [
+        ("add", 5),
+        pytest.param("tell", 4, marks=pytest.mark.slow),
+        pytest.param("stop", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_sigkill_between_two_writes_loses_nothing(tmp_path, what, count):
     lived = Driver(tmp_path / "lived", study(search(num_trials=10, early_stop=True)), slots=2).run()
     process = get_context("fork").Process(target=_killed_at, args=(tmp_path / "died", what, count))

@@ -364,6 +364,12 @@ def test_trials_start_seed_by_seed_and_the_longest_first(digits):
     assert all(j.num_steps == 5 * 512 // 32 for j in jobs)
 
 
+def test_the_live_lines_of_a_search_that_has_decided_on_nothing_yet():
+    (line,) = progress.status_lines([], {}, [], seconds=1, left=None, num_undecided=7)
+    assert line == "[0:01] 0 done, 0 running, 7 left | 0 % of the work"
+    assert seconds_left([], {}, at_start={}, seconds=9, slots=2, num_undecided=7) is None
+
+
 # MLflow 3.17 calls what SQLAlchemy 2.1 is about to drop.
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):

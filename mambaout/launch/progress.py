@@ -50,7 +50,7 @@ def seconds_left(
     sizes = {job.trial.key: job.train_macs for job in jobs}
     worked = sum((fractions[key] - at_start.get(key, 0)) * work for key, work in sizes.items())
     left = [(1 - fractions[key]) * work for key, work in sizes.items()]
-    left += [sum(sizes.values()) / len(sizes)] * num_undecided
+    left += [sum(sizes.values()) / max(len(sizes), 1)] * num_undecided
     begun = sum(fractions[key] > at_start.get(key, 0) for key in sizes)
     if worked <= 0 or seconds <= 0:
         return None
@@ -90,8 +90,10 @@ def status_lines(
     """One line on the study, and one on each running trial, by the keys of `running`."""
     ended = [job.trial.key for job in jobs if runs[job.trial.key].status in ENDED]
     over = len(set(ended) - set(running))
-    work = sum(job.train_macs for job in jobs) * (1 + num_undecided / len(jobs))
-    share = sum(done_fraction(job, runs[job.trial.key]) * job.train_macs for job in jobs) / work
+    # A trial still to be decided on counts as the mean of the others.
+    work = sum(job.train_macs for job in jobs) * (1 + num_undecided / max(len(jobs), 1))
+    done = sum(done_fraction(job, runs[job.trial.key]) * job.train_macs for job in jobs)
+    share = done / work if work else 0.0
     waiting = len(jobs) + num_undecided - over - len(running) - failed
     counts = f"{over} done, {len(running)} running, {waiting} left"
     counts += f", {failed} failed" if failed else ""

@@ -365,6 +365,8 @@ class _Launch:
         files = self.follower.finish(status)
         runs = self.follower.runs()
         self.screen.say("\n" + ranked_table(runs))
+        for notice in self.agenda.notices:
+            self.screen.say(f"\n{notice}")
         self._say_what_is_left(runs)
         seconds = clock(time.monotonic() - self.started)
         reports = [str(path) for path in files if path.suffix == ".html"]

@@ -40,7 +40,7 @@ from mambaout.study.picture import png
 from mambaout.study.reading import read
 from mambaout.study.report import write_report
 from mambaout.study.rows import Row, rows
-from mambaout.study.searches import search_from_json, searched
+from mambaout.study.search_findings import search_from_json, searched
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.study.tables import ranked_table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mambaout.study.searching import OVER, Ledger, SearchAgenda
+from mambaout.study.search_agenda import OVER, Ledger, SearchAgenda
 from mambaout.study.study import Run, StudyFolder, Trial
 
 

@@ -14,7 +14,7 @@ from mambaout.study.noise import Noise, chosen, judged
 from mambaout.study.pareto import front
 from mambaout.study.reading import Reading
 from mambaout.study.rows import Row, count_text, rate_text
-from mambaout.study.searches import search_answer
+from mambaout.study.search_findings import search_answer
 from mambaout.study.tables import interval_text
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
 

@@ -14,7 +14,7 @@ from mambaout.study.noise import Noise, seed_noise
 from mambaout.study.plateau import Plateau, plateaus
 from mambaout.study.prediction import PREDICTION_FILE
 from mambaout.study.rows import Row, rows
-from mambaout.study.searches import Searched, searched
+from mambaout.study.search_findings import Searched, searched
 from mambaout.study.shape import Growth, Slice, growth, iso_mac
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS

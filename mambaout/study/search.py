@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.best import Best, at_edge, best, edges, runs_of, scores_of
 from mambaout.study.chain import Chain
-from mambaout.study.searching import Ledger, SearchAgenda
+from mambaout.study.search_agenda import Ledger, SearchAgenda
 from mambaout.study.space import Values, check, check_all, rounded, tuning, values_of
 from mambaout.study.study import CODE_VERSION, Run, Study, StudyFolder, Trial
 

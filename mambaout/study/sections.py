@@ -18,7 +18,12 @@ from mambaout.study.law_charts import growth_chart, iso_chart, law_chart
 from mambaout.study.overlay import SOURCE, is_comparable, published_chart, published_said
 from mambaout.study.page import Section, Table
 from mambaout.study.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
-from mambaout.study.searches import SEARCH_CHARTS, axes_chart, importance_chart, search_sections
+from mambaout.study.search_findings import (
+    SEARCH_CHARTS,
+    axes_chart,
+    importance_chart,
+    search_sections,
+)
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "

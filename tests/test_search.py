@@ -513,8 +513,8 @@ def test_importances_name_the_axis_that_decides_and_few_recipes_tell_nothing():
 
 
 def test_a_space_without_room_is_left_after_bounded_tries(tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "RANDOM_TRIES", 3)
-    monkeypatch.setattr(searching, "SAMPLER_TRIES", 3)
+    monkeypatch.setattr(search_agenda, "RANDOM_TRIES", 3)
+    monkeypatch.setattr(search_agenda, "SAMPLER_TRIES", 3)
     tiny = search(axes=(Linear("weight_decay", 0.05 - 1e-9, 0.05 + 1e-9),), num_trials=5)
     assert isinstance(tiny, Search)
     driver = Driver(tmp_path, study(tiny)).run()

@@ -77,9 +77,7 @@ def test_too_few_sizes_give_no_prediction_and_the_reason(tmp_path):
 def test_a_diverged_or_unfinished_size_is_no_part_of_the_family(folder):
     all_but(folder, "w48-d6")
     runs = folder.runs()
-    first = "w8-d2"
-    spoilt = [replace(run, status="diverged") if run.trial.label == first else run for run in runs]
-        replace(run, status="diverged") if run.trial.label == "w8-d2" else run for run in runs
-    ]
+    diverged = {"w8-d2": "diverged"}
+    spoilt = [replace(run, status=diverged.get(run.trial.label, run.status)) for run in runs]
     labels = {size.label for size in family(SMALL, spoilt)}
     assert labels == {"w8-d6", "w16-d2", "w16-d6", "w32-d2", "w32-d6"}

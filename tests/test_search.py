@@ -13,6 +13,7 @@ import pytest
 from searches import AXES, BEST_LR, DATA, EPOCHS, SMALL, Driver, search, study, suggested, top1
 
 from mambaout.recipe import tuned
+from mambaout.study import search_agenda
 from mambaout.study.axes import Choice, Linear, Log, Search, Whole
 from mambaout.study.best import as_run
 from mambaout.study.search import (

@@ -164,7 +164,7 @@ def test_a_finished_trial_is_taken_over_by_another_study_and_an_unfinished_one_i
         mine, theirs = folder.run(trial), other.run(trial)
         assert mine.metrics == theirs.metrics
         assert mine.records == theirs.records
-        assert mine.facts == theirs.facts | {"reused_from": "scale"}
+        assert mine.facts == {**theirs.facts, "reused_from": "scale"}
     assert {folder.run(trial).status for trial in relabelled if trial not in taken} == {
         "unfinished"
     }

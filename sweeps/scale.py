@@ -11,18 +11,22 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from mambaout.accounting import cost
 from mambaout.launch.cli import main
 from mambaout.recipe import BASELINE, Recipe, scaled_to, tuned
 from mambaout.study.axes import Linear, Log
+from mambaout.study.ladder import PAPER_LADDER, iso
 from mambaout.study.search import tuning
 from mambaout.study.study import Study
-from mambaout.variants import VARIANTS, ModelConfig, deepen, widen
+from mambaout.variants import FEMTO, VARIANTS, ModelConfig, deepen, widen
 
 # -- the numbers of the study, all of them ---------------------------------------------------------
 
 # Images up to this side, in px, get the small stem and the small shapes and keep their size, but
-# for ones below the smallest; larger ones get the published shapes at 224.
+# for ones below the smallest; larger ones get the published shapes at 224, and of Femto's MACs
+# also shapes with fewer and with more blocks than its 18.
 SMALL_SIDE, SMALLEST_SIDE = 64, 28
+ISO_DEPTHS = (12, 24, 36)
 
 # One block a stage at D, 2D, 4D, 6D channels, as in Femto; the axes go out from here.
 REFERENCE = ModelConfig(
@@ -85,7 +89,9 @@ def scale(
     if predict and tune_per_size is not None:
         raise ValueError("--predict and --tune-per-size are two studies; give one of them")
     if image_side > SMALL_SIDE and not smoke:
-        recipes = {label: replace(BASELINE, model=shape) for label, shape in VARIANTS.items()}
+        slices = iso(FEMTO, cost(FEMTO).macs, depths=ISO_DEPTHS)
+        shapes = {name: VARIANTS[name] for name in PAPER_LADDER} | slices
+        recipes = {label: replace(BASELINE, model=shape) for label, shape in shapes.items()}
         if tune_per_size is not None:
             searches = tuning(recipes, TUNED_AXES, tune_per_size, early_stop=True)
             return Study(name="scale-tuned", question=question, recipes={}, searches=searches)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tiny_sweep import recipe, tiny
 
+from mambaout.accounting import cost
 from mambaout.launch import cli, progress
 from mambaout.launch.cluster import cluster_address
 from mambaout.launch.lock import Held, held
@@ -413,8 +414,6 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
 
 @pytest.mark.parametrize("num_train", [4000, 60_000])
 def test_scale_spans_fifteen_fold_in_macs_with_the_baseline_beside_it(num_train):
-    from mambaout.accounting import cost
-
     study = scale(num_train, 28)
     points = {label: r for label, r in study.recipes.items() if label != "baseline"}
     macs = [cost(r.model, r.image_size, 10).macs for r in points.values()]
@@ -436,8 +435,22 @@ def test_scale_smoke_is_small_and_large_images_get_the_published_networks():
     smoke = scale(4000, 28, smoke=True)
     assert 5 <= len(smoke.trials("d")) <= 6
     large = scale(1_281_167, 500)
-    assert large.recipes == {n: replace(BASELINE, model=shape) for n, shape in VARIANTS.items()}
+    published = {n: replace(BASELINE, model=shape) for n, shape in VARIANTS.items()}
+    assert {n: r for n, r in large.recipes.items() if n in VARIANTS} == published
+    others = [r.model for n, r in large.recipes.items() if n not in VARIANTS]
+    femto = cost(VARIANTS["femto"]).macs
+    assert len(others) == 3
+    assert all(cost(shape).macs == pytest.approx(femto, rel=0.01) for shape in others)
     large.trials("d")
+
+
+def test_tuned_sizes_get_the_same_search_each_from_the_smallest_up():
+    for side in (28, 224):
+        study = scale(60_000, side, tune_per_size=5)
+        assert {(s.axes, s.num_trials) for s in study.searches} == {(study.searches[0].axes, 5)}
+        macs = [cost(s.base.model, s.base.image_size).macs for s in study.searches]
+        assert macs == sorted(macs)
+        assert [s.follows for s in study.searches[1:]] == [s.label for s in study.searches[:-1]]
 
 
 @pytest.mark.parametrize("smoke", [False, True])

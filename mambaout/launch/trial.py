@@ -80,7 +80,13 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         with held(directory, f"run directory {directory}", PREDECESSOR_SECONDS):
             module, _, name = task.trainer.partition(":")
-            getattr(import_module(module), name)(task, trial, directory, _TuneReports(stop), stop)
+            report = _TuneReports(stop)
+            # What a worker did after its driver was killed is news to this one.
+            for record in list(read_records(directory / RECORDS_FILE)):
+                if MINIVAL_TOP1 in record.values:
+                    report(record)
+            if not stop():
+                getattr(import_module(module), name)(task, trial, directory, report, stop)
     except Exception as error:
         failure = Failure(
             kind=classify(error),

@@ -339,3 +339,16 @@ def test_a_star_trained_for_one_length_does_not_determine_exponents():
 def test_shape_exponents_need_three_values_of_each_dimension():
     with pytest.raises(TooFew, match=r"2 values of width, .* at least 3"):
         fit_shape([s for s in star(0.0) if s.width in (32, 40)])
+
+
+def test_a_slice_without_seeds_is_judged_by_the_noise_of_other_lengths():
+    pair = [
+        Size(label="deep", cost=1e6, errors=(13.0,), depth=20, width=16),
+        Size(label="wide", cost=1e6, errors=(12.0,), depth=4, width=32),
+    ]
+    noisy = [Size(label=str(i), cost=1e6, errors=(20.0 + i, 22.0 + i)) for i in range(4)]
+    (alone,) = iso_mac(pair, num_images=10_000)
+    (judged,) = iso_mac(pair, num_images=10_000, others=noisy)
+    assert alone.significant
+    assert not judged.significant
+    assert judged.difference.value == alone.difference.value

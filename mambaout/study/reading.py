@@ -92,7 +92,7 @@ def reading(
         noise=seed_noise(table),
         families=tuple(found),
         laws=tuple(_laws(tuned, num_val)),
-        grown=tuple(_grown(family, num_val) for family in tuned if len(family.rows) > 1),
+        grown=tuple(_grown(family, tuned, num_val) for family in tuned if len(family.rows) > 1),
         exponents=_exponents(found, num_val) if ended else "some trials have not ended",
         searches=tuple(searches),
         prediction=prediction,
@@ -108,15 +108,15 @@ def _tuned(searches: Sequence[Searched]) -> list[Family]:
     return [Family(max(row.epochs for row in ordered), ordered, "tuned per size")]
 
 
-def _grown(family: Family, num_val: int | None) -> Grown:
-    sizes = family.sizes
+def _grown(family: Family, every: Sequence[Family], num_val: int | None) -> Grown:
+    sizes, others = family.sizes, [one for other in every for one in other.sizes]
     # All recipes see the same val images, so their number says nothing of differences between
     # recipes; it stands in for the seeds only where there are none.
     images = None if any(len(one.errors) > 1 for one in sizes) else num_val
     return Grown(
         family=family,
         growth=growth(sizes, num_images=images),
-        slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images)),
+        slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images, others=others)),
         plateaus=tuple(plateaus(sizes, num_images=images)),
     )
 

@@ -180,15 +180,20 @@ def iso_mac(
     tolerance: float = 0.15,
     *,
     num_images: int | None = None,
+    others: Sequence[Size] = (),
     num_resamples: int = 400,
     seed: int = 0,
 ) -> list[Slice]:
     """Slices of at least two shapes whose costs are within `tolerance`, cheapest first.
 
+    A slice has too few shapes to show by their scatter what seeds do. Where none of the sizes has
+    a second seed, the noise is that of `others`, other lengths of the same study.
+
     With three shapes and more a parabola of error over ln(depth / width) is fitted; its minimum
     counts as an optimum where at least 95 % of the resamples have one between the ends.
     """
-    noise = noise_of(sizes, num_images)
+    noise, elsewhere = noise_of(sizes, num_images), noise_of(others)
+    noise = noise if noise.degrees or not elsewhere.degrees else elsewhere
     shaped = [s for s in sizes if math.isfinite(s.depth) and math.isfinite(s.width)]
     groups: list[list[Size]] = []
     for size in sorted(shaped, key=lambda size: size.cost):

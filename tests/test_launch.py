@@ -365,6 +365,37 @@ def test_trials_start_seed_by_seed_and_the_longest_first(digits):
     assert all(j.num_steps == 5 * 512 // 32 for j in jobs)
 
 
+def test_a_search_begun_with_other_axes_is_refused_and_nothing_is_written(tmp_path):
+    from mambaout.launch.tune import Request, run_study
+    from mambaout.study.axes import Log, Search
+    from mambaout.study.search import agenda
+
+    def asked(high: float) -> Request:
+        axes = (Log("peak_lr", 1e-3, high),)
+        found = Search(label="rate", base=recipe("thin"), axes=axes, num_trials=3)
+        return Request(
+            study=Study(name="s", question="?", recipes={}, searches=(found,)),
+            trials=[],
+            job=lambda trial: Job(trial=trial, num_steps=1, train_macs=1),
+            num_images=lambda split, recipe: 1000,
+            fingerprint="d",
+            data="d",
+            data_name="d",
+            storage=tmp_path,
+            name="s",
+            tracking_uri="none",
+            accelerator="cpu",
+        )
+
+    folder = StudyFolder(tmp_path, "s")
+    folder.write(asked(1e-2).study, [])
+    assert agenda(asked(1e-2).study, folder, "d", []).next() is not None
+    before = folder.texts()
+    with pytest.raises(ValueError, match="begun with another axes"):
+        run_study(asked(2e-2))
+    assert folder.texts() == before
+
+
 def test_the_live_lines_of_a_search_that_has_decided_on_nothing_yet():
     (line,) = progress.status_lines([], {}, [], seconds=1, left=None, num_undecided=7)
     assert line == "[0:01] 0 done, 0 running, 7 left | 0 % of the work"

@@ -99,6 +99,7 @@ def run_study(request: Request) -> int:
         decided = {trial.key for trial in request.trials}
         searched = [trial for trial in folder.trials() if trial.key not in decided]
         searched = searched if request.study.searches and not request.rerun else []
+        kept = folder.texts()
         folder.write(
             request.study,
             [*request.trials, *searched],
@@ -107,7 +108,11 @@ def run_study(request: Request) -> int:
             command=request.command,
             **request.facts,
         )
-        launch = _Launch(request, folder, nodes, part, joined=bool(address))
+        try:
+            launch = _Launch(request, folder, nodes, part, joined=bool(address))
+        except ValueError:  # a search was begun here with other axes, goals or data
+            folder.put_back(kept)
+            raise
         launch.signals.listen()
         cleanup.callback(launch.signals.give_back)
         return launch.run(cleanup)

@@ -141,6 +141,15 @@ class StudyFolder:
         with (self.path / TRIALS_FILE).open("a") as file:
             file.write(trial.to_json() + "\n")
 
+    def texts(self) -> dict[str, str]:
+        """What `write` is about to replace, for `put_back`."""
+        paths = [self.path / name for name in (STUDY_FILE, TRIALS_FILE)]
+        return {path.name: path.read_text() for path in paths if path.exists()}
+
+    def put_back(self, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            self._put(name, text)
+
     def _put(self, name: str, text: str) -> None:
         aside = self.path / f".{name}.{os.getpid()}"
         aside.write_text(text)

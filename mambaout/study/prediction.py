@@ -52,11 +52,11 @@ def predict(folder: StudyFolder) -> str:
             "cost": macs,
             "predicted": 100 - found.value,
             "low": 100 - found.high,
-            "high": 100 - found.low,
+            "high": min(100.0, 100 - found.low),
             "sigma": found.sigma,
             "law": law.text(),
             "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
-            f"top-1 (95 % interval {100 - found.high:.2f} to {100 - found.low:.2f}), from "
+            f"top-1 (95 % interval {100 - found.high:.2f} to {min(100.0, 100 - found.low):.2f}), from "
             f"{len(sizes)} smaller sizes",
         }
     aside = path.with_name(f".{PREDICTION_FILE}.{os.getpid()}")

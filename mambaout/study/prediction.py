@@ -48,16 +48,16 @@ def predict(folder: StudyFolder) -> str:
         num_classes = _fact(runs, "num_classes") or study["num_classes"]
         macs = cost(recipe.model, recipe.image_size, num_classes).macs
         found = law.predict(macs)
+        low, high = 100 - found.high, min(100.0, 100 - found.low)
         body |= {
             "cost": macs,
             "predicted": 100 - found.value,
-            "low": 100 - found.high,
-            "high": min(100.0, 100 - found.low),
+            "low": low,
+            "high": high,
             "sigma": found.sigma,
             "law": law.text(),
             "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
-            f"top-1 (95 % interval {100 - found.high:.2f} to {min(100.0, 100 - found.low):.2f}), from "
-            f"{len(sizes)} smaller sizes",
+            f"top-1 (95 % interval {low:.2f} to {high:.2f}), from {len(sizes)} smaller sizes",
         }
     aside = path.with_name(f".{PREDICTION_FILE}.{os.getpid()}")
     aside.write_text(json.dumps(body, indent=1) + "\n")

@@ -363,6 +363,11 @@ class _Launch:
         """Log and print what came out; the exit status."""
         from mambaout.study.report import ranked_table  # with matplotlib, which --plan needs not
 
+        for trial in self.folder.trials():  # taken over from other studies as they were decided on
+            if trial.key not in self.known:
+                self.known[trial.key] = trial
+                self.follower.add(self.request.job(trial))
+                self.follower.ended(trial.key)
         unfinished = bool(_unfinished(self.folder, list(self.known.values())))
         unfinished |= not self.agenda.over
         interrupted = self.signals.seen and unfinished

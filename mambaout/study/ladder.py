@@ -33,7 +33,7 @@ TOLERANCE = 0.01
 SMALL_TOLERANCE = 0.02  # for widths from 8 on at 28 px
 
 DEEP_STAGE = 2  # counted from 0: where `deepen` puts its blocks
-MOST_STEPS = 1  # of ALIGNMENT channels that a stage may be off the nearest to its proportion
+MOST_STEPS = 2  # of ALIGNMENT channels that a stage may be off the nearest to its proportion
 FACTORS = (1e-3, 1e3)  # between which a width or depth factor is looked for
 BISECTIONS = 60
 
@@ -56,8 +56,9 @@ def at_budget(
     """`base` grown, or shrunk, to cost `budget` within `tolerance` (a share of it).
 
     "width" keeps the blocks and "depth" the widths, but for nudges of a step of 8 channels a
-    stage; "both" lets depth and width each pay for half of the growth on a log scale, which is
-    EfficientNet's compound scaling (depth 1.2 and width 1.1 a step: 1.2 and 1.21 in MACs).
+    stage (two where one does not meet the budget); "both" lets depth and width each pay for half
+    of the growth on a log scale, which is EfficientNet's compound scaling (depth 1.2 and width 1.1
+    a step: 1.2 and 1.21 in MACs).
 
     Raises ValueError, naming the nearest shape and its distance, where none is within tolerance.
     """

@@ -1,4 +1,4 @@
-"""Launching a study: shares, failures, locks, the live lines, and requests that are refused."""
+"""Launching a study: failures, locks, the live lines, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from mambaout.launch.outcomes import (
     retried,
 )
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
-from mambaout.launch.resources import ACCELERATORS, _cgroup_cores, share, usable_cores
 from mambaout.recipe import BASELINE, tuned
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
@@ -39,49 +38,6 @@ from mambaout.variants import VARIANTS
 ROOT = Path(__file__).parent.parent
 scale = runpy.run_path(str(ROOT / "sweeps" / "scale.py"))["scale"]
 baseline = runpy.run_path(str(ROOT / "sweeps" / "baseline.py"))["baseline"]
-
-
-# -- shares ---------------------------------------------------------------------------------------
-
-TWO_CORES = {"CPU": 2.0}
-GPU_HOST = {"CPU": 16.0, "GPU": 4.0, "memory": 1e11}
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "nodes", "resources", "slots"),
-    [
-        (None, [TWO_CORES], {"CPU": 1}, 2),
-        ("cpu", [GPU_HOST], {"CPU": 1}, 16),
-        (None, [GPU_HOST], {"CPU": 4, "GPU": 1}, 4),
-        ("gpu", [GPU_HOST, {"CPU": 64.0}], {"CPU": 4, "GPU": 1}, 4),
-        ("gpu", [{"CPU": 2.0, "GPU": 2.0}, GPU_HOST], {"CPU": 1, "GPU": 1}, 6),
-        ("gpu", [{"CPU": 96.0, "GPU": 2.0}], {"CPU": 8, "GPU": 1}, 2),
-    ],
-)
-def test_a_share_fits_on_every_node_that_has_what_it_needs(accelerator, nodes, resources, slots):
-    part = share(accelerator, nodes)
-    assert part.resources() == resources
-    assert part.slots(nodes) == slots
-
-
-@pytest.mark.parametrize("accelerator", ACCELERATORS)
-def test_a_share_that_no_machine_can_give_is_refused(accelerator):
-    nodes = [] if accelerator == "cpu" else [TWO_CORES]
-    with pytest.raises(ValueError, match=accelerator):
-        share(accelerator, nodes)
-
-
-def test_a_gpu_without_a_core_beside_it_is_no_share():
-    with pytest.raises(ValueError, match="1 CPU and 1 GPU"):
-        share("gpu", [{"CPU": 0.0, "GPU": 1.0}, {"CPU": 8.0}])
-
-
-def test_a_containers_quota_bounds_the_cores(tmp_path):
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_cores(tmp_path) == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_cores(tmp_path) == os.cpu_count()
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
 # -- failures -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mambaout.launch.cluster import cluster_address, join, leave, start
 from mambaout.launch.outcomes import one_line
 from mambaout.launch.progress import about, counted
 from mambaout.launch.resources import Share, share, this_machine
+from mambaout.launch.tpu import prepare
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
 from mambaout.study.pricing import search_recipes
 from mambaout.study.rates import Rate, add_calibrated, assumed_image_seconds, features
@@ -36,6 +37,8 @@ STEP_SHARE = 0.2  # of the seconds that a step may take: one of 4096 images take
 
 def device_of(part: Share) -> str:
     """What trials on such a share of this machine call their device."""
+    if part.device is not None:
+        return part.device
     if part.backend == "cpu":
         return cpu_name(part.cpus)  # without torch: a plan is to be there at once
     from mambaout.train.backend import backend
@@ -55,6 +58,11 @@ def run_calibration(
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
+        if part.num_hosts > 1:
+            raise ValueError(
+                f"--calibrate trains on one machine, and {part.accelerator} is {part.num_hosts}: "
+                "calibrate with --accelerator tpu-v3-8; the plan of a slice goes by that too"
+            )
         # The load of one machine: the others of a cluster change nothing about it.
         slots = max(part.slots([node]) for node in nodes)
         slots = min(slots, request.max_concurrent or slots)
@@ -118,14 +126,21 @@ class _Crew:
         self.made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.num_classes = request.facts["num_classes"]
         self._ray: Any = ray
-        self._work: Any = ray.remote(num_cpus=part.cpus, num_gpus=part.gpus, max_retries=0)(
-            _calibrate
-        )
+        self._work: Any = ray.remote(
+            num_cpus=part.cpus,
+            num_gpus=part.gpus,
+            resources={"TPU": part.chips} if part.chips else {},
+            label_selector=part.label_selector,
+            max_retries=0,
+            max_calls=1 if part.chips else 0,  # a process that stays would keep its chips
+        )(_calibrate)
         self._task = {
             "data": request.data,
             "backend": part.backend,
             "cpus": part.cpus,
             "num_workers": part.num_workers,
+            "chips": part.chips,
+            "env": part.env,
             "seconds": seconds,
         }
 
@@ -187,6 +202,8 @@ def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
     from mambaout.train.backend import backend
     from mambaout.train.calibrate import calibrate
 
+    if task["chips"]:
+        prepare(task["chips"], task["env"])
     torch.set_num_threads(task["cpus"])
     where = backend(task["backend"])
     found = calibrate(

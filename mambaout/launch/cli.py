@@ -30,7 +30,7 @@ from mambaout.data.sources import open_data
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
 from mambaout.launch.progress import Job
-from mambaout.launch.resources import ACCELERATORS, share, this_machine
+from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
 from mambaout.launch.tune import Request, run_study
 from mambaout.recipe import BASELINE, steps_per_epoch
 from mambaout.study.plan import Plan, plan, plan_table
@@ -96,7 +96,8 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
     add("--tracking-uri", metavar="URI", help="of MLflow (default: sqlite in the storage folder)")
     add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
-    add("--accelerator", choices=ACCELERATORS, help="of a trial (default: gpu if any, else cpu)")
+    text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
+    add("--accelerator", metavar="NAME", help=text)
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
     add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
     add("--price-per-hour", type=_amount, metavar="MONEY", help="of a device, for --plan")
@@ -135,8 +136,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     storage = _storage(options.storage)
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     cluster_address(options.address)
-    if options.accelerator is not None and options.accelerator.startswith("tpu"):
-        share(options.accelerator, [])
+    check_accelerator(options.accelerator)
     check_tracking(tracking_uri)
     source = options.data or (SMOKE_DATA if options.smoke else None)
     if source is None:
@@ -244,11 +244,14 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
 
 
 def _plan(request: Request, options: argparse.Namespace) -> Plan:
-    """What is left of the study, priced for this machine unless a cluster was named."""
+    """What is left of the study, priced for this machine, or for a TPU of the kind named."""
     facts = request.facts
-    node = this_machine("cpu" if options.accelerator is None else options.accelerator)
-    part = share(options.accelerator or "cpu", [node])
-    concurrency = options.max_concurrent or part.slots([node])
+    asked = options.accelerator
+    if asked is None and not tpu_chips():
+        asked = "cpu"  # to ask for GPUs takes torch's time; a plan is to be there at once
+    nodes = plan_nodes(asked)
+    part = share(asked, nodes)
+    concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name)
     device = device_of(part)
     return plan(
@@ -261,6 +264,7 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
         finished=folder.finished_elsewhere(request.trials),
         rates=known_rates(request.storage, device, concurrency),
         device=device,
+        num_devices=part.num_devices,
         concurrency=concurrency,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,

@@ -6,7 +6,11 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mambaout.launch.outcomes import one_line
 from mambaout.launch.resources import Node
@@ -14,6 +18,7 @@ from mambaout.launch.resources import Node
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # set by `ray job submit` in its jobs
 CONNECT_SECONDS = 5.0
+BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"  # Ray's launcher puts it on the head
 _NO_CLUSTER = (
     "no Ray cluster answers at {} ({}); start one with `ray start --head`, or leave --address out "
     "to run on this machine"
@@ -62,7 +67,8 @@ def cluster_address(given: str | None) -> str | None:
 
 
 def join(address: str) -> list[Node]:
-    """Connect to a running cluster; the resources of its machines. ValueError if none answers."""
+    """Connect to a running cluster; its machines, those that its autoscaler may still start
+    among them. ValueError if none answers."""
     if address != "auto":
         _knock(address)
     ray = _quiet_ray()
@@ -70,7 +76,34 @@ def join(address: str) -> list[Node]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(_NO_CLUSTER.format(address, one_line(error))) from error
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
+    config = Path(BOOTSTRAP_CONFIG).expanduser()
+    if not config.exists() or not _is_of_this_machine(ray):
+        return alive
+    return alive + still_to_come(yaml.safe_load(config.read_text()), alive)
+
+
+def _is_of_this_machine(ray: Any) -> bool:
+    """Whether the cluster joined is the one whose head this is."""
+    gcs = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    return gcs in ("127.0.0.1", ray.util.get_node_ip_address())
+
+
+def still_to_come(config: Mapping[str, Any], alive: Sequence[Node]) -> list[Node]:
+    """The machines that Ray's launcher, given this configuration, may start beside those alive."""
+    found: list[Node] = []
+    for name, kind in (config.get("available_node_types") or {}).items():
+        resources, labels = kind.get("resources") or {}, kind.get("labels") or {}
+        most = kind.get("max_workers", config.get("max_workers", 0))
+        if name == config.get("head_node_type") or not resources:
+            continue
+        there = sum(
+            resources.items() <= dict(node.resources).items()
+            and labels.items() <= dict(node.labels).items()
+            for node in alive
+        )
+        found += [Node(resources, labels)] * max(0, most - there)
+    return found
 
 
 def _knock(address: str) -> None:
@@ -83,11 +116,13 @@ def _knock(address: str) -> None:
 
 
 def start(node: Node) -> None:
-    """Start Ray on this machine with the node's cores and GPUs, whatever else runs on it."""
+    """Start Ray on this machine with the node's cores and devices, whatever else runs on it."""
     _quiet_ray().init(
         address="local",
-        num_cpus=int(node["CPU"]),
-        num_gpus=int(node["GPU"]),
+        num_cpus=int(node.has("CPU")),
+        num_gpus=int(node.has("GPU")),
+        resources={"TPU": node.has("TPU")} if node.has("TPU") else None,
+        labels=dict(node.labels) or None,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.CRITICAL,

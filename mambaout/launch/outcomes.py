@@ -36,6 +36,8 @@ _LOST = {
     "LocalRayletDiedError",
     "ActorPlacementGroupRemoved",
     "ActorUnschedulableError",
+    "TaskPlacementGroupRemoved",
+    "HostLost",
     "Preempted",
 }
 _MEMORY = {"OutOfMemoryError", "MemoryError", "OutOfMemory"}
@@ -54,8 +56,15 @@ class Failure:
     time: str = ""  # UTC
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What went wrong in another process, of Ray's report of it; any other error as it is."""
+    cause = getattr(error, "cause", None)
+    return cause_of(cause) if isinstance(cause, BaseException) else error
+
+
 def classify(error: BaseException) -> Kind:
     """What kind of failure ended a trial's worker."""
+    error = cause_of(error)
     names = {base.__name__ for base in type(error).__mro__}
     if names & _MEMORY or any(text in str(error) for text in _MEMORY_TEXTS):
         return "out_of_memory"

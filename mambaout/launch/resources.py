@@ -1,99 +1,364 @@
-"""A trial's share of a cluster: how many cores and devices one training run gets."""
+"""A trial's share of a cluster: how many cores and devices one training run gets.
+
+| accelerator | a trial holds | at once |
+|---|---|---|
+| cpu | one core | a trial a core |
+| gpu, gpu:0.5 | a GPU, or that part of one | a trial a GPU, two of them |
+| tpu-v3-8 | a TPU host: 4 chips, 8 cores | a trial a host |
+| tpu-v3-8-chip | one chip of such a host, 2 cores | four trials a host |
+| tpu-v3-32 | a slice: 4 hosts, 32 cores, a process each | a trial a slice |
+
+A plain request for TPU chips may end on any host, one of a slice among them, where it would hang;
+so a TPU share names the type of its hosts, and the bundles of a slice all go onto one slice.
+"""
 
 from __future__ import annotations
 
 import os
+import urllib.error
+import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
-
-Accelerator = Literal["cpu", "gpu", "tpu-v3-8", "tpu-v3-32"]
-ACCELERATORS: tuple[str, ...] = get_args(Accelerator)
+from typing import Any
 
 # One core a trial, however many there are: a network of this size gains more from a neighbour
 # trial than from a second thread, and a thread count that followed the machine would change the
 # order of sums and with it the last bits of a result.
 CPU_TRIAL_CORES = 1
 MOST_CORES_BESIDE_A_GPU = 8
+# Of a TPU v3 host's 96 virtual CPUs, which are 48 cores, to load images with.
+MOST_CORES_BESIDE_A_CHIP = 12
+CORES_PER_CHIP = 2  # of TPU v3; a program sees each as a device
+CHIPS_PER_HOST = 4
 
-Node = Mapping[str, float]  # resource name -> amount, as ray.nodes() has it
+# Labels that Ray gives a TPU host by itself, from its environment or its metadata.
+POD_TYPE = "ray.io/tpu-pod-type"  # "v3-8", "v3-32"
+SLICE_NAME = "ray.io/tpu-slice-name"
+WORKER_ID = "ray.io/tpu-worker-id"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster, as Ray describes it."""
+
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> float:
+        return self.resources.get(name, 0)
+
+    @property
+    def pod_type(self) -> str | None:
+        """Which TPU the machine belongs to: "v3-8"; None where nothing says so."""
+        return self.labels.get(POD_TYPE)
+
+
+@dataclass(frozen=True)
+class _Tpu:
+    pod_type: str
+    chips: int = CHIPS_PER_HOST  # of each host
+    num_hosts: int = 1
+
+
+_TPUS = {
+    "tpu-v3-8": _Tpu("v3-8"),
+    "tpu-v3-8-chip": _Tpu("v3-8", chips=1),
+    "tpu-v3-32": _Tpu("v3-32", num_hosts=4),
+}
+_NOT_SUPPORTED = {
+    "tpu-v3-16": "torch_xla has no layout for the two hosts of a v3-16",
+}
+ACCELERATORS: tuple[str, ...] = ("cpu", "gpu", *_TPUS)
+CHOICES = "cpu, gpu, gpu:0.5 (a part of one), " + ", ".join(_TPUS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """What one trial holds while it runs."""
 
-    accelerator: Accelerator
-    cpus: int
-    gpus: int = 0
+    accelerator: str
+    cpus: int  # of each host
+    gpus: float = 0  # 0.5: half of one
+    chips: int = 0  # of a TPU, of each host
+    num_hosts: int = 1  # machines, a process on each
+    pod_type: str | None = None  # of the TPU hosts
 
     @property
     def backend(self) -> str:
         """The name that train.backend knows it by."""
-        return "cuda" if self.gpus else "cpu"
+        return "xla" if self.chips else "cuda" if self.gpus else "cpu"
+
+    @property
+    def device(self) -> str | None:
+        """What the driver will call a TPU's cores, as the chip table has it; None for others."""
+        return "TPU v3" if self.chips else None
+
+    @property
+    def num_devices(self) -> int:
+        """That share a global batch, over all hosts."""
+        return CORES_PER_CHIP * self.chips * self.num_hosts or 1
 
     @property
     def num_workers(self) -> int:
-        """Processes that load images; on a CPU the one core trains and loads in turn."""
-        return self.cpus - 1 if self.gpus else 0
+        """Processes that load images on each host; on a CPU the one core trains and loads in
+        turn."""
+        return 0 if self.backend == "cpu" else self.cpus - 1
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a worker's environment holds unless it says otherwise."""
+        return {"PJRT_DEVICE": "TPU"} if self.chips else {}
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """The machines that it may be on."""
+        return {POD_TYPE: self.pod_type} if self.pod_type else {}
 
     def resources(self) -> dict[str, float]:
-        """For tune.with_resources."""
-        wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus)}
+        """Of each host."""
+        wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus), "TPU": float(self.chips)}
         return {name: amount for name, amount in wanted.items() if amount}
+
+    def placement(self) -> Any:
+        """For tune.with_resources: Tune's own group, which it frees however a trial ends.
+
+        The first bundle is the trial's. On several hosts that one only coordinates; each host has
+        one of the others, all of them on one slice.
+        """
+        from ray import tune
+
+        if self.pod_type is None:
+            return tune.PlacementGroupFactory([self.resources()])
+        if self.num_hosts == 1:
+            return tune.PlacementGroupFactory(
+                [self.resources()], bundle_label_selector=[self.label_selector]
+            )
+        bundles = [{"CPU": 1.0}, *[self.resources()] * self.num_hosts]
+        no_strategy: Any = None  # between single machines; it excludes one between slices
+        return tune.PlacementGroupFactory(
+            bundles,
+            no_strategy,
+            bundle_label_selector=[self.label_selector] * len(bundles),
+            topology_strategy={SLICE_NAME: "STRICT_PACK"},
+        )
 
     def slots(self, nodes: Sequence[Node]) -> int:
         """Trials that fit on the nodes at once."""
-        wanted = self.resources()
-        return sum(
-            min(int(node.get(n, 0) // amount) for n, amount in wanted.items()) for node in nodes
+        fitting = [node for node in nodes if self.pod_type in (None, node.pod_type)]
+        if self.num_hosts > 1:
+            return self._slices(fitting)
+        return sum(self._places(node) for node in fitting)
+
+    def _places(self, node: Node) -> int:
+        places = [
+            int(node.has(name) // amount)
+            for name, amount in self.resources().items()
+            if name != "GPU"
+        ]
+        if self.gpus:  # a part is of one GPU: three of 0.3 on each
+            places.append(int(node.has("GPU")) * int(1 / self.gpus + 1e-9))
+        return min(places)
+
+    def _slices(self, nodes: Sequence[Node]) -> int:
+        """Whole slices among the nodes, with a core more on one host to coordinate from."""
+        whole: Counter[str] = Counter()
+        roomy: set[str] = set()
+        for node in nodes:
+            name = node.labels.get(SLICE_NAME)
+            if name is not None and self._places(node):
+                whole[name] += 1
+                if node.has("CPU") > self.cpus:
+                    roomy.add(name)
+        return sum(whole[name] >= self.num_hosts for name in roomy)
+
+
+def check_accelerator(accelerator: str | None) -> None:
+    """ValueError for a name that no cluster knows."""
+    if accelerator is None or accelerator in ACCELERATORS or accelerator in _NOT_SUPPORTED:
+        return
+    if accelerator.startswith("gpu:"):
+        _gpu_part(accelerator)
+        return
+    raise ValueError(f"unknown accelerator {accelerator!r}; choose from {CHOICES}")
+
+
+def _gpu_part(accelerator: str) -> float:
+    """Of "gpu" 1, of "gpu:0.5" 0.5."""
+    text = accelerator.partition(":")[2] or "1"
+    try:
+        part = float(text)
+    except ValueError:
+        part = 0.0
+    # Ray counts in ten-thousandths; sixteen trials on a GPU are more than any has gained from.
+    if not 1 / 16 <= part <= 1:
+        raise ValueError(
+            f"accelerator {accelerator}: a trial takes one GPU or a part of it from 0.0625 to 1, "
+            "for example gpu:0.5 for two trials on each"
         )
+    return part
 
 
 def share(accelerator: str | None, nodes: Sequence[Node]) -> Share:
-    """The share of a trial on `accelerator`; None: a GPU where there is one, else a core.
+    """The share of a trial on `accelerator`; None: a TPU where there is one, else a GPU, else a
+    core.
 
     Raises ValueError where the nodes can never give it.
     """
-    if accelerator is not None and accelerator not in ACCELERATORS:
+    check_accelerator(accelerator)
+    if accelerator in _NOT_SUPPORTED:
         raise ValueError(
-            f"unknown accelerator {accelerator!r}; choose from {', '.join(ACCELERATORS)}"
+            f"accelerator {accelerator} is not supported: {_NOT_SUPPORTED[accelerator]}; there is "
+            f"{_described(nodes)}; choose tpu-v3-8 with v3-8 hosts, or tpu-v3-32 with a v3-32 slice"
         )
-    if accelerator is not None and accelerator.startswith("tpu"):
-        raise ValueError(f"accelerator {accelerator} is not built yet; choose cpu or gpu")
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
-    if accelerator == "cpu" or (accelerator is None and not with_gpu):
-        found = Share(accelerator="cpu", cpus=CPU_TRIAL_CORES)
-    else:
-        # A share must fit on each node that has a GPU, so the poorest of them sets the cores.
-        beside = min((int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu), default=1)
-        cpus = max(1, min(MOST_CORES_BESIDE_A_GPU, beside))
-        found = Share(accelerator="gpu", cpus=cpus, gpus=1)
+    found = _sized(accelerator or _best(nodes), nodes)
     if found.slots(nodes) < 1:
-        has = [dict(node) for node in nodes]
-        raise ValueError(
-            f"a trial on {found.accelerator} needs {_amounts(found.resources())}, and no machine "
-            f"has that: {'; '.join(map(_amounts, has)) or 'there is none'}; "
-            "choose another --accelerator or --address"
-        )
+        raise ValueError(_refusal(found, nodes))
     return found
 
 
+def _best(nodes: Sequence[Node]) -> str:
+    """What to train on where nothing was asked for."""
+    if any(node.has("TPU") for node in nodes):
+        types = {node.pod_type for node in nodes if node.has("TPU")}
+        for name in ("tpu-v3-8", "tpu-v3-32"):
+            if _TPUS[name].pod_type in types:
+                return name
+        raise ValueError(
+            f"no trial runs on the TPUs that there are: {_described(nodes)}; use v3-8 hosts or "
+            f"v3-32 slices{_label_hint(nodes)}, or choose --accelerator cpu"
+        )
+    return "gpu" if any(node.has("GPU") >= 1 for node in nodes) else "cpu"
+
+
+def _sized(accelerator: str, nodes: Sequence[Node]) -> Share:
+    """The share with its cores; they must be there on each node of the kind, so that the poorest
+    of them decides."""
+    if accelerator == "cpu":
+        return Share(accelerator="cpu", cpus=CPU_TRIAL_CORES)
+    tpu = _TPUS.get(accelerator)
+    if tpu is None:
+        part = _gpu_part(accelerator)
+        each = int(1 / part + 1e-9)  # trials on a GPU
+        with_gpu = [node for node in nodes if node.has("GPU") >= 1]
+        beside = [int(node.has("CPU") // (node.has("GPU") * each)) for node in with_gpu]
+        cpus = max(1, min([MOST_CORES_BESIDE_A_GPU, *beside])) if beside else 1
+        return Share(accelerator=accelerator, cpus=cpus, gpus=part)
+    hosts = [n for n in nodes if n.pod_type == tpu.pod_type and n.has("TPU") >= tpu.chips]
+    # The coordinator of a slice takes a core of one of its hosts.
+    free = [node.has("CPU") - (tpu.num_hosts > 1) for node in hosts]
+    beside = [int(cpus * tpu.chips // CHIPS_PER_HOST) for cpus in free]
+    most = MOST_CORES_BESIDE_A_CHIP * tpu.chips
+    return Share(
+        accelerator=accelerator,
+        cpus=max(1, min([most, *beside])) if beside else 1,
+        chips=tpu.chips,
+        num_hosts=tpu.num_hosts,
+        pod_type=tpu.pod_type,
+    )
+
+
+# -- what is wrong ---------------------------------------------------------------------------------
+
+
+def _refusal(part: Share, nodes: Sequence[Node]) -> str:
+    needs = _amounts(part.resources())
+    if part.num_hosts > 1:
+        where = (
+            f"on each of {part.num_hosts} hosts of one {part.pod_type} slice, and a core more on "
+            "one of them, and no slice has that"
+        )
+        remedy = f"wait for a whole {part.pod_type} slice, or choose another --accelerator"
+    elif part.pod_type:
+        where = f"of a {part.pod_type} host, and no machine has that"
+        remedy = f"give the --address of a cluster with {part.pod_type} hosts, or choose another "
+        remedy += "--accelerator"
+    else:
+        where, remedy = "", "choose another --accelerator or --address"
+        needs += ", and no machine has that"
+    hint = _label_hint(nodes) if part.chips else ""
+    said = f"a trial on {part.accelerator} needs {needs} {where}".rstrip()
+    return f"{said}: {_described(nodes)}; {remedy}{hint}"
+
+
+def _label_hint(nodes: Sequence[Node]) -> str:
+    if any(node.has("TPU") and node.pod_type is None for node in nodes):
+        return f" (a TPU host without the label {POD_TYPE} counts for none: `ray start --labels`)"
+    return ""
+
+
+def _described(nodes: Sequence[Node]) -> str:
+    """The machines, alike ones counted."""
+    texts: Counter[str] = Counter()
+    for node in nodes:
+        text = _amounts(node.resources)
+        if node.has("TPU"):
+            text += f" ({node.pod_type or 'TPU of unknown type'}"
+            name = node.labels.get(SLICE_NAME)
+            several = name is not None and node.pod_type != "v3-8"
+            text += f", slice {name})" if several else ")"
+        texts[text] += 1
+    parts = [f"{count} x {text}" if count > 1 else text for text, count in texts.items()]
+    return "; ".join(parts) or "there is none"
+
+
 def _amounts(resources: Mapping[str, float]) -> str:
-    shown = [f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
-    return " and ".join(text for text in shown if not text.startswith("0 ")) or "no CPU or GPU"
+    amounts = [(resources.get(name, 0), name) for name in ("CPU", "GPU", "TPU")]
+    shown = [f"{amount:g} {name}" for amount, name in amounts if amount]
+    shown = [text.replace("TPU", "TPU chips") for text in shown]
+    return " and ".join(shown).replace("1 TPU chips", "1 TPU chip") or "no CPU or GPU"
+
+
+# -- machines --------------------------------------------------------------------------------------
+
+
+def plan_nodes(accelerator: str | None) -> list[Node]:
+    """What a plan without a cluster is for: Google's machines for a TPU, else this one."""
+    if accelerator not in _TPUS:
+        return [this_machine(accelerator)]
+    tpu = _TPUS[accelerator]
+    labels = {POD_TYPE: tpu.pod_type, SLICE_NAME: "planned"}
+    host = Node({"CPU": 96.0, "TPU": float(CHIPS_PER_HOST)}, labels)
+    return [host] * tpu.num_hosts
 
 
 def this_machine(accelerator: str | None) -> Node:
-    """The cores and GPUs that this process may use; asks for GPUs only where one may be used."""
-    gpus = 0
+    """What this process may use; asks for GPUs and TPUs only where one may be used."""
+    resources, labels = {"CPU": float(usable_cores())}, {}
+    chips = tpu_chips()
+    if chips and (accelerator is None or accelerator.startswith("tpu")):
+        resources["TPU"] = float(chips)
+        kind = _tpu_type()
+        if kind is not None:
+            labels[POD_TYPE] = kind
     devices = ("nvidia[0-9]*", "dxg", "kfd")  # Nvidia, Windows' Linux, AMD
-    if accelerator in (None, "gpu") and any(any(Path("/dev").glob(name)) for name in devices):
+    may_use_gpu = accelerator is None or accelerator.startswith("gpu")
+    if may_use_gpu and any(any(Path("/dev").glob(name)) for name in devices):
         import torch
 
-        gpus = torch.cuda.device_count()
-    return {"CPU": float(usable_cores()), "GPU": float(gpus)}
+        resources["GPU"] = float(torch.cuda.device_count())
+    return Node(resources, labels)
+
+
+def tpu_chips(devices: Path = Path("/dev")) -> int:
+    """TPU chips of this machine."""
+    return len(list(devices.glob("accel[0-9]*")))
+
+
+def _tpu_type() -> str | None:
+    """ "v3-8", as the environment has it on GKE and the metadata server on a TPU VM."""
+    if kind := os.environ.get("TPU_ACCELERATOR_TYPE"):
+        return kind
+    address = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+    asked = urllib.request.Request(
+        address + "accelerator-type", headers={"Metadata-Flavor": "Google"}
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=2) as answer:
+            return answer.read().decode().strip()
+    except (urllib.error.URLError, OSError):
+        return None
 
 
 def usable_cores() -> int:

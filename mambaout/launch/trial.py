@@ -2,7 +2,8 @@
 
 The run directory decides everything: a trial that has been started before goes on from its
 last.ckpt, and one that has an outcome is over. A worker may get one trial after another (Tune
-reuses it, since importing torch costs more than many a trial), so nothing is kept in the module.
+reuses it, since importing torch costs more than many a trial, and compiling for a TPU far more), so
+nothing of a trial is kept in the module.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,13 @@ from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
     Failure,
     add_failure,
+    cause_of,
     classify,
     one_line,
     read_failures,
     retried,
 )
+from mambaout.launch.tpu import prepare
 from mambaout.study.study import RECORDS_FILE, STOPPED_FILE, StudyFolder, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
@@ -35,6 +39,7 @@ REPORT_SECONDS = 5.0  # least time between two reports to Tune: each holds the t
 STOP_CHECK_SECONDS = 1.0  # least time between two looks for the stop file
 CHECKPOINT_SECONDS = 60.0
 TRAINER = "mambaout.launch.trial:train_trial"
+CACHE_FOLDER = ".xla-cache"  # in the storage: what has been compiled, for every trial to find
 # A driver that was killed takes its workers with it, some of them a moment later.
 PREDECESSOR_SECONDS = 30.0
 
@@ -49,10 +54,14 @@ class Task:
     launch: str
     stop_file: str  # the trial saves and ends once this file is there
     backend: str
-    cpus: int
+    cpus: int  # of each host
     num_workers: int
     commit: str  # of the code, as the driver sees it
     trainer: str  # MODULE:FUNCTION, called as `train_trial` here is
+    gpus: float = 0
+    chips: int = 0  # of a TPU, of each host
+    num_hosts: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)  # see Share.env
 
 
 class Retry(Exception):
@@ -74,20 +83,17 @@ def run_trial(config: dict[str, Any]) -> None:
         )
     trial = Trial.from_json(config[TRIAL])
     directory = folder.run_directory(trial)
-    stop = _Appearance(Path(task.stop_file), directory / STOPPED_FILE)
+    stop = stop_of(task, directory)
     if stop() or not retried(read_failures(directory, task.launch)):
         return
     try:
-        with held(directory, f"run directory {directory}", PREDECESSOR_SECONDS):
-            module, _, name = task.trainer.partition(":")
-            report = _TuneReports(stop)
-            # What a worker did after its driver was killed is news to this one.
-            for record in list(read_records(directory / RECORDS_FILE)):
-                if MINIVAL_TOP1 in record.values:
-                    report(record)
-            if not stop():
-                getattr(import_module(module), name)(task, trial, directory, report, stop)
-    except Exception as error:
+        if task.num_hosts > 1:
+            from mambaout.launch.hosts import train_on_slice as train
+        else:
+            train = train_here
+        train(task, trial, directory, _TuneReports(stop), stop)
+    except Exception as reported:
+        error = cause_of(reported)
         failure = Failure(
             kind=classify(error),
             error=one_line(error),
@@ -100,6 +106,47 @@ def run_trial(config: dict[str, Any]) -> None:
             raise Retry(failure.error) from None  # the cause may not be picklable
     finally:
         gc.collect()
+
+
+def train_here(
+    task: Task,
+    trial: Trial,
+    directory: Path,
+    report: Callable[[Record], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Call the task's trainer in this process, which alone may write into the run directory."""
+    with writing(directory):
+        # What a worker did after its driver was killed is news to this one.
+        for record in list(read_records(directory / RECORDS_FILE)):
+            if MINIVAL_TOP1 in record.values:
+                report(record)
+        if not stop():
+            call_trainer(task, trial, directory, report, stop)
+
+
+def writing(directory: Path) -> AbstractContextManager[None]:
+    """Hold the run directory; one that is being written to is waited for."""
+    return held(directory, f"run directory {directory}", PREDECESSOR_SECONDS)
+
+
+def call_trainer(
+    task: Task,
+    trial: Trial,
+    directory: Path,
+    report: Callable[[Record], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Make this process ready for the share that it has, and train on it."""
+    if task.chips:
+        prepare(task.chips, task.env)
+    module, _, name = task.trainer.partition(":")
+    getattr(import_module(module), name)(task, trial, directory, report, stop)
+
+
+def stop_of(task: Task, directory: Path) -> Appearance:
+    """Says, on any machine, when the trial is to save and end."""
+    return Appearance(Path(task.stop_file), directory / STOPPED_FILE)
 
 
 def recorded_step(directory: Path) -> int:
@@ -130,7 +177,10 @@ def train_trial(
             f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "
             "the images differ between machines, or have changed since"
         )
-    where = backend(task.backend)
+    if 0 < task.gpus < 1:
+        # The neighbours' memory is not this trial's to take, nor its own theirs.
+        torch.cuda.set_per_process_memory_fraction(task.gpus)
+    where = backend(task.backend, cache=Path(task.storage) / CACHE_FOLDER)
     outcome = train(
         trial.recipe,
         data,
@@ -152,7 +202,7 @@ def train_trial(
 class _TuneReports:
     """A sink that tells Tune's scheduler of a trial's progress, not too often."""
 
-    def __init__(self, stop: _Appearance) -> None:
+    def __init__(self, stop: Appearance) -> None:
         self.last, self.stop = -float("inf"), stop
 
     def __call__(self, record: Record) -> None:
@@ -170,7 +220,7 @@ class _TuneReports:
         self.stop.look_now()  # the driver has decided by now whether the trial goes on
 
 
-class _Appearance:
+class Appearance:
     """Says whether one of the paths exists, and looks at most once a second."""
 
     def __init__(self, *paths: Path) -> None:

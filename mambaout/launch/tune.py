@@ -93,6 +93,7 @@ def run_study(request: Request) -> int:
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
+        _check_batches(request, part)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         if request.rerun:
             _set_aside(request, folder)
@@ -116,6 +117,20 @@ def run_study(request: Request) -> int:
         launch.signals.listen()
         cleanup.callback(launch.signals.give_back)
         return launch.run(cleanup)
+
+
+def _check_batches(request: Request, part: Share) -> None:
+    """ValueError for a recipe whose batch the share's devices cannot split."""
+    recipes = {trial.label: trial.recipe for trial in request.trials}
+    recipes |= {search.label: search.base for search in request.study.searches}
+    for label, recipe in recipes.items():
+        batch, num = recipe.global_batch, part.num_devices
+        if batch % num:
+            near = [n for n in (batch // num * num, -(-batch // num) * num) if n]
+            raise ValueError(
+                f"trial {label}: global_batch={batch} does not split over the {num} devices of "
+                f"{part.accelerator}; try {' or '.join(map(str, near))}"
+            )
 
 
 def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
@@ -241,9 +256,13 @@ class _Launch:
             num_workers=self.part.num_workers,
             commit=git_commit(),
             trainer=self.request.trainer,
+            gpus=self.part.gpus,
+            chips=self.part.chips,
+            num_hosts=self.part.num_hosts,
+            env=self.part.env,
         )
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, self.part.resources()),
+            tune.with_resources(run_trial, self.part.placement()),
             param_space={TASK: asdict(task)},
             tune_config=tune.TuneConfig(
                 search_alg=searcher(self),

@@ -1,0 +1,207 @@
+"""A trial on a slice: a process on each of its hosts, all of them or none.
+
+Tune's placement group holds the slice for as long as Tune's worker has trials for it. That worker,
+in bundle 0, coordinates: it starts an actor in the bundle of each host, tells Tune of the records
+that appear in the run directory, and ends all hosts when one is lost, since the others would wait
+for it for ever. A host's place in the slice is the machine's own; bundles come in any order.
+
+The actors stay for the next trial, as Tune's worker does: what they have compiled they need not
+compile again. They are this worker's own and end with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from mambaout.launch.outcomes import cause_of, classify
+from mambaout.launch.resources import SLICE_NAME
+from mambaout.launch.tpu import host_rank
+from mambaout.launch.trial import Task, call_trainer, stop_of, writing
+from mambaout.study.study import RECORDS_FILE, Trial
+from mambaout.study.tail import Tail
+from mambaout.train.metrics import Record
+
+WATCH_SECONDS = 1.0  # between two looks at the records
+START_SECONDS = 120.0  # for an actor on every host
+# A host that Ray has not yet found lost shows in the others first, as a broken connection: wait so
+# long for Ray's word. It asks a silent machine for about a minute before it gives it up.
+BLAME_SECONDS = 75.0
+END_SECONDS = 300.0  # between the first host's end and the last one's
+KILL_SECONDS = 20.0
+
+
+class HostLost(RuntimeError):
+    """A host of the slice does not answer: a loss of the worker, not an error of the trial."""
+
+
+class Host:
+    """What runs on each host of a slice."""
+
+    def place(self) -> tuple[int, str]:
+        """Which host of which slice this is."""
+        import ray
+
+        labels = ray.get_runtime_context().get_node_labels()
+        return host_rank(), str(labels.get(SLICE_NAME))
+
+    def train(self, task: Task, trial: str, directory: str) -> None:
+        """Train this host's part; only the first host writes, and only it holds the directory."""
+        folder = Path(directory)
+        with writing(folder) if host_rank() == 0 else nullcontext():
+            stop = stop_of(task, folder)
+            call_trainer(task, Trial.from_json(trial), folder, lambda record: None, stop)
+
+
+class Crew:
+    """An actor on each host of the slice that this worker's placement group holds."""
+
+    def __init__(self, task: Task) -> None:
+        import ray
+        from ray.util.placement_group import get_current_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._ray: Any = ray
+        group: Any = get_current_placement_group()
+        self.group_id = group.id
+        host: Any = ray.remote(Host)
+        self.hosts = [
+            host.options(
+                num_cpus=task.cpus,
+                resources={"TPU": task.chips},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+            ).remote()
+            for bundle in range(1, task.num_hosts + 1)
+        ]
+        try:
+            self._check_places()
+        except BaseException:
+            self.end()
+            raise
+
+    def _check_places(self) -> None:
+        try:
+            places = self._ray.get(
+                [host.place.remote() for host in self.hosts], timeout=START_SECONDS
+            )
+        except self._ray.exceptions.GetTimeoutError:
+            text = f"not every host of the slice answered within {START_SECONDS:g} s"
+            raise HostLost(text) from None
+        ranks, slices = zip(*places, strict=True)
+        if sorted(ranks) != list(range(len(ranks))) or len(set(slices)) > 1:
+            raise RuntimeError(
+                f"the {len(ranks)} hosts of a slice say that they are hosts {list(ranks)} of "
+                f"{list(slices)}; TPU_WORKER_ID and the label {SLICE_NAME} must name 0 to "
+                f"{len(ranks) - 1} of one slice"
+            )
+
+    def train(self, task: Task, trial: Trial, directory: Path, watch: Callable[[], None]) -> None:
+        """Train the trial on all hosts; `watch` is called every second, and after the last.
+
+        Raises what ended a host; that one of them is lost before what the others say of it.
+        """
+        running = [host.train.remote(task, trial.to_json(), str(directory)) for host in self.hosts]
+        deadline = float("inf")
+        while running:
+            done, running = self._ray.wait(running, timeout=WATCH_SECONDS)
+            watch()
+            for ended in done:
+                error = self._error(ended)
+                if error is not None:
+                    raise self._blamed(error, running)
+                deadline = min(deadline, time.monotonic() + END_SECONDS)
+            if running and time.monotonic() > deadline:
+                raise HostLost(
+                    f"{len(running)} of {len(self.hosts)} hosts train on, {END_SECONDS:g} s after "
+                    "the first one ended"
+                )
+
+    def _blamed(self, error: Exception, others: Sequence[Any]) -> Exception:
+        """The error of the host that began it."""
+        if classify(error) == "preempted" or not others:
+            return error
+        deadline = time.monotonic() + BLAME_SECONDS
+        while others and (left := deadline - time.monotonic()) > 0:
+            done, others = self._ray.wait(list(others), timeout=left)
+            for other in filter(None, map(self._error, done)):
+                if classify(other) == "preempted":
+                    return other
+        return error
+
+    def _error(self, ended: Any) -> Exception | None:
+        try:
+            self._ray.get(ended)
+        except Exception as error:
+            cause = cause_of(error)
+            if isinstance(cause, Exception) and cause is not error:
+                cause.__cause__ = error  # with the host's own traceback
+                return cause
+            return error
+        return None
+
+    def end(self) -> None:
+        """Kill the actors, and return once they are gone: the next trial needs their chips."""
+        for host in self.hosts:
+            self._ray.kill(host)
+        for host in self.hosts:
+            try:
+                self._ray.get(host.place.remote(), timeout=KILL_SECONDS)
+            except self._ray.exceptions.RayError:
+                continue
+
+
+_crew: Crew | None = None  # of this worker, for its next trial
+
+
+def train_on_slice(
+    task: Task,
+    trial: Trial,
+    directory: Path,
+    report: Callable[[Record], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Train on the hosts of this worker's slice; `report` is told of what they record.
+
+    Where it raises, no host is left running.
+    """
+    global _crew
+    news = _News(directory, report)
+    news()
+    if stop():
+        return
+    if _crew is not None and _crew.group_id != _group_id():
+        _crew.end()
+        _crew = None
+    if _crew is None:
+        _crew = Crew(task)
+    try:
+        _crew.train(task, trial, directory, news)
+    except BaseException:
+        _crew.end()
+        _crew = None
+        raise
+
+
+def _group_id() -> Any:
+    from ray.util.placement_group import get_current_placement_group
+
+    group: Any = get_current_placement_group()
+    return group.id
+
+
+class _News:
+    """Reports the records that have appeared, each step once: a resume takes some steps again."""
+
+    def __init__(self, directory: Path, report: Callable[[Record], None]) -> None:
+        self.path, self.report = directory / RECORDS_FILE, report
+        self.tail, self.step = Tail(), -1
+
+    def __call__(self) -> None:
+        for record in self.tail.new(self.path):
+            if record.step > self.step:
+                self.step = record.step
+                self.report(record)
+        self.tail.accept()

@@ -102,7 +102,7 @@ def test_every_knob_moves_the_model(name):
         torch.manual_seed(0)
         model = build(config, num_classes=7)
         images = torch.randn(4, 3, 32, 32)
-        return model(images, torch.full((4, config.num_blocks), 0.5))
+        return model(images)
 
     moved = replace(SMALL, **{name: MOVED[name]})
     assert torch.equal(logits(SMALL), logits(SMALL))
@@ -138,8 +138,7 @@ def test_every_knob_moves_what_it_names():
     assert sizes(replace(SMALL, hidden_multiple=24)) == (96, (12, 1, 7, 7), 48)  # 32, rounded up
     assert build(SMALL).stem.conv1.stride == (2, 2)
     assert build(replace(SMALL, stem_stride=2)).stem.conv1.stride == (1, 1)
-    rates = [block.drop_rate for block in model.modules() if isinstance(block, GatedCNNBlock)]
-    assert rates == pytest.approx([0, 0.075, 0.15, 0.225, 0.3])
+    assert SMALL.drop_path_rates == pytest.approx([0, 0.075, 0.15, 0.225, 0.3])
 
 
 def test_the_small_stem_keeps_the_parameters():
@@ -158,17 +157,21 @@ def loud(config: ModelConfig) -> MambaOut:
     return model
 
 
+def dropped(draws: torch.Tensor, rate: float) -> torch.Tensor:
+    return (draws >= rate) / (1 - rate)
+
+
 def test_a_batch_of_64_drops_and_learns_as_four_of_16():
     config = replace(SMALL, drop_path=0.6)
     model = loud(config)
-    images, draws = torch.randn(64, 3, 32, 32), torch.rand(64, config.num_blocks)
-    whole = model(images, draws)
+    images, scales = torch.randn(64, 3, 32, 32), dropped(torch.rand(64, config.num_blocks), 0.6)
+    whole = model(images, scales)
     whole.square().mean().backward()
     whole_grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     logits = []
-    for micro, draw in zip(images.split(16), draws.split(16), strict=True):
-        logits.append(model(micro, draw))
+    for micro, part in zip(images.split(16), scales.split(16), strict=True):
+        logits.append(model(micro, part))
         (logits[-1].square().mean() / 4).backward()
     torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-5, atol=1e-5)
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -178,37 +181,40 @@ def test_a_batch_of_64_drops_and_learns_as_four_of_16():
         )
 
 
-def test_a_draw_below_the_rate_skips_the_block_and_one_above_scales_it():
-    block = block_of(loud(replace(SMALL, drop_path=0.4)), stage=3)
+def test_a_scale_of_0_skips_the_block_and_any_other_scales_its_branch():
+    block = block_of(loud(SMALL), stage=3)
     x = torch.randn(3, 4, 4, 72)
-    out = block(x, torch.tensor([0.399, 0.4, 0.999]))
+    out = block(x, torch.tensor([0.0, 1.0, 2.5]))
     branch = block(x, None) - x
     assert torch.equal(out[0], x[0])
-    torch.testing.assert_close(out[1:], x[1:] + branch[1:] / 0.6)
+    torch.testing.assert_close(out[1], x[1] + branch[1])
+    torch.testing.assert_close(out[2], x[2] + branch[2] * 2.5)
 
 
-def test_every_block_reads_its_own_draw():
+def test_every_block_reads_its_own_scale():
     model, skipped = loud(SMALL), []
     blocks = [block for block in model.modules() if isinstance(block, GatedCNNBlock)]
     for block in blocks:
         block.register_forward_hook(
             lambda _, inputs, output: skipped.append(torch.equal(inputs[0], output))
         )
-    for chosen in range(1, len(blocks)):  # the first block's rate is 0
-        draws = torch.full((2, len(blocks)), 0.999)
-        draws[:, chosen] = 0
+    for chosen in range(len(blocks)):
+        scales = torch.ones(2, len(blocks))
+        scales[:, chosen] = 0
         skipped.clear()
-        model(torch.randn(2, 3, 32, 32), draws)
+        model(torch.randn(2, 3, 32, 32), scales)
         assert skipped == [index == chosen for index in range(len(blocks))]
 
 
-def test_drawn_here_or_given_the_draws_drop_the_same():
+def test_drawn_here_or_given_the_scales_drop_the_same():
     model = loud(SMALL)
     images = torch.randn(8, 3, 32, 32)
     torch.manual_seed(7)
     drawn = model(images)
     torch.manual_seed(7)
-    assert torch.equal(drawn, model(images, torch.rand(8, SMALL.num_blocks)))
+    rates = torch.tensor(SMALL.drop_path_rates)
+    scales = (torch.rand(8, SMALL.num_blocks) >= rates) / (1 - rates)
+    assert torch.equal(drawn, model(images, scales))
     assert not torch.equal(drawn, model(images))
 
 
@@ -222,8 +228,8 @@ def test_evaluation_and_a_zero_rate_drop_nothing_and_draw_nothing():
         assert torch.equal(logits, model(images, torch.zeros(2, SMALL.num_blocks)))
 
 
-def test_draws_of_another_shape_are_an_error():
-    with pytest.raises(ValueError, match=r"drop_draws is \(2, 4\).*\(2, 5\)"):
+def test_scales_of_another_shape_are_an_error():
+    with pytest.raises(ValueError, match=r"drop_scales is \(2, 4\).*\(2, 5\)"):
         build(SMALL).train()(torch.randn(2, 3, 32, 32), torch.rand(2, 4))
 
 

@@ -17,8 +17,8 @@ from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
 from mambaout.train.loop import Diverged, Finished, OutOfMemory, Preempted, evaluate, train
 from mambaout.train.metrics import Record, read_records
-from mambaout.train.optim import learning_rate, optimizer
-from mambaout.train.step import TrainState, micro_batches, train_step
+from mambaout.train.optim import learning_rate, optimizer, take_step
+from mambaout.train.step import TrainState, add_gradients, micro_batches, placed
 
 TIMING = {metrics.IMAGES_PER_SECOND, metrics.INPUT_WAIT, metrics.PEAK_MEMORY, metrics.MFU}
 
@@ -95,9 +95,10 @@ def test_records_after_the_checkpoint_are_made_again_not_doubled(digits, tiny_re
 def one_step_gradients(recipe: Recipe, data, micro_batch: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = build(recipe.model, data.num_classes)
-    state = TrainState(model, optimizer(model, recipe))
+    state = TrainState(model, optimizer(model, recipe, Cpu()))
     batch = next(TrainBatches(data, recipe, seed=0).starting_at(0))
-    train_step(state, batch, recipe, backend=Cpu(), lr=0.0, micro_batch=micro_batch, seed=0)
+    parts = placed(batch, recipe, backend=Cpu(), step=0, micro_batch=micro_batch, seed=0)
+    add_gradients(state, parts, recipe, backend=Cpu())
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -110,8 +111,14 @@ def test_one_micro_batch_of_64_gives_the_gradients_of_four_of_16(digits, tiny_re
 
 
 def test_micro_batches_split_the_batch_evenly_and_keep_pairs_whole():
-    assert micro_batches(12, mixes=False) == [12, 6, 4, 3, 2, 1]
-    assert micro_batches(12, mixes=True) == [12, 6, 4, 2]
+    plain = tuned(BASELINE, global_batch=12, mixup=0.0, cutmix=0.0)
+    assert micro_batches(plain) == [12, 6, 4, 3, 2, 1]
+    assert micro_batches(plain, num_devices=2) == [12, 6, 4, 2]
+    mixed = tuned(BASELINE, global_batch=12)
+    assert micro_batches(mixed) == [12, 6, 4, 2]
+    assert micro_batches(mixed, num_devices=2) == [12, 4]
+    with pytest.raises(ValueError, match=r"12 does not split over 8 devices .*pairs.*try 16 or 16"):
+        micro_batches(mixed, num_devices=8)
 
 
 class SmallMemory(Cpu):
@@ -229,7 +236,9 @@ def test_a_batch_that_does_not_split_over_the_devices_names_its_neighbours(
 ):
     three = Cpu()
     three.num_devices = 3
-    with pytest.raises(ValueError, match="does not split over 3 devices; try 63 or 66"):
+    with pytest.raises(
+        ValueError, match="not split over 3 devices in whole pairs of images; try 60 or 66"
+    ):
         run(tiny_recipe, digits, tmp_path, backend=three)
 
 
@@ -246,13 +255,36 @@ def test_evaluation_does_not_depend_on_the_batch_size(digits, tiny_recipe):
 
 def test_weight_decay_spares_biases_and_norms(tiny_recipe):
     model = build(tiny_recipe.model, 10)
-    decayed, kept = optimizer(model, tiny_recipe).param_groups
-    assert decayed["weight_decay"] == 0.05
-    assert kept["weight_decay"] == 0.0
-    assert all(p.ndim > 1 for p in decayed["params"])
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert all("bias" in names[id(p)] or "norm" in names[id(p)] for p in kept["params"])
-    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    take_step(optimizer(model, tiny_recipe, Cpu()), 0.1, 0.05, Cpu())
+    for name, parameter in model.named_parameters():
+        spared = "bias" in name or "norm" in name
+        assert torch.equal(parameter, before[name] * (1 if spared else 1 - 0.1 * 0.05)), name
+
+
+def test_an_update_is_torchs_adamw(tiny_recipe):
+    model, reference = (build(tiny_recipe.model, 10) for _ in range(2))
+    reference.load_state_dict(model.state_dict())
+    ours = optimizer(model, tiny_recipe, Cpu())
+    groups = [[p for p in reference.parameters() if (p.ndim > 1) == big] for big in (True, False)]
+    theirs = torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": 0.05}, {"params": groups[1], "weight_decay": 0.0}],
+        betas=(tiny_recipe.optim.beta1, tiny_recipe.optim.beta2),
+        eps=tiny_recipe.optim.adam_eps,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for lr in (1e-3, 0.0, 3e-3):
+        for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for group in theirs.param_groups:
+            group["lr"] = lr
+        take_step(ours, lr, 0.05, Cpu())
+        theirs.step()
+        for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_the_released_codes_schedule_is_reproduced_epoch_by_epoch():

@@ -1,13 +1,10 @@
-"""What is done to an image between its decoding and the network.
+"""What is done to an image on the host, after its decoding: one image at a time, uint8 to uint8.
 
-On the host, one image at a time (`TrainAugment`, `eval_crop`): random resized crop, flip and
-RandAugment for training, resize and centre crop for evaluation; uint8 in, uint8 out.
-On the device, a micro-batch at a time (`prepare_train`, `prepare_eval`): normalisation, random
-erasing, mixup, cutmix and label smoothing.
+For training a random resized crop, a flip and RandAugment (`TrainAugment`), for evaluation a resize
+and a centre crop (`eval_crop`). What is done to a batch of them on the device: device_augment.py.
 
-The crop's draw, RandAugment's operations, erasing, mixup and cutmix are timm's. Every draw is a
-function of (seed, epoch, sample id) on the host and of (seed, step, place in the global batch) on
-the device. timm draws from the global generators of random, numpy and torch; they are seeded
+The crop's draw and RandAugment's operations are timm's, and every draw is a function of (seed,
+epoch, sample id). timm draws from the global generators of random, numpy and torch; they are seeded
 around its calls and left as they were found.
 """
 
@@ -22,15 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, rand_augment_choices, rand_augment_ops
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.mixup import Mixup, mixup_target
-from timm.data.random_erasing import RandomErasing
+from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch import Tensor
 from torchvision.transforms import ColorJitter
 
 from mambaout.data.decode import Picture
-from mambaout.data.draws import draw, uniforms
 from mambaout.recipe import Augment, Recipe
 
 _BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
@@ -43,9 +36,6 @@ _INTERPOLATION = {
 # Operations of RandAugment that fill with ImageNet's mean, a colour. The others make grey of grey,
 # and a third of the time: Pillow builds a table of 256 entries a channel in Python for six of them.
 FILLING = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
-
-
-# -- on the host, one image -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -160,110 +150,3 @@ def eval_crop(picture: Picture, recipe: Recipe) -> Image.Image:
     if image.size != (size, size):
         image = image.crop((left, top, left + size, top + size))
     return _rgb(image)
-
-
-# -- on the device, a micro-batch -----------------------------------------------------------------
-
-
-def prepare_eval(images: Tensor) -> Tensor:
-    """uint8 (b, H, W, 3) to float32 (b, 3, H, W), normalised by ImageNet's mean and deviation."""
-    mean, deviation = _normalisation(images.device)
-    # Contiguous: sums over channels laid last take inner loops of three, which doubled the time.
-    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    # Two roundings: a fused multiply-add might round otherwise at the end of another batch size.
-    return x.sub_(mean).div_(deviation)
-
-
-@functools.lru_cache
-def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of pixel values 0 to 255, each (3, 1, 1)."""
-    return (
-        torch.tensor(IMAGENET_DEFAULT_MEAN, device=device).mul_(255).view(3, 1, 1),
-        torch.tensor(IMAGENET_DEFAULT_STD, device=device).mul_(255).view(3, 1, 1),
-    )
-
-
-def prepare_train(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    recipe: Recipe,
-    num_classes: int,
-    seed: int,
-    step: int,
-    first: int,
-) -> tuple[Tensor, Tensor]:
-    """A micro-batch as the network takes it: x (b, 3, H, W) float32, targets (b, num_classes).
-
-    images: uint8 (b, H, W, 3), labels: int64 (b,), on one device; `first` is the place of the
-    first image in the step's global batch. Places 2k and 2k+1 are mixed with each other, with one
-    lambda and one box a step (timm's mode "batch"), so any even micro-batch gives the same result.
-    Raises ValueError for a micro-batch that splits a pair.
-    """
-    augment = recipe.augment
-    x = prepare_eval(images)
-    if augment.erasing > 0:
-        _erase(x, augment.erasing, seed=seed, step=step, first=first)
-    mixup = _mixup(augment, num_classes)
-    if mixup is None:
-        return x, mixup_target(labels, num_classes, smoothing=augment.label_smoothing)
-    if len(x) % 2 or first % 2:
-        raise ValueError(
-            f"a micro-batch of {len(x)} images from place {first} splits a pair that mixup or "
-            "cutmix mixes; micro-batches must be even"
-        )
-    state = np.random.get_state()
-    try:
-        np.random.seed(draw("mixup", seed, step) & 0xFFFFFFFF)
-        x, targets = mixup(_pairs_apart(x), _pairs_apart(labels))
-    finally:
-        np.random.set_state(state)
-    return _pairs_together(x), _pairs_together(targets)
-
-
-def _pairs_apart(rows: Tensor) -> Tensor:
-    """Neighbours 2k, 2k+1 put where a flip of the batch exchanges them: 0 2 4 ... 5 3 1."""
-    return torch.cat([rows[0::2], rows[1::2].flip(0)])
-
-
-def _pairs_together(rows: Tensor) -> Tensor:
-    """The inverse of `_pairs_apart`."""
-    half = len(rows) // 2
-    return torch.stack([rows[:half], rows[half:].flip(0)], dim=1).flatten(0, 1)
-
-
-@functools.lru_cache
-def _mixup(augment: Augment, num_classes: int) -> Mixup | None:
-    """timm's Mixup of the recipe; None where it would never mix."""
-    if augment.mixup_prob == 0 or (augment.mixup == 0 and augment.cutmix == 0):
-        return None
-    return Mixup(
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        prob=augment.mixup_prob,
-        switch_prob=augment.cutmix_prob,
-        mode="batch",
-        label_smoothing=augment.label_smoothing,
-        num_classes=num_classes,
-    )
-
-
-# Erasing fills with normal noise by pixel, as DeiT and MambaOut do (`--remode pixel`). The noise
-# is drawn on the CPU, so that every backend erases with the same.
-_ERASER = RandomErasing(probability=1.0, mode="pixel", device="cpu")
-
-
-def _erase(x: Tensor, probability: float, *, seed: int, step: int, first: int) -> None:
-    """Erase a rectangle of some images of `x` in place."""
-    places = np.arange(first, first + len(x))
-    chosen = np.flatnonzero(uniforms("erased", seed, step, each=places) < probability)
-    python, ours = random.getstate(), torch.default_generator.get_state()
-    try:
-        for index in chosen.tolist():
-            key = draw("erasing", seed, step, first + index)
-            random.seed(key)
-            torch.default_generator.manual_seed(key)
-            _ERASER(x[index])
-    finally:
-        random.setstate(python)
-        torch.default_generator.set_state(ours)

@@ -44,21 +44,52 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images of one shape. Rows from `num_valid` on are padding: zeros, with label 0."""
+    """Images of one shape. Rows from `num_valid` on are padding: zeros, with label 0.
+
+    One of several hosts has its own rows of a global batch, which begin at its place `first`.
+    """
 
     images: Tensor  # uint8 (B, H, W, 3)
     labels: Tensor  # int64 (B,)
     num_valid: int
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Which of the processes that train one network together this is, and of how many."""
+
+    rank: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> slice:
+        """This host's rows of a global batch: one run of them, as long on every host."""
+        if batch_size % self.count:
+            raise ValueError(f"a batch of {batch_size} does not split over {self.count} hosts")
+        size = batch_size // self.count
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+
+ONLY_HOST = Host()
 
 
 class TrainBatches:
-    """The training batches of a recipe on a data set, each of the whole global batch."""
+    """The training batches of a recipe on a data set, each of the whole global batch, or of the
+    share that one of several hosts has of it."""
 
-    def __init__(self, data: DataSet, recipe: Recipe, *, seed: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        recipe: Recipe,
+        *,
+        seed: int,
+        num_workers: int = 0,
+        host: Host = ONLY_HOST,
+    ) -> None:
         self.data, self.recipe, self.seed, self.num_workers = data, recipe, seed, num_workers
         self.rows = data.rows("train", recipe)
         self.steps_per_epoch = steps_per_epoch(recipe, len(self.rows))
-        self._make = _TrainMaker(data, recipe, seed, self.rows, self.steps_per_epoch)
+        self._make = _TrainMaker(data, recipe, seed, self.rows, self.steps_per_epoch, host)
         self._make.open()  # a small set is decoded here, once, and a damaged one refused
 
     def position(self, step: int) -> Position:
@@ -70,10 +101,17 @@ class TrainBatches:
 
 
 def evaluation_batches(
-    data: DataSet, split: Split, recipe: Recipe, *, batch_size: int, num_workers: int = 0
+    data: DataSet,
+    split: Split,
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    host: Host = ONLY_HOST,
 ) -> Iterator[Batch]:
-    """Every image of `split` once, in batches of `batch_size`, the last one padded."""
-    make = _EvaluationMaker(data, split, recipe, batch_size)
+    """Every image of `split` once over all hosts, in global batches of `batch_size`, the last one
+    padded."""
+    make = _EvaluationMaker(data, split, recipe, batch_size, host)
     images = make.open()
     # Decoded images are resized faster than a worker starts (4 s for its imports).
     workers = num_workers if images.pixels is None else 0
@@ -103,10 +141,16 @@ class _TrainMaker:
     """Makes the batch of any step; small to pickle: a worker opens the images for itself."""
 
     def __init__(
-        self, data: DataSet, recipe: Recipe, seed: int, rows: np.ndarray, steps_per_epoch: int
+        self,
+        data: DataSet,
+        recipe: Recipe,
+        seed: int,
+        rows: np.ndarray,
+        steps_per_epoch: int,
+        host: Host,
     ) -> None:
         self.data, self.recipe, self.seed, self.rows = data, recipe, seed, rows
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.part = steps_per_epoch, host.rows(recipe.global_batch)
         self.images: Images | None = None
         self.epoch: int | None = None
 
@@ -127,7 +171,7 @@ class _TrainMaker:
             self.order = epoch_order(shards, self.rows, seed=self.seed, epoch=epoch)
             self.epoch = epoch
         size, batch = self.recipe.image_size, self.recipe.global_batch
-        rows = self.order[index * batch : (index + 1) * batch]
+        rows = self.order[index * batch : (index + 1) * batch][self.part]
         keys = draws("augment", self.seed, epoch, each=self.data.sample_ids[rows])
         with host_generators_kept():
             pixels = _stacked(
@@ -135,18 +179,21 @@ class _TrainMaker:
                     self.augment(images[row], key)
                     for row, key in zip(rows.tolist(), keys.tolist(), strict=True)
                 ),
-                batch,
+                len(rows),
                 size,
             )
         labels = torch.from_numpy(self.data.labels["train"][rows])
-        return Batch(torch.from_numpy(pixels), labels, batch)
+        return Batch(torch.from_numpy(pixels), labels, len(rows), self.part.start)
 
 
 class _EvaluationMaker:
     """Makes any batch of an evaluation."""
 
-    def __init__(self, data: DataSet, split: Split, recipe: Recipe, batch_size: int) -> None:
+    def __init__(
+        self, data: DataSet, split: Split, recipe: Recipe, batch_size: int, host: Host
+    ) -> None:
         self.data, self.recipe, self.batch_size = data, recipe, batch_size
+        self.part = host.rows(batch_size)
         self.rows = data.rows(split, recipe)
         self.source = "val" if split == "val" else "train"  # minival is cut from train's shards
         self.images: Images | None = None
@@ -161,17 +208,18 @@ class _EvaluationMaker:
 
     def __call__(self, index: int) -> Batch:
         images, size = self.open(), self.recipe.image_size
-        rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size][self.part]
+        count = self.part.stop - self.part.start
         if self._exact_size(images.pixels):
-            pixels = np.zeros((self.batch_size, size, size, 3), np.uint8)
+            pixels = np.zeros((count, size, size, 3), np.uint8)
             chosen = images.pixels[rows]
             pixels[: len(rows)] = chosen[..., None] if chosen.ndim == 3 else chosen[..., :3]
         else:
             crops = (eval_crop(images[row], self.recipe) for row in rows.tolist())
-            pixels = _stacked(crops, self.batch_size, size)
-        labels = np.zeros(self.batch_size, np.int64)
+            pixels = _stacked(crops, count, size)
+        labels = np.zeros(count, np.int64)
         labels[: len(rows)] = self.data.labels[self.source][rows]
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(labels), len(rows))
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(labels), len(rows), self.part.start)
 
     def _exact_size(self, pixels: np.ndarray | None) -> TypeGuard[np.ndarray]:
         """Whether there are pixels at hand that resize and crop would not change."""

@@ -52,48 +52,41 @@ class Downsample(nn.Module):
 
 
 class GatedCNNBlock(nn.Module):
-    """x + fc2(GELU(gate) * [rest, mixer(mixed)]), the three cut from one linear of norm(x).
+    """x + fc2(GELU(gate) * [rest, mixer(mixed)]), the three cut from one linear of norm(x)."""
 
-    `drop_rate` is the probability that a sample skips the branch in training (stochastic depth).
-    """
-
-    def __init__(self, dim: int, config: ModelConfig, drop_rate: float) -> None:
+    def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
         hidden, mixed = config.hidden(dim), config.conv_channels(dim)
         self.widths = (hidden, hidden - mixed, mixed)
-        self.drop_rate = drop_rate
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.act = nn.GELU()
         self.conv = MIXERS[config.mixer](mixed, config)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, draw: Tensor | None) -> Tensor:
-        """`draw`: (B,) uniform in [0, 1); a sample below `drop_rate` skips the branch."""
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """`scale`: (B,), what each sample's branch is multiplied by (stochastic depth)."""
         gate, rest, mixed = self.fc1(self.norm(x)).split(self.widths, dim=-1)  # (B, H, W, width)
         value = torch.cat([rest, self.conv(mixed)], dim=-1)  # (B, H, W, hidden)
         branch = self.fc2(self.act(gate) * value)  # (B, H, W, dim)
-        if draw is not None and self.drop_rate > 0:
-            scale = (draw >= self.drop_rate).to(branch.dtype) / (1 - self.drop_rate)  # (B,)
-            branch = branch * scale.view(-1, 1, 1, 1)
+        if scale is not None:
+            branch = branch * scale.to(branch.dtype).view(-1, 1, 1, 1)
         return x + branch
 
 
 class Stage(nn.Module):
     """A downsampling, but in the first stage, and then blocks of one width."""
 
-    def __init__(
-        self, dim_in: int | None, dim: int, config: ModelConfig, drop_rates: tuple[float, ...]
-    ) -> None:
+    def __init__(self, dim_in: int | None, dim: int, config: ModelConfig, depth: int) -> None:
         super().__init__()
         self.downsample = nn.Identity() if dim_in is None else Downsample(dim_in, dim)
-        self.blocks = nn.ModuleList(GatedCNNBlock(dim, config, rate) for rate in drop_rates)
+        self.blocks = nn.ModuleList(GatedCNNBlock(dim, config) for _ in range(depth))
 
-    def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
-        """`draws`: (B, blocks of this stage) or None where nothing is dropped."""
+    def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
+        """`scales`: (B, blocks of this stage) or None where nothing is dropped."""
         x = self.downsample(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, None if draws is None else draws[:, i])
+            x = block(x, None if scales is None else scales[:, i])
         return x
 
 
@@ -124,10 +117,9 @@ class MambaOut(nn.Module):
             raise ValueError(f"num_classes={num_classes}: a classifier needs at least 1")
         self.config = config
         self.num_classes = num_classes
-        rates = iter(config.drop_path_rates)
         self.stem = Stem(config.dims[0], config.stem_stride)
         self.stages = nn.ModuleList(
-            Stage(dim_in, dim, config, tuple(next(rates) for _ in range(depth)))
+            Stage(dim_in, dim, config, depth)
             for dim_in, dim, depth in zip(
                 (None, *config.dims), config.dims, config.depths, strict=False
             )
@@ -135,37 +127,39 @@ class MambaOut(nn.Module):
         self.head = Head(config.dims[-1], num_classes)
         self.apply(_initialise)
 
-    def forward(self, x: Tensor, drop_draws: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W).
 
-        `drop_draws`: (B, num_blocks) uniform in [0, 1), which decide who skips which block in
-        training; given, a sample's fate does not depend on the batch it comes in. None: drawn here.
+        `drop_scales`: (B, num_blocks), what a sample's branch is multiplied by in each block in
+        training: 0 where it skips the block, else 1 / (1 - the block's rate). Given, a sample's
+        fate does not depend on the batch it comes in. None: drawn here.
         """
-        return self.head(self.forward_features(x, drop_draws))
+        return self.head(self.forward_features(x, drop_scales))
 
-    def forward_features(self, x: Tensor, drop_draws: Tensor | None = None) -> Tensor:
+    def forward_features(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
         """The last stage's map (B, H/32, W/32, dims[3])."""
-        return self.forward_pyramid(x, drop_draws)[-1]
+        return self.forward_pyramid(x, drop_scales)[-1]
 
-    def forward_pyramid(self, x: Tensor, drop_draws: Tensor | None = None) -> list[Tensor]:
+    def forward_pyramid(self, x: Tensor, drop_scales: Tensor | None = None) -> list[Tensor]:
         """The four stages' maps (B, H, W, dim), at 1/4, 1/8, 1/16 and 1/32 of the image."""
         x, maps = self.stem(x), []
-        for stage, draws in zip(self.stages, self._draws_by_stage(x, drop_draws), strict=True):
-            x = stage(x, draws)
+        for stage, scales in zip(self.stages, self._scales_by_stage(x, drop_scales), strict=True):
+            x = stage(x, scales)
             maps.append(x)
         return maps
 
-    def _draws_by_stage(self, x: Tensor, draws: Tensor | None) -> list[Tensor | None]:
+    def _scales_by_stage(self, x: Tensor, scales: Tensor | None) -> list[Tensor | None]:
         if not self.training or self.config.drop_path == 0:
             return [None] * len(self.stages)
         shape = (len(x), self.config.num_blocks)
-        if draws is None:
-            draws = torch.rand(shape, device=x.device)
-        elif draws.shape != shape:
+        if scales is None:
+            rates = torch.tensor(self.config.drop_path_rates, device=x.device)
+            scales = (torch.rand(shape, device=x.device) >= rates) / (1 - rates)
+        elif scales.shape != shape:
             raise ValueError(
-                f"drop_draws is {tuple(draws.shape)}; give one draw an image and block: {shape}"
+                f"drop_scales is {tuple(scales.shape)}; give one for each image and block: {shape}"
             )
-        return list(draws.split(self.config.depths, dim=1))
+        return list(scales.split(self.config.depths, dim=1))
 
 
 def _initialise(module: nn.Module) -> None:

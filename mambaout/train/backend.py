@@ -1,31 +1,38 @@
-"""Where a run computes: device, autocast, waiting, memory, behind one small class.
+"""Where a run computes: devices, autocast, graphs, waiting, memory, behind one small class.
 
 The step and the loop are the same code on every backend. A new runtime is one more class here:
-XLA next, with SPMD over the devices of a TPU host; TorchTPU, its successor, after that.
+TorchTPU, the successor of torch_xla on chips newer than v3, would be the next.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from mambaout.accounting import CHIPS
 from mambaout.train.cpu import cpu_name
 
-BackendName = Literal["cpu", "cuda"]
+BackendName = Literal["cpu", "cuda", "xla"]
 
 
 class Backend(ABC):
-    """One process's devices."""
+    """One process's devices; on a TPU slice, its share of the slice's."""
 
     name: BackendName
     device: torch.device
-    num_devices: int = 1  # that share a global batch
+    num_devices: int = 1  # that share a global batch, over all hosts
+    num_hosts: int = 1  # processes, one a host
+    host: int = 0  # this one's rank
+    compiles: bool = False  # traces what it is given into graphs, and compiles each new one
+    batches_ahead: int = 0  # that are sent to the device before they are needed
 
     @property
     @abstractmethod
@@ -34,14 +41,19 @@ class Backend(ABC):
 
     @abstractmethod
     def activation_budget_bytes(self) -> int:
-        """Memory that the activations of one micro-batch may take."""
+        """Memory that the activations of one micro-batch may take, on all devices together."""
 
     @abstractmethod
     def peak_memory_bytes(self) -> int:
         """Most memory in use so far."""
 
-    def place(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device; returns before a copy to an accelerator is over."""
+    def place(self, rows: Tensor) -> Tensor:
+        """`rows` on the devices, each of which gets an equal share of them; this host's rows,
+        where there are more. Returns before a copy to an accelerator is over."""
+        return rows.to(self.device, non_blocking=True)
+
+    def place_whole(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the devices, all of it on each."""
         return tensor.to(self.device, non_blocking=True)
 
     def autocast(self, precision: str) -> AbstractContextManager:
@@ -50,8 +62,16 @@ class Backend(ABC):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def step_boundary(self) -> None:  # noqa: B027 - eager backends have nothing to cut
-        """End of one optimizer step: where a lazy backend cuts its graph."""
+    def cut_graph(self) -> None:  # noqa: B027 - eager backends have nothing to cut
+        """Where a backend that compiles ends one graph, starts it and begins the next."""
+
+    def compilations(self) -> int:
+        """Graphs that this process has compiled."""
+        return 0
+
+    def agree(self, flag: bool) -> bool:
+        """Whether `flag` is true on any host: what all hosts must decide alike."""
+        return flag
 
     def wait(self) -> None:  # noqa: B027 - a CPU has always finished
         """Return when the device has done all it was given."""
@@ -88,6 +108,7 @@ class Cpu(Backend):
 
 class Cuda(Backend):
     name = "cuda"
+    batches_ahead = 1
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
@@ -113,14 +134,124 @@ class Cuda(Backend):
         torch.cuda.empty_cache()
 
 
-def backend(name: str | None = None) -> Backend:
-    """The backend called `name`; None: a GPU where there is one, else the CPU."""
+# What XLA says when a program or its data does not fit.
+_XLA_MEMORY_TEXTS = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Out of memory")
+
+
+class Xla(Backend):
+    """All devices that PJRT_DEVICE has here, as one: SPMD over a mesh of one axis.
+
+    A batch is sharded over the mesh, parameters lie whole on each device, and the compiler adds
+    the sum over devices. One process a host; on a slice all hosts run the same program, each with
+    its own rows. PJRT_DEVICE=CPU gives CPU_NUM_DEVICES virtual devices, which is how it is tested.
+
+    Importing torch_xla changes the process (environment, logging, torch._dynamo's settings,
+    torch.nn.utils.clip_grad_norm_), so that it is imported here and only when this is chosen.
+    """
+
+    name = "xla"
+    compiles = True
+    batches_ahead = 1
+
+    def __init__(self, cache: Path | None) -> None:
+        self._xla, self._xm, self._xr, self._spmd = _torch_xla(cache)
+        self._on_tpu = self._xr.device_type() == "TPU"
+        self.device = self._xla.device()
+        self.num_devices = self._xr.global_runtime_device_count()
+        self.num_hosts = self._xr.process_count()
+        self.host = self._xr.process_index()
+        self._mesh = self._spmd.Mesh(range(self.num_devices), (self.num_devices,), ("data",))
+
+    @property
+    def device_name(self) -> str:
+        if not self._on_tpu:
+            return f"XLA on {cpu_name(torch.get_num_threads())}"
+        from torch_xla._internal.tpu import get_tpu_type
+
+        return f"TPU {get_tpu_type()}"
+
+    def activation_budget_bytes(self) -> int:
+        if not self._on_tpu:
+            return Cpu().activation_budget_bytes()
+        chip = CHIPS.get(self.device_name, CHIPS["TPU v3"])
+        return int(chip.memory_bytes / chip.cores * self.num_devices * 0.6)
+
+    def peak_memory_bytes(self) -> int:
+        """Of the fullest device where the runtime tells, else of the process."""
+        try:
+            devices = self._xm.get_xla_supported_devices()
+            return max(self._xm.get_memory_info(name)["peak_bytes_used"] for name in devices)
+        except (RuntimeError, KeyError, ValueError):
+            return Cpu().peak_memory_bytes()
+
+    def place(self, rows: Tensor) -> Tensor:
+        spec = ("data",) + (None,) * (rows.ndim - 1)
+        sharding = self._spmd.ShardingSpec(self._mesh, spec, minibatch=self.num_hosts > 1)
+        return self._xm.send_cpu_data_to_device(rows, self.device, sharding)[0]
+
+    def place_whole(self, tensor: Tensor) -> Tensor:
+        return self._xm.send_cpu_data_to_device(tensor, self.device)[0]
+
+    def cut_graph(self) -> None:
+        self._xla.sync()
+
+    def compilations(self) -> int:
+        from torch_xla.debug.metrics import counter_value
+
+        return counter_value("UncachedCompile") or 0
+
+    def agree(self, flag: bool) -> bool:
+        if self.num_hosts == 1:
+            return flag
+        here = torch.full((self.num_devices // self.num_hosts,), int(flag))
+        return bool(self.place(here).sum() > 0)
+
+    def wait(self) -> None:
+        self._xm.wait_device_ops()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return super().is_out_of_memory(error) or (
+            isinstance(error, RuntimeError) and any(t in str(error) for t in _XLA_MEMORY_TEXTS)
+        )
+
+
+def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
+    """torch_xla, its xla_model, runtime and spmd, in SPMD mode and with the cache on."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a warning for each graph, not for us
+    import torch_xla
+    import torch_xla.backends
+    import torch_xla.core.xla_model
+    import torch_xla.distributed.spmd
+    import torch_xla.runtime
+
+    runtime = torch_xla.runtime
+    # The CPU's executables cannot be read back: the cache would be written for nothing.
+    if cache is not None and runtime.device_type() == "TPU" and not runtime.is_spmd():
+        cache.mkdir(parents=True, exist_ok=True)
+        runtime.initialize_cache(str(cache))
+    if not runtime.is_spmd():  # a process may train one run after another
+        runtime.use_spmd()
+        # A TPU multiplies fp32 matrices in bf16, unless it is told that fp32 is meant. What is to
+        # be in bf16 has been cast to it by autocast.
+        logging.getLogger("torch_xla.backends").setLevel(logging.ERROR)  # it warns of every call
+        torch_xla.backends.set_mat_mul_precision("highest")
+    return torch_xla, torch_xla.core.xla_model, runtime, torch_xla.distributed.spmd
+
+
+def backend(name: str | None = None, *, cache: Path | None = None) -> Backend:
+    """The backend called `name`; None: a GPU where there is one, else the CPU.
+
+    `cache`: the folder of compiled graphs that outlives the process, where the runtime can read
+    them back. It is keyed by what is in a graph, the devices and the compiler's version, so that
+    all trials of all studies may share it.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return Cpu()
-    if name == "cuda":
-        return Cuda()
-    if name == "xla":
-        raise ValueError("backend 'xla' is not built yet; choose cpu or cuda")
+    match name:
+        case "cpu":
+            return Cpu()
+        case "cuda":
+            return Cuda()
+        case "xla":
+            return Xla(cache)
     raise ValueError(f"unknown backend {name!r}; choose from {', '.join(get_args(BackendName))}")

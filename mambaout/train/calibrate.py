@@ -18,11 +18,10 @@ from mambaout.data.shards import DataSet
 from mambaout.model.network import build
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
-from mambaout.train.loop import OutOfMemory, train
+from mambaout.train.loop import OutOfMemory, evaluation_batch, no_totals, train
 from mambaout.train.step import eval_step
 
 NEVER = 1_000_000  # epochs: a calibration ends long before, and before it evaluates
-EVAL_BATCH = 256  # as in the loop
 EVAL_SHARE = 0.25  # of the seconds, for evaluation
 
 
@@ -109,12 +108,13 @@ class _Clock:
 def _evaluated(recipe: Recipe, data: DataSet, backend: Backend, seconds: float) -> float:
     """Images a second: whole passes over minival, or as much of one as fits the time."""
     model = build(recipe.model, data.num_classes).to(backend.device)
-    size = max(min(EVAL_BATCH, recipe.global_batch), 1)
+    size = evaluation_batch(recipe, 1, backend)
 
     def timed(until: Callable[[], bool]) -> int:
-        num_images = 0
+        num_images, totals = 0, no_totals(backend)
         for batch in evaluation_batches(data, "minival", recipe, batch_size=size):
-            num_images += eval_step(model, batch, recipe, backend=backend).num_images
+            totals = eval_step(model, batch, recipe, totals, backend=backend)
+            num_images += batch.num_valid
             if until():
                 break
         backend.wait()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FORMAT = 1
@@ -19,10 +20,12 @@ log = logging.getLogger(__name__)
 def save(directory: Path, state: dict[str, Any]) -> None:
     """Write `state` as last.ckpt; the one it replaces becomes previous.ckpt.
 
-    At every moment at least one whole checkpoint lies in the directory.
+    Its tensors are written as a CPU's, so that any backend can go on from them. At every moment at
+    least one whole checkpoint lies in the directory.
     """
     aside, last = directory / f".{LAST}.{os.getpid()}", directory / LAST
     with aside.open("wb") as file:
+        state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
         torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())

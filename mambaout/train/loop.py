@@ -2,16 +2,21 @@
 
 Writes into the run directory: recipe.json, records.jsonl, last.ckpt and previous.ckpt while it
 runs, outcome.json when it is over. The same call continues a run that was stopped or killed; the
-steps, the weights and the records are those of a run that never was, bit for bit on a CPU.
+steps, the weights and the records are those of a run that never was, bit for bit on a CPU and on
+as many XLA devices. On other devices than before it goes on as well, equal to rounding.
+
+On a TPU slice every host makes the same call, with the same run directory on shared storage; the
+first one writes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,7 @@ from typing import Any
 import torch
 
 from mambaout.accounting import Cost, cost, find_chip, mfu
-from mambaout.data.loader import TrainBatches, evaluation_batches
+from mambaout.data.loader import Batch, Host, TrainBatches, evaluation_batches
 from mambaout.data.shards import DataSet, Split
 from mambaout.model.network import MambaOut, build
 from mambaout.recipe import (
@@ -34,8 +39,16 @@ from mambaout.train.backend import Backend
 from mambaout.train.facts import host_facts
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record
-from mambaout.train.optim import learning_rate, optimizer
-from mambaout.train.step import TrainState, eval_step, micro_batches, train_step
+from mambaout.train.optim import fresh_gradients, learning_rate, optimizer
+from mambaout.train.step import (
+    Part,
+    Sums,
+    TrainState,
+    eval_step,
+    micro_batches,
+    placed,
+    train_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +104,6 @@ def train(
 
     Raises ValueError where the directory holds a run of another recipe, seed or data set.
     """
-    batch, devices = recipe.global_batch, backend.num_devices
-    if batch % devices:
-        raise ValueError(
-            f"global_batch={batch} does not split over {devices} devices; "
-            f"try {batch // devices * devices} or {-(-batch // devices) * devices}"
-        )
     num_train = data.num_images("train", recipe)
     per_epoch = steps_per_epoch(recipe, num_train)
     num_steps = per_epoch * recipe.schedule.total_epochs
@@ -106,8 +113,9 @@ def train(
         return run.finished
 
     state, meter = run.restore()
-    batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers)
-    eval_size = max(min(256, recipe.global_batch), run.micro_batch)
+    host = Host(backend.host, backend.num_hosts)
+    batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=host)
+    eval_size = evaluation_batch(recipe, run.micro_batch, backend)
 
     def measure(split: Split) -> dict[str, float]:
         return evaluate(
@@ -128,16 +136,18 @@ def train(
             seconds=meter.seconds,
             values=values,
         )
-        for sink in (run.write_record, *sinks):
+        run.last_record = record
+        for sink in (run.write_record, *sinks) if backend.host == 0 else ():
             sink(record)
 
+    if backend.compiles:  # now, not at the first evaluation, when the devices would stand still
+        _warm_evaluation(state.model, recipe, backend, eval_size)
     saved_at, stopped = time.monotonic(), False
-    for batch in meter.watch(
-        batches.starting_at(state.step), until=lambda: state.step >= last_step
-    ):
+    left = itertools.islice(batches.starting_at(state.step), max(0, last_step - state.step))
+    for sent in run.sent_ahead(meter.watch(left), state.step):
         lr = learning_rate(recipe, state.step, per_epoch)
         try:
-            meter.add(run.step(state, batch, lr))
+            meter.add(run.step(state, sent, lr))
         except _DoesNotFit as error:
             return OutOfMemory(run.micro_batch, str(error.__cause__))
         over = state.step == num_steps
@@ -152,8 +162,11 @@ def train(
                 if over:
                     values |= measure("val")
                 report(values)
-        stopped = not over and stop()
-        late = time.monotonic() - saved_at > checkpoint_seconds
+        stopped = late = False
+        # Several hosts ask each other, which waits for the devices: not at every step.
+        if backend.num_hosts == 1 or at_eval or state.step % log_every_steps == 0:
+            stopped = not over and backend.agree(stop())
+            late = backend.agree(time.monotonic() - saved_at > checkpoint_seconds)
         if at_eval or late or stopped or state.step == last_step:
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
@@ -176,23 +189,62 @@ def evaluate(
     batch_size: int = 256,
     num_workers: int = 0,
 ) -> dict[str, float]:
-    """Top-1 and top-5 in percent and mean loss over every image of `split`, under split/ names."""
+    """Top-1 and top-5 in percent and mean loss over every image of `split`, under split/ names.
+
+    `batch_size` must split over the backend's devices. Raises ValueError for an empty split.
+    """
     batches = evaluation_batches(
-        data, split, recipe, batch_size=batch_size, num_workers=num_workers
+        data,
+        split,
+        recipe,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        host=Host(backend.host, backend.num_hosts),
     )
-    sums = [eval_step(model, batch, recipe, backend=backend) for batch in batches]
-    num_images = sum(part.num_images for part in sums)
+    num_images = data.num_images(split, recipe)
     if num_images == 0:
         raise ValueError(f"split {split!r} of {data.name} has no images to evaluate on")
+    totals = no_totals(backend)
+    for batch in batches:
+        totals = eval_step(model, batch, recipe, totals, backend=backend)
+    loss, top1, top5 = totals.tolist()
     return {
-        f"{split}/top1": 100 * int(sum(part.top1 for part in sums)) / num_images,
-        f"{split}/top5": 100 * int(sum(part.top5 for part in sums)) / num_images,
-        f"{split}/loss": float(sum(part.loss for part in sums)) / num_images,
+        f"{split}/top1": 100 * top1 / num_images,
+        f"{split}/top5": 100 * top5 / num_images,
+        f"{split}/loss": loss / num_images,
     }
+
+
+def no_totals(backend: Backend) -> torch.Tensor:
+    """What `eval_step` adds to."""
+    return backend.place_whole(torch.zeros(3, dtype=torch.float64))
+
+
+def evaluation_batch(recipe: Recipe, micro_batch: int, backend: Backend) -> int:
+    """As many images as fit in training, or 256 where the micro-batch is small."""
+    size = max(min(256, recipe.global_batch), micro_batch)
+    return -(-size // backend.num_devices) * backend.num_devices
+
+
+def _warm_evaluation(model: MambaOut, recipe: Recipe, backend: Backend, batch_size: int) -> None:
+    """Have evaluation compiled, on a batch of padding."""
+    count = batch_size // backend.num_hosts
+    images = torch.zeros((count, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(count, dtype=torch.int64), num_valid=0)
+    eval_step(model, batch, recipe, no_totals(backend), backend=backend)
 
 
 class _DoesNotFit(Exception):
     """The smallest micro-batch is out of memory; the cause says how."""
+
+
+@dataclass
+class _Sent:
+    """A batch, and its micro-batches on the device, or on their way there."""
+
+    batch: Batch
+    micro_batch: int
+    parts: list[Part] | None  # None: there was no room for them
 
 
 class _Run:
@@ -203,9 +255,9 @@ class _Run:
     ) -> None:
         self.out, self.recipe, self.data, self.seed, self.backend = out, recipe, data, seed, backend
         self.cost: Cost = cost(recipe.model, recipe.image_size, data.num_classes)
+        self.last_record: Record | None = None
+        self.sizes = micro_batches(recipe, backend.num_devices)
         self._check_and_claim()
-        mixes = recipe.augment.mixup > 0 or recipe.augment.cutmix > 0
-        self.sizes = micro_batches(recipe.global_batch, mixes)
         # Every convolution's and linear's output is kept for the backward pass, and about as much
         # again by norms, the gate and the residual sums.
         image_bytes = 4 * 3 * self.cost.activations
@@ -239,6 +291,8 @@ class _Run:
                     f"({_difference(kept, self.recipe)}); give another --out or remove it"
                 )
             return
+        if self.backend.host > 0:
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         _write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
 
@@ -254,32 +308,67 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = build(self.recipe.model, self.data.num_classes)
-        state = TrainState(model.to(self.backend.device), optimizer(model, self.recipe))
-        meter = Meter(self.backend, self._utilisation)
         saved = checkpoint.load_latest(self.out)
         if saved is not None:
             self._require_same(saved["identity"])
             model.load_state_dict(saved["model"])
-            state.optimizer.load_state_dict(saved["optimizer"])
-            state.step, self.micro_batch = saved["step"], saved["micro_batch"]
+        # Loaded before it is moved: what a lazy backend copies on the device it would trace.
+        model = model.to(self.backend.device)
+        moments = None if saved is None else saved["optimizer"]
+        state = TrainState(model, optimizer(model, self.recipe, self.backend, moments))
+        meter = Meter(self.backend, self._utilisation)
+        if saved is not None:
+            state.step = saved["step"]
+            if saved["micro_batch"] in self.sizes:  # of as many devices
+                self.micro_batch = saved["micro_batch"]
             meter.load_state(saved["meter"])
             log.info("continuing %s at step %d", self.out, state.step)
-        self._keep_records_up_to(state.step)
+            if saved["topology"] != self.topology:
+                log.info(
+                    "the checkpoint is of %s, and this is %s: equal to rounding, not to the bit",
+                    saved["topology"],
+                    self.topology,
+                )
+        if self.backend.host == 0:
+            self._keep_records_up_to(state.step)
         return state, meter
 
-    def step(self, state: TrainState, batch: Any, lr: float) -> Any:
+    def sent_ahead(self, batches: Iterator[Batch], step: int) -> Iterator[_Sent]:
+        """The batches of the steps from `step` on, the next ones already on their way."""
+        ahead: list[_Sent] = []
+        for number, batch in enumerate(batches, step):
+            ahead.append(_Sent(batch, self.micro_batch, self._try_placed(batch, number)))
+            if len(ahead) > self.backend.batches_ahead:
+                yield ahead.pop(0)
+        yield from ahead
+
+    def _try_placed(self, batch: Batch, step: int) -> list[Part] | None:
+        """On the device; None where there is no room yet: `step` tries again."""
+        try:
+            return self._placed(batch, step)
+        except Exception as error:
+            if not self.backend.is_out_of_memory(error):
+                raise
+            return None
+
+    def _placed(self, batch: Batch, step: int) -> list[Part]:
+        return placed(
+            batch,
+            self.recipe,
+            backend=self.backend,
+            step=step,
+            micro_batch=self.micro_batch,
+            seed=self.seed,
+        )
+
+    def step(self, state: TrainState, sent: _Sent, lr: float) -> Sums:
         """One optimizer step; out of memory halves the micro-batch, never the global batch."""
         while True:
             try:
-                return train_step(
-                    state,
-                    batch,
-                    self.recipe,
-                    backend=self.backend,
-                    lr=lr,
-                    micro_batch=self.micro_batch,
-                    seed=self.seed,
-                )
+                parts = sent.parts
+                if parts is None or sent.micro_batch != self.micro_batch:
+                    parts = self._placed(sent.batch, state.step)
+                return train_step(state, parts, self.recipe, backend=self.backend, lr=lr)
             except Exception as error:
                 if not self.backend.is_out_of_memory(error):
                     raise
@@ -293,20 +382,29 @@ class _Run:
                     self.recipe.global_batch,
                 )
                 self.micro_batch = smaller[0]
-            state.optimizer.zero_grad(set_to_none=True)
+            sent.parts = parts = None
+            fresh_gradients(state.optimizer, self.backend)
             self.backend.free_memory()
 
+    @property
+    def topology(self) -> dict[str, Any]:
+        """What a run's bits depend on beside its recipe, seed and data."""
+        return {
+            "backend": self.backend.name,
+            "num_devices": self.backend.num_devices,
+            "num_hosts": self.backend.num_hosts,
+        }
+
     def save(self, state: TrainState, meter: Meter) -> None:
+        if self.backend.host > 0:
+            return
         checkpoint.save(
             self.out,
             {
                 "recipe": canonical_json(self.recipe),
                 "identity": self.identity,
                 "num_classes": self.data.num_classes,
-                "topology": {
-                    "backend": self.backend.name,
-                    "num_devices": self.backend.num_devices,
-                },
+                "topology": self.topology,
                 "step": state.step,
                 "micro_batch": self.micro_batch,
                 "meter": meter.state(),
@@ -328,7 +426,9 @@ class _Run:
 
     def end_finished(self, meter: Meter) -> Finished:
         """Write outcome.json from the last record."""
-        *_, last = metrics.read_records(self.out / "records.jsonl")
+        last = self.last_record
+        if last is None:  # a process that was killed after its last step
+            *_, last = metrics.read_records(self.out / "records.jsonl")
         final = dict(last.values) | {
             metrics.TOP1: last.values[metrics.VAL_TOP1],
             metrics.TOP5: last.values[metrics.VAL_TOP5],
@@ -351,6 +451,8 @@ class _Run:
     def _write_outcome(
         self, status: str, final: dict[str, float], facts: dict[str, object]
     ) -> None:
+        if self.backend.host > 0:
+            return
         facts = {
             **facts,
             **host_facts(),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mambaout.data.loader import Batch
 from mambaout.train import metrics
@@ -19,16 +20,20 @@ class Meter:
     """Times training between device waits and adds up what the steps return.
 
     The first step of a process warms up (allocations, kernels, compilation) and is left out of
-    the throughput, as are evaluation, checkpoints and records; `seconds` counts everything.
+    the throughput, as are evaluation, checkpoints, records, and every window in which something
+    was compiled; `seconds` counts everything.
     """
 
     def __init__(self, backend: Backend, utilisation: Callable[[float], float | None]) -> None:
         self._backend, self._utilisation = backend, utilisation
-        self._loss = torch.zeros((), dtype=torch.float64, device=backend.device)
+        # Of shape (1,): a lazy backend makes a scalar 0 or 1 part of its graph.
+        self._loss = self._zero(torch.float64)
         self._num_images = 0  # since the last record
         self._all_images = 0
-        self._steps = 0
-        self._bad_step = torch.full((), -1, dtype=torch.int64, device=backend.device)
+        self._steps = self._zero(torch.int64)
+        self._bad_step = backend.place_whole(torch.tensor([-1]))
+        self._compilations = backend.compilations()
+        self._window_compilations = 0
         self._seconds = 0.0  # of earlier processes
         self._started = time.monotonic()
         self._warm = False
@@ -36,6 +41,9 @@ class Meter:
         self._window_images = self._timed_images = 0
         self._window_wait = self._timed_wait = self._timed_seconds = 0.0
         self.diverged_at: int | None = None
+
+    def _zero(self, dtype: torch.dtype) -> Tensor:
+        return self._backend.place_whole(torch.zeros(1, dtype=dtype))
 
     @property
     def seconds(self) -> float:
@@ -53,22 +61,25 @@ class Meter:
     def input_wait_fraction(self) -> float:
         return self._timed_wait / self._timed_seconds if self._timed_seconds > 0 else 0.0
 
-    def watch(self, batches: Iterator[Batch], until: Callable[[], bool]) -> Iterator[Batch]:
-        """The batches, the waiting for each timed, until `until` is true."""
-        while not until():
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, the waiting for each timed."""
+        while True:
             asked = time.monotonic()
-            batch = next(batches)
+            batch = next(batches, None)
             self._window_wait += time.monotonic() - asked
+            if batch is None:
+                return
             yield batch
 
     def add(self, sums: Sums) -> None:
+        """Count one step, and end its graph."""
         self._steps += 1
         self._loss += sums.loss
         self._num_images += sums.num_images
         self._all_images += sums.num_images
-        unset = self._bad_step < 0
-        bad = unset & ~torch.isfinite(sums.loss)
+        bad = (self._bad_step < 0) & ~torch.isfinite(sums.loss)
         self._bad_step = torch.where(bad, self._steps, self._bad_step)
+        self._backend.cut_graph()
         if self._warm:
             self._window_images += sums.num_images
         else:
@@ -90,14 +101,16 @@ class Meter:
             metrics.PEAK_MEMORY: self._backend.peak_memory_bytes(),
         }
         seconds = time.monotonic() - self._window_start
-        if self._window_images:
+        if self._backend.compiles:
+            values[metrics.COMPILATIONS] = self._backend.compilations() - self._compilations
+        if self._is_timed:
             rate = self._window_images / seconds
             values[metrics.IMAGES_PER_SECOND] = rate
             values[metrics.INPUT_WAIT] = self._window_wait / seconds
             used = self._utilisation(rate)
             if used is not None:
                 values[metrics.MFU] = used
-        self._loss = torch.zeros_like(self._loss)
+        self._loss = self._zero(torch.float64)
         self._num_images = 0
         self._close_window()
         self._open_window()
@@ -113,9 +126,15 @@ class Meter:
 
     def _open_window(self) -> None:
         self._window_start, self._window_wait, self._window_images = time.monotonic(), 0.0, 0
+        self._window_compilations = self._backend.compilations()
+
+    @property
+    def _is_timed(self) -> bool:
+        compiled = self._backend.compilations() > self._window_compilations
+        return self._window_images > 0 and not compiled
 
     def _close_window(self) -> None:
-        if self._window_images:
+        if self._is_timed:
             self._timed_seconds += time.monotonic() - self._window_start
             self._timed_images += self._window_images
             self._timed_wait += self._window_wait
@@ -126,14 +145,14 @@ class Meter:
             "loss": self._loss.cpu(),
             "num_images": self._num_images,
             "all_images": self._all_images,
-            "steps": self._steps,
+            "steps": int(self._steps),
             "seconds": self.seconds,
             "timed": [self._timed_images, self._timed_seconds, self._timed_wait],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._loss = state["loss"].to(self._loss.device)
+        self._loss = self._backend.place_whole(state["loss"].reshape(1))
         self._num_images, self._all_images = state["num_images"], state["all_images"]
-        self._steps = state["steps"]
+        self._steps = self._backend.place_whole(torch.tensor([state["steps"]]))
         self._seconds = state["seconds"]
         self._timed_images, self._timed_seconds, self._timed_wait = state["timed"]

@@ -24,6 +24,7 @@ IMAGES_PER_SECOND = "images_per_second"  # training, whole global batch, warm-up
 MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent where the chip's peak is unknown
 INPUT_WAIT = "input_wait_fraction"  # share of the training time spent waiting for a batch
 PEAK_MEMORY = "peak_memory_bytes"  # of the device; of the process on a CPU
+COMPILATIONS = "compilations"  # graphs compiled since the process took the run up; XLA only
 MICRO_BATCH = "micro_batch"  # images a forward pass; global_batch = micro_batch * accumulation
 
 # As final metrics of a trial (outcome.json, MLflow):

@@ -3,31 +3,87 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from mambaout.recipe import Recipe
+from mambaout.train.backend import Backend
+
+# With a rate of exactly 0 torch's update divides by it where the rate is a tensor; this one moves
+# no weight either.
+LEAST_RATE = 1e-12
 
 
-def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over `model`: weight decay on matrices and kernels only.
+def optimizer(
+    model: nn.Module, recipe: Recipe, backend: Backend, saved: dict[str, Any] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over `model`, which is on its device; `saved`: the state dict to go on from.
 
-    Biases, norms and other one-dimensional parameters do not decay, as in DeiT and timm.
+    Weight decay on matrices and kernels only: biases, norms and other one-dimensional parameters do
+    not decay, as in DeiT and timm.
+
+    Where the backend compiles, rates and counts are tensors and all state is there from the start:
+    a number would be part of the graph whenever it is 0 or 1, and the first step a graph of its
+    own.
     """
     decayed, kept = [], []
     for parameter in model.parameters():
         (decayed if parameter.ndim > 1 else kept).append(parameter)
     optim = recipe.optim
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": optim.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
-        ],
+    found = torch.optim.AdamW(
+        [{"params": decayed, "decays": True}, {"params": kept, "decays": False}],
         lr=optim.peak_lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.adam_eps,
+        weight_decay=0.0,  # `take_step` does it
+        capturable=backend.compiles,
     )
+    if saved is None and backend.compiles:
+        for parameter in (*decayed, *kept):
+            found.state[parameter] = {
+                "step": backend.place_whole(torch.zeros(1)),
+                "exp_avg": backend.place_whole(torch.zeros(parameter.shape)),
+                "exp_avg_sq": backend.place_whole(torch.zeros(parameter.shape)),
+            }
+    if saved is not None:
+        # The recipe says what the groups are; a checkpoint may come from another backend.
+        shape = (1,) if backend.compiles else ()
+        state = {
+            index: values | {"step": values["step"].reshape(shape)}
+            for index, values in saved["state"].items()
+        }
+        groups = found.state_dict()["param_groups"]
+        found.load_state_dict({"state": state, "param_groups": groups})
+    fresh_gradients(found, backend)
+    return found
+
+
+def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
+    """No gradients; where the backend compiles, zeros to add to."""
+    optimizer.zero_grad(set_to_none=True)
+    if backend.compiles:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = backend.place_whole(torch.zeros(parameter.shape))
+
+
+@torch.no_grad()
+def take_step(
+    optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, backend: Backend
+) -> None:
+    """One AdamW update at rate `lr`; changes the weights in place."""
+    kept, rate = 1 - lr * weight_decay, lr
+    if backend.compiles:
+        kept = backend.place_whole(torch.tensor([kept]))
+        rate = backend.place_whole(torch.tensor([max(lr, LEAST_RATE)]))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if group["decays"]:
+            for parameter in group["params"]:
+                parameter.mul_(kept)
+    optimizer.step()
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

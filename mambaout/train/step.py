@@ -1,24 +1,30 @@
 """One optimizer step and one evaluation batch, the same code on every backend.
 
 Nothing here reads a value back from the device. The random draws of a step depend on the seed, the
-step and the sample's place in the global batch, so the micro-batch size moves nothing but rounding.
+step and the sample's place in the global batch, so neither the micro-batch size nor the number of
+devices moves anything but rounding. A backend that compiles meets two graphs, whatever the number
+of micro-batches: one that adds a micro-batch's gradients, one that takes the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambaout.data.augment import prepare_eval, prepare_train
+# By its own name: torch_xla replaces the one in torch.nn.utils when it is imported.
+from torch.nn.utils.clip_grad import clip_grad_norm_
+
+from mambaout.data.device_augment import Drawn, draw_step, mixes, prepare_eval, prepare_train
 from mambaout.data.loader import Batch
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
+from mambaout.train.optim import take_step
 
 
 @dataclass
@@ -31,91 +37,107 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Sums over images that stay on the device until a record is made."""
+class Part:
+    """A micro-batch on the device, with what was drawn for it."""
 
-    loss: Tensor  # float64 scalar
-    num_images: int
+    images: Tensor  # uint8 (b, H, W, 3)
+    labels: Tensor  # int64 (b,)
+    drawn: Drawn
 
 
 @dataclass(frozen=True)
-class EvalSums:
-    loss: Tensor
-    top1: Tensor
-    top5: Tensor
+class Sums:
+    """Sums over the images of a step that stay on the device until a record is made."""
+
+    loss: Tensor  # float64 (1,)
     num_images: int
 
 
-def micro_batches(global_batch: int, mixes: bool) -> list[int]:
-    """The micro-batch sizes that split `global_batch` evenly, largest first.
+def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
+    """The micro-batch sizes that split the recipe's global batch evenly, largest first.
 
-    Where a recipe mixes pairs of images a micro-batch holds whole pairs.
+    Each device gets an equal share of a micro-batch, and whole pairs of images where the recipe
+    mixes them. Raises ValueError where the global batch itself cannot be shared so.
     """
-    sizes = [n for n in range(global_batch, 0, -1) if global_batch % n == 0]
-    return [n for n in sizes if n % 2 == 0] if mixes else sizes
+    batch, unit = recipe.global_batch, num_devices * (2 if mixes(recipe.augment) else 1)
+    if batch % unit:
+        pairs = " in whole pairs of images" if unit > num_devices else ""
+        raise ValueError(
+            f"global_batch={batch} does not split over {num_devices} devices{pairs}; "
+            f"try {max(unit, batch // unit * unit)} or {-(-batch // unit) * unit}"
+        )
+    return [n for n in range(batch, 0, -unit) if batch % n == 0]
 
 
-def drop_draws(seed: int, step: int, global_batch: int, num_blocks: int) -> Tensor:
-    """Stochastic depth's uniform draws, (global_batch, num_blocks) in [0, 1), on the host."""
-    digest = blake2b(f"drop_path:{seed}:{step}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.rand((global_batch, num_blocks), generator=generator)
+def placed(
+    batch: Batch, recipe: Recipe, *, backend: Backend, step: int, micro_batch: int, seed: int
+) -> list[Part]:
+    """The batch of optimizer step `step` in micro-batches on the device."""
+    size = micro_batch // backend.num_hosts
+    parts = []
+    for first in range(0, len(batch.labels), size):
+        rows = slice(first, first + size)
+        places = batch.first + np.arange(len(batch.labels))[rows]
+        drawn = draw_step(
+            recipe, seed=seed, step=step, places=places, fixed_shapes=backend.compiles
+        )
+        parts.append(
+            Part(
+                backend.place(batch.images[rows]),
+                backend.place(batch.labels[rows]),
+                drawn.placed(backend.place, backend.place_whole),
+            )
+        )
+    return parts
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    recipe: Recipe,
-    *,
-    backend: Backend,
-    lr: float,
-    micro_batch: int,
-    seed: int,
+    state: TrainState, parts: Sequence[Part], recipe: Recipe, *, backend: Backend, lr: float
 ) -> Sums:
-    """Take one optimizer step on `batch`, a whole global batch; changes `state` in place.
+    """Take one optimizer step on the micro-batches of a global batch; changes `state` in place.
 
     An out-of-memory error leaves weights, optimizer and step as they were, so that the caller can
-    try again with a smaller micro-batch.
+    try again with a smaller micro-batch. The caller cuts the graph after it has used the sums.
     """
-    model, global_batch = state.model, len(batch.labels)
-    draws = None
-    if recipe.model.drop_path > 0:
-        draws = drop_draws(seed, state.step, global_batch, recipe.model.num_blocks)
-    model.train()
-    state.optimizer.zero_grad(set_to_none=True)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=backend.device)
-    for first, images, labels in _slices(batch, micro_batch, backend):
-        images, targets = prepare_train(
-            images,
-            labels,
-            recipe=recipe,
-            num_classes=model.num_classes,
-            seed=seed,
-            step=state.step,
-            first=first,
-        )
-        kept = None if draws is None else backend.place(draws[first : first + len(labels)])
-        with backend.autocast(recipe.precision):
-            logits = model(images, kept)  # (micro_batch, num_classes)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-        (loss / global_batch).backward()
-        loss_sum += loss.detach().double()
+    sums = add_gradients(state, parts, recipe, backend=backend)
     if recipe.optim.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip_norm)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step()
+        clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
+    take_step(state.optimizer, lr, recipe.optim.weight_decay, backend)
+    # A graph that finds gradients to add to is another than one that finds none.
+    state.optimizer.zero_grad(set_to_none=not backend.compiles)
     state.step += 1
-    backend.step_boundary()
-    return Sums(loss_sum, global_batch)
+    return sums
 
 
-def eval_step(model: MambaOut, batch: Batch, recipe: Recipe, *, backend: Backend) -> EvalSums:
-    """Loss and hits over the first `batch.num_valid` images; the padding counts for nothing."""
+def add_gradients(
+    state: TrainState, parts: Sequence[Part], recipe: Recipe, *, backend: Backend
+) -> Sums:
+    """Add the gradients of the mean loss over the global batch to what the weights have."""
+    model = state.model
+    model.train()
+    loss_sum = backend.place_whole(torch.zeros(1, dtype=torch.float64))
+    for part in parts:
+        images, targets = prepare_train(
+            part.images, part.labels, part.drawn, recipe=recipe, num_classes=model.num_classes
+        )
+        with backend.autocast(recipe.precision):
+            logits = model(images, part.drawn.drop)  # (micro_batch, num_classes)
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+        (loss / recipe.global_batch).backward()
+        loss_sum += loss.detach().double()
+        backend.cut_graph()
+    return Sums(loss_sum, recipe.global_batch)
+
+
+def eval_step(
+    model: MambaOut, batch: Batch, recipe: Recipe, totals: Tensor, *, backend: Backend
+) -> Tensor:
+    """`totals`, float64 (3,): loss, top-1 and top-5 hits, with the batch's first `num_valid` images
+    added; the padding counts for nothing."""
     model.eval()
     labels = backend.place(batch.labels)
     valid = backend.place(torch.arange(len(batch.labels)) < batch.num_valid)
-    with torch.inference_mode():
+    with torch.no_grad():
         images = prepare_eval(backend.place(batch.images))
         with backend.autocast(recipe.precision):
             logits = model(images)
@@ -124,20 +146,7 @@ def eval_step(model: MambaOut, batch: Batch, recipe: Recipe, *, backend: Backend
         # A rank by comparison: ties count against the network, and NaN is never a hit.
         target = logits.gather(1, labels[:, None])
         rank = (~(logits < target)).sum(dim=1)  # 1: the label has the largest logit
-        sums = EvalSums(
-            loss=torch.where(valid, loss, 0).double().sum(),
-            top1=(valid & (rank <= 1)).sum(),
-            top5=(valid & (rank <= 5)).sum(),
-            num_images=batch.num_valid,
-        )
-    backend.step_boundary()
-    return sums
-
-
-def _slices(
-    batch: Batch, micro_batch: int, backend: Backend
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The global batch in micro-batches on the device, each with its first sample's index."""
-    for first in range(0, len(batch.labels), micro_batch):
-        part = slice(first, first + micro_batch)
-        yield first, backend.place(batch.images[part]), backend.place(batch.labels[part])
+        found = (torch.where(valid, loss, 0), valid & (rank <= 1), valid & (rank <= 5))
+        totals = totals + torch.stack([each.double().sum() for each in found])
+    backend.cut_graph()
+    return totals

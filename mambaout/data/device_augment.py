@@ -1,0 +1,242 @@
+"""What is done to a micro-batch on the device: normalisation, random erasing, mixup, cutmix.
+
+    drawn = draw_step(recipe, seed=0, step=7, places=np.arange(64))  # small tensors, on the host
+    x, targets = prepare_train(images, labels, drawn, recipe=recipe, num_classes=1000)
+
+Every draw is a function of (seed, step, place in the global batch). The small ones are made on the
+host and passed in; the noise that erased pixels get is arithmetic on the device over a counter,
+since it is as large as the images. No backend's own generator takes part, so every backend, any
+micro-batch and any number of devices sees the same numbers.
+
+All shapes are fixed: boxes are masks, not slices, and what was drawn comes as tensors. A lazy
+backend compiles this once, where a slice by a drawn box would be compiled for each box.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from mambaout.data.draws import draw, draws, uniforms
+from mambaout.recipe import Augment, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Of random erasing, as DeiT and MambaOut use timm's: one rectangle, `--remode pixel`.
+ERASED_AREA = (0.02, 1 / 3)  # shares of the image
+ERASED_ASPECT = (0.3, 1 / 0.3)
+ATTEMPTS = 10  # to find a rectangle that is smaller than the image
+
+
+# -- drawn on the host -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What a step draws for some images of its global batch; None where the recipe has no use."""
+
+    # A row an image, or, where `erased` says which, a row an erased image.
+    erase: Tensor | None = None  # int32 (b, 5): top, bottom, left, right, key; an empty box: not
+    erased: Tensor | None = None  # int64
+    # A row an image: stochastic depth's factor of each block's branch, 0 where it is skipped.
+    drop: Tensor | None = None  # float32 (b, num_blocks)
+    # One for the whole step: the image's own share outside the box, top, bottom, left, right of
+    # the box that comes from its partner, and its own label's share.
+    mix: Tensor | None = None  # float32 (6,)
+
+    def placed(self, rows: Callable[[Tensor], Tensor], whole: Callable[[Tensor], Tensor]) -> Drawn:
+        """On the device: `rows` places what has a row an image, `whole` what all images share."""
+        put = {"erase": rows, "erased": rows, "drop": rows, "mix": whole}
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Drawn(**{n: None if t is None else put[n](t) for n, t in found.items()})
+
+
+def draw_step(
+    recipe: Recipe, *, seed: int, step: int, places: np.ndarray, fixed_shapes: bool = False
+) -> Drawn:
+    """The draws of optimizer step `step` for the images at `places` of its global batch.
+
+    `fixed_shapes`: of tensors that do not depend on what was drawn, for a backend that compiles.
+    """
+    augment, size = recipe.augment, recipe.image_size
+    erase = erased = drop = mix = None
+    if augment.erasing > 0:
+        boxes = _erased_boxes(augment.erasing, size, seed=seed, step=step, places=places)
+        keys = draws("erasing noise", seed, step, each=places).astype(np.uint32).view(np.int32)
+        erase = torch.from_numpy(np.column_stack([boxes, keys]))
+        if not fixed_shapes:  # noise for every image would be four times the work
+            erased = torch.from_numpy(np.flatnonzero(boxes[:, 1]))
+            erase = erase[erased]
+    if recipe.model.drop_path > 0:
+        rates = np.array(recipe.model.drop_path_rates)
+        each = places[:, None] * len(rates) + np.arange(len(rates))
+        kept = uniforms("drop path", seed, step, each=each) >= rates
+        drop = torch.from_numpy((kept / (1 - rates)).astype(np.float32))
+    if mixes(augment):
+        mix = torch.from_numpy(_mixing(augment, size, seed=seed, step=step))
+    return Drawn(erase=erase, erased=erased, drop=drop, mix=mix)
+
+
+def mixes(augment: Augment) -> bool:
+    """Whether pairs of images are ever mixed."""
+    return augment.mixup_prob > 0 and (augment.mixup > 0 or augment.cutmix > 0)
+
+
+def _erased_boxes(
+    probability: float, size: int, *, seed: int, step: int, places: np.ndarray
+) -> np.ndarray:
+    """int32 (b, 4): top, bottom, left, right of what is erased, drawn as timm draws it."""
+    drawn = [
+        uniforms(f"erasing {name}", seed, step, each=places[:, None] * ATTEMPTS + np.arange(count))
+        for name, count in (("area", ATTEMPTS), ("aspect", ATTEMPTS), ("top", 1), ("left", 1))
+    ]
+    area = (ERASED_AREA[0] + drawn[0] * (ERASED_AREA[1] - ERASED_AREA[0])) * size**2
+    low, high = map(math.log, ERASED_ASPECT)
+    aspect = np.exp(low + drawn[1] * (high - low))
+    heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (heights < size) & (widths < size)
+    chosen = uniforms("erased", seed, step, each=places) < probability
+    first = fits.argmax(axis=1)[:, None]
+    fits = np.take_along_axis(fits, first, axis=1)[:, 0] & chosen
+    height = np.where(fits, np.take_along_axis(heights, first, axis=1)[:, 0], 0)
+    width = np.where(fits, np.take_along_axis(widths, first, axis=1)[:, 0], 0)
+    top = np.floor(drawn[2][:, 0] * (size - height + 1))
+    left = np.floor(drawn[3][:, 0] * (size - width + 1))
+    boxes = np.column_stack([top, top + height, left, left + width])
+    return np.where(fits[:, None], boxes, 0).astype(np.int32)
+
+
+def _mixing(augment: Augment, size: int, *, seed: int, step: int) -> np.ndarray:
+    """`Drawn.mix` of a step, drawn as timm's Mixup in its mode "batch" draws it."""
+    # The legacy generator: its streams are frozen, those of numpy's Generator may change.
+    generator = np.random.RandomState(draw("mixup", seed, step) & 0xFFFFFFFF)
+    own, box = 1.0, (0, 0, 0, 0)
+    if generator.rand() < augment.mixup_prob:
+        both = augment.mixup > 0 and augment.cutmix > 0
+        cut = generator.rand() < augment.cutmix_prob if both else augment.cutmix > 0
+        alpha = augment.cutmix if cut else augment.mixup
+        share = generator.beta(alpha, alpha)
+        if not cut:
+            return np.array([share, *box, share], np.float32)
+        side = int(size * np.sqrt(1 - share))
+        middle = generator.randint(0, size, size=2)
+        (top, left), (bottom, right) = (
+            np.clip(middle - side // 2, 0, size),
+            np.clip(middle + (side + 1) // 2, 0, size),
+        )
+        box = top, bottom, left, right
+    kept = 1 - (box[1] - box[0]) * (box[3] - box[2]) / size**2
+    return np.array([own, *box, kept], np.float32)
+
+
+# -- on the device ---------------------------------------------------------------------------------
+
+
+def prepare_eval(images: Tensor) -> Tensor:
+    """uint8 (b, H, W, 3) to float32 (b, 3, H, W), normalised by ImageNet's mean and deviation."""
+    mean, deviation = _normalisation(images.device)
+    # Contiguous: sums over channels laid last take inner loops of three, which doubled the time.
+    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # Two roundings: a fused multiply-add might round otherwise at the end of another batch size.
+    return x.sub_(mean).div_(deviation)
+
+
+@functools.lru_cache
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of pixel values 0 to 255, each (3, 1, 1)."""
+    mean, deviation = (
+        (255 * torch.tensor(values)).view(3, 1, 1).to(device)
+        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    return mean, deviation
+
+
+def prepare_train(
+    images: Tensor, labels: Tensor, drawn: Drawn, *, recipe: Recipe, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """A micro-batch as the network takes it: x (b, 3, H, W) float32, targets (b, num_classes).
+
+    images: uint8 (b, H, W, 3), labels: int64 (b,), `drawn` for the same images, on one device.
+    Places 2k and 2k+1 of the global batch are mixed with each other, with one lambda and one box
+    a step, so any even micro-batch gives the same result. Raises ValueError for an odd one.
+    """
+    x = prepare_eval(images)
+    if drawn.erase is not None:
+        _erase(x, drawn.erase, drawn.erased)
+    targets = _smoothed(labels, num_classes, recipe.augment.label_smoothing)
+    if drawn.mix is None:
+        return x, targets
+    if len(x) % 2:
+        raise ValueError(
+            f"a micro-batch of {len(x)} images splits a pair that mixup or cutmix mixes; "
+            "micro-batches must be even"
+        )
+    own, kept = drawn.mix[0], drawn.mix[5]
+    share = torch.where(_inside(drawn.mix[1:5], *x.shape[2:]), 0, own)  # (H, W)
+    return _mixed(x, share), _mixed(targets, kept)
+
+
+def _smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """float32 (b, num_classes): 1 - smoothing on the label, and smoothing spread over all."""
+    classes = torch.arange(num_classes, device=labels.device)
+    off = smoothing / num_classes
+    return (labels[:, None] == classes).float() * (1 - smoothing) + off
+
+
+def _mixed(rows: Tensor, share: Tensor) -> Tensor:
+    """Each row weighed with its neighbour's: 2k with 2k+1."""
+    partner = rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return torch.lerp(partner, rows, share)
+
+
+def _inside(box: Tensor, height: int, width: int) -> Tensor:
+    """bool (..., H, W) of boxes (..., 4): top, bottom, left, right."""
+    rows = torch.arange(height, device=box.device)[:, None]
+    columns = torch.arange(width, device=box.device)
+    top, bottom, left, right = (box[..., i, None, None] for i in range(4))
+    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+
+
+def _erase(x: Tensor, erase: Tensor, erased: Tensor | None) -> None:
+    """Normal noise into the boxes of `erase` (`Drawn.erase`), in place."""
+    rows = slice(None) if erased is None else erased
+    inside = _inside(erase[:, :4], *x.shape[2:])[:, None]
+    x[rows] = torch.where(inside, normal_noise(erase[:, 4], x.shape[1:]), x[rows])
+
+
+def normal_noise(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 (b, *shape), a function of int32 keys (b,) and the place in it.
+
+    A counter is hashed with the key (Wellons' 32-bit `lowbias32`), and each hash gives two
+    uniforms of 16 bits and so, by Box and Muller's transform, two normals of at most 4.9.
+    """
+    count = math.prod(shape)
+    counter = torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device)
+    bits = _hashed(keys[:, None] + counter * -1640531527)  # 2**32 over the golden ratio
+    radius = ((_high(bits, 16).float() + 1) * 2.0**-16).log_().mul_(-2).sqrt_()
+    angle = (bits & 0xFFFF).float() * (2 * math.pi * 2.0**-16)
+    noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return noise[:, :count].unflatten(1, shape)
+
+
+def _hashed(x: Tensor) -> Tensor:
+    """32 well mixed bits of each int32; products wrap around."""
+    x = (x ^ _high(x, 16)) * 0x7FEB352D
+    x = (x ^ _high(x, 17)) * (0x846CA68B - 2**32)
+    return x ^ _high(x, 16)
+
+
+def _high(x: Tensor, count: int) -> Tensor:
+    """The upper `count` bits of each int32, as a number of at least 0."""
+    # `>>` of a negative number is a division on XLA, which rounds to 0, and by a plain number this
+    # function gives int64 there.
+    distance = torch.full((1,), 32 - count, dtype=torch.int32, device=x.device)
+    return torch.bitwise_right_shift(x, distance) & ((1 << count) - 1)

@@ -22,8 +22,8 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
-test: check  ## everything that is checked, here and in CI
-	$(BIN)/pytest
+test: check  ## everything that is checked, here and in CI; plain pytest does it in one process
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf .venv build *.egg-info

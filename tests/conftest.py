@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 # Read when torch starts. Two threads on two busy cores wait for each other: 29 s where one takes 2.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +21,35 @@ from mambaout.variants import ModelConfig
 # further, HYPOTHESIS_PROFILE=default pytest ...
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+# -- two workers: `pytest -n 2 --dist loadfile --no-loadscope-reorder` ---------------------------
+
+
+@functools.cache
+def starts_ray(file: str) -> bool:
+    return "mark.ray" in (Path(__file__).parent.parent / file).read_text()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray is half of all the time: it begins at once, the rest fills the other half."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not starts_ray(item.nodeid.split("::")[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file to a worker, which makes its fixtures once; one worker has all files that start Ray,
+    since two Rays would take each other's cores. (pytest-xdist 3.8's own groups are lost on pytest
+    9.2, without a word.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if starts_ray(file) else file
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_sweep import recipe, tiny
@@ -30,6 +31,7 @@ from mambaout.launch.outcomes import (
     retried,
 )
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
+from mambaout.launch.tune import Request, _set_aside, run_study
 from mambaout.recipe import BASELINE, tuned
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
@@ -247,6 +249,8 @@ def out_of_range(num_train: int, image_side: int, smoke: bool) -> Study:
         (tiny, ["--data", "digits", "--seeds", "0"], "'0' must be a whole number"),
         (tiny, ["--data", "digits", "--max-concurrent", "two"], "'two'"),
         (tiny, ["--data", "digits", "--budget-hours", "-1"], "'-1' must be a number above 0"),
+        (tiny, ["--data", "digits", "--price-per-hour", "2"], "add --plan"),
+        (tiny, ["--data", "digits", "--grant-hours", "9"], "--grant-hours 9 is for the plan"),
         (tiny, ["--data", "digits", "--name", "a/b"], "a/b"),
         (tiny, ["--data", "digits", "--address", "http://x:8265"], "ray job submit"),
         (tiny, ["--date", "digits"], "--date"),
@@ -321,27 +325,31 @@ def test_trials_start_seed_by_seed_and_the_longest_first(digits):
     assert all(j.num_steps == 5 * 512 // 32 for j in jobs)
 
 
+def request_of(study: Study, storage: Path, **fields: Any) -> Request:
+    """A request for the study whose trials are one step long."""
+    return Request(
+        study=study,
+        trials=study.trials("d"),
+        job=lambda trial: Job(trial=trial, num_steps=1, train_macs=1),
+        num_images=lambda split, recipe: 1000,
+        fingerprint="d",
+        data="d",
+        data_name="d",
+        storage=storage,
+        name=study.name,
+        **fields,
+    )
+
+
 def test_a_search_begun_with_other_axes_is_refused_and_nothing_is_written(tmp_path):
-    from mambaout.launch.tune import Request, run_study
     from mambaout.study.axes import Log, Search
     from mambaout.study.search import agenda
 
     def asked(high: float) -> Request:
         axes = (Log("peak_lr", 1e-3, high),)
         found = Search(label="rate", base=recipe("thin"), axes=axes, num_trials=3)
-        return Request(
-            study=Study(name="s", question="?", recipes={}, searches=(found,)),
-            trials=[],
-            job=lambda trial: Job(trial=trial, num_steps=1, train_macs=1),
-            num_images=lambda split, recipe: 1000,
-            fingerprint="d",
-            data="d",
-            data_name="d",
-            storage=tmp_path,
-            name="s",
-            tracking_uri="none",
-            accelerator="cpu",
-        )
+        study = Study(name="s", question="?", recipes={}, searches=(found,))
+        return request_of(study, tmp_path, tracking_uri="none", accelerator="cpu")
 
     folder = StudyFolder(tmp_path, "s")
     folder.write(asked(1e-2).study, [])
@@ -361,7 +369,6 @@ def test_the_live_lines_of_a_search_that_has_decided_on_nothing_yet():
 # MLflow 3.17 calls what SQLAlchemy 2.1 is about to drop.
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
-    from mambaout.launch.tune import Request, _set_aside
     from mambaout.study.store import default_tracking_uri
     from mambaout.study.tracking import Tracker
 
@@ -373,18 +380,7 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
         (folder.run_directory(mine) / "last.ckpt").write_text(mine.label)
     uri = default_tracking_uri(tmp_path)
     Tracker(uri, "tiny", "?").begin(trials[0])
-    request = Request(
-        study=study,
-        trials=trials,
-        job=lambda trial: Job(trial=trial, num_steps=1, train_macs=1),
-        num_images=lambda split, recipe: 1000,
-        fingerprint="d",
-        data="d",
-        data_name="d",
-        storage=tmp_path,
-        name="tiny",
-        tracking_uri=uri,
-    )
+    request = request_of(study, tmp_path, tracking_uri=uri)
     _set_aside(request, folder)
     (aside,) = (folder.path / "aside").iterdir()
     kept = {path.parent.name: path.read_text() for path in aside.glob("*/last.ckpt")}

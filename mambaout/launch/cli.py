@@ -133,6 +133,7 @@ def _amount(text: str) -> float:
 def _request(build_study: BuildStudy, options: argparse.Namespace, command: str) -> Request:
     """The request, everything checked that can be before Ray starts; ValueError says what is
     wrong with it. Nothing is written but the data set's cache."""
+    _check_price(options)
     storage = _storage(options.storage)
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     cluster_address(options.address)
@@ -175,6 +176,21 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         command=f"python {command}",
         facts={"num_train": num_train, "num_classes": data.num_classes},
     )
+
+
+def _check_price(options: argparse.Namespace) -> None:
+    """ValueError where a price is asked for that nothing would print."""
+    if options.plan or options.calibrate:
+        return
+    for name, value in (
+        ("--price-per-hour", options.price_per_hour),
+        ("--grant-hours", options.grant_hours),
+    ):
+        if value is not None:
+            raise ValueError(
+                f"{name} {value:g} is for the plan, and this would start the study; add --plan, or "
+                "limit the study itself with --budget-hours"
+            )
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,6 @@ keeps nothing that is not in the study's folder: made anew after a kill, it goes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from mambaout.study.study import Run, Trial
@@ -37,27 +36,3 @@ class Agenda(Protocol):
     def ended(self, run: Run) -> None:
         """Take in that a trial is over: finished, diverged, stopped, or given up ("failed")."""
         ...
-
-
-class Fixed:
-    """The agenda of trials that are all known beforehand, in the order given."""
-
-    def __init__(self, trials: Sequence[Trial]) -> None:
-        self._left = list(trials)
-
-    def next(self) -> Trial | None:
-        return self._left.pop(0) if self._left else None
-
-    @property
-    def over(self) -> bool:
-        return not self._left
-
-    @property
-    def num_undecided(self) -> int:
-        return 0
-
-    def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
-        return None
-
-    def ended(self, run: Run) -> None:
-        pass

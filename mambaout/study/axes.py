@@ -2,7 +2,7 @@
 
     Search(label="femto", base=SHORT, num_trials=40, axes=(
         Log("peak_lr", 5e-4, 8e-3), Linear("drop_path", 0.0, 0.3, step=0.05),
-        Choice("kernel_size", (5, 7, 9)), Whole("num_blocks", 4, 16)))
+        Choice("kernel_size", (5, 7, 9)), Whole("blocks", 4, 16)))
 
 Pure values, so that a study with searches is listed and priced without Optuna.
 """

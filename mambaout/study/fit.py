@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaout.study import power_law
-from mambaout.study.pareto import front
 from mambaout.study.power_law import Array
 
 MIN_SIZES = 4  # the law has four parameters
@@ -186,11 +185,6 @@ def noise_of(sizes: Sequence[Size], num_images: int | None = None) -> Noise:
 
 
 # -- the front ------------------------------------------------------------------------------------
-
-
-def envelope(sizes: Sequence[Size]) -> list[Size]:
-    """The sizes that no other beats on both cost and mean error, cheapest first."""
-    return [sizes[i] for i in front([(size.cost, -size.error) for size in sizes])]
 
 
 def _on_front(

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.best import Best, at_edge, best, edges, runs_of, scores_of
@@ -49,6 +49,7 @@ OPTUNA_FILE = "optuna.db"
 LOCK_SECONDS = 60  # to wait where another program, a dashboard, holds the database
 
 State = Literal["running", "complete", "pruned", "fail"]
+STATES: dict[str, State] = {state.upper(): state for state in get_args(State)}  # Optuna's names
 
 # Successive halving: at the first rung and at every third epoch number after it, the best third of
 # the recipes that have got there goes on.
@@ -148,7 +149,7 @@ class Memory:
         return self._known(self._copy.get_trial(number)).values
 
     def _known(self, trial: optuna.trial.FrozenTrial) -> Known:
-        state: State = trial.state.name.lower()  # type: ignore[assignment]
+        state = STATES[trial.state.name]
         return Known(
             number=trial.number,
             key=trial.user_attrs["key"],
@@ -368,11 +369,13 @@ def agenda(
     ledger = Ledger(trials={trial.key: trial for trial in folder.trials()})
     ledger.given |= {trial.key for trial in fixed}
     ledger.reserved |= {trial.key for trial in predicted}
-    store = open_store(folder.path / OPTUNA_FILE) if study.searches else None
-    parts = [
-        SearchAgenda(search, Memory(store, search, data), folder, data, ledger)  # type: ignore[arg-type]
-        for search in study.searches
-    ]
+    parts: list[SearchAgenda] = []
+    if study.searches:
+        store = open_store(folder.path / OPTUNA_FILE)
+        parts = [
+            SearchAgenda(search, Memory(store, search, data), folder, data, ledger)
+            for search in study.searches
+        ]
     return Chain(folder, fixed, parts, predicted, ledger, before_predicted)
 
 

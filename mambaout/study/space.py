@@ -83,11 +83,11 @@ def rounded(axis: Axis, value: Any) -> Any:
 
 def points(search: Search) -> Iterator[dict[str, Any]] | None:
     """Every point of a finite space, or None where the space is not, or too large to list."""
-    grids = [_grid(axis) for axis in search.axes]
-    if any(grid is None for grid in grids) or math.prod(map(len, grids)) > MAX_LISTED:  # type: ignore[arg-type]
+    grids = [grid for axis in search.axes if (grid := _grid(axis)) is not None]
+    if len(grids) < len(search.axes) or math.prod(map(len, grids)) > MAX_LISTED:
         return None
     names = axis_names(search.axes)
-    return (dict(zip(names, row, strict=True)) for row in itertools.product(*grids))  # type: ignore[arg-type]
+    return (dict(zip(names, row, strict=True)) for row in itertools.product(*grids))
 
 
 def _grid(axis: Axis) -> list[Any] | None:
@@ -193,8 +193,9 @@ def _check_axis(search: Search, axis: Axis, where: str) -> None:
         raise ValueError(
             f"{where}: {axis.name} from {axis.low} has no logarithm; start above 0, or use Linear"
         )
-    if getattr(axis, "step", None) is not None and not 0 < axis.step <= axis.high - axis.low:  # type: ignore[union-attr]
-        raise ValueError(f"{where}: {axis.name} in steps of {axis.step}; give a step in the range")  # type: ignore[union-attr]
+    step = None if isinstance(axis, Log) else axis.step
+    if step is not None and not 0 < step <= axis.high - axis.low:
+        raise ValueError(f"{where}: {axis.name} in steps of {step}; give a step in the range")
     if not isinstance(axis, Whole) and (axis.name == BLOCKS or field_types().get(axis.name) is int):
         raise ValueError(f"{where}: {axis.name}={base} is a whole number; use Whole or Choice")
     if not isinstance(base, (int, float)) or isinstance(base, bool):

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
@@ -40,24 +40,25 @@ def optimizer(
         weight_decay=0.0,  # `take_step` does it
         capturable=backend.compiles,
     )
-    if saved is None and backend.compiles:
-        for parameter in (*decayed, *kept):
-            found.state[parameter] = {
-                "step": backend.place_whole(torch.zeros(1)),
-                "exp_avg": backend.place_whole(torch.zeros(parameter.shape)),
-                "exp_avg_sq": backend.place_whole(torch.zeros(parameter.shape)),
-            }
-    if saved is not None:
-        # The recipe says what the groups are; a checkpoint may come from another backend.
-        shape = (1,) if backend.compiles else ()
-        state = {
-            index: values | {"step": values["step"].reshape(shape)}
-            for index, values in saved["state"].items()
-        }
-        groups = found.state_dict()["param_groups"]
-        found.load_state_dict({"state": state, "param_groups": groups})
+    for index, parameter in enumerate((*decayed, *kept)):
+        if saved is not None:
+            found.state[parameter] = _moments(backend, **saved["state"][index])
+        elif backend.compiles:
+            zeros = torch.zeros(parameter.shape)
+            found.state[parameter] = _moments(backend, torch.zeros(()), zeros, zeros)
     fresh_gradients(found, backend)
     return found
+
+
+def _moments(
+    backend: Backend, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor
+) -> dict[str, Tensor]:
+    """What AdamW keeps of a parameter, where it keeps it; a checkpoint of any backend will do."""
+    return {
+        "step": backend.place_whole(step.reshape(1)) if backend.compiles else step.reshape(()),
+        "exp_avg": backend.place_whole(exp_avg),
+        "exp_avg_sq": backend.place_whole(exp_avg_sq),
+    }
 
 
 def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:

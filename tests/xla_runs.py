@@ -1,0 +1,172 @@
+"""What tests/test_xla.py has done on XLA devices, in processes of its own.
+
+torch_xla changes the process that imports it, and the number of devices is fixed by then.
+
+Run:    PJRT_DEVICE=CPU CPU_NUM_DEVICES=4 python tests/xla_runs.py SCENARIO FOLDER
+Writes: FOLDER/SCENARIO.json and the scenario's run directories
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambaout.data.loader import TrainBatches
+from mambaout.data.sources import open_data
+from mambaout.model.network import build
+from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
+from mambaout.train.backend import Backend, backend
+from mambaout.train.loop import train
+from mambaout.train.metrics import COMPILATIONS, TRAIN_LOSS, read_records
+from mambaout.train.optim import optimizer
+from mambaout.train.step import TrainState, add_gradients, placed, train_step
+
+# Everything random is on, the rate is 0 in the first step, and the last batch of an evaluation is
+# not full. 4 steps an epoch.
+RECIPE = tuned(
+    with_global_batch(BASELINE, 16),
+    dims=(8, 8, 16, 16),
+    depths=(1, 1, 1, 1),
+    kernel_size=3,
+    stem_stride=2,
+    drop_path=0.3,
+    image_size=16,
+    train_images=64,
+    minival_fraction=0.1,
+    epochs=2,
+    warmup_epochs=0.5,
+    warmup_lr=0.0,
+    peak_lr=1e-3,
+)
+BF16 = tuned(RECIPE, precision="bf16")
+OTHER = tuned(RECIPE, peak_lr=3e-3, weight_decay=0.1, drop_path=0.1)  # the same graphs
+
+
+def losses(folder: Path) -> list[float]:
+    records = read_records(folder / "records.jsonl")
+    return [record.values[TRAIN_LOSS] for record in records]
+
+
+def compilations(folder: Path) -> list[float]:
+    records = read_records(folder / "records.jsonl")
+    return [record.values[COMPILATIONS] for record in records]
+
+
+def first_gradients(recipe: Recipe, where: Backend, micro_batch: int) -> dict[str, torch.Tensor]:
+    """Of optimizer step 0, on the CPU."""
+    data = open_data("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(recipe.model, data.num_classes).to(where.device)
+    state = TrainState(model, optimizer(model, recipe, where))
+    batch = next(TrainBatches(data, recipe, seed=0).starting_at(0))
+    parts = placed(batch, recipe, backend=where, step=0, micro_batch=micro_batch, seed=0)
+    add_gradients(state, parts, recipe, backend=where)
+    return {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def steps(folder: Path, where: Backend) -> dict[str, Any]:
+    """Five steps of the whole recipe, and the gradients of the first."""
+    data = open_data("digits")
+    train(RECIPE, data, out=folder / "steps", backend=where, max_steps=5, log_every_steps=1)
+    torch.save(first_gradients(RECIPE, where, 16), folder / "gradients.pt")
+    if where.num_devices == 1:
+        train(BF16, data, out=folder / "bf16", backend=where, max_steps=5, log_every_steps=1)
+        return {"bf16": losses(folder / "bf16")}
+    return {}
+
+
+def graphs(folder: Path, where: Backend) -> dict[str, Any]:
+    """What is compiled when, in one process that trains one run after another."""
+    data, found = open_data("digits"), {}
+
+    def count(name: str, do: Callable[[], Any]) -> None:
+        before = where.compilations()
+        do()
+        found[name] = where.compilations() - before
+
+    def whole(name: str, recipe: Recipe = RECIPE, **options: Any) -> None:
+        options = {"log_every_steps": 1, "checkpoint_seconds": 0} | options
+        train(recipe, data, out=folder / name, backend=backend("xla"), **options)
+
+    whole("first")
+    found["by record"] = compilations(folder / "first")
+    count("a resume", lambda: [whole("resumed", max_steps=3), whole("resumed")])
+    count("other rates", lambda: whole("other", OTHER))
+    count("seldom measured", lambda: whole("seldom", log_every_steps=50, checkpoint_seconds=1e9))
+
+    def batches_of(global_batch: int) -> Callable[[], None]:
+        # Micro-batches of 16, whatever the memory.
+        recipe = tuned(RECIPE, global_batch=global_batch, train_images=512, epochs=1)
+        few = type(where).activation_budget_bytes
+        type(where).activation_budget_bytes = lambda self: 0
+
+        def run() -> None:
+            whole(f"accumulated {global_batch}", recipe)
+            type(where).activation_budget_bytes = few
+
+        return run
+
+    count("16 micro-batches", batches_of(256))
+    count("32 micro-batches", batches_of(512))
+    found["read in 3 steps"] = _reads_in_three_steps(where)
+    return found
+
+
+def _reads_in_three_steps(where: Backend) -> dict[str, int]:
+    """What came back from the device while it trained, and what XLA left to the CPU."""
+    from torch_xla.debug import metrics
+
+    data = open_data("digits")
+    model = build(RECIPE.model, data.num_classes).to(where.device)
+    state = TrainState(model, optimizer(model, RECIPE, where))
+    batches = TrainBatches(data, RECIPE, seed=0).starting_at(0)
+    metrics.clear_all()
+    for step in range(3):
+        parts = placed(next(batches), RECIPE, backend=where, step=step, micro_batch=16, seed=0)
+        train_step(state, parts, RECIPE, backend=where, lr=1e-3)
+        where.cut_graph()
+    where.wait()
+    fallbacks = [name for name in metrics.counter_names() if name.startswith("aten::")]
+    read = metrics.metric_data("TransferFromDeviceTime")
+    return {"transfers": read[0] if read else 0, "fallbacks": len(fallbacks)}
+
+
+def slowly(folder: Path, where: Backend) -> dict[str, Any]:
+    """A run to be killed: a checkpoint and a rest after every step."""
+    data = open_data("digits")
+    rest = lambda: time.sleep(1.0) or False  # noqa: E731
+    train(
+        RECIPE,
+        data,
+        out=folder / "killed",
+        backend=where,
+        log_every_steps=1,
+        checkpoint_seconds=0,
+        stop=rest,
+    )
+    return {}
+
+
+def resume(folder: Path, where: Backend) -> dict[str, Any]:
+    """Whatever run lies in the folder, to its end."""
+    data = open_data("digits")
+    train(RECIPE, data, out=folder / "killed", backend=where, log_every_steps=1)
+    return {"compilations": compilations(folder / "killed")}
+
+
+SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume)}
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    found = SCENARIOS[name](folder, backend("xla"))
+    (folder / f"{name}.json").write_text(json.dumps(found))

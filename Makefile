@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo setup check test clean
+.PHONY: demo setup check test cluster cluster-stop clean
 
 demo: setup  ## set-up, then the main job on embedded data
 	$(BIN)/python sweeps/scale.py --smoke
@@ -24,6 +24,12 @@ check: setup  ## lint, format, types
 
 test: check  ## everything that is checked, here and in CI; plain pytest does it in one process
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+cluster: setup  ## a Ray cluster of three nodes on this machine, for trying
+	bash cluster/local.sh start
+
+cluster-stop:  ## stop it, and no other Ray
+	bash cluster/local.sh stop
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -33,8 +33,10 @@ started() { # PID
 launch() { # NAME, then the words of `ray start`
     local name=$1
     shift
-    # A group of its own, so that stopping it takes all that it starts.
-    setsid "$bin/ray" start --block --disable-usage-stats \
+    # A group of its own, so that stopping it takes all that it starts; a folder of its own, since
+    # each node unpacks a job's code there anew, also where a driver is at work.
+    mkdir -p "$folder/$name"
+    setsid "$bin/ray" start --block --disable-usage-stats --temp-dir="$folder/$name" \
         --object-store-memory=150000000 "$@" >"$folder/$name.log" 2>&1 </dev/null &
     echo "$! $(started $!)" >"$folder/$name.pid"
 }
@@ -90,19 +92,19 @@ wait_for_nodes() { # NUMBER
 }
 
 start() {
-    if [ -e "$folder/head.pid" ]; then
+    if [ -e "$folder/h.pid" ]; then
         echo "there is one already: make cluster-stop, or another MAMBAOUT_CLUSTER_PORT" >&2
         exit 1
     fi
-    mkdir -p "$folder/tmp"
+    mkdir -p "$folder"
     "$bin/ray" get-auth-token --generate >/dev/null 2>&1
-    launch head --head --num-cpus=0 --num-gpus=0 --port="$port" \
+    launch h --head --num-cpus=0 --num-gpus=0 --port="$port" \
         --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
         --ray-client-server-port=$((port + 2)) --dashboard-agent-listen-port=$((port + 3)) \
-        --min-worker-port=0 --max-worker-port=0 --temp-dir="$folder/tmp"
+        --min-worker-port=0 --max-worker-port=0
     wait_for_nodes 1
     for number in $(seq "$workers"); do # one after the other: starting takes both cores
-        launch "worker-$number" --address="127.0.0.1:$port" --num-cpus="$cpus" --num-gpus=0 \
+        launch "w$number" --address="127.0.0.1:$port" --num-cpus="$cpus" --num-gpus=0 \
             --dashboard-agent-listen-port=$((port + 3 + number)) \
             --min-worker-port=0 --max-worker-port=0
         wait_for_nodes $((number + 1))

@@ -2,9 +2,9 @@
 
 It behaves like a training run on a TPU where that matters to the launch: the process takes its
 chips and keeps them until it dies, the first host of a slice alone writes, the others stay as long
-as it does, and a run goes on from its checkpoint. Labels tell it to do more: "hangs" makes no
-fifth epoch before it is started again, as a run that waits for a lost host; "2-at-once-a" begins
-when two such trials run.
+as it does, and a run goes on from its checkpoint. Labels tell it to do more: "hangs" stops after
+four epochs until it is started again, as a run does that waits for a lost host; "2-at-once-a"
+begins when two such trials run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, RECIPE_FILE, REC
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record
 
 EPOCH_SECONDS = 0.25
+HANGS_AFTER = 4  # epochs
 WAIT_SECONDS = 100.0
 SHOWN = ("TPU_VISIBLE_CHIPS", "TPU_PROCESS_BOUNDS", "CUDA_VISIBLE_DEVICES", "PJRT_DEVICE")
 
@@ -77,7 +78,7 @@ def run(
             lambda: len(list(directory.parent.glob("*/where-0.jsonl"))) >= int(trial.label[0])
         )
     for epoch in range(begun + 1, epochs + 1):
-        if trial.label.startswith("hangs") and begun == 0 and epoch == 5:
+        if trial.label.startswith("hangs") and begun == 0 and epoch > HANGS_AFTER:
             time.sleep(WAIT_SECONDS)
         time.sleep(EPOCH_SECONDS)
         top1 = 50.0 + epoch

@@ -32,7 +32,7 @@ from mambaout.launch.trial import TRAINER
 from mambaout.launch.tune import DONE, Request, run_study
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.study.store import default_tracking_uri
-from mambaout.study.study import Run, Study, StudyFolder
+from mambaout.study.study import CHECKPOINT_FILE, Run, Study, StudyFolder
 from mambaout.train.metrics import COMPILATIONS
 
 pytestmark = [
@@ -232,13 +232,17 @@ class Launch:
         return read_places(self.directory(label), rank)
 
     def failures(self, label: str) -> list[dict[str, Any]]:
-        return list(
-            map(json.loads, (self.directory(label) / FAILURES_FILE).read_text().splitlines())
-        )
+        path = self.directory(label) / FAILURES_FILE
+        return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
     def worker(self, label: str) -> int:
         """The process that held the run directory last."""
         return json.loads((self.directory(label) / LOCK_FILE).read_text())["pid"]
+
+    def hangs(self, label: str) -> bool:
+        """Whether the trial does no more until it is started again."""
+        path = self.directory(label) / CHECKPOINT_FILE
+        return path.exists() and path.read_text() == str(stub_trainer.HANGS_AFTER)
 
     def wait_for(self, what: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + 100
@@ -261,18 +265,27 @@ def until_free(machines: Machines) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def slices(machines: Machines, storage: Path) -> Launch:
-    """Four trials on two slices: one is stopped early, one loses a host and hangs."""
+    """Four trials on two slices: one is stopped early, one loses a host, and on the slice that is
+    left then one loses the worker that coordinates it."""
     launch = Launch(machines, storage, "slices")
 
     def meanwhile() -> None:
-        hangs, stopped = launch.trials["hangs"], launch.trials["stopped"]
+        stopped = launch.trials["stopped"]
         launch.wait_for(lambda: launch.folder.run(stopped).records[1:])
-        launch.wait_for(lambda: launch.folder.run(hangs).records[2:])
+        launch.wait_for(lambda: launch.hangs("hangs"))
         launch.busy = machines.occupied()["used"]
         launch.folder.stop(stopped, "by hand")
         machines.lose(launch.places("hangs")[0]["slice"], 2)
+        launch.wait_for(lambda: launch.failures("hangs"))
+        launch.wait_for(lambda: launch.hangs("hangs-too"))
+        hosts = [launch.places("hangs-too", rank)[0] for rank in range(4)]
+        pids, nodes = ({place[what] for place in hosts} for what in ("pid", "node"))
+        there = [a for a in machines.occupied()["actors"] if a["Address"]["NodeID"] in nodes]
+        (worker,) = [a["Pid"] for a in there if a["Pid"] not in pids]
+        os.kill(worker, signal.SIGKILL)
+        launch.wait_for(lambda: not any(map(is_alive, pids)))
 
-    recipes = {"hangs": stub(8), "stopped": stub(200), "third": stub(4), "fourth": stub(5)}
+    recipes = {"hangs": stub(8), "stopped": stub(200), "hangs-too": stub(7), "last": stub(4)}
     launch.run(recipes, "tpu-v3-32", meanwhile)
     return launch
 
@@ -292,28 +305,36 @@ def test_each_trial_of_a_slice_is_on_one_whole_slice_a_process_on_each_host(slic
 def test_a_trial_that_loses_a_host_goes_on_elsewhere_from_its_checkpoint(slices):
     first, second = slices.places("hangs")
     assert first["slice"] != second["slice"]
+    assert_resumed(slices, "hangs", 8)
+
+
+def test_a_trial_that_loses_its_coordinator_goes_on_from_its_checkpoint(slices):
+    assert_resumed(slices, "hangs-too", 7)
+
+
+def assert_resumed(launch: Launch, label: str, epochs: int) -> None:
+    first, second = launch.places(label)
     assert first["begun"] == 0
-    assert second["begun"] >= 3
-    assert [failure["kind"] for failure in slices.failures("hangs")] == ["preempted"]
-    run = slices.folder.run(slices.trials["hangs"])
+    assert second["begun"] == stub_trainer.HANGS_AFTER
+    assert [failure["kind"] for failure in launch.failures(label)] == ["preempted"]
+    run = launch.folder.run(launch.trials[label])
     assert run.status == "finished"
-    assert [record.step for record in run.records] == list(range(1, 9))
+    assert [record.step for record in run.records] == list(range(1, epochs + 1))
 
 
 def test_a_stopped_slice_and_what_is_left_of_a_broken_one_are_free_again(slices):
     assert slices.folder.run(slices.trials["stopped"]).status == "stopped"
-    for label in ("third", "fourth"):
-        assert slices.folder.run(slices.trials[label]).status == "finished"
+    assert slices.folder.run(slices.trials["last"]).status == "finished"
     assert slices.left == {"used": {}, "actors": [], "groups": []}
     pids = [p["pid"] for label in slices.trials for r in range(4) for p in slices.places(label, r)]
     assert not [pid for pid in pids if is_alive(pid)], "orphans"
 
 
 def test_the_processes_of_a_slice_are_used_again(slices):
-    survivor = slices.places("hangs")[1]["slice"]
+    """An early stop leaves them for the next trial."""
     for rank in range(4):
-        places = [p for label in slices.trials for p in slices.places(label, rank)]
-        assert len({p["pid"] for p in places if p["slice"] == survivor}) == 1
+        stopped, following = (slices.places(label, rank)[0] for label in ("stopped", "hangs-too"))
+        assert stopped["pid"] == following["pid"]
 
 
 # -- hosts, chips, halves of a GPU -----------------------------------------------------------------
@@ -325,7 +346,7 @@ def host(machines: Machines, storage: Path) -> Launch:
     launch = Launch(machines, storage, "host")
 
     def meanwhile() -> None:
-        launch.wait_for(lambda: launch.folder.run(launch.trials["hangs"]).records[2:])
+        launch.wait_for(lambda: launch.hangs("hangs"))
         (place,) = launch.places("hangs")
         os.kill(place["pid"], signal.SIGKILL)
         launch.stale = machines.lock("host").exists()
@@ -347,8 +368,7 @@ def test_the_lock_of_a_killed_worker_is_not_in_the_way_of_the_next_trial(host):
     assert host.stale
     first, second = host.places("hangs")
     assert first["pid"] != second["pid"]
-    assert second["begun"] >= 3
-    assert [failure["kind"] for failure in host.failures("hangs")] == ["preempted"]
+    assert_resumed(host, "hangs", 6)
     assert host.left == {"used": {}, "actors": [], "groups": []}
 
 

@@ -17,6 +17,7 @@ from mambaout.data import decode
 from mambaout.data.files import DataError
 from mambaout.data.loader import (
     Batch,
+    Host,
     Position,
     TrainBatches,
     _stacked,
@@ -247,3 +248,34 @@ def test_a_damaged_image_is_named_when_its_turn_comes(tmp_path):
 
 def test_pictures_of_the_tests_are_all_different():
     assert len(set(pictures(200))) == 200
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_have_every_row_of_every_batch_between_them(digits, num_hosts):
+    whole = TrainBatches(digits, RECIPE, seed=5).starting_at(3)
+    parts = [
+        TrainBatches(digits, RECIPE, seed=5, host=Host(rank, num_hosts)).starting_at(3)
+        for rank in range(num_hosts)
+    ]
+    for _ in range(2):
+        batch, shares = next(whole), [next(part) for part in parts]
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        assert torch.equal(torch.cat([share.labels for share in shares]), batch.labels)
+        size = len(batch.labels) // num_hosts
+        assert [share.first for share in shares] == [rank * size for rank in range(num_hosts)]
+
+
+def test_hosts_evaluate_every_image_once_and_as_many_batches_each(digits):
+    def batches(host: Host) -> list[Batch]:
+        found = evaluation_batches(digits, "val", RECIPE, batch_size=32, host=host)
+        return list(found)
+
+    whole, parts = batches(Host()), [batches(Host(rank, 4)) for rank in range(4)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sum(share.num_valid for share in shares) == batch.num_valid
+        valid = torch.cat([share.labels[: share.num_valid] for share in shares])
+        assert torch.equal(valid, batch.labels[: batch.num_valid])
+        assert {share.images.shape for share in shares} == {(8, *batch.images.shape[1:])}
+    with pytest.raises(ValueError, match="a batch of 30 does not split over 4 hosts"):
+        evaluation_batches(digits, "val", RECIPE, batch_size=30, host=Host(1, 4))

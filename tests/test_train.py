@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mambaout.data.loader import TrainBatches
+from mambaout.data.loader import Host, TrainBatches
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned
 from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
 from mambaout.train.loop import Diverged, Finished, OutOfMemory, Preempted, evaluate, train
+from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.optim import learning_rate, optimizer, take_step
-from mambaout.train.step import TrainState, add_gradients, micro_batches, placed
+from mambaout.train.step import Sums, TrainState, add_gradients, micro_batches, placed
 
 TIMING = {metrics.IMAGES_PER_SECOND, metrics.INPUT_WAIT, metrics.PEAK_MEMORY, metrics.MFU}
 
@@ -108,6 +109,78 @@ def test_one_micro_batch_of_64_gives_the_gradients_of_four_of_16(digits, tiny_re
         torch.testing.assert_close(
             gradient, whole[name], rtol=1e-4, atol=1e-6 * float(whole[name].abs().max()) + 1e-9
         )
+
+
+def test_two_hosts_have_the_gradients_of_one_between_them(digits, tiny_recipe):
+    torch.manual_seed(0)
+    model = build(tiny_recipe.model, digits.num_classes)
+    state = TrainState(model, optimizer(model, tiny_recipe, Cpu()))
+    for rank in range(2):
+        host = Cpu()
+        host.num_hosts, host.num_devices, host.host = 2, 2, rank
+        batches = TrainBatches(digits, tiny_recipe, seed=0, host=Host(rank, 2)).starting_at(0)
+        parts = placed(next(batches), tiny_recipe, backend=host, step=0, micro_batch=16, seed=0)
+        assert [len(part.labels) for part in parts] == [8] * 4  # 16 over both
+        add_gradients(state, parts, tiny_recipe, backend=host)
+    whole = one_step_gradients(tiny_recipe, digits, 64)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad,
+            whole[name],
+            rtol=1e-4,
+            atol=1e-6 * float(whole[name].abs().max()) + 1e-9,
+        )
+
+
+class Eager(Cpu):
+    """A CPU that is sent each batch one step early, and says what it did."""
+
+    batches_ahead = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.did: list[str] = []
+
+    def place(self, rows):
+        if rows.ndim == 4:
+            self.did.append("sent")
+        return super().place(rows)
+
+    def cut_graph(self) -> None:
+        self.did.append("worked")
+
+
+def test_the_next_batch_is_sent_before_a_step_and_changes_nothing(digits, tiny_recipe, tmp_path):
+    where = Eager()
+    run(tiny_recipe, digits, tmp_path / "ahead", backend=where, max_steps=3)
+    # A step's two cuts: after its micro-batch, and after its sums have been counted.
+    assert where.did == ["sent", "sent", *["worked"] * 2, "sent", *["worked"] * 4]
+    run(tiny_recipe, digits, tmp_path / "usual", max_steps=3)
+    assert_same_checkpoint(tmp_path / "ahead", tmp_path / "usual")
+
+
+class Compiles(Cpu):
+    """A CPU that says it has compiled something in its second, fourth and fifth step."""
+
+    steps = 0
+
+    def cut_graph(self) -> None:
+        self.steps += 1
+
+    def compilations(self) -> int:
+        return sum(self.steps > step for step in (1, 3, 4))
+
+
+def test_throughput_leaves_out_every_window_in_which_something_was_compiled():
+    where = Compiles()
+    meter = Meter(where, lambda rate: None)
+    timed = []
+    for _ in range(7):
+        meter.add(Sums(torch.zeros(1, dtype=torch.float64), 64))
+        timed.append(metrics.IMAGES_PER_SECOND in meter.record())
+    # The first warms up.
+    assert timed == [False, False, True, False, False, True, True]
+    assert meter.state()["timed"][0] == 3 * 64
 
 
 def test_micro_batches_split_the_batch_evenly_and_keep_pairs_whole():

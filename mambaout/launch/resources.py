@@ -71,7 +71,10 @@ _NOT_SUPPORTED = {
     "tpu-v3-16": "torch_xla has no layout for the two hosts of a v3-16",
 }
 ACCELERATORS: tuple[str, ...] = ("cpu", "gpu", *_TPUS)
-CHOICES = "cpu, gpu, gpu:0.5 (a part of one), " + ", ".join(_TPUS)
+CHOICES = (
+    "cpu, gpu, gpu:0.5 (half of one), tpu-v3-8 (a host), tpu-v3-8-chip (one of its four chips), "
+    "tpu-v3-32 (a slice of four hosts)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ stop() {
         fi
     done
     rm -rf "$folder"
-    echo "$stopped nodes of the cluster at 127.0.0.1:$port were stopped"
+    echo "stopped: $stopped nodes of the cluster at 127.0.0.1:$port"
 }
 
 answers() {

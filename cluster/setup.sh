@@ -53,5 +53,15 @@ fi
 "$venv/bin/python" -m pip install --quiet "pip==$PIP" "setuptools==$SETUPTOOLS"
 "$venv/bin/python" -m pip install --quiet --no-build-isolation \
     --constraint "$root/constraints.txt" --editable "$root$extra"
+"$venv/bin/python" - "$root/constraints.txt" <<'PYTHON'
+import re, sys
+from importlib.metadata import distributions
+
+plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+pinned = {plain(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line}
+found = {plain(each.metadata["Name"]) for each in distributions()}
+if loose := sorted(found - pinned - {"pip", "setuptools", "mambaout"}):
+    print("not pinned, add to constraints.txt:", *loose, file=sys.stderr)
+PYTHON
 echo "$wanted" >"$venv/.mambaout"
 echo "$venv is ready: . $venv/bin/activate"

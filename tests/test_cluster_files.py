@@ -41,7 +41,7 @@ def test_what_could_not_be_checked_is_said(path, monkeypatch):
     monkeypatch.delenv("MAMBAOUT_SCHEMAS", raising=False)
     assert check(path) == []
     said = not_checked(path)
-    if "gke" in path.name:
+    if "ray" in path.name:
         assert "KubeRay's definition" in said[0]
         assert "MAMBAOUT_SCHEMAS" in said[0]
 
@@ -384,6 +384,29 @@ def test_each_script_is_sound_bash(path):
     if shellcheck := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin"):
         done = subprocess.run([shellcheck, path], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+
+
+def test_make_cluster_stop_ends_what_make_cluster_started_and_nothing_else(tmp_path):
+    """The number of a process is given again to others: its start time is not."""
+    port = "29999"
+    folder = tmp_path / f"mambaout-cluster-{os.getuid()}-{port}"
+    folder.mkdir()
+    own, other = (subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2))
+    try:
+        since = Path(f"/proc/{own.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        (folder / "h.pid").write_text(f"{own.pid} {since}\n")
+        (folder / "w1.pid").write_text(f"{other.pid} 1\n")  # of a process long gone
+        env = os.environ | {"TMPDIR": str(tmp_path), "MAMBAOUT_CLUSTER_PORT": port}
+        command = ["bash", str(CLUSTER / "local.sh"), "stop"]
+        done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+        assert "stopped: 1 nodes" in done.stdout
+        assert own.wait(10) != 0
+        assert other.poll() is None
+        assert not folder.exists()
+    finally:
+        for process in (own, other):
+            process.kill()
+            process.wait()
 
 
 PINS = {

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -101,10 +102,19 @@ def ray_job(head: str, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def told(head: str, path: str):
+    """What the head says of its jobs, actors or placement groups."""
+    return json.load(urllib.request.urlopen(f"{head}/api/{path}", timeout=20))
+
+
+def alive(head: str, kind: str, over: set[str]) -> list[dict]:
+    """Those that are not over."""
+    found = told(head, f"v0/{kind}?limit=100&detail=false")["data"]["result"]["result"]
+    return [each for each in found if each["state"] not in over]
+
+
 def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tmp_path):
-    variables = {
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    variables = yaml.safe_load((ROOT / "cluster" / "job.yaml").read_text())["env_vars"] | {
         "TINY_LABELS": "thin",
         "TINY_EPOCHS": "15",  # it is still at it when `ray job stop` has found its words
         "MAMBAOUT_CACHE": os.environ["MAMBAOUT_CACHE"],
@@ -112,8 +122,11 @@ def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tm
     runtime = ["--runtime-env-json", json.dumps({"env_vars": variables}), "--working-dir", "tests"]
     study = ["--", "python", "tiny_sweep.py", "--storage", str(tmp_path / "runs")]
 
-    wrong = ray_job(head, "submit", *runtime, *study, "--data", "digitz")
-    assert wrong.returncode == 1, wrong.stderr
+    wrong = ray_job(
+        head, "submit", "--submission-id", "wrong", *runtime, *study, "--data", "digitz"
+    )
+    assert wrong.returncode == 1, wrong.stderr  # Ray's own, whatever the study's
+    assert told(head, "jobs/wrong")["driver_exit_code"] == 2
     assert "tiny_sweep.py: digitz is not there" in wrong.stdout + wrong.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -127,9 +140,15 @@ def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tm
     assert "interrupted: saving and stopping 1 running trial" in log, log
     assert "to go on: submit the job again" in log
     assert not list(trials.glob("*/outcome.json"))
+    wait_for(lambda: not alive(head, "actors", {"DEAD"}), 30)
+    wait_for(lambda: not alive(head, "placement_groups", {"REMOVED"}), 30)
+    [records] = trials.glob("*/records.jsonl")
+    begun = records.read_text().splitlines()
 
-    second = ray_job(head, "submit", *runtime, *study)
+    second = ray_job(head, "submit", "--submission-id", "second", *runtime, *study)
     shown = second.stdout + second.stderr
     assert second.returncode == 0, shown
+    assert told(head, "jobs/second")["driver_exit_code"] == 0
     assert "1/1  thin-s0  top-1" in shown
     assert len(list(trials.glob("*/outcome.json"))) == 1
+    assert records.read_text().splitlines()[: len(begun)] == begun  # it went on from there

@@ -44,8 +44,8 @@ class Backend(ABC):
         """Memory that the activations of one micro-batch may take, on all devices together."""
 
     @abstractmethod
-    def peak_memory_bytes(self) -> int:
-        """Most memory in use so far."""
+    def peak_memory_bytes(self) -> int | None:
+        """Most memory in use so far; None where the runtime does not tell."""
 
     def place(self, rows: Tensor) -> Tensor:
         """`rows` on the devices, each of which gets an equal share of them; this host's rows,
@@ -176,13 +176,9 @@ class Xla(Backend):
         chip = CHIPS.get(self.device_name, CHIPS["TPU v3"])
         return int(chip.memory_bytes / chip.cores * self.num_devices * 0.6)
 
-    def peak_memory_bytes(self) -> int:
-        """Of the fullest device where the runtime tells, else of the process."""
-        try:
-            devices = self._xm.get_xla_supported_devices()
-            return max(self._xm.get_memory_info(name)["peak_bytes_used"] for name in devices)
-        except (RuntimeError, KeyError, ValueError):
-            return Cpu().peak_memory_bytes()
+    def peak_memory_bytes(self) -> int | None:
+        # torch_xla refuses to say it of the devices of a mesh.
+        return None if self._on_tpu else Cpu().peak_memory_bytes()
 
     def place(self, rows: Tensor) -> Tensor:
         spec = ("data",) + (None,) * (rows.ndim - 1)

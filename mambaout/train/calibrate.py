@@ -32,7 +32,7 @@ class Calibration:
     images_per_second: float  # training, warm-up step left out
     eval_images_per_second: float
     first_step_seconds: float  # the network built, the data opened, kernels found
-    peak_memory_bytes: int  # of the device; of the process on a CPU
+    peak_memory_bytes: int | None  # of a GPU; of the process on a CPU; None on a TPU
     device: str
     num_devices: int
 

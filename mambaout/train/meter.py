@@ -98,8 +98,9 @@ class Meter:
             self.diverged_at = bad_step
         values: dict[str, float] = {
             metrics.TRAIN_LOSS: loss / self._num_images,
-            metrics.PEAK_MEMORY: self._backend.peak_memory_bytes(),
         }
+        if (memory := self._backend.peak_memory_bytes()) is not None:
+            values[metrics.PEAK_MEMORY] = memory
         seconds = time.monotonic() - self._window_start
         if self._backend.compiles:
             values[metrics.COMPILATIONS] = self._backend.compilations() - self._compilations

@@ -23,7 +23,7 @@ VAL_LOSS = "val/loss"
 IMAGES_PER_SECOND = "images_per_second"  # training, whole global batch, warm-up step excluded
 MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent where the chip's peak is unknown
 INPUT_WAIT = "input_wait_fraction"  # share of the training time spent waiting for a batch
-PEAK_MEMORY = "peak_memory_bytes"  # of the device; of the process on a CPU
+PEAK_MEMORY = "peak_memory_bytes"  # of a GPU; of the process on a CPU; absent on a TPU
 COMPILATIONS = "compilations"  # graphs compiled since the process took the run up; XLA only
 MICRO_BATCH = "micro_batch"  # images a forward pass; global_batch = micro_batch * accumulation
 

@@ -31,6 +31,7 @@ case ${1:-} in
         install nfs-kernel-server
         # Whoever writes on a worker writes as the head's user.
         options="rw,sync,no_subtree_check,all_squash,anonuid=$(id -u),anongid=$(id -g)"
+        sudo mkdir -p /etc/exports.d
         echo "$runs $clients($options)" | sudo tee /etc/exports.d/mambaout.exports >/dev/null
         sudo exportfs -ra
         echo "$runs is served to $clients"

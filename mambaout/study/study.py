@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ REUSED_FILE = "reused.json"  # where a run was taken over from
 STOPPED_FILE = "stopped.json"
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.jsonl"
+_RUN_FILES = (RECORDS_FILE, OUTCOME_FILE, REUSED_FILE, STOPPED_FILE)  # what a Run is read from
 
 # Part of every trial's key: raised by hand when the same recipe, seed and data come to other
 # numbers than before, so that no result of older code is taken for one of the new.
@@ -64,6 +65,7 @@ class Trial:
         return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
 
     @classmethod
+    @lru_cache(maxsize=10_000)  # a launch reads a study's trials some four times
     def from_json(cls, line: str) -> Trial:
         row = json.loads(line)
         recipe = recipe_from_json(json.dumps(row["recipe"]))
@@ -115,6 +117,7 @@ class StudyFolder:
     def __init__(self, storage: Path, name: str, *, reuse: bool = True) -> None:
         self.path = Path(storage) / name
         self.reuse = reuse  # take finished trials over from the studies beside this one
+        self._read: dict[str, tuple[Any, Run]] = {}  # key -> what its files looked like, and said
 
     def run_directory(self, trial: Trial) -> Path:
         return self.path / "trials" / trial.key
@@ -166,8 +169,16 @@ class StudyFolder:
         return [Trial.from_json(line) for line in lines if line.endswith("\n")]
 
     def run(self, trial: Trial) -> Run:
-        """What the trial's run directory holds by now."""
+        """What the trial's run directory holds by now; read again only where a file has changed."""
         directory = self.run_directory(trial)
+        now = [_look(directory / name) for name in _RUN_FILES]
+        before, run = self._read.get(trial.key, (None, None))
+        if run is None or now != before:
+            run = self._run(trial, directory)
+            self._read[trial.key] = (now, run)
+        return run if run.trial.label == trial.label else replace(run, trial=trial)
+
+    def _run(self, trial: Trial, directory: Path) -> Run:
         records = tuple(read_records(directory / RECORDS_FILE))
         path = directory / OUTCOME_FILE
         if not path.exists():
@@ -241,6 +252,15 @@ class StudyFolder:
         aside = directory / f".{STOPPED_FILE}.{os.getpid()}"
         aside.write_text(json.dumps({"why": why}) + "\n")
         aside.replace(directory / STOPPED_FILE)
+
+
+def _look(path: Path) -> tuple[int, ...] | None:
+    """What changes when the file does; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def _without_val(record: Record) -> str:

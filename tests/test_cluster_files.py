@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -321,6 +323,27 @@ def test_ray_itself_names_every_machine_type_of_gcp():
     """With Google's client at hand Ray's own look at a node is part of the checks."""
     pytest.importorskip("googleapiclient")
     assert not_checked(CLUSTER / f"{V8}.yaml") == []
+
+
+def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    """Of every value inside a document."""
+    children = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in children if isinstance(value, dict | list) else ():
+        yield (*at, key)
+        yield from places(child, (*at, key))
+
+
+@pytest.mark.parametrize("name", [V8, K32, J8])
+def test_whatever_stands_in_a_field_the_answer_is_a_sentence(name, tmp_path):
+    """Without KubeRay's definitions too, where nothing else has looked at the types."""
+    path, document = tmp_path / "spoilt.yaml", load(name)
+    for number, (*parents, last) in enumerate(places(document)):
+        spoilt = deepcopy(document)
+        reduce(lambda value, key: value[key], parents, spoilt)[last] = (None, "x", 7, [])[
+            number % 4
+        ]
+        path.write_text(yaml.safe_dump(spoilt))
+        assert all(isinstance(finding, str) for finding in check(path))
 
 
 def test_a_file_that_is_not_there_is_a_finding(tmp_path):

@@ -50,7 +50,7 @@ def not_checked(path: Path, schemas: Path | None = None) -> list[str]:
     _, documents, problems = _read(path)
     missing = []
     for document in documents if not problems else []:
-        kind = document.get("kind") if isinstance(document, dict) else None
+        kind = str(document.get("kind")) if isinstance(document, dict) else None
         if kind in KINDS and definition(kind, schemas or _schemas()) is None:
             missing.append(
                 f"KubeRay's definition of a {kind} is not at hand, so misspelled fields pass; put "
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[str, list[Any], list[str]]:
 def _check_document(document: Any, schemas: Path | None) -> list[str]:
     if not isinstance(document, dict):
         return [f"the file holds {type(document).__name__}, not fields with values; see cluster/"]
-    if document.get("kind") in KINDS:
+    if str(document.get("kind")) in KINDS:
         return check_resource(document, schemas)
     if "apiVersion" in document and "kind" in document:
         return []  # a claim, an account: Kubernetes' own kinds

@@ -51,6 +51,8 @@ def definition(kind: str, schemas: Path | None) -> Path | None:
 def _schema(resource: Mapping[str, Any], schemas: Path | None) -> Iterator[str]:
     path = definition(resource["kind"], schemas)
     if path is None:
+        for error in _shape(resource["kind"]).iter_errors(dict(resource)):
+            yield f"{'.'.join(map(str, error.absolute_path))}: {_said(error)}; see cluster/"
         return
     wanted, versions = str(resource.get("apiVersion")), _validators(path)
     if wanted not in versions:
@@ -102,6 +104,57 @@ def _closed(schema: Any) -> Any:
             properties["metadata"] = {"type": "object"}
         found.setdefault("additionalProperties", False)
     return found
+
+
+def _shape(kind: str) -> Any:
+    """What the rules need to be able to read at all, for where KubeRay's definition is not."""
+    from jsonschema import Draft7Validator
+
+    text, number = {"type": "string"}, {"type": "integer"}
+    texts = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number"]}}
+    names = {"type": ["object", "null"], "additionalProperties": text}
+    claim = _fields(claimName=text, required=["claimName"])
+    volume = _fields(name=text, persistentVolumeClaim=claim, required=["name"])
+    mount = _fields(name=text, mountPath=text, required=["name", "mountPath"])
+    container = _fields(
+        image=text,
+        resources=_fields(limits=texts, requests=texts),
+        volumeMounts={"type": ["array", "null"], "items": _there(mount)},
+    )
+    pod = _fields(
+        containers={"type": "array", "items": _there(container), "minItems": 1},
+        volumes={"type": ["array", "null"], "items": _there(volume)},
+        nodeSelector=names,
+        restartPolicy=text,
+    )
+    group = _fields(
+        template=_fields(spec=pod),
+        labels=names,
+        resources=texts,
+        rayStartParams=names,
+        serviceType=text,
+        **dict.fromkeys(("replicas", "minReplicas", "maxReplicas", "numOfHosts"), number),
+    )
+    cluster = _fields(
+        headGroupSpec=_there(group),
+        workerGroupSpecs={"type": ["array", "null"], "items": _there(group)},
+        authOptions=_fields(mode=text),
+    )
+    job = _fields(
+        entrypoint={"type": ["string", "null"]},
+        runtimeEnvYAML={"type": ["string", "null"]},
+        rayClusterSpec=_there(cluster),
+    )
+    return Draft7Validator(_fields(spec=cluster if kind == "RayCluster" else job))
+
+
+def _fields(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
+    return {"type": ["object", "null"], "properties": properties, "required": required or []}
+
+
+def _there(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same, and not empty."""
+    return schema | {"type": "object"}
 
 
 # -- the rules of a cluster ------------------------------------------------------------------------

@@ -57,7 +57,16 @@ def _schema(config: Mapping[str, Any]) -> Iterator[str]:
     from jsonschema import Draft7Validator
 
     text = Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text()
-    for error in Draft7Validator(json.loads(text)).iter_errors(dict(config)):
+    schema = json.loads(text)
+    # Ray's own says "an object" of a node; the rules look into it.
+    kinds = schema["properties"]["available_node_types"]["patternProperties"][".*"]
+    kinds["properties"]["node_config"]["properties"] = {
+        "disks": {"type": "array", "items": {"type": "object"}},
+        "scheduling": {"type": ["object", "array"], "items": {"type": "object"}},
+        "schedulingConfig": {"type": "object"},
+        "acceleratorType": {"type": "string"},
+    }
+    for error in Draft7Validator(schema).iter_errors(dict(config)):
         field = ".".join(map(str, error.absolute_path)) or "the file"
         yield f"{field}: {error.message}; Ray's schema of a launcher file refuses it"
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
@@ -327,10 +328,10 @@ def test_ray_itself_names_every_machine_type_of_gcp():
 
 def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
     """Of every value inside a document."""
-    children = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, child in children if isinstance(value, dict | list) else ():
-        yield (*at, key)
-        yield from places(child, (*at, key))
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield (*at, key)
+            yield from places(value[key], (*at, key))
 
 
 @pytest.mark.parametrize("name", [V8, K32, J8])
@@ -420,6 +421,7 @@ def test_make_cluster_stop_ends_what_make_cluster_started_and_nothing_else(tmp_p
         (folder / "h.pid").write_text(f"{own.pid} {since}\n")
         (folder / "w1.pid").write_text(f"{other.pid} 1\n")  # of a process long gone
         env = os.environ | {"TMPDIR": str(tmp_path), "MAMBAOUT_CLUSTER_PORT": port}
+        threading.Thread(target=own.wait).start()  # as init would: a dead child is still a process
         command = ["bash", str(CLUSTER / "local.sh"), "stop"]
         done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
         assert "stopped: 1 nodes" in done.stdout

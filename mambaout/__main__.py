@@ -2,7 +2,7 @@
 
     mambaout train femto --data gs://bucket/imagenet --out runs/femto   train one recipe, or go on
     mambaout evaluate tiny.safetensors --data DIR                       top-1 and top-5 of weights
-    mambaout account small base --image-size 288                        parameters, MACs
+    mambaout account small base --image-size 288                        parameters, MACs, TPU v3
     mambaout pack SOURCE OUT                                            Parquet shards
     mambaout export runs/femto/last.ckpt femto.safetensors              weights that timm loads
     mambaout report scale                                               a study's report, made anew
@@ -253,7 +253,9 @@ def _run_evaluate(options: argparse.Namespace) -> int:
 
 
 def _account(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("account", help="parameters, MACs, activations of variants")
+    parser = commands.add_parser(
+        "account", help="parameters, MACs, memory of variants, and how they fit a TPU v3"
+    )
     parser.add_argument("variants", nargs="*", help=f"default: all of {', '.join(VARIANTS)}")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--num-classes", type=int, default=1000)
@@ -262,10 +264,12 @@ def _account(commands: argparse._SubParsersAction) -> None:
 
 def _run_account(options: argparse.Namespace) -> int:
     from mambaout.accounting import account_table
+    from mambaout.memory import tpu_table
 
     names = options.variants or list(VARIANTS)
     shapes = {name: variant(name) for name in names}
     print(account_table(shapes, options.image_size, options.num_classes))
+    print(f"\n{tpu_table(shapes, options.image_size, options.num_classes)}")
     return 0
 
 

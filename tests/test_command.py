@@ -82,6 +82,10 @@ def test_account_prints_the_published_numbers(capsys):
     shown = capsys.readouterr().out
     for number in ("7,304,536", "84,813,092", "1,147,984,992", "15,794,325,760"):
         assert number in shown
+    (tiny,) = (
+        line for line in shown.splitlines() if line.endswith("128 of 512") and "tiny" in line
+    )
+    assert "61 % used" in tiny
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""What training takes of a device's memory, in closed form, and the micro-batch to begin with.
+
+    need = train_memory(variant("tiny"), 224, 1000, "bf16", lanes=128)
+    need.state_bytes, need.image_bytes  # of one device: whatever the batch, and of an image
+
+Pure values: no torch, no I/O. Counted is what the backward pass needs of the forward pass, each
+value once, as autograd keeps it (tests/test_memory.py weighs that), and what one block has in
+flight. A compiler that fuses or computes again keeps less, and a TPU's tiles may take more than
+their values: with `lanes` every channel count is rounded up to it, an upper bound, since the
+compiler may put the batch and not the channels into the lanes. An estimate is where to begin; a
+training run that meets an out-of-memory error halves its micro-batch all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mambaout.accounting import (
+    CHIPS,
+    GIB,
+    HEAD_EXPANSION,
+    IMAGE_CHANNELS,
+    Chip,
+    cost,
+    matrix_unit_use,
+    sides,
+)
+from mambaout.variants import ModelConfig
+
+FP32 = 4  # bytes
+MIB = 2**20
+TPU_LANES = 128  # of a vector register, and the rows and columns of a v3's matrix unit
+# The runtime, the program, the next batch and fragmentation have the rest.
+USABLE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class TrainMemory:
+    """Bytes that training takes of each device that shares the batch."""
+
+    state_bytes: int  # weights, gradients, AdamW's two moments; whole on every device
+    kept_bytes: int  # for each image of its share, from the forward pass to the backward one
+    flight_bytes: int  # for each image, of the block that the backward pass is at
+
+    @property
+    def image_bytes(self) -> int:
+        return self.kept_bytes + self.flight_bytes
+
+    def images_that_fit(self, device_bytes: float) -> int:
+        """How many images of a micro-batch a device with so many usable bytes can hold."""
+        return max(0, int((device_bytes - self.state_bytes) / self.image_bytes))
+
+
+def train_memory(
+    config: ModelConfig,
+    image_size: int = 224,
+    num_classes: int = 1000,
+    precision: str = "bf16",
+    *,
+    lanes: int = 1,
+) -> TrainMemory:
+    """What a training step takes; `lanes`: TPU_LANES on a TPU, 1 where nothing is padded."""
+    low = 2 if precision == "bf16" else FP32  # of what matrix products take and give
+
+    def wide(channels: int) -> int:
+        return math.ceil(channels / lanes) * lanes
+
+    dims, (first, *rest) = config.dims, sides(config, image_size)
+    half, stem = wide(dims[0] // 2), rest[0]
+    # conv1 keeps its input; norm1 what it normalises, GELU what that gives, both fp32; conv2 its
+    # input; norm2 what it normalises. A norm keeps a mean and a deviation a position, too.
+    kept = image_size**2 * wide(IMAGE_CHANNELS) * low
+    kept += first**2 * (half * (2 * FP32 + low) + 2 * FP32)
+    kept += stem**2 * (wide(dims[0]) + 2) * FP32
+    in_flight = 0
+    for stage, (dim, depth, side) in enumerate(zip(dims, config.depths, rest, strict=True)):
+        if stage > 0:
+            kept += rest[stage - 1] ** 2 * wide(dims[stage - 1]) * low
+            kept += side**2 * (wide(dim) + 2) * FP32
+        hidden = config.hidden(dim)
+        # The sum of the residuals, fp32; fc1's input and output, both halves; GELU of the gate,
+        # what it multiplies, and their product, fc2's input.
+        inner = wide(2 * hidden) + 3 * wide(hidden)
+        block = side**2 * ((wide(dim) + 2) * FP32 + (wide(dim) + inner) * low)
+        kept += depth * block
+        in_flight = max(in_flight, block)
+    hidden = HEAD_EXPANSION * dims[-1]
+    kept += (2 * wide(dims[-1]) + 3 * wide(hidden) + 3 * wide(num_classes)) * FP32
+    params = cost(config, image_size, num_classes).params
+    copies = 4 * FP32 + (low if precision == "bf16" else 0)  # autocast has the weights in bf16 too
+    return TrainMemory(params * copies, kept, in_flight)
+
+
+def device_bytes(chip: Chip) -> float:
+    """Bytes of one device of the chip, of which TPU v2 and v3 have two, that training may take."""
+    return USABLE * chip.memory_bytes / chip.cores
+
+
+def lanes_of(chip: Chip | None) -> int:
+    """What the chip pads channels to."""
+    return TPU_LANES if chip is not None and chip.name.startswith("TPU") else 1
+
+
+def first_micro_batch(
+    need: TrainMemory, sizes: Sequence[int], usable_bytes: float, num_devices: int = 1
+) -> int:
+    """The largest of `sizes`, images over all devices, that fits; the smallest where none does.
+
+    `usable_bytes` of each of the devices, which share a micro-batch equally.
+    """
+    images = need.images_that_fit(usable_bytes) * num_devices
+    return max((size for size in sizes if size <= images), default=min(sizes))
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+GLOBAL_BATCH = 4096
+V3_8_CORES = 8
+
+
+def tpu_table(
+    shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
+) -> str:
+    """How each shape fits a TPU v3, a line each, for a terminal."""
+    chip, share = CHIPS["TPU v3"], GLOBAL_BATCH // V3_8_CORES
+    sizes = [size for size in range(2, share + 1, 2) if share % size == 0]
+    rows = [("variant", "matrix unit", "state", "an image", "first micro-batch")]
+    for name, config in shapes.items():
+        need = train_memory(config, image_size, num_classes, lanes=TPU_LANES)
+        size = first_micro_batch(need, sizes, device_bytes(chip))
+        use = matrix_unit_use(config, image_size, num_classes)
+        fits = need.images_that_fit(device_bytes(chip)) >= size
+        rows.append(
+            (
+                name,
+                f"{100 * use:.0f} % used",
+                f"{need.state_bytes / MIB:,.0f} MiB",
+                f"{need.image_bytes / MIB:,.1f} MiB",
+                f"{size} of {share}" if fits else "none fits",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"a core of a v3-8, bf16, batch {GLOBAL_BATCH:,}: what of its {TPU_LANES} x {TPU_LANES} "
+        "matrix unit multiplies for the network and not for padding;",
+        f"memory in training, channels padded to {TPU_LANES} (an upper bound; a core has "
+        f"{chip.memory_bytes / chip.cores / GIB:.0f} GiB); images at a time to begin with",
+    ]
+    for row in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_sweep import tiny
 
-from mambaout.launch import cli
+from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.outcomes import classify
@@ -46,7 +46,7 @@ SLICE = [tpu_host("v3-32", "a")] * 4
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "nodes", "resources", "slots"),
+    ("accelerator", "nodes", "amounts", "slots"),
     [
         (None, [TWO_CORES], {"CPU": 1}, 2),
         ("cpu", [GPU_HOST], {"CPU": 1}, 16),
@@ -69,9 +69,9 @@ SLICE = [tpu_host("v3-32", "a")] * 4
         ("tpu-v3-32", [tpu_host("v3-32", "a", cpus=8)] * 4, {"CPU": 7, "TPU": 4}, 1),
     ],
 )
-def test_a_share_fits_on_every_node_that_has_what_it_needs(accelerator, nodes, resources, slots):
+def test_a_share_fits_on_every_node_that_has_what_it_needs(accelerator, nodes, amounts, slots):
     part = share(accelerator, nodes)
-    assert part.resources() == resources
+    assert part.resources() == amounts
     assert part.slots(nodes) == slots
 
 
@@ -182,6 +182,17 @@ def test_chips_are_counted_by_their_devices(tmp_path):
     for name in ("accel0", "accel1", "accel2", "accel3", "accelerometer", "null"):
         (tmp_path / name).touch()
     assert tpu_chips(tmp_path) == 4
+
+
+def test_a_tpu_host_without_a_cluster_is_one_of_its_own(monkeypatch):
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v3-8")
+    monkeypatch.setattr(resources, "tpu_chips", lambda: 4)
+    node = resources.this_machine(None)
+    assert share(None, [node]).accelerator == "tpu-v3-8"
+    assert resources.this_machine("cpu").has("TPU") == 0
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v3-32")
+    with pytest.raises(ValueError, match="each of 4 hosts"):
+        share(None, [resources.this_machine(None)])
 
 
 def test_a_tpu_is_priced_as_its_chips_without_a_cluster(tmp_path, capsys, digits):

@@ -20,6 +20,7 @@ from mambaout.launch.outcomes import one_line
 from mambaout.launch.progress import about, counted
 from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.tpu import prepare
+from mambaout.launch.trial import use_torch
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
 from mambaout.study.pricing import search_recipes
 from mambaout.study.rates import Rate, add_calibrated, assumed_image_seconds, features
@@ -139,6 +140,7 @@ class _Crew:
             "backend": part.backend,
             "cpus": part.cpus,
             "num_workers": part.num_workers,
+            "gpus": part.gpus,
             "chips": part.chips,
             "env": part.env,
             "seconds": seconds,
@@ -196,15 +198,13 @@ def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -
 
 def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
     """What a worker does; plain values in and out."""
-    import torch
-
     from mambaout.data.sources import open_data
     from mambaout.train.backend import backend
     from mambaout.train.calibrate import calibrate
 
     if task["chips"]:
         prepare(task["chips"], task["env"])
-    torch.set_num_threads(task["cpus"])
+    use_torch(task["cpus"], task["gpus"])
     where = backend(task["backend"])
     found = calibrate(
         recipe_from_json(task["recipe"]),

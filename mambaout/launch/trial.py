@@ -162,14 +162,12 @@ def train_trial(
     stop: Callable[[], bool],
 ) -> None:
     """Train to the end, or until `stop` says so; `report` is told of every record."""
-    import torch
-
     from mambaout.data.sources import open_data
     from mambaout.train.backend import backend
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import OutOfMemory, train
 
-    torch.set_num_threads(task.cpus)
+    use_torch(task.cpus, task.gpus)
     os.environ[COMMIT_VARIABLE] = task.commit
     data = open_data(task.data)
     if data.fingerprint != trial.data:
@@ -177,9 +175,6 @@ def train_trial(
             f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "
             "the images differ between machines, or have changed since"
         )
-    if 0 < task.gpus < 1:
-        # The neighbours' memory is not this trial's to take, nor its own theirs.
-        torch.cuda.set_per_process_memory_fraction(task.gpus)
     where = backend(task.backend, cache=Path(task.storage) / CACHE_FOLDER)
     outcome = train(
         trial.recipe,
@@ -197,6 +192,15 @@ def train_trial(
         raise MemoryError(
             f"micro-batch {outcome.micro_batch} is out of memory already: {outcome.error}"
         )
+
+
+def use_torch(cpus: int, gpus: float) -> None:
+    """Keep torch in this process to its share of the cores and of a GPU's memory."""
+    import torch
+
+    torch.set_num_threads(cpus)
+    if 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)
 
 
 class _TuneReports:

@@ -288,6 +288,19 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_goes_to_the_mlflow_that_the_environment_names_unless_told(
+    tmp_path, monkeypatch, capsys, digits
+):
+    # A job that is submitted finds the cluster's server so.
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    options = ["--data", "digits", "--storage", str(tmp_path / "runs")]
+    assert cli.main(tiny, options) == 2
+    assert address in capsys.readouterr().err
+    assert cli.main(tiny, [*options, "--tracking-uri", "ftp://x"]) == 2
+    assert "ftp://x" in capsys.readouterr().err
+
+
 def test_a_second_driver_of_a_study_is_refused(tmp_path, capsys, digits):
     process = holder_of(tmp_path / "runs" / "tiny-digits")
     assert cli.main(tiny, ["--data", "digits", "--storage", str(tmp_path / "runs")]) == 2

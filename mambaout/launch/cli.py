@@ -94,7 +94,8 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
     add("--name", help="of the study and its folder (default: the script's name and the data's)")
     add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
-    add("--tracking-uri", metavar="URI", help="of MLflow (default: sqlite in the storage folder)")
+    where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
+    add("--tracking-uri", metavar="URI", help=where)
     add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
     text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
     add("--accelerator", metavar="NAME", help=text)
@@ -135,7 +136,11 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     wrong with it. Nothing is written but the data set's cache."""
     _check_price(options)
     storage = _storage(options.storage)
-    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    tracking_uri = (
+        options.tracking_uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or default_tracking_uri(storage)
+    )
     cluster_address(options.address)
     check_accelerator(options.accelerator)
     check_tracking(tracking_uri)

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mambaout.accounting import CHIPS
+from mambaout.accounting import CHIPS, find_chip
+from mambaout.memory import USABLE, device_bytes
 from mambaout.train.cpu import cpu_name
 
 BackendName = Literal["cpu", "cuda", "xla"]
@@ -40,8 +41,8 @@ class Backend(ABC):
         """What the hardware calls itself, for records and the chip table."""
 
     @abstractmethod
-    def activation_budget_bytes(self) -> int:
-        """Memory that the activations of one micro-batch may take, on all devices together."""
+    def usable_bytes(self) -> float:
+        """Memory that training may take of each device."""
 
     @abstractmethod
     def peak_memory_bytes(self) -> int | None:
@@ -96,7 +97,7 @@ class Cpu(Backend):
     def device_name(self) -> str:
         return cpu_name(torch.get_num_threads())
 
-    def activation_budget_bytes(self) -> int:
+    def usable_bytes(self) -> float:
         # A CPU has no error to catch: past the memory the kernel kills. Stay well inside, since
         # the other trials of the machine take their share of it too.
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -120,9 +121,9 @@ class Cuda(Backend):
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device)
 
-    def activation_budget_bytes(self) -> int:
+    def usable_bytes(self) -> float:
         free, _ = torch.cuda.mem_get_info(self.device)
-        return int(free * 0.6)
+        return USABLE * free
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)
@@ -170,11 +171,10 @@ class Xla(Backend):
 
         return f"TPU {get_tpu_type()}"
 
-    def activation_budget_bytes(self) -> int:
+    def usable_bytes(self) -> float:
         if not self._on_tpu:
-            return Cpu().activation_budget_bytes()
-        chip = CHIPS.get(self.device_name, CHIPS["TPU v3"])
-        return int(chip.memory_bytes / chip.cores * self.num_devices * 0.6)
+            return Cpu().usable_bytes() / self.num_devices
+        return device_bytes(find_chip(self.device_name) or CHIPS["TPU v3"])
 
     def peak_memory_bytes(self) -> int | None:
         # torch_xla refuses to say it of the devices of a mesh.

@@ -26,6 +26,7 @@ import torch
 from mambaout.accounting import Cost, cost, find_chip, mfu
 from mambaout.data.loader import Batch, Host, TrainBatches, evaluation_batches
 from mambaout.data.shards import DataSet, Split
+from mambaout.memory import first_micro_batch, lanes_of, train_memory
 from mambaout.model.network import MambaOut, build
 from mambaout.recipe import (
     Recipe,
@@ -258,11 +259,16 @@ class _Run:
         self.last_record: Record | None = None
         self.sizes = micro_batches(recipe, backend.num_devices)
         self._check_and_claim()
-        # Every convolution's and linear's output is kept for the backward pass, and about as much
-        # again by norms, the gate and the residual sums.
-        image_bytes = 4 * 3 * self.cost.activations
-        fitting = [n for n in self.sizes if n * image_bytes <= backend.activation_budget_bytes()]
-        self.micro_batch = fitting[0] if fitting else self.sizes[-1]
+        need = train_memory(
+            recipe.model,
+            recipe.image_size,
+            data.num_classes,
+            recipe.precision,
+            lanes=lanes_of(find_chip(backend.device_name)),
+        )
+        self.micro_batch = first_micro_batch(
+            need, self.sizes, backend.usable_bytes(), backend.num_devices
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

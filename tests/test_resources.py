@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from tiny_sweep import tiny
+from tiny_sweep import recipe, tiny
 
 from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
@@ -28,6 +30,9 @@ from mambaout.launch.resources import (
     usable_cores,
 )
 from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
+from mambaout.launch.tune import _check_batches
+from mambaout.recipe import tuned
+from mambaout.study.study import Study
 
 TWO_CORES = Node({"CPU": 2.0})
 GPU_HOST = Node({"CPU": 16.0, "GPU": 4.0, "memory": 1e11})
@@ -143,6 +148,15 @@ def test_tune_gets_one_group_a_trial_and_a_tpu_share_names_its_hosts(accelerator
         assert group.bundles == [part.resources()]
         labels = [{POD_TYPE: "v3-8"}] if part.chips else None
         assert asked.get("bundle_label_selector") == labels
+
+
+def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
+    wide = tuned(recipe("wide"), global_batch=100)
+    study = Study(name="odd", question="?", recipes={"wide": wide})
+    request: Any = SimpleNamespace(study=study, trials=study.trials("d"))
+    _check_batches(request, share("cpu", [TWO_CORES]))
+    with pytest.raises(ValueError, match=r"trial wide: global_batch=100 .* 8 devices .* 96 or 104"):
+        _check_batches(request, share("tpu-v3-8", [V3_8]))
 
 
 # -- machines --------------------------------------------------------------------------------------

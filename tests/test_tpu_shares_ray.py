@@ -120,11 +120,12 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    os.environ.pop("RAY_ADDRESS", None)
     Path("/tmp/ray").mkdir(exist_ok=True)  # Ray's own test cluster takes it for granted
-    found = Machines(tmp_path_factory.mktemp("locks"))
-    yield found
-    found.cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        found = Machines(tmp_path_factory.mktemp("locks"))
+        yield found
+        found.cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +391,13 @@ def test_two_trials_share_a_gpu(machines, storage):
     places = [launch.places(label)[0] for label in launch.trials]
     assert [place["env"]["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "0"]
     assert len({place["pid"] for place in places}) == 2
+
+
+def test_a_share_that_the_cluster_can_never_give_starts_and_writes_nothing(machines, storage):
+    launch = Launch(machines, storage, "never")
+    with pytest.raises(ValueError, match=r"tpu-v3-16.*\(v3-32, slice b\).*choose tpu-v3-8"):
+        launch.run({"none": stub(30)}, "tpu-v3-16")
+    assert not launch.folder.path.exists()
 
 
 # -- XLA -------------------------------------------------------------------------------------------

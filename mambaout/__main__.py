@@ -8,6 +8,7 @@
     mambaout report scale                                               a study's report, made anew
     mambaout sync scale --tracking-uri http://HOST:5000                 a study into another MLflow
     mambaout ui                                                         the MLflow UI on the studies
+    mambaout doctor --backend xla                                       does this machine train?
 
 Exit status: 0 done, 1 not finished (the same command goes on), 2 the request was wrong, 130
 interrupted. Each subcommand imports what it needs: train and evaluate know no Ray and no MLflow.
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="mambaout", description="MambaOut: train, evaluate, account, and read studies."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _account, _pack, _export, _report, _sync, _ui):
+    for add in (_train, _evaluate, _account, _pack, _export, _report, _sync, _ui, _doctor):
         add(commands)
     options = parser.parse_args(argv)
     try:
@@ -379,6 +380,34 @@ def _run_ui(options: argparse.Namespace) -> int:
     uri = options.tracking_uri or default_tracking_uri(options.storage)
     print(f"side by side: {compare_url(uri, options.port)}\nCtrl-C ends it", flush=True)
     return subprocess.run(ui_command(uri, options.port), env=os.environ, check=False).returncode
+
+
+def _doctor(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what this machine has, what is wrong with it, and a step of training on it",
+        epilog="Exit status: 0 all well, 1 it trains but something is wrong, 2 it cannot train, or "
+        "the cluster file is wrong. The first command on a new TPU: --backend xla.",
+    )
+    parser.add_argument("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="check a cluster's file alone")
+    parser.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    if options.cluster is not None:
+        from mambaout.launch.cluster_files import check, not_checked
+
+        found = check(options.cluster)
+        for text in found:
+            print(f"wrong: {text}")
+        for text in not_checked(options.cluster):
+            print(f"not checked: {text}")
+        print(f"{options.cluster}: {'no fault found' if not found else f'{len(found)} wrong'}")
+        return 2 if found else 0
+    from mambaout.train.doctor import doctor
+
+    return doctor(options.backend)
 
 
 if __name__ == "__main__":

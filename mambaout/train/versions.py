@@ -1,0 +1,52 @@
+"""Which torch, torch_xla and libtpu go together, checked before any of them is started.
+
+torch_xla is built against one torch and speaks to one libtpu: another pair fails late and unclearly
+(undefined symbols, a TPU that is "not found"), or runs on the CPU instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+# As the tpu extra of pyproject.toml pins them; tests/test_doctor.py holds the two together.
+# libtpu: torch_xla 2.9.0's own metadata (Requires-Dist of its tpu extra).
+TOGETHER = {"torch": "2.9.0", "torch_xla": "2.9.0", "libtpu": "0.0.21"}
+INSTALL = "pip install -c constraints.txt '.[tpu]'"
+
+
+def installed() -> dict[str, str | None]:
+    """The versions that are there, None for what is not."""
+    found: dict[str, str | None] = {}
+    for name in TOGETHER:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
+    """What of `found` does not go together for XLA on `runtime`, PJRT_DEVICE's value, each with
+    the remedy. CPU needs no libtpu."""
+    wanted = dict(TOGETHER)
+    if runtime == "CPU":
+        del wanted["libtpu"]
+    said = []
+    for name, version_ in wanted.items():
+        there = found.get(name)
+        if there is None:
+            without = " (without it torch_xla takes the CPU)" if name == "libtpu" else ""
+            said.append(f"{name} {version_} is missing{without}: {INSTALL}")
+        elif there.split("+")[0] != version_:  # 2.9.0+cpu is a build of 2.9.0
+            others = " and ".join(f"{n} {v}" for n, v in wanted.items() if n != name)
+            said.append(f"{name} {there} does not go with {others}, {version_} does: {INSTALL}")
+    if said and runtime != "CPU" and set(wanted) - {"libtpu"} <= {n for n in found if found[n]}:
+        said[-1] += "; to try XLA without a TPU set PJRT_DEVICE=CPU"
+    return said
+
+
+def require(runtime: str | None) -> None:
+    """ValueError where the versions that are installed do not go together for XLA on `runtime`."""
+    if said := misfits(installed(), runtime):
+        raise ValueError("; ".join(said))

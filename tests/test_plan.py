@@ -24,6 +24,7 @@ from mambaout.study.rates import (
     Kind,
     Rate,
     add_calibrated,
+    assumption,
     calibrated,
     measured,
     num_evaluated,
@@ -57,6 +58,13 @@ def priced(recipe: Recipe, *rates: Rate) -> tuple[float, str]:
 
 
 # -- counts ----------------------------------------------------------------------------------------
+
+
+def test_four_hosts_of_a_slice_are_taken_to_be_four_times_as_fast_as_one():
+    speed = assumption("TPU v3", "bf16")
+    host, slice_ = (speed.train_image_seconds(4.47e9, devices) for devices in (8, 32))
+    assert host == pytest.approx(4 * slice_)
+    assert host < speed.train_image_seconds(4.47e9, 2)
 
 
 def test_a_plan_counts_what_accounting_counts(tmp_path):

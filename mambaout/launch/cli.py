@@ -101,7 +101,8 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add("--accelerator", metavar="NAME", help=text)
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
     add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
-    add("--price-per-hour", type=_amount, metavar="MONEY", help="of a device, for --plan")
+    device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
+    add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
     add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
     add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
     add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")

@@ -168,10 +168,13 @@ class Assumption:
     macs_per_second: float  # training MACs
     seconds_per_image: float  # beside the MACs
     text: str
+    devices_a_host: int = 8  # a TPU v3's four chips of two cores
 
     def train_image_seconds(self, macs: float, num_devices: int = 1) -> float:
-        """On so many devices together, which share the MACs."""
-        return self.seconds_per_image + TRAIN_FORWARDS * macs / self.macs_per_second / num_devices
+        """On so many devices together, which share the MACs, as their hosts share the rest."""
+        num_hosts = math.ceil(num_devices / self.devices_a_host)
+        computing = TRAIN_FORWARDS * macs / self.macs_per_second / num_devices
+        return self.seconds_per_image / num_hosts + computing
 
 
 def assumption(device: str, precision: str = "fp32") -> Assumption:

@@ -122,8 +122,9 @@ class Cuda(Backend):
         return torch.cuda.get_device_name(self.device)
 
     def usable_bytes(self) -> float:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return USABLE * free
+        free, total = torch.cuda.mem_get_info(self.device)
+        part = torch.cuda.get_per_process_memory_fraction(self.device)  # of a GPU that is shared
+        return USABLE * min(free, part * total)
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)

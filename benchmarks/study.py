@@ -1,7 +1,8 @@
 """What a study costs beside its training: overhead a trial, memory, relaunch and report.
 
-Run:    python benchmarks/study.py --json results/study.json            (2,000 trials; 15 min)
-        python benchmarks/study.py --trials 200 --rounds 1
+Run:    python benchmarks/study.py                            (all of it; about 20 min on 2 cores)
+        ... study.py --trials 0 --rounds 2 --round-trials 30 --json results/study-peers.json
+        ... study.py --trials 2000 --rounds 0 --json results/study-2000.json
 Prints: seconds a trial of mambaout (Ray Tune, Optuna, MLflow, run directories, early stopping),
         of bare Ray Tune, and of Ray Tune with its own OptunaSearch and MLflowLoggerCallback, in
         interleaved rounds of one run; then one study grown to --trials, its time and memory by

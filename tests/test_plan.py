@@ -309,11 +309,12 @@ def test_the_size_of_a_checkpoint_is_that_of_one_that_was_written(tmp_path):
 
     from mambaout.model.network import build
     from mambaout.train import checkpoint
+    from mambaout.train.backend import Cpu
     from mambaout.train.optim import optimizer
 
     recipe = sized(16, 3)
     model = build(recipe.model, CLASSES)
-    steps = optimizer(model, recipe)
+    steps = optimizer(model, recipe, Cpu())
     model(torch.rand(2, 3, 28, 28)).sum().backward()
     steps.step()
     checkpoint.save(tmp_path, {"model": model.state_dict(), "optimizer": steps.state_dict()})

@@ -224,8 +224,11 @@ def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     runtime = torch_xla.runtime
     # The CPU's executables cannot be read back: the cache would be written for nothing.
     if cache is not None and runtime.device_type() == "TPU" and not runtime.is_spmd():
-        cache.mkdir(parents=True, exist_ok=True)
-        runtime.initialize_cache(str(cache))
+        # Its own key leaves out how another version lowers a graph. The hosts of a slice would
+        # write one and the same file at once.
+        folder = cache / f"torch_xla-{torch_xla.__version__}" / f"host-{runtime.host_index()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        runtime.initialize_cache(str(folder))
     if not runtime.is_spmd():  # a process may train one run after another
         runtime.use_spmd()
         # A TPU multiplies fp32 matrices in bf16, unless it is told that fp32 is meant. What is to
@@ -239,8 +242,8 @@ def backend(name: str | None = None, *, cache: Path | None = None) -> Backend:
     """The backend called `name`; None: a GPU where there is one, else the CPU.
 
     `cache`: the folder of compiled graphs that outlives the process, where the runtime can read
-    them back. It is keyed by what is in a graph, the devices and the compiler's version, so that
-    all trials of all studies may share it.
+    them back. It is keyed by what is in a graph, the devices, the versions and the host of a slice,
+    so that all trials of all studies may share it.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,6 +11,7 @@ import os
 import resource
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -226,7 +227,7 @@ def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     if cache is not None and runtime.device_type() == "TPU" and not runtime.is_spmd():
         # Its own key leaves out how another version lowers a graph. The hosts of a slice would
         # write one and the same file at once.
-        folder = cache / f"torch_xla-{torch_xla.__version__}" / f"host-{runtime.host_index()}"
+        folder = cache / f"torch_xla-{version('torch_xla')}" / f"host-{runtime.host_index()}"
         folder.mkdir(parents=True, exist_ok=True)
         runtime.initialize_cache(str(folder))
     if not runtime.is_spmd():  # a process may train one run after another

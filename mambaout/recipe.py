@@ -21,7 +21,7 @@ import json
 import math
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -31,6 +31,11 @@ from mambaout.variants import FEMTO, ModelConfig
 def _require(ok: bool, name: str, value: object, bound: str) -> None:
     if not ok:
         raise ValueError(f"{name}={value!r} is out of range: {bound}")
+
+
+# A field that came after recipes had been stored: at its default it is left out of JSON, so that it
+# changes no key, and where it is missing its default is meant.
+_LATER = {"later": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,10 @@ class Optim:
     beta2: float = 0.999
     adam_eps: float = 1e-8
     clip_norm: float | None = None  # of the global gradient; None: no clipping
+    # dims[0] of the network that peak_lr was tuned on. A matrix between hidden channels learns at
+    # that share of the rate, lr_base_dim / dims[0], everything else at the rate itself: Adam's rule
+    # of muP (arXiv 2203.03466, Table 3), of the rates alone. None: one rate for all.
+    lr_base_dim: int | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
         _require(0 < self.peak_lr < 10, "peak_lr", self.peak_lr, "above 0 and below 10")
@@ -52,6 +61,8 @@ class Optim:
         _require(self.adam_eps > 0, "adam_eps", self.adam_eps, "above 0")
         if self.clip_norm is not None:
             _require(self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0, or none")
+        if self.lr_base_dim is not None:
+            _require(self.lr_base_dim >= 1, "lr_base_dim", self.lr_base_dim, "at least 1, or none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,15 +322,21 @@ def parse_field(name: str, text: str) -> Any:
 
 def canonical_json(*values: Any) -> str:
     """One line of JSON that depends on the values alone: the same text on every machine."""
-    plain = [
-        _plain(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in values
-    ]
+    plain = [_plain(v) for v in values]
     body = plain[0] if len(plain) == 1 else plain
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """`value` with whole floats as integers: equal values must give one text, and 20 == 20.0."""
+    """`value` opened, with whole floats as integers: equal values must give one text, and
+    20 == 20.0. Later fields are left out at their defaults."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: (f, getattr(value, f.name)) for f in fields(value)}
+        return {
+            name: _plain(part)
+            for name, (f, part) in parts.items()
+            if not f.metadata.get("later") or part != f.default
+        }
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -341,7 +358,8 @@ def _build(owner: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a JSON object, not {type(data).__name__}")
     hints = _hints(owner)
-    unknown, missing = sorted(data.keys() - hints.keys()), sorted(hints.keys() - data.keys())
+    needed = {f.name for f in fields(owner) if not f.metadata.get("later")}
+    unknown, missing = sorted(data.keys() - hints.keys()), sorted(needed - data.keys())
     if unknown or missing:
         raise ValueError(
             f"{where} does not fit this version of mambaout: "
@@ -353,6 +371,7 @@ def _build(owner: type, data: Any, where: str) -> Any:
             if name in _PARTS
             else _typed(name, data[name], hint)
             for name, hint in hints.items()
+            if name in data
         }
     )
 

@@ -18,6 +18,7 @@ from mambaout.study.axes import Linear, Log
 from mambaout.study.ladder import PAPER_LADDER, iso
 from mambaout.study.search import tuning
 from mambaout.study.study import Study
+from mambaout.study.transfer import carried
 from mambaout.variants import FEMTO, VARIANTS, ModelConfig, deepen, widen
 
 # -- the numbers of the study, all of them ---------------------------------------------------------
@@ -46,6 +47,11 @@ PREDICTED_EPOCHS = 12
 TUNED_SHAPES, TUNED_EPOCHS, TUNED_SEEDS = ("w8-d4", "w16-d4", "w24-d4", "w16-d10"), 4, (0, 1, 2)
 SMALL_TUNED_AXES = (Log("peak_lr", 2.5e-4, 4e-3),)
 TUNED_AXES = (Log("peak_lr", 5e-4, 8e-3), Linear("drop_path", 0.0, 0.6))
+
+# With --transfer: the rate that the search above found for the thinnest, 0.0022, for all of them
+# and carried by muP's rule; large images take the paper's, as if it had been found on Femto.
+TRANSFER_SHAPES, TRANSFER_LR = ("w8-d4", "w16-d4", "w32-d4"), 2.2e-3
+TRANSFER_VARIANTS = ("femto", "tiny")
 
 # What every point of the grid is trained with: little is augmented away, for so short a training.
 # Of the rates 0.001, 0.002 and 0.004, four epochs of w8-d4, w16-d10, w24-d4 and w24-d10 were best
@@ -81,13 +87,16 @@ def scale(
     *,
     predict: bool = False,
     tune_per_size: int | None = None,
+    transfer: bool = False,
 ) -> Study:
     """How should a Gated CNN grow, deeper or wider, and does the answer change with the length of
     training?"""
     question = " ".join(str(scale.__doc__).split())
     name = "scale-smoke" if smoke else "scale"
-    if predict and tune_per_size is not None:
-        raise ValueError("--predict and --tune-per-size are two studies; give one of them")
+    if sum((predict, tune_per_size is not None, transfer)) > 1:
+        raise ValueError(
+            "--predict, --tune-per-size and --transfer are three studies; give one of them"
+        )
     if image_side > SMALL_SIDE and not smoke:
         slices = iso(FEMTO, cost(FEMTO).macs, depths=ISO_DEPTHS)
         shapes = {name: VARIANTS[name] for name in PAPER_LADDER} | slices
@@ -95,6 +104,8 @@ def scale(
         if tune_per_size is not None:
             searches = tuning(recipes, TUNED_AXES, tune_per_size, early_stop=True)
             return Study(name="scale-tuned", question=question, recipes={}, searches=searches)
+        if transfer:
+            return _transfer(name, {label: recipes[label] for label in TRANSFER_VARIANTS})
         predicted = "base" if predict else None
         return Study(name=name, question=question, recipes=recipes, predicted=predicted)
     point = dict(image_size=max(image_side, SMALLEST_SIDE)) | (SMOKE_POINT if smoke else POINT)
@@ -102,6 +113,10 @@ def scale(
     base = tuned(BASELINE, **point)
     if tune_per_size is not None:
         return _tuned(name, question, base, tune_per_size, smoke)
+    if transfer:
+        base = tuned(base, epochs=3 if smoke else TUNED_EPOCHS, peak_lr=TRANSFER_LR)
+        labels = TRANSFER_SHAPES[:2] if smoke else TRANSFER_SHAPES
+        return _transfer(name, {label: replace(base, model=_shape(label)) for label in labels})
     recipes = {
         f"{shape}-e{epochs}": tuned(replace(base, model=_shape(shape)), epochs=epochs)
         for epochs in lengths
@@ -126,6 +141,18 @@ def _tuned(name: str, question: str, base: Recipe, num_trials: int, smoke: bool)
     seeds = (0,) if smoke else TUNED_SEEDS
     searches = tuning(recipes, SMALL_TUNED_AXES, num_trials, seeds=seeds)
     return Study(name=f"{name}-tuned", question=question, recipes={}, searches=searches)
+
+
+def _transfer(name: str, recipes: dict[str, Recipe]) -> Study:
+    """Does a learning rate tuned on the thinnest network carry over to wider ones by muP's rule?"""
+    thinnest, *wider = recipes
+    moved = {f"{label}-mup": carried(recipes[label], recipes[thinnest]) for label in wider}
+    return Study(
+        name=f"{name}-transfer",
+        question=str(_transfer.__doc__),
+        recipes=recipes | moved,
+        seeds=TUNED_SEEDS,
+    )
 
 
 def _shape(label: str) -> ModelConfig:

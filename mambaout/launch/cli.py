@@ -47,9 +47,9 @@ STORAGE = "runs"
 JOB_STORAGE = "~/mambaout-runs"
 
 # (training images, short side of an image in px, whether --smoke is given) -> the study. One that
-# takes `predict` or `tune_per_size` as a keyword gets the option of that name.
+# takes `predict`, `tune_per_size` or `transfer` as a keyword gets the option of that name.
 BuildStudy = Callable[..., Study]
-OWN_OPTIONS = ("predict", "tune_per_size")
+OWN_OPTIONS = ("predict", "tune_per_size", "transfer")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +113,9 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     if "tune_per_size" in takes:
         text = "search each size's recipe with N trials; the best is tried first at the next size"
         add("--tune-per-size", type=_count, metavar="N", help=text)
+    if "transfer" in takes:
+        text = "compare one learning rate for all widths with muP's transfer of it"
+        add("--transfer", action="store_true", help=text)
     return parser
 
 

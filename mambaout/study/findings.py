@@ -16,6 +16,7 @@ from mambaout.study.reading import Reading
 from mambaout.study.rows import Row, count_text, rate_text
 from mambaout.study.search_findings import search_answer
 from mambaout.study.tables import interval_text
+from mambaout.study.transfer import transfer_said
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
 
 CLOSE_POINTS = 1.0  # of top-1: how far behind the best a cheaper variant may be to be named
@@ -33,6 +34,7 @@ def answer(reading: Reading) -> list[str]:
     return [
         *_missing(table),
         *deeper_or_wider(reading),
+        *transfer_said(table, noise),
         _best(ready, noise),
         *(_bigger(steps, noise, alone=len(reading.grown) == 1) if steps else []),
         *search_answer(reading.searches),

@@ -28,19 +28,29 @@ def optimizer(
     a number would be part of the graph whenever it is 0 or 1, and the first step a graph of its
     own.
     """
-    decayed, kept = [], []
-    for parameter in model.parameters():
-        (decayed if parameter.ndim > 1 else kept).append(parameter)
+    decayed, kept, hidden = [], [], []
     optim = recipe.optim
+    for name, parameter in model.named_parameters():
+        if optim.lr_base_dim is not None and is_hidden(name, parameter):
+            hidden.append(parameter)
+        else:
+            (decayed if parameter.ndim > 1 else kept).append(parameter)
+    groups = [
+        {"params": decayed, "decays": True, "share": 1.0},
+        {"params": kept, "decays": False, "share": 1.0},
+    ]
+    if optim.lr_base_dim is not None:
+        share = optim.lr_base_dim / recipe.model.dims[0]
+        groups.append({"params": hidden, "decays": True, "share": share})
     found = torch.optim.AdamW(
-        [{"params": decayed, "decays": True}, {"params": kept, "decays": False}],
+        groups,
         lr=optim.peak_lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.adam_eps,
         weight_decay=0.0,  # `take_step` does it
         capturable=backend.compiles,
     )
-    for index, parameter in enumerate((*decayed, *kept)):
+    for index, parameter in enumerate((*decayed, *kept, *hidden)):
         if saved is not None:
             found.state[parameter] = _moments(backend, **saved["state"][index])
         elif backend.compiles:
@@ -48,6 +58,13 @@ def optimizer(
             found.state[parameter] = _moments(backend, torch.zeros(()), zeros, zeros)
     fresh_gradients(found, backend)
     return found
+
+
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether both sides of the parameter grow with the network's width: not the first and the
+    last matrix, which have colours and classes on one side, nor depthwise kernels."""
+    ends = ("stem.conv1.weight", "head.fc.weight")
+    return parameter.ndim > 1 and parameter.shape[1] > 1 and name not in ends
 
 
 def _moments(
@@ -75,12 +92,14 @@ def take_step(
     optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, backend: Backend
 ) -> None:
     """One AdamW update at rate `lr`; changes the weights in place."""
-    kept, rate = 1 - lr * weight_decay, lr
+    kept = 1 - lr * weight_decay  # at the whole rate, whatever the group's share of it
+    rates: dict[float, Any] = {g["share"]: lr * g["share"] for g in optimizer.param_groups}
     if backend.compiles:
         kept = backend.place_whole(torch.tensor([kept]))
-        rate = backend.place_whole(torch.tensor([max(lr, LEAST_RATE)]))
+        for share, rate in rates.items():
+            rates[share] = backend.place_whole(torch.tensor([max(rate, LEAST_RATE)]))
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rates[group["share"]]
         if group["decays"]:
             for parameter in group["params"]:
                 parameter.mul_(kept)

@@ -18,7 +18,6 @@ from mambaout.study.axes import Linear, Log
 from mambaout.study.ladder import PAPER_LADDER, iso
 from mambaout.study.search import tuning
 from mambaout.study.study import Study
-from mambaout.study.transfer import carried
 from mambaout.variants import FEMTO, VARIANTS, ModelConfig, deepen, widen
 
 # -- the numbers of the study, all of them ---------------------------------------------------------
@@ -146,7 +145,8 @@ def _tuned(name: str, question: str, base: Recipe, num_trials: int, smoke: bool)
 def _transfer(name: str, recipes: dict[str, Recipe]) -> Study:
     """Does a learning rate tuned on the thinnest network carry over to wider ones by muP's rule?"""
     thinnest, *wider = recipes
-    moved = {f"{label}-mup": carried(recipes[label], recipes[thinnest]) for label in wider}
+    base = recipes[thinnest].model.dims[0]
+    moved = {f"{label}-mup": tuned(recipes[label], lr_base_dim=base) for label in wider}
     return Study(
         name=f"{name}-transfer",
         question=str(_transfer.__doc__),

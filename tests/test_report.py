@@ -30,18 +30,19 @@ from study_files import (
 
 from mambaout import __main__ as command_line
 from mambaout.recipe import RELEASED_CODE, tuned, with_global_batch
-from mambaout.study.charts import COST_AXES, accuracy
-from mambaout.study.curves import learning_curves, training_loss
-from mambaout.study.families import families
-from mambaout.study.findings import answer, gain_per_doubling, rank_correlation
-from mambaout.study.noise import chosen, seed_noise
-from mambaout.study.picture import png
-from mambaout.study.reading import read
+from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.report import write_report
-from mambaout.study.rows import count_text, hours_text, rows
+from mambaout.study.reporting.charts import COST_AXES, accuracy
+from mambaout.study.reporting.curves import learning_curves, training_loss
+from mambaout.study.reporting.families import families
+from mambaout.study.reporting.findings import answer, gain_per_doubling, rank_correlation
+from mambaout.study.reporting.noise import chosen, seed_noise
+from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.reading import read
+from mambaout.study.reporting.rows import rows
+from mambaout.study.reporting.tables import markdown_table, ranked_table
+from mambaout.study.reporting.trial_files import reproduce_command
 from mambaout.study.study import Study, StudyFolder, Trial
-from mambaout.study.tables import markdown_table, ranked_table
-from mambaout.study.trial_files import reproduce_command
 
 MACS_AXIS = COST_AXES["accuracy_macs.png"]
 

@@ -32,17 +32,17 @@ from study_files import (
 
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.axes import Choice
-from mambaout.study.charts import COST_AXES, accuracy
-from mambaout.study.findings import answer
-from mambaout.study.noise import chosen, seed_noise
-from mambaout.study.page import MAX_TRIALS
-from mambaout.study.picture import png
-from mambaout.study.reading import read
 from mambaout.study.report import write_report
-from mambaout.study.rows import Row, rows
-from mambaout.study.search_findings import search_from_json, searched
+from mambaout.study.reporting.charts import COST_AXES, accuracy
+from mambaout.study.reporting.findings import answer
+from mambaout.study.reporting.noise import chosen, seed_noise
+from mambaout.study.reporting.page import MAX_TRIALS
+from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.reading import read
+from mambaout.study.reporting.rows import Row, rows
+from mambaout.study.reporting.search_findings import search_from_json, searched
+from mambaout.study.reporting.tables import ranked_table
 from mambaout.study.study import Run, Study, StudyFolder, Trial
-from mambaout.study.tables import ranked_table
 
 
 @cache

@@ -12,10 +12,10 @@ from study_files import SMALL, finish, sized
 
 from mambaout.model.network import build
 from mambaout.recipe import tuned
-from mambaout.study.noise import seed_noise
-from mambaout.study.rows import rows
+from mambaout.study.reporting.noise import seed_noise
+from mambaout.study.reporting.rows import rows
+from mambaout.study.reporting.transfer import transfer_said
 from mambaout.study.study import Study, StudyFolder
-from mambaout.study.transfer import carried, transfer_said
 from mambaout.train.backend import Cpu
 from mambaout.train.optim import is_hidden, optimizer, take_step
 from mambaout.variants import ModelConfig, widen
@@ -68,7 +68,7 @@ def test_at_the_width_it_comes_from_a_carried_rate_changes_nothing():
 def transferred(tmp_path, shift: float) -> list[str]:
     """What is said of a study whose carried rates are better by `shift` points."""
     plain = {f"w{w}": sized(w, 2) for w in (8, 16, 32)}
-    mup = {f"{label}-mup": carried(recipe, plain["w8"]) for label, recipe in plain.items()}
+    mup = {f"{label}-mup": tuned(recipe, lr_base_dim=8) for label, recipe in plain.items()}
     folder = StudyFolder(tmp_path, "transfer")
     study = Study(name="transfer", question="?", recipes=plain | mup, seeds=(0, 1, 2))
     folder.write(study, study.trials("d"))

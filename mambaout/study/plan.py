@@ -17,9 +17,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mambaout.study.axes import Search
+from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.pricing import NumImages, PlanRow, Pricing, checkpoint_bytes
 from mambaout.study.rates import Forecast, Rate, assumption
-from mambaout.study.rows import count_text, hours_text
 from mambaout.study.study import Run, Trial
 
 # Beside the trials' own time, on two cores: Ray and the first workers take about 10 s to the first

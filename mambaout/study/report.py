@@ -15,20 +15,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaout.study.findings import answer
-from mambaout.study.page import page
-from mambaout.study.picture import png
-from mambaout.study.reading import Reading, read
-from mambaout.study.sections import CAPTIONS, drawings, sections
-from mambaout.study.study import Run, StudyFolder
-from mambaout.study.tables import (
+from mambaout.study.reporting.findings import answer
+from mambaout.study.reporting.page import page
+from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.reading import Reading, read
+from mambaout.study.reporting.sections import CAPTIONS, drawings, sections
+from mambaout.study.reporting.tables import (
     MARKDOWN_ROWS,
     markdown_lines,
     markdown_table,
     ranked_table,
     table_cells,
 )
-from mambaout.study.trial_files import csv_text, parquet_bytes, reproduce_command, trial_lines
+from mambaout.study.reporting.trial_files import (
+    csv_text,
+    parquet_bytes,
+    reproduce_command,
+    trial_lines,
+)
+from mambaout.study.study import Run, StudyFolder
 
 __all__ = ["ranked_table", "write_report"]
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mambaout.study.picture import FAINT, INK
+from mambaout.study.reporting.picture import FAINT, INK
 
 LABEL_SIZE = 8  # points
 MOST_NAMES = 24  # more points than this and only the first have a name

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from mambaout.study.page_style import STYLE
-from mambaout.study.rows import Row, hours_text, percent_text, rate_text
+from mambaout.study.numbers import hours_text, percent_text, rate_text
+from mambaout.study.reporting.page_style import STYLE
+from mambaout.study.reporting.rows import Row
+from mambaout.study.reporting.tables import HEADERS, LEFT
 from mambaout.study.study import Run
-from mambaout.study.tables import HEADERS, LEFT
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, TOP1, TRAIN_DEVICE_HOURS
 
 MAX_BYTES = 990_000  # of the page: one that can be committed and mailed

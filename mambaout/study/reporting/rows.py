@@ -1,4 +1,4 @@
-"""A study's runs by recipe: the numbers over seeds, and how numbers are written for people."""
+"""A study's runs by recipe, and the numbers over their seeds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from mambaout.study.study import Run
 from mambaout.train.metrics import TOP1
 
 BASELINE_LABEL = "baseline"  # labels of the baseline recipe start with it
-
-# -- numbers over seeds ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,32 +114,3 @@ def rows(runs: Iterable[Run]) -> list[Row]:
         Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()
     ]
     return sorted(found, key=lambda row: -row.mean(TOP1).value if row.mean(TOP1) else math.inf)
-
-
-# -- numbers for people ---------------------------------------------------------------------------
-
-
-def count_text(value: float) -> str:
-    """1147984992 -> "1.15G"."""
-    if not math.isfinite(value):
-        return "-"
-    for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= bound:
-            return f"{value / bound:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def rate_text(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if math.isfinite(value) else "-"
-
-
-def percent_text(value: float) -> str:
-    return f"{value:.2f} %" if math.isfinite(value) else "-"
-
-
-def hours_text(hours: float) -> str:
-    if not math.isfinite(hours):
-        return "-"
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.fit import Size
-from mambaout.study.rows import Row
+from mambaout.study.reporting.rows import Row
 from mambaout.train.metrics import MACS, TOP1
 
 

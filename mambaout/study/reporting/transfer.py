@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mambaout.recipe import Recipe, tuned
-from mambaout.study.noise import Noise
-from mambaout.study.rows import Row
+from mambaout.study.reporting.noise import Noise
+from mambaout.study.reporting.rows import Row
 from mambaout.train.metrics import TOP1
-
-
-def carried(recipe: Recipe, base: Recipe) -> Recipe:
-    """`recipe` with the rate of `base` carried over to its width."""
-    return tuned(recipe, lr_base_dim=base.model.dims[0])
 
 
 def pairs(table: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
-from mambaout.study.noise import Noise, chosen, seed_noise
-from mambaout.study.rows import Mean, Row, count_text, hours_text, rate_text, rows
+from mambaout.study.numbers import count_text, hours_text, rate_text
+from mambaout.study.reporting.noise import Noise, chosen, seed_noise
+from mambaout.study.reporting.rows import Mean, Row, rows
 from mambaout.study.study import Run
 from mambaout.train.metrics import (
     IMAGES_PER_SECOND,

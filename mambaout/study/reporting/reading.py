@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mambaout.study.exponents import ShapeFit, fit_shape
-from mambaout.study.families import Family, families, size
 from mambaout.study.fit import Law, Size, TooFew, fit_law
-from mambaout.study.noise import Noise, seed_noise
 from mambaout.study.plateau import Plateau, plateaus
 from mambaout.study.prediction import PREDICTION_FILE
-from mambaout.study.rows import Row, rows
-from mambaout.study.search_findings import Searched, searched
+from mambaout.study.reporting.families import Family, families, size
+from mambaout.study.reporting.noise import Noise, seed_noise
+from mambaout.study.reporting.rows import Row, rows
+from mambaout.study.reporting.search_findings import Searched, searched
 from mambaout.study.shape import Growth, Slice, growth, iso_mac
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS

@@ -10,15 +10,15 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from mambaout.study.charts import COST_AXES, accuracy, is_drawn
-from mambaout.study.curves import MAX_RECIPES, learning_curves, training_loss
 from mambaout.study.fit import Law
-from mambaout.study.growing import at_equal_macs, shape_exponents
-from mambaout.study.law_charts import growth_chart, iso_chart, law_chart
-from mambaout.study.overlay import SOURCE, is_comparable, published_chart, published_said
-from mambaout.study.page import Section, Table
-from mambaout.study.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
-from mambaout.study.search_findings import (
+from mambaout.study.reporting.charts import COST_AXES, accuracy, is_drawn
+from mambaout.study.reporting.curves import MAX_RECIPES, learning_curves, training_loss
+from mambaout.study.reporting.growing import at_equal_macs, shape_exponents
+from mambaout.study.reporting.law_charts import growth_chart, iso_chart, law_chart
+from mambaout.study.reporting.overlay import SOURCE, is_comparable, published_chart, published_said
+from mambaout.study.reporting.page import Section, Table
+from mambaout.study.reporting.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
+from mambaout.study.reporting.search_findings import (
     SEARCH_CHARTS,
     axes_chart,
     importance_chart,

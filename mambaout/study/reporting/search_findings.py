@@ -16,13 +16,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from mambaout.recipe import recipe_from_json
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.best import Best, best, edges, runs_of
-from mambaout.study.noise import Noise
-from mambaout.study.page import Section, Table
-from mambaout.study.picture import FAINT, INK, grid, legend_below, new, shades
-from mambaout.study.rows import Row, count_text, rows
+from mambaout.study.numbers import count_text
+from mambaout.study.reporting.noise import Noise
+from mambaout.study.reporting.page import Section, Table
+from mambaout.study.reporting.picture import FAINT, INK, grid, legend_below, new, shades
+from mambaout.study.reporting.rows import Row, rows
+from mambaout.study.reporting.tables import interval_text
 from mambaout.study.space import values_of
 from mambaout.study.study import Run
-from mambaout.study.tables import interval_text
 from mambaout.train.metrics import MACS, TOP1
 
 MOST_TOLD = 2  # searches whose best values stand in the answer; the table has all

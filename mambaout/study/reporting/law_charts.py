@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.study.fit import Law
-from mambaout.study.picture import (
+from mambaout.study.numbers import count_text
+from mambaout.study.reporting.picture import (
     BASELINE_COLOR,
     DEEP,
     FAINT,
@@ -23,8 +24,7 @@ from mambaout.study.picture import (
     shades,
     stacked,
 )
-from mambaout.study.reading import IMAGE_MACS, FamilyLaw, Reading
-from mambaout.study.rows import count_text
+from mambaout.study.reporting.reading import IMAGE_MACS, FamilyLaw, Reading
 from mambaout.study.shape import Slice
 from mambaout.train.metrics import TOP1
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mambaout.study.picture import (
+from mambaout.study.reporting.picture import (
     BASELINE_COLOR,
     hexadecimal,
     legend_below,
@@ -18,7 +18,7 @@ from mambaout.study.picture import (
     new,
     nothing_yet,
 )
-from mambaout.study.rows import Row
+from mambaout.study.reporting.rows import Row
 from mambaout.train.metrics import MACS, MINIVAL_TOP1, TRAIN_LOSS
 
 MAX_NAMES = 12  # with more recipes only the smallest, the largest and the baseline are named

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mambaout.study.fit import Interval
-from mambaout.study.reading import Grown, Reading
+from mambaout.study.reporting.reading import Grown, Reading
 
 
 def deeper_or_wider(reading: Reading) -> list[str]:

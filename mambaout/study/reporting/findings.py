@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mambaout.study.families import Family, longest
-from mambaout.study.growing import deeper_or_wider, stopped_paying
-from mambaout.study.noise import Noise, chosen, judged
+from mambaout.study.numbers import count_text, rate_text
 from mambaout.study.pareto import front
-from mambaout.study.reading import Reading
-from mambaout.study.rows import Row, count_text, rate_text
-from mambaout.study.search_findings import search_answer
-from mambaout.study.tables import interval_text
-from mambaout.study.transfer import transfer_said
+from mambaout.study.reporting.families import Family, longest
+from mambaout.study.reporting.growing import deeper_or_wider, stopped_paying
+from mambaout.study.reporting.noise import Noise, chosen, judged
+from mambaout.study.reporting.reading import Reading
+from mambaout.study.reporting.rows import Row
+from mambaout.study.reporting.search_findings import search_answer
+from mambaout.study.reporting.tables import interval_text
+from mambaout.study.reporting.transfer import transfer_said
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
 
 CLOSE_POINTS = 1.0  # of top-1: how far behind the best a cheaper variant may be to be named

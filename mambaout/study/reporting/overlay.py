@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from mambaout.study.fit import TooFew, fit_law
-from mambaout.study.labels import Spot, place_labels
-from mambaout.study.noise import seed_noise
-from mambaout.study.picture import BASELINE_COLOR, legend_below, log_ticks, new
+from mambaout.study.numbers import count_text
 from mambaout.study.plateau import plateaus
 from mambaout.study.published import VAL_IMAGES, Published, ladder, published
-from mambaout.study.rows import Row, count_text
+from mambaout.study.reporting.labels import Spot, place_labels
+from mambaout.study.reporting.noise import seed_noise
+from mambaout.study.reporting.picture import BASELINE_COLOR, legend_below, log_ticks, new
+from mambaout.study.reporting.rows import Row
 from mambaout.train.metrics import MACS, TOP1
 
 NUM_CLASSES = 1000

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from mambaout.recipe import BASELINE, flat_fields
-from mambaout.study.rows import rows
+from mambaout.study.reporting.rows import rows
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import (
     ACTIVATIONS,

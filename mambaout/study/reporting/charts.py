@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mambaout.study.labels import MOST_NAMES, Spot, place_labels
-from mambaout.study.noise import Noise, seed_noise
+from mambaout.study.numbers import count_text, hours_text, rate_text
 from mambaout.study.pareto import front
-from mambaout.study.picture import (
+from mambaout.study.reporting.labels import MOST_NAMES, Spot, place_labels
+from mambaout.study.reporting.noise import Noise, seed_noise
+from mambaout.study.reporting.picture import (
     BASELINE_COLOR,
     FAINT,
     MARKERS,
@@ -24,7 +25,7 @@ from mambaout.study.picture import (
     nothing_yet,
     shades,
 )
-from mambaout.study.rows import Row, count_text, hours_text, rate_text
+from mambaout.study.reporting.rows import Row
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, PARAMS, TOP1, TRAIN_DEVICE_HOURS
 
 MANY = 40  # points

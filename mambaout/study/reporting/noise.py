@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mambaout.study.rows import Row
+from mambaout.study.reporting.rows import Row
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.

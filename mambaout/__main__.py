@@ -95,7 +95,7 @@ def _run_train(options: argparse.Namespace) -> int:
     if out is None:
         raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
 
-    from mambaout.data.sources import open_data
+    from mambaout.data.sources import default_cache, open_data
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
     from mambaout.train.loop import Diverged, Finished, OutOfMemory, Preempted, train
@@ -112,7 +112,7 @@ def _run_train(options: argparse.Namespace) -> int:
         recipe,
         data,
         out=out,
-        backend=backend(options.backend),
+        backend=backend(options.backend, cache=default_cache() / "xla"),
         seed=options.seed,
         sinks=[_progress_printer(num_steps)],
         max_steps=options.max_steps,
@@ -215,7 +215,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
-    from mambaout.data.sources import open_data
+    from mambaout.data.sources import default_cache, open_data
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, recipe_of
     from mambaout.train.backend import backend
@@ -229,7 +229,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.weights} does not say its shape; add --variant")
     if options.image_size:
         recipe = tuned(recipe, image_size=options.image_size)
-    where = backend(options.backend)
+    where = backend(options.backend, cache=default_cache() / "xla")
     model = build(recipe.model, data.num_classes)
     load_weights(model, options.weights)
     started = time.monotonic()

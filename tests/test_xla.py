@@ -21,7 +21,7 @@ from mambaout.train.backend import Cpu, backend
 from mambaout.train.loop import train
 from mambaout.train.metrics import VAL_TOP1, read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("xla")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 SCRIPT = Path(__file__).parent / "xla_runs.py"
 # Optimised code takes four times as long to compile and gives losses within 3e-7.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mambaout.accounting import CHIPS, find_chip
 from mambaout.memory import USABLE, device_bytes
+from mambaout.train import versions
 from mambaout.train.cpu import cpu_name
 
 BackendName = Literal["cpu", "cuda", "xla"]
@@ -215,6 +216,7 @@ class Xla(Backend):
 
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     """torch_xla, its xla_model, runtime and spmd, in SPMD mode and with the cache on."""
+    versions.require(os.environ.get("PJRT_DEVICE"))  # before torch_xla says it less clearly
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a warning for each graph, not for us
     import torch_xla
     import torch_xla.backends

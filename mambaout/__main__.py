@@ -234,7 +234,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     load_weights(model, options.weights)
     started = time.monotonic()
     values = evaluate(
-        model.to(where.device),
+        where.move(model),
         data,
         options.split,
         recipe,

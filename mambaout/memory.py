@@ -27,6 +27,7 @@ from mambaout.accounting import (
     matrix_unit_use,
     sides,
 )
+from mambaout.recipe import Recipe
 from mambaout.variants import ModelConfig
 
 FP32 = 4  # bytes
@@ -112,6 +113,22 @@ def first_micro_batch(
     """
     images = need.images_that_fit(usable_bytes) * num_devices
     return max((size for size in sizes if size <= images), default=min(sizes))
+
+
+def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
+    """The micro-batch sizes that split the recipe's global batch evenly, largest first.
+
+    Each device gets an equal share of a micro-batch, and whole pairs of images where the recipe
+    mixes them. Raises ValueError where the global batch itself cannot be shared so.
+    """
+    batch, unit = recipe.global_batch, num_devices * (2 if recipe.augment.mixes else 1)
+    if batch % unit:
+        pairs = " in whole pairs of images" if unit > num_devices else ""
+        raise ValueError(
+            f"global_batch={batch} does not split over {num_devices} devices{pairs}; "
+            f"try {max(unit, batch // unit * unit)} or {-(-batch // unit) * unit}"
+        )
+    return [n for n in range(batch, 0, -unit) if batch % n == 0]
 
 
 # -- text -----------------------------------------------------------------------------------------

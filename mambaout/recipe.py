@@ -112,6 +112,11 @@ class Augment:
     erasing: float = 0.25
     label_smoothing: float = 0.1
 
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs of images are ever mixed."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
     def __post_init__(self) -> None:
         for name in ("hflip", "mixup_prob", "cutmix_prob", "erasing"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")

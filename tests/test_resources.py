@@ -155,7 +155,7 @@ def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
     study = Study(name="odd", question="?", recipes={"wide": wide})
     request: Any = SimpleNamespace(study=study, trials=study.trials("d"))
     _check_batches(request, share("cpu", [TWO_CORES]))
-    with pytest.raises(ValueError, match=r"trial wide: global_batch=100 .* 8 devices .* 96 or 104"):
+    with pytest.raises(ValueError, match=r"wide on tpu-v3-8: .*=100 .* 8 devices .* 96 or 112"):
         _check_batches(request, share("tpu-v3-8", [V3_8]))
 
 

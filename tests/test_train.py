@@ -10,16 +10,25 @@ import pytest
 import torch
 
 from mambaout.data.loader import Host, TrainBatches
+from mambaout.memory import micro_batches
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned
 from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
-from mambaout.train.loop import Diverged, Finished, OutOfMemory, Preempted, evaluate, train
+from mambaout.train.loop import (
+    Diverged,
+    Finished,
+    HostsDisagree,
+    OutOfMemory,
+    Preempted,
+    evaluate,
+    train,
+)
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.optim import learning_rate, optimizer, take_step
-from mambaout.train.step import Sums, TrainState, add_gradients, micro_batches, placed
+from mambaout.train.step import Sums, TrainState, add_gradients, placed
 
 TIMING = {metrics.IMAGES_PER_SECOND, metrics.INPUT_WAIT, metrics.PEAK_MEMORY, metrics.MFU}
 
@@ -130,6 +139,34 @@ def test_two_hosts_have_the_gradients_of_one_between_them(digits, tiny_recipe):
             rtol=1e-4,
             atol=1e-6 * float(whole[name].abs().max()) + 1e-9,
         )
+
+
+def test_only_the_first_host_writes_and_all_say_the_same(digits, tiny_recipe, tmp_path):
+    recipe = tuned(tiny_recipe, epochs=1)
+    seen: list[Record] = []
+    second = Cpu()
+    second.num_hosts, second.num_devices, second.host = 2, 2, 1
+    outcome = run(recipe, digits, tmp_path / "second", backend=second, sinks=[seen.append])
+    assert isinstance(outcome, Finished)
+    assert metrics.TOP1 in outcome.metrics
+    assert seen == []
+    assert not (tmp_path / "second").exists()
+
+
+class OtherHost(Cpu):
+    """A host whose neighbour stands at step 3."""
+
+    num_hosts, num_devices = 2, 2
+
+    def highest(self, value: int) -> int:
+        return max(value, 3) if value > 0 else max(value, -3)
+
+
+def test_hosts_that_read_different_checkpoints_do_not_train(digits, tiny_recipe, tmp_path):
+    run(tiny_recipe, digits, tmp_path / "run", backend=OtherHost(), max_steps=3)
+    run(tiny_recipe, digits, tmp_path / "ahead", max_steps=4)
+    with pytest.raises(HostsDisagree, match=r"the step that .* stands at; this one reads 4"):
+        run(tiny_recipe, digits, tmp_path / "ahead", backend=OtherHost())
 
 
 class Eager(Cpu):

@@ -28,11 +28,11 @@ SCRIPT = Path(__file__).parent / "xla_runs.py"
 FLAGS = "--xla_backend_optimization_level=0"
 
 
-def start(scenario: str, folder: Path, num_devices: int) -> subprocess.Popen[str]:
+def start(scenario: str, folder: Path, num_devices: int, flags: str = "") -> subprocess.Popen[str]:
     environment = os.environ | {
         "PJRT_DEVICE": "CPU",
         "CPU_NUM_DEVICES": str(num_devices),
-        "XLA_FLAGS": FLAGS,
+        "XLA_FLAGS": f"{FLAGS} {flags}",
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
@@ -44,8 +44,8 @@ def start(scenario: str, folder: Path, num_devices: int) -> subprocess.Popen[str
     )
 
 
-def on_xla(scenario: str, folder: Path, num_devices: int) -> dict[str, Any]:
-    process = start(scenario, folder, num_devices)
+def on_xla(scenario: str, folder: Path, num_devices: int, flags: str = "") -> dict[str, Any]:
+    process = start(scenario, folder, num_devices, flags)
     shown, _ = process.communicate()
     assert process.returncode == 0, shown
     return json.loads((folder / f"{scenario}.json").read_text())
@@ -71,20 +71,34 @@ def uninterrupted(digits, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 def test_the_first_steps_on_any_number_of_devices_equal_the_eager_cpus(
     num_devices, eager, digits, tmp_path
 ):
-    found = on_xla("steps", tmp_path, num_devices)
+    hlo = tmp_path / "hlo"
+    flags = f"--xla_dump_to={hlo} --xla_dump_hlo_as_text" if num_devices == 4 else ""
+    found = on_xla("steps", tmp_path, num_devices, flags)
     assert losses(tmp_path / "steps") == pytest.approx(losses(eager / "steps"), rel=1e-5)
     wanted = first_gradients(RECIPE, Cpu(), 16)
-    gradients = torch.load(tmp_path / "gradients.pt")
-    assert gradients.keys() == wanted.keys()
-    for name, gradient in gradients.items():
-        largest = float(wanted[name].abs().max())
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-4 * largest + 1e-9)
+    for file in sorted(tmp_path.glob("*.pt")):  # one micro-batch; on four devices two, too
+        gradients = torch.load(file)
+        assert gradients.keys() == wanted.keys()
+        for name, gradient in gradients.items():
+            atol = 1e-4 * float(wanted[name].abs().max()) + 1e-9
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=atol)
     topology = checkpoint.load(tmp_path / "steps" / "last.ckpt")["topology"]
     assert topology == {"backend": "xla", "num_devices": num_devices, "num_hosts": 1}
-    if num_devices == 1:
+    if num_devices < 8:
         # 8 bits of mantissa: a product is off by up to 2**-9.
         assert found["bf16"] == pytest.approx(losses(eager / "bf16"), rel=2**-9)
         assert found["bf16"] == pytest.approx(losses(eager / "steps"), rel=2**-7)
+    if num_devices == 4:
+        assert_each_device_has_its_share_alone(hlo)
+
+
+def assert_each_device_has_its_share_alone(hlo: Path) -> None:
+    """The partitioned graphs sum over devices, and never collect a map of the whole batch."""
+    graphs = [path.read_text() for path in hlo.glob("*cpu_after_optimizations.txt")]
+    assert sum(" all-reduce(" in graph for graph in graphs) >= 4  # training and evaluation
+    assert sum("convolution(" in graph for graph in graphs) >= 4
+    assert not [graph for graph in graphs if "all-gather" in graph or "all-to-all" in graph]
+    shutil.rmtree(hlo)  # thousands of files
 
 
 def test_nothing_is_compiled_after_the_first_step(uninterrupted):
@@ -105,6 +119,13 @@ def test_what_is_compiled_does_not_depend_on_the_number_of_micro_batches(uninter
     _, found = uninterrupted
     assert found["32 micro-batches"] <= 3
     assert found["64 micro-batches"] == 0
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_changes_nothing(uninterrupted, eager):
+    folder, _ = uninterrupted
+    assert losses(folder / "little") == pytest.approx(losses(eager / "steps"), rel=1e-5)
+    assert checkpoint.load(folder / "little" / "last.ckpt")["micro_batch"] == 8
+    assert checkpoint.load(folder / "first" / "last.ckpt")["micro_batch"] == 16
 
 
 def test_a_step_reads_nothing_back_and_leaves_nothing_to_the_cpu(uninterrupted):

@@ -63,7 +63,7 @@ def first_gradients(recipe: Recipe, where: Backend, micro_batch: int) -> dict[st
     data = open_data("digits")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(recipe.model, data.num_classes).to(where.device)
+        model = where.move(build(recipe.model, data.num_classes))
     state = TrainState(model, optimizer(model, recipe, where))
     batch = next(TrainBatches(data, recipe, seed=0).starting_at(0))
     parts = placed(batch, recipe, backend=where, step=0, micro_batch=micro_batch, seed=0)
@@ -76,7 +76,9 @@ def steps(folder: Path, where: Backend) -> dict[str, Any]:
     data = open_data("digits")
     train(RECIPE, data, out=folder / "steps", backend=where, max_steps=5, log_every_steps=1)
     torch.save(first_gradients(RECIPE, where, 16), folder / "gradients.pt")
-    if where.num_devices == 1:
+    if where.num_devices == 4:
+        torch.save(first_gradients(RECIPE, where, 8), folder / "accumulated.pt")
+    if where.num_devices < 8:
         train(BF16, data, out=folder / "bf16", backend=where, max_steps=5, log_every_steps=1)
         return {"bf16": losses(folder / "bf16")}
     return {}
@@ -115,8 +117,25 @@ def graphs(folder: Path, where: Backend) -> dict[str, Any]:
 
     count("32 micro-batches", batches_of(256))
     count("64 micro-batches", batches_of(512))
+    _with_little_memory(folder, where)
     found["read in 3 steps"] = _reads_in_three_steps(where)
     return found
+
+
+def _with_little_memory(folder: Path, where: Backend) -> None:
+    """The first micro-batch fails as XLA fails where a program does not fit."""
+    usual, cuts = type(where).cut_graph, []
+
+    def cut_graph(self: Backend) -> None:
+        usual(self)
+        cuts.append(True)
+        if len(cuts) == 2:  # the first warms evaluation up
+            raise RuntimeError("RESOURCE_EXHAUSTED: Attempting to reserve 17.1G at the bottom")
+
+    data = open_data("digits")
+    type(where).cut_graph = cut_graph
+    train(RECIPE, data, out=folder / "little", backend=where, max_steps=5, log_every_steps=1)
+    type(where).cut_graph = usual
 
 
 def _reads_in_three_steps(where: Backend) -> dict[str, int]:
@@ -124,7 +143,7 @@ def _reads_in_three_steps(where: Backend) -> dict[str, int]:
     from torch_xla.debug import metrics
 
     data = open_data("digits")
-    model = build(RECIPE.model, data.num_classes).to(where.device)
+    model = where.move(build(RECIPE.model, data.num_classes))
     state = TrainState(model, optimizer(model, RECIPE, where))
     batches = TrainBatches(data, RECIPE, seed=0).starting_at(0)
     metrics.clear_all()

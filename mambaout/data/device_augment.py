@@ -80,14 +80,9 @@ def draw_step(
         each = places[:, None] * len(rates) + np.arange(len(rates))
         kept = uniforms("drop path", seed, step, each=each) >= rates
         drop = torch.from_numpy((kept / (1 - rates)).astype(np.float32))
-    if mixes(augment):
+    if augment.mixes:
         mix = torch.from_numpy(_mixing(augment, size, seed=seed, step=step))
     return Drawn(erase=erase, erased=erased, drop=drop, mix=mix)
-
-
-def mixes(augment: Augment) -> bool:
-    """Whether pairs of images are ever mixed."""
-    return augment.mixup_prob > 0 and (augment.mixup > 0 or augment.cutmix > 0)
 
 
 def _erased_boxes(

@@ -39,6 +39,7 @@ _LOST = {
     "TaskPlacementGroupRemoved",
     "HostLost",
     "Preempted",
+    "HostsDisagree",
 }
 _MEMORY = {"OutOfMemoryError", "MemoryError", "OutOfMemory"}
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED")

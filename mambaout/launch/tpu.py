@@ -7,8 +7,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mambaout.launch.resources import CHIPS_PER_HOST, WORKER_ID
+from mambaout.launch.resources import CHIPS_PER_HOST, CORES_PER_CHIP, WORKER_ID
+
+if TYPE_CHECKING:
+    from mambaout.train.backend import Backend
 
 # libtpu lets one process have a host's chips. The file stays when that process dies, its lock does
 # not; but where the file is another user's, libtpu cannot open it and says that the TPU is in use.
@@ -125,3 +129,21 @@ def host_rank() -> int:
         )
     os.environ[RANK_VARIABLE] = text
     return int(text)
+
+
+def check_devices(num_chips: int, num_hosts: int, where: Backend) -> None:
+    """RuntimeError where the runtime has come up with other devices than the trial holds.
+
+    Four hosts that do not know of each other would each train the whole batch into one directory.
+    """
+    wanted = [("hosts", num_hosts, where.num_hosts)]
+    if where.device_name.startswith("TPU"):  # virtual devices are as many as were asked for
+        wanted.append(("devices", CORES_PER_CHIP * num_chips * num_hosts, where.num_devices))
+        if num_hosts > 1:
+            wanted.append(("this host's rank", host_rank(), where.host))
+    for what, own, found in wanted:
+        if own != found:
+            raise RuntimeError(
+                f"{what}: the trial has {own}, the TPU runtime says {found}; look at "
+                f"TPU_WORKER_ID, TPU_WORKER_HOSTNAMES, {', '.join((VISIBLE, *BOUNDS))} on this host"
+            )

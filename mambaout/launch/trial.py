@@ -31,7 +31,7 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
-from mambaout.launch.tpu import prepare
+from mambaout.launch.tpu import check_devices, prepare
 from mambaout.study.study import RECORDS_FILE, STOPPED_FILE, StudyFolder, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
@@ -176,6 +176,8 @@ def train_trial(
             "the images differ between machines, or have changed since"
         )
     where = backend(task.backend, cache=Path(task.storage) / CACHE_FOLDER)
+    if task.chips:
+        check_devices(task.chips, task.num_hosts, where)
     outcome = train(
         trial.recipe,
         data,

@@ -39,6 +39,7 @@ from mambaout.launch.outcomes import (
 from mambaout.launch.progress import Job, Screen, clock, counted
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.trial import TRAINER, Retry, Task, recorded_step, run_trial
+from mambaout.memory import micro_batches
 from mambaout.study.prediction import PREDICTION_FILE, predict
 from mambaout.study.pricing import NumImages
 from mambaout.study.search import OPTUNA_FILE, agenda
@@ -124,13 +125,10 @@ def _check_batches(request: Request, part: Share) -> None:
     recipes = {trial.label: trial.recipe for trial in request.trials}
     recipes |= {search.label: search.base for search in request.study.searches}
     for label, recipe in recipes.items():
-        batch, num = recipe.global_batch, part.num_devices
-        if batch % num:
-            near = [n for n in (batch // num * num, -(-batch // num) * num) if n]
-            raise ValueError(
-                f"trial {label}: global_batch={batch} does not split over the {num} devices of "
-                f"{part.accelerator}; try {' or '.join(map(str, near))}"
-            )
+        try:
+            micro_batches(recipe, part.num_devices)
+        except ValueError as error:
+            raise ValueError(f"trial {label} on {part.accelerator}: {error}") from error
 
 
 def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:

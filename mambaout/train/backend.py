@@ -6,6 +6,7 @@ TorchTPU, the successor of torch_xla on chips newer than v3, would be the next.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import resource
@@ -13,7 +14,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from mambaout.train import versions
 from mambaout.train.cpu import cpu_name
 
 BackendName = Literal["cpu", "cuda", "xla"]
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class Backend(ABC):
@@ -50,6 +52,10 @@ class Backend(ABC):
     def peak_memory_bytes(self) -> int | None:
         """Most memory in use so far; None where the runtime does not tell."""
 
+    def move(self, model: Network) -> Network:
+        """`model` on the devices, whole on each; changes it in place."""
+        return model.to(self.device)
+
     def place(self, rows: Tensor) -> Tensor:
         """`rows` on the devices, each of which gets an equal share of them; this host's rows,
         where there are more. Returns before a copy to an accelerator is over."""
@@ -72,9 +78,9 @@ class Backend(ABC):
         """Graphs that this process has compiled."""
         return 0
 
-    def agree(self, flag: bool) -> bool:
-        """Whether `flag` is true on any host: what all hosts must decide alike."""
-        return flag
+    def highest(self, value: int) -> int:
+        """The largest `value` of any host: what all hosts must decide alike."""
+        return value
 
     def wait(self) -> None:  # noqa: B027 - a CPU has always finished
         """Return when the device has done all it was given."""
@@ -183,6 +189,14 @@ class Xla(Backend):
         # torch_xla refuses to say it of the devices of a mesh.
         return None if self._on_tpu else Cpu().peak_memory_bytes()
 
+    def move(self, model: Network) -> Network:
+        # torch_xla makes a batch norm over the flattened map of a layer norm, which the
+        # partitioner cannot split: every device would get the whole batch.
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                setattr(module, "forward", functools.partial(_layer_norm, module))  # noqa: B010
+        return model.to(self.device)
+
     def place(self, rows: Tensor) -> Tensor:
         spec = ("data",) + (None,) * (rows.ndim - 1)
         sharding = self._spmd.ShardingSpec(self._mesh, spec, minibatch=self.num_hosts > 1)
@@ -199,11 +213,11 @@ class Xla(Backend):
 
         return counter_value("UncachedCompile") or 0
 
-    def agree(self, flag: bool) -> bool:
+    def highest(self, value: int) -> int:
         if self.num_hosts == 1:
-            return flag
-        here = torch.full((self.num_devices // self.num_hosts,), int(flag))
-        return bool(self.place(here).sum() > 0)
+            return value
+        here = torch.full((self.num_devices // self.num_hosts,), value, dtype=torch.int32)
+        return int(self.place(here).max())
 
     def wait(self) -> None:
         self._xm.wait_device_ops()
@@ -212,6 +226,13 @@ class Xla(Backend):
         return super().is_out_of_memory(error) or (
             isinstance(error, RuntimeError) and any(t in str(error) for t in _XLA_MEMORY_TEXTS)
         )
+
+
+def _layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    """`norm` of the last dimension written out, in fp32 as CUDA's autocast has it."""
+    centred = x.float() - x.float().mean(-1, keepdim=True)
+    deviation = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
+    return centred * deviation * norm.weight + norm.bias
 
 
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
@@ -227,8 +248,8 @@ def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     runtime = torch_xla.runtime
     # The CPU's executables cannot be read back: the cache would be written for nothing.
     if cache is not None and runtime.device_type() == "TPU" and not runtime.is_spmd():
-        # Its own key leaves out how another version lowers a graph. The hosts of a slice would
-        # write one and the same file at once.
+        # Its own key leaves out how another version lowers a graph. The hosts of a slice compile
+        # the same at the same moment, and a file that is read half-written is compiled again.
         folder = cache / f"torch_xla-{version('torch_xla')}" / f"host-{runtime.host_index()}"
         folder.mkdir(parents=True, exist_ok=True)
         runtime.initialize_cache(str(folder))

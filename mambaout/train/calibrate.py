@@ -107,7 +107,7 @@ class _Clock:
 
 def _evaluated(recipe: Recipe, data: DataSet, backend: Backend, seconds: float) -> float:
     """Images a second: whole passes over minival, or as much of one as fits the time."""
-    model = build(recipe.model, data.num_classes).to(backend.device)
+    model = backend.move(build(recipe.model, data.num_classes))
     size = evaluation_batch(recipe, 1, backend)
 
     def timed(until: Callable[[], bool]) -> int:

@@ -192,7 +192,7 @@ def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> Tried:
         images = torch.randint(256, (share, recipe.image_size, recipe.image_size, 3))
         labels = torch.randint(num_classes, (share,))
     batch = Batch(images.to(torch.uint8), labels, num_valid=share, first=where.host * share)
-    model = model.to(where.device)
+    model = where.move(model)
     state = TrainState(model, optimizer(model, recipe, where))
 
     def steps(count: int) -> tuple[float, float]:

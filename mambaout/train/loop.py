@@ -26,7 +26,7 @@ import torch
 from mambaout.accounting import Cost, cost, find_chip, mfu
 from mambaout.data.loader import Batch, Host, TrainBatches, evaluation_batches
 from mambaout.data.shards import DataSet, Split
-from mambaout.memory import first_micro_batch, lanes_of, train_memory
+from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
 from mambaout.model.network import MambaOut, build
 from mambaout.recipe import (
     Recipe,
@@ -45,15 +45,16 @@ from mambaout.train.step import (
     Part,
     Sums,
     TrainState,
+    add_gradients,
     eval_step,
-    micro_batches,
     placed,
-    train_step,
+    update,
 )
 
 log = logging.getLogger(__name__)
 
 Sink = Callable[[Record], None]
+ASK_EVERY_STEPS = 10  # that hosts of a slice ask each other whether to save or stop
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,13 @@ def train(
     num_steps = per_epoch * recipe.schedule.total_epochs
     last_step = num_steps if max_steps is None else min(num_steps, max_steps)
     run = _Run(out, recipe, data, seed, backend)
-    if run.finished is not None:
-        return run.finished
+    finished = run.finished
+    _require_alike(backend, finished is not None, f"whether {out} is over")
+    if finished is not None:
+        return finished
 
     state, meter = run.restore()
+    _require_alike(backend, state.step, f"the step that {out} stands at")
     host = Host(backend.host, backend.num_hosts)
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=host)
     eval_size = evaluation_batch(recipe, run.micro_batch, backend)
@@ -141,8 +145,9 @@ def train(
         for sink in (run.write_record, *sinks) if backend.host == 0 else ():
             sink(record)
 
-    if backend.compiles:  # now, not at the first evaluation, when the devices would stand still
+    if backend.compiles:  # now, not when the devices would stand still for it
         _warm_evaluation(state.model, recipe, backend, eval_size)
+        backend.highest(0)
     saved_at, stopped = time.monotonic(), False
     left = itertools.islice(batches.starting_at(state.step), max(0, last_step - state.step))
     for sent in run.sent_ahead(meter.watch(left), state.step):
@@ -165,9 +170,9 @@ def train(
                 report(values)
         stopped = late = False
         # Several hosts ask each other, which waits for the devices: not at every step.
-        if backend.num_hosts == 1 or at_eval or state.step % log_every_steps == 0:
-            stopped = not over and backend.agree(stop())
-            late = backend.agree(time.monotonic() - saved_at > checkpoint_seconds)
+        if backend.num_hosts == 1 or at_eval or state.step % ASK_EVERY_STEPS == 0:
+            stopped = not over and bool(backend.highest(stop()))
+            late = bool(backend.highest(time.monotonic() - saved_at > checkpoint_seconds))
         if at_eval or late or stopped or state.step == last_step:
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
@@ -235,6 +240,15 @@ def _warm_evaluation(model: MambaOut, recipe: Recipe, backend: Backend, batch_si
     eval_step(model, batch, recipe, no_totals(backend), backend=backend)
 
 
+def _require_alike(backend: Backend, value: int, what: str) -> None:
+    if backend.highest(value) != -backend.highest(-value):
+        raise HostsDisagree(f"the hosts disagree on {what}; this one reads {int(value)}")
+
+
+class HostsDisagree(RuntimeError):
+    """The hosts of a slice have read different things of one run directory; another try may do."""
+
+
 class _DoesNotFit(Exception):
     """The smallest micro-batch is out of memory; the cause says how."""
 
@@ -257,6 +271,7 @@ class _Run:
         self.out, self.recipe, self.data, self.seed, self.backend = out, recipe, data, seed, backend
         self.cost: Cost = cost(recipe.model, recipe.image_size, data.num_classes)
         self.last_record: Record | None = None
+        self.fitting: int | None = None  # a micro-batch that has been through
         self.sizes = micro_batches(recipe, backend.num_devices)
         self._check_and_claim()
         need = train_memory(
@@ -319,7 +334,7 @@ class _Run:
             self._require_same(saved["identity"])
             model.load_state_dict(saved["model"])
         # Loaded before it is moved: what a lazy backend copies on the device it would trace.
-        model = model.to(self.backend.device)
+        model = self.backend.move(model)
         moments = None if saved is None else saved["optimizer"]
         state = TrainState(model, optimizer(model, self.recipe, self.backend, moments))
         meter = Meter(self.backend, self._utilisation)
@@ -369,12 +384,21 @@ class _Run:
 
     def step(self, state: TrainState, sent: _Sent, lr: float) -> Sums:
         """One optimizer step; out of memory halves the micro-batch, never the global batch."""
+        sums = self._gradients(state, sent)
+        update(state, self.recipe, backend=self.backend, lr=lr)
+        return sums
+
+    def _gradients(self, state: TrainState, sent: _Sent) -> Sums:
         while True:
             try:
                 parts = sent.parts
                 if parts is None or sent.micro_batch != self.micro_batch:
                     parts = self._placed(sent.batch, state.step)
-                return train_step(state, parts, self.recipe, backend=self.backend, lr=lr)
+                sums = add_gradients(state, parts, self.recipe, backend=self.backend)
+                if self.fitting != self.micro_batch:
+                    self.backend.wait()  # what fails on the device is only told now
+                    self.fitting = self.micro_batch
+                return sums
             except Exception as error:
                 if not self.backend.is_out_of_memory(error):
                     raise

@@ -19,7 +19,7 @@ from torch import Tensor
 # By its own name: torch_xla replaces the one in torch.nn.utils when it is imported.
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
-from mambaout.data.device_augment import Drawn, draw_step, mixes, prepare_eval, prepare_train
+from mambaout.data.device_augment import Drawn, draw_step, prepare_eval, prepare_train
 from mambaout.data.loader import Batch
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe
@@ -53,22 +53,6 @@ class Sums:
     num_images: int
 
 
-def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
-    """The micro-batch sizes that split the recipe's global batch evenly, largest first.
-
-    Each device gets an equal share of a micro-batch, and whole pairs of images where the recipe
-    mixes them. Raises ValueError where the global batch itself cannot be shared so.
-    """
-    batch, unit = recipe.global_batch, num_devices * (2 if mixes(recipe.augment) else 1)
-    if batch % unit:
-        pairs = " in whole pairs of images" if unit > num_devices else ""
-        raise ValueError(
-            f"global_batch={batch} does not split over {num_devices} devices{pairs}; "
-            f"try {max(unit, batch // unit * unit)} or {-(-batch // unit) * unit}"
-        )
-    return [n for n in range(batch, 0, -unit) if batch % n == 0]
-
-
 def placed(
     batch: Batch, recipe: Recipe, *, backend: Backend, step: int, micro_batch: int, seed: int
 ) -> list[Part]:
@@ -96,23 +80,21 @@ def train_step(
 ) -> Sums:
     """Take one optimizer step on the micro-batches of a global batch; changes `state` in place.
 
-    An out-of-memory error leaves weights, optimizer and step as they were, so that the caller can
-    try again with a smaller micro-batch. The caller cuts the graph after it has used the sums.
+    The caller cuts the graph after it has used the sums.
     """
     sums = add_gradients(state, parts, recipe, backend=backend)
-    if recipe.optim.clip_norm is not None:
-        clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
-    take_step(state.optimizer, lr, recipe.optim.weight_decay, backend)
-    # A graph that finds gradients to add to is another than one that finds none.
-    state.optimizer.zero_grad(set_to_none=not backend.compiles)
-    state.step += 1
+    update(state, recipe, backend=backend, lr=lr)
     return sums
 
 
 def add_gradients(
     state: TrainState, parts: Sequence[Part], recipe: Recipe, *, backend: Backend
 ) -> Sums:
-    """Add the gradients of the mean loss over the global batch to what the weights have."""
+    """Add the gradients of the mean loss over the global batch to what the weights have.
+
+    An out-of-memory error leaves all but the gradients as it was, so that the caller can try again
+    with fresh ones and a smaller micro-batch.
+    """
     model = state.model
     model.train()
     loss_sum = backend.place_whole(torch.zeros(1, dtype=torch.float64))
@@ -127,6 +109,16 @@ def add_gradients(
         loss_sum += loss.detach().double()
         backend.cut_graph()
     return Sums(loss_sum, recipe.global_batch)
+
+
+def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) -> None:
+    """Move the weights by their gradients, and clear those."""
+    if recipe.optim.clip_norm is not None:
+        clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
+    take_step(state.optimizer, lr, recipe.optim.weight_decay, backend)
+    # A graph that finds gradients to add to is another than one that finds none.
+    state.optimizer.zero_grad(set_to_none=not backend.compiles)
+    state.step += 1
 
 
 def eval_step(
@@ -147,6 +139,7 @@ def eval_step(
         target = logits.gather(1, labels[:, None])
         rank = (~(logits < target)).sum(dim=1)  # 1: the label has the largest logit
         found = (torch.where(valid, loss, 0), valid & (rank <= 1), valid & (rank <= 5))
-        totals = totals + torch.stack([each.double().sum() for each in found])
+        # Over the devices in fp32, exact for counts of a batch: a TPU has no 64-bit arithmetic.
+        totals = totals + torch.stack([each.float().sum().double() for each in found])
     backend.cut_graph()
     return totals

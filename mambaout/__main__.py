@@ -98,7 +98,8 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.data.sources import default_cache, open_data
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
-    from mambaout.train.loop import Diverged, Finished, OutOfMemory, Preempted, train
+    from mambaout.train.loop import train
+    from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name)
     per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))

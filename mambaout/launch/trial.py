@@ -165,7 +165,8 @@ def train_trial(
     from mambaout.data.sources import open_data
     from mambaout.train.backend import backend
     from mambaout.train.facts import COMMIT_VARIABLE
-    from mambaout.train.loop import OutOfMemory, train
+    from mambaout.train.loop import train
+    from mambaout.train.run import OutOfMemory
 
     use_torch(task.cpus, task.gpus)
     os.environ[COMMIT_VARIABLE] = task.commit

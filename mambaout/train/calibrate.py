@@ -18,7 +18,8 @@ from mambaout.data.shards import DataSet
 from mambaout.model.network import build
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
-from mambaout.train.loop import OutOfMemory, evaluation_batch, no_totals, train
+from mambaout.train.loop import evaluation_batch, no_totals, train
+from mambaout.train.run import OutOfMemory
 from mambaout.train.step import eval_step
 
 NEVER = 1_000_000  # epochs: a calibration ends long before, and before it evaluates

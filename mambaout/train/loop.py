@@ -12,77 +12,25 @@ first one writes.
 from __future__ import annotations
 
 import itertools
-import json
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mambaout.accounting import Cost, cost, find_chip, mfu
 from mambaout.data.loader import Batch, Host, TrainBatches, evaluation_batches
 from mambaout.data.shards import DataSet, Split
-from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
-from mambaout.model.network import MambaOut, build
-from mambaout.recipe import (
-    Recipe,
-    canonical_json,
-    flat_fields,
-    recipe_from_json,
-    steps_per_epoch,
-)
-from mambaout.train import checkpoint, metrics
+from mambaout.model.network import MambaOut
+from mambaout.recipe import Recipe, steps_per_epoch
+from mambaout.train import metrics
 from mambaout.train.backend import Backend
-from mambaout.train.facts import host_facts
-from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record
-from mambaout.train.optim import fresh_gradients, learning_rate, optimizer
-from mambaout.train.step import (
-    Part,
-    Sums,
-    TrainState,
-    add_gradients,
-    eval_step,
-    placed,
-    update,
-)
-
-log = logging.getLogger(__name__)
+from mambaout.train.optim import learning_rate
+from mambaout.train.run import DoesNotFit, Outcome, OutOfMemory, Preempted, Run
+from mambaout.train.step import eval_step
 
 Sink = Callable[[Record], None]
 ASK_EVERY_STEPS = 10  # that hosts of a slice ask each other whether to save or stop
-
-
-@dataclass(frozen=True)
-class Finished:
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Diverged:
-    step: int  # the first whose loss was not finite
-
-
-@dataclass(frozen=True)
-class Preempted:
-    """Stopped before the end, everything saved; the same call goes on."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class OutOfMemory:
-    """Even the smallest micro-batch does not fit."""
-
-    micro_batch: int
-    error: str
-
-
-Outcome = Finished | Diverged | Preempted | OutOfMemory
 
 
 def train(
@@ -110,7 +58,7 @@ def train(
     per_epoch = steps_per_epoch(recipe, num_train)
     num_steps = per_epoch * recipe.schedule.total_epochs
     last_step = num_steps if max_steps is None else min(num_steps, max_steps)
-    run = _Run(out, recipe, data, seed, backend)
+    run = Run(out, recipe, data, seed, backend)
     finished = run.finished
     _require_alike(backend, finished is not None, f"whether {out} is over")
     if finished is not None:
@@ -154,7 +102,7 @@ def train(
         lr = learning_rate(recipe, state.step, per_epoch)
         try:
             meter.add(run.step(state, sent, lr))
-        except _DoesNotFit as error:
+        except DoesNotFit as error:
             return OutOfMemory(run.micro_batch, str(error.__cause__))
         over = state.step == num_steps
         at_eval = over or state.step % (per_epoch * recipe.eval_every_epochs) == 0
@@ -247,279 +195,3 @@ def _require_alike(backend: Backend, value: int, what: str) -> None:
 
 class HostsDisagree(RuntimeError):
     """The hosts of a slice have read different things of one run directory; another try may do."""
-
-
-class _DoesNotFit(Exception):
-    """The smallest micro-batch is out of memory; the cause says how."""
-
-
-@dataclass
-class _Sent:
-    """A batch, and its micro-batches on the device, or on their way there."""
-
-    batch: Batch
-    micro_batch: int
-    parts: list[Part] | None  # None: there was no room for them
-
-
-class _Run:
-    """The run directory and what a resume needs from it."""
-
-    def __init__(
-        self, out: Path, recipe: Recipe, data: DataSet, seed: int, backend: Backend
-    ) -> None:
-        self.out, self.recipe, self.data, self.seed, self.backend = out, recipe, data, seed, backend
-        self.cost: Cost = cost(recipe.model, recipe.image_size, data.num_classes)
-        self.last_record: Record | None = None
-        self.fitting: int | None = None  # a micro-batch that has been through
-        self.sizes = micro_batches(recipe, backend.num_devices)
-        self._check_and_claim()
-        need = train_memory(
-            recipe.model,
-            recipe.image_size,
-            data.num_classes,
-            recipe.precision,
-            lanes=lanes_of(find_chip(backend.device_name)),
-        )
-        self.micro_batch = first_micro_batch(
-            need, self.sizes, backend.usable_bytes(), backend.num_devices
-        )
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"seed": self.seed, "data": self.data.fingerprint}
-
-    @property
-    def finished(self) -> Outcome | None:
-        """The outcome of a run that is already over."""
-        path = self.out / "outcome.json"
-        if not path.exists():
-            return None
-        outcome = json.loads(path.read_text())
-        self._require_same({name: outcome["facts"][name] for name in self.identity})
-        if outcome["status"] == "diverged":
-            return Diverged(outcome["facts"]["step"])
-        return Finished(outcome["metrics"])
-
-    def _check_and_claim(self) -> None:
-        """Write recipe.json, or find that the directory holds this very run."""
-        path = self.out / "recipe.json"
-        if path.exists():
-            kept = recipe_from_json(path.read_text())
-            if kept != self.recipe:
-                raise ValueError(
-                    f"{self.out} holds a run of another recipe "
-                    f"({_difference(kept, self.recipe)}); give another --out or remove it"
-                )
-            return
-        if self.backend.host > 0:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
-
-    def _require_same(self, identity: dict[str, Any]) -> None:
-        if identity != self.identity:
-            raise ValueError(
-                f"{self.out} holds a run of {identity}, not of {self.identity}; "
-                "give another --out or remove it"
-            )
-
-    def restore(self) -> tuple[TrainState, Meter]:
-        """The state of the newest checkpoint, or of step 0."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            model = build(self.recipe.model, self.data.num_classes)
-        saved = checkpoint.load_latest(self.out)
-        if saved is not None:
-            self._require_same(saved["identity"])
-            model.load_state_dict(saved["model"])
-        # Loaded before it is moved: what a lazy backend copies on the device it would trace.
-        model = self.backend.move(model)
-        moments = None if saved is None else saved["optimizer"]
-        state = TrainState(model, optimizer(model, self.recipe, self.backend, moments))
-        meter = Meter(self.backend, self._utilisation)
-        if saved is not None:
-            state.step = saved["step"]
-            if saved["micro_batch"] in self.sizes:  # of as many devices
-                self.micro_batch = saved["micro_batch"]
-            meter.load_state(saved["meter"])
-            log.info("continuing %s at step %d", self.out, state.step)
-            if saved["topology"] != self.topology:
-                log.info(
-                    "the checkpoint is of %s, and this is %s: equal to rounding, not to the bit",
-                    saved["topology"],
-                    self.topology,
-                )
-        if self.backend.host == 0:
-            self._keep_records_up_to(state.step)
-        return state, meter
-
-    def sent_ahead(self, batches: Iterator[Batch], step: int) -> Iterator[_Sent]:
-        """The batches of the steps from `step` on, the next ones already on their way."""
-        ahead: list[_Sent] = []
-        for number, batch in enumerate(batches, step):
-            ahead.append(_Sent(batch, self.micro_batch, self._try_placed(batch, number)))
-            if len(ahead) > self.backend.batches_ahead:
-                yield ahead.pop(0)
-        yield from ahead
-
-    def _try_placed(self, batch: Batch, step: int) -> list[Part] | None:
-        """On the device; None where there is no room yet: `step` tries again."""
-        try:
-            return self._placed(batch, step)
-        except Exception as error:
-            if not self.backend.is_out_of_memory(error):
-                raise
-            return None
-
-    def _placed(self, batch: Batch, step: int) -> list[Part]:
-        return placed(
-            batch,
-            self.recipe,
-            backend=self.backend,
-            step=step,
-            micro_batch=self.micro_batch,
-            seed=self.seed,
-        )
-
-    def step(self, state: TrainState, sent: _Sent, lr: float) -> Sums:
-        """One optimizer step; out of memory halves the micro-batch, never the global batch."""
-        sums = self._gradients(state, sent)
-        update(state, self.recipe, backend=self.backend, lr=lr)
-        return sums
-
-    def _gradients(self, state: TrainState, sent: _Sent) -> Sums:
-        while True:
-            try:
-                parts = sent.parts
-                if parts is None or sent.micro_batch != self.micro_batch:
-                    parts = self._placed(sent.batch, state.step)
-                sums = add_gradients(state, parts, self.recipe, backend=self.backend)
-                if self.fitting != self.micro_batch:
-                    self.backend.wait()  # what fails on the device is only told now
-                    self.fitting = self.micro_batch
-                return sums
-            except Exception as error:
-                if not self.backend.is_out_of_memory(error):
-                    raise
-                smaller = [n for n in self.sizes if 2 * n <= self.micro_batch]
-                if not smaller:
-                    raise _DoesNotFit from error
-                log.warning(
-                    "micro-batch %d is out of memory; going on with %d (global batch stays %d)",
-                    self.micro_batch,
-                    smaller[0],
-                    self.recipe.global_batch,
-                )
-                self.micro_batch = smaller[0]
-            sent.parts = parts = None
-            fresh_gradients(state.optimizer, self.backend)
-            self.backend.free_memory()
-
-    @property
-    def topology(self) -> dict[str, Any]:
-        """What a run's bits depend on beside its recipe, seed and data."""
-        return {
-            "backend": self.backend.name,
-            "num_devices": self.backend.num_devices,
-            "num_hosts": self.backend.num_hosts,
-        }
-
-    def save(self, state: TrainState, meter: Meter) -> None:
-        if self.backend.host > 0:
-            return
-        checkpoint.save(
-            self.out,
-            {
-                "recipe": canonical_json(self.recipe),
-                "identity": self.identity,
-                "num_classes": self.data.num_classes,
-                "topology": self.topology,
-                "step": state.step,
-                "micro_batch": self.micro_batch,
-                "meter": meter.state(),
-                "model": state.model.state_dict(),
-                "optimizer": state.optimizer.state_dict(),
-            },
-        )
-
-    def write_record(self, record: Record) -> None:
-        with (self.out / "records.jsonl").open("a") as file:
-            file.write(record.to_json() + "\n")
-
-    def _keep_records_up_to(self, step: int) -> None:
-        """Drop the records after the checkpoint: the run makes them again."""
-        path = self.out / "records.jsonl"
-        kept = [record for record in metrics.read_records(path) if record.step <= step]
-        if path.exists():
-            _write_whole(path, "".join(record.to_json() + "\n" for record in kept))
-
-    def end_finished(self, meter: Meter) -> Finished:
-        """Write outcome.json from the last record."""
-        last = self.last_record
-        if last is None:  # a process that was killed after its last step
-            *_, last = metrics.read_records(self.out / "records.jsonl")
-        final = dict(last.values) | {
-            metrics.TOP1: last.values[metrics.VAL_TOP1],
-            metrics.TOP5: last.values[metrics.VAL_TOP5],
-            metrics.MACS: self.cost.macs,
-            metrics.PARAMS: self.cost.params,
-            metrics.ACTIVATIONS: self.cost.activations,
-            metrics.IMAGES_PER_SECOND: meter.images_per_second,
-            metrics.INPUT_WAIT: meter.input_wait_fraction,
-            metrics.TRAIN_DEVICE_HOURS: meter.seconds * self.backend.num_devices / 3600,
-        }
-        self._write_outcome("finished", final, {"step": last.step})
-        return Finished(final)
-
-    def end_diverged(self, step: int) -> Diverged:
-        facts = {"step": step, "error": f"the loss was not finite at step {step}"}
-        self._write_outcome("diverged", {}, facts)
-        log.warning("%s diverged: %s", self.out, facts["error"])
-        return Diverged(step)
-
-    def _write_outcome(
-        self, status: str, final: dict[str, float], facts: dict[str, object]
-    ) -> None:
-        if self.backend.host > 0:
-            return
-        facts = {
-            **facts,
-            **host_facts(),
-            **self.identity,
-            "data_name": self.data.name,
-            "num_train": self.data.num_images("train", self.recipe),
-            "num_minival": self.data.num_images("minival", self.recipe),
-            "num_val": self.data.num_images("val", self.recipe),
-            "num_classes": self.data.num_classes,
-            "backend": self.backend.name,
-            "device": self.backend.device_name,
-            "num_devices": self.backend.num_devices,
-            "micro_batch": self.micro_batch,
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        body = {"status": status, "metrics": final, "facts": facts}
-        _write_whole(self.out / "outcome.json", json.dumps(body, indent=1) + "\n")
-
-    def _utilisation(self, images_per_second: float) -> float | None:
-        chip = find_chip(self.backend.device_name)
-        return mfu(
-            self.cost.macs,
-            images_per_second,
-            chip,
-            self.recipe.precision,
-            self.backend.num_devices,
-        )
-
-
-def _difference(kept: Recipe, asked: Recipe) -> str:
-    old, new = flat_fields(kept), flat_fields(asked)
-    changed = [name for name in old if old[name] != new[name]]
-    return ", ".join(f"{name} {old[name]!r} not {new[name]!r}" for name in changed)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write `path` so that a kill leaves the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)

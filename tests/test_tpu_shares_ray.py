@@ -136,7 +136,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stub(epochs: int, index: int = 0) -> Recipe:
     """A recipe that trains nothing for so many quarters of a second."""
-    return tuned(recipe("thin"), epochs=epochs, peak_lr=1e-3 + index * 1e-5)
+    return tuned(recipe("thin"), epochs=epochs, peak_lr=1e-3 + index * 1e-5, global_batch=64)
 
 
 XLA_RECIPES = {

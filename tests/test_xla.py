@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,33 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_onto_other_devices_to_roundin
         assert losses(out) == pytest.approx(losses(folder / "first"), rel=1e-4)
         *_, last = read_records(out / "records.jsonl")
         assert last.values[VAL_TOP1] == pytest.approx(val_top1(folder / "first"), abs=0.5)
+
+
+def test_what_is_compiled_on_a_tpu_is_kept_for_the_next_process(tmp_path):
+    # The runtime is asked as on a TPU and answers as one; what it would then do is written down.
+    code = f"""
+from pathlib import Path
+import torch_xla.runtime as runtime
+from mambaout.train.backend import _torch_xla
+did = []
+runtime.device_type = lambda: "TPU"
+runtime.host_index = lambda: 2
+runtime.initialize_cache = lambda path: did.append((path, runtime.is_spmd()))
+for _ in range(2):
+    _torch_xla(Path({str(tmp_path)!r}))
+print(did)
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PJRT_DEVICE": "CPU"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    folder = tmp_path / f"torch_xla-{version('torch_xla')}" / "host-2"
+    # Once a process, and before anything has been computed.
+    assert shown.splitlines()[-1] == str([(str(folder), False)])
+    assert folder.is_dir()
 
 
 def val_top1(out: Path) -> float:

@@ -95,7 +95,6 @@ def train(
 
     if backend.compiles:  # now, not when the devices would stand still for it
         _warm_evaluation(state.model, recipe, backend, eval_size)
-        backend.highest(0)
     saved_at, stopped = time.monotonic(), False
     left = itertools.islice(batches.starting_at(state.step), max(0, last_step - state.step))
     for sent in run.sent_ahead(meter.watch(left), state.step):

@@ -88,7 +88,7 @@ def test_any_row_is_read_whatever_is_kept(tmp_path, keep_bytes):
     data = read_data_set("set", str(tmp_path / "set"), tmp_path)
     encoded_images = EncodedImages(data.shards["train"], keep_bytes)
     for row in np.random.default_rng(0).integers(0, 50, 200).tolist():
-        assert bytes(encoded_images[row]) == images[row]
+        assert bytes(encoded_images[row].image) == images[row]
     assert encoded_images.kept_bytes <= keep_bytes or len(encoded_images.kept) == 1
 
 
@@ -127,7 +127,7 @@ def test_a_samples_split_depends_on_the_sample_alone(tmp_path):
         data = read_data_set(name, str(tmp_path / name), tmp_path)
         encoded_images = EncodedImages(data.shards["train"])
         rows = data.rows("minival", tuned(SMALL, minival_fraction=0.4))
-        chosen.append({bytes(encoded_images[row]) for row in rows.tolist()})
+        chosen.append({bytes(encoded_images[row].image) for row in rows.tolist()})
     assert chosen[1] == chosen[0] & set(images[5:35])
 
 
@@ -174,7 +174,7 @@ def test_packing_twice_gives_the_same_bytes_and_readable_shards(tmp_path, monkey
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     data = read_data_set("one", str(tmp_path / "one"), tmp_path)
     kept = EncodedImages(data.shards["train"])
-    assert {bytes(kept[row]) for row in range(32)} == set(images[8:])
+    assert {bytes(kept[row].image) for row in range(32)} == set(images[8:])
 
 
 def test_packed_rows_are_in_no_order_of_the_source(tmp_path):

@@ -71,7 +71,7 @@ class Images:
         return Picture(image, 0, image)
 
     def _decoded(self, row: int) -> Image.Image:
-        encoded = memoryview(self.encoded[row])
+        encoded = self.encoded[row].image
         try:
             return decode(encoded)
         except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files

@@ -1,12 +1,21 @@
-"""Where shards lie and what is kept beside them: local paths, gs:// and s3:// URIs, .npy arrays."""
+"""Where shards lie and what is kept beside them: local paths, gs:// and s3:// URIs, .npy arrays.
+
+Bytes are fetched first, a column chunk's or a row group's in one ranged read, and tried again
+where the store fails for a moment; what they hold is looked at after that, from memory. So an
+error of the store and a damaged file are told apart.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -14,9 +23,24 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+log = logging.getLogger(__name__)
+
+TRIES = 5
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 5.0  # between two tries, doubling; times 0.5 to 1
+RETRY_SECONDS = 120.0  # no new try after so long: gs:// itself goes on for 60 s within each
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+FOOTER_BYTES = 64 << 10  # fetched from the end of a file: most footers, in one read
+HOLE_BYTES = 1 << 20  # between two wanted columns, read along: cheaper than a second request
+
+T = TypeVar("T")
+
 
 class DataError(ValueError):
     """The data cannot be used as it is; the message names the file and the remedy."""
+
+
+# -- file systems ---------------------------------------------------------------------------------
 
 
 def filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -42,35 +66,218 @@ def _remote(scheme: str) -> pyarrow.fs.FileSystem:
     raise DataError(f"{scheme}:// is not read; use a path, gs:// or s3://")
 
 
-def open_parquet(location: str) -> pq.ParquetFile:
-    """The file's reader, the last 64 kept open; DataError if it is none."""
+def tried_again(what: str, attempt: Callable[[], T]) -> T:
+    """What `attempt` returns, called again after an error of the store that may pass.
+
+    Raises the last OSError once the tries or their time are used up, at once one that will not
+    pass (LASTING), and whatever else `attempt` raises.
+    """
+    started = time.monotonic()
+    for number in range(1, TRIES + 1):
+        try:
+            return attempt()
+        except LASTING:
+            raise
+        except OSError as error:
+            if number == TRIES or time.monotonic() - started > RETRY_SECONDS:
+                raise
+            wait = min(FIRST_WAIT_SECONDS * 2 ** (number - 1), LONGEST_WAIT_SECONDS)
+            wait *= random.uniform(0.5, 1)  # workers that failed together come back apart
+            log.warning(
+                "%s failed (%s: %s); try %d of %d in %.1f s",
+                what, type(error).__name__, error, number + 1, TRIES, wait,
+            )  # fmt: skip
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+# -- Parquet files --------------------------------------------------------------------------------
+
+
+class _Open:
+    """A file held open, and opened anew after an error."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.file: pa.NativeFile | None = None
+        self.size = tried_again(f"opening {location}", lambda: self._opened().size())
+
+    def _opened(self) -> pa.NativeFile:
+        file = self.file
+        if file is None:
+            files, path = filesystem(self.location)
+            file = self.file = files.open_input_file(path)
+        return file
+
+    def read(self, start: int, length: int, what: str) -> pa.Buffer:
+        """`length` bytes from `start` on, in one ranged read; OSError where they cannot be had."""
+
+        def attempt() -> pa.Buffer:
+            try:
+                # A stream of its own: other threads read the same file meanwhile.
+                found = self._opened().get_stream(start, length).read_buffer(length)
+                if found.size < length:
+                    raise OSError(f"{found.size} of {length} bytes from {start} on came")
+            except OSError:
+                self.file = None  # a handle whose connection broke may never recover
+                raise
+            return found
+
+        return tried_again(f"reading {what} of {self.location}", attempt)
+
+    @functools.cached_property
+    def footer(self) -> pq.FileMetaData:
+        length = min(self.size, FOOTER_BYTES)
+        tail = self.read(self.size - length, length, "the footer")
+        wanted = int.from_bytes(memoryview(tail)[-8:-4], "little") + 8
+        if length < wanted <= self.size:
+            tail = self.read(self.size - wanted, wanted, "the footer")
+        return pq.read_metadata(pa.BufferReader(tail))
+
+
+def _open(location: str) -> _Open:
+    """The file, the last 64 kept open."""
     files, path = filesystem(location)
     stamp = None
     if files is _local():  # a path may come to hold another file
         facts = os.stat(path)
         stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-    return _opened(location, stamp)
+    return _kept_open(location, stamp)
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(location: str, stamp: object) -> pq.ParquetFile:
-    files, path = filesystem(location)
-    try:
-        return pq.ParquetFile(files.open_input_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{location} cannot be read as a Parquet file: {error}") from error
+def _kept_open(location: str, stamp: object) -> _Open:
+    return _Open(location)
 
 
-def read_columns(location: str, columns: list[str], row_group: int | None = None) -> pa.Table:
-    """Columns of a Parquet file, or of one row group; DataError, naming both, if it is damaged."""
-    file = open_parquet(location)
+def read_footer(location: str) -> pq.FileMetaData:
+    """What the file says of itself; DataError if it is no Parquet file or cannot be had."""
     try:
-        if row_group is None:
-            return file.read(columns=columns, use_threads=False)
-        return file.read_row_group(row_group, columns=columns, use_threads=False)
+        return _open(location).footer
     except (pa.ArrowException, OSError) as error:
-        part = "" if row_group is None else f"row group {row_group} of "
-        raise DataError(f"{part}{location} is damaged: {error}; get it again") from error
+        raise DataError(f"{location} cannot be read as a Parquet file: {_said(error)}") from error
+
+
+def leaf_columns(location: str) -> set[str]:
+    """The names of the stored columns, those inside a struct with its name: "image.bytes"."""
+    schema = read_footer(location).schema
+    return {schema.column(i).path for i in range(len(schema))}
+
+
+def read_ends(location: str, whole_bytes: int) -> bytes:
+    """All of a file of at most `whole_bytes`; of a larger one the footer and eight bytes of size.
+
+    Raises DataError where they cannot be had.
+    """
+    try:
+        file = _open(location)
+        if file.size <= whole_bytes:
+            return file.read(0, file.size, "all").to_pybytes()
+        length = int.from_bytes(memoryview(file.read(file.size - 8, 4, "the end")), "little")
+        footer = file.read(file.size - 8 - length, length, "the footer")
+        return footer.to_pybytes() + file.size.to_bytes(8, "little")
+    except OSError as error:
+        raise DataError(f"{location} cannot be read: {_said(error)}") from error
+
+
+def read_columns(
+    location: str, columns: Sequence[str], row_groups: Sequence[int] | None = None
+) -> pa.Table:
+    """Stored columns of some row groups of a Parquet file, or of all.
+
+    Raises DataError, naming the file and the row group, where it is damaged or cannot be had.
+    """
+    footer = read_footer(location)
+    if row_groups is None:
+        row_groups = range(footer.num_row_groups)
+    parts = [_read_row_group(location, footer, group, columns) for group in row_groups]
+    if not parts:
+        return footer.schema.to_arrow_schema().empty_table()
+    return pa.concat_tables(parts)
+
+
+def _read_row_group(
+    location: str, footer: pq.FileMetaData, group: int, columns: Sequence[str]
+) -> pa.Table:
+    what = f"row group {group}"
+    try:
+        file = _open(location)
+        part = _Part(file.size)
+        for start, end in _byte_ranges(footer.row_group(group), columns):
+            if not 0 <= start < end <= file.size:
+                raise pa.ArrowInvalid(f"its columns lie at {start} to {end} of {file.size} bytes")
+            part.add(start, file.read(start, end - start, what))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{what} of {location} is damaged: {error}; get it again") from error
+    except OSError as error:
+        raise DataError(
+            f"{what} of {location} cannot be read: {_said(error)}; the same command goes on once "
+            "the store answers"
+        ) from error
+    try:
+        # What is in memory and the footer are all it needs: 30 us to open.
+        reader = pq.ParquetFile(pa.PythonFile(part, mode="r"), metadata=footer)
+        return reader.read_row_group(group, columns=list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:  # pages that end early are an OSError
+        raise DataError(f"{what} of {location} is damaged: {error}; get it again") from error
+
+
+def _byte_ranges(group: pq.RowGroupMetaData, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the columns lie in the file, neighbours together."""
+    ranges: list[tuple[int, int]] = []
+    for column in (group.column(i) for i in range(group.num_columns)):
+        if column.path_in_schema in columns:
+            start = column.data_page_offset
+            if column.has_dictionary_page and column.dictionary_page_offset:
+                start = min(start, column.dictionary_page_offset)
+            ranges.append((start, start + column.total_compressed_size))
+    together: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if together and start - together[-1][1] <= HOLE_BYTES:
+            together[-1] = (together[-1][0], max(together[-1][1], end))
+        else:
+            together.append((start, end))
+    return together
+
+
+class _Part:
+    """Byte ranges of a file as a file that has only them, for pyarrow to read."""
+
+    closed = False
+
+    def __init__(self, size: int) -> None:
+        self.size, self.position = size, 0
+        self.ranges: list[tuple[int, memoryview]] = []
+
+    def add(self, start: int, data: pa.Buffer) -> None:
+        self.ranges.append((start, memoryview(data)))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, length: int) -> memoryview:
+        for start, data in self.ranges:
+            first = self.position - start
+            if first >= 0 and first + length <= len(data):
+                self.position += length
+                return data[first : first + length]
+        raise OSError(f"{length} bytes at {self.position} are outside its columns")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _said(error: Exception) -> str:
+    """The error in words; pyarrow's own say enough, a bare TimeoutError() nothing."""
+    return str(error) or type(error).__name__
+
+
+# -- arrays ---------------------------------------------------------------------------------------
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -87,4 +294,5 @@ def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: memmap's indexing is slow
+    # A plain view, since memmap indexes slowly; private pages, since torch wants writable arrays.
+    return np.asarray(np.load(path, mmap_mode="c"))

@@ -1,8 +1,9 @@
 """Parquet shards in Hugging Face's image convention, and which of their rows are which split.
 
 A shard has the columns `image: struct<bytes, path>` and `label` (any integer type); the class
-names are read from Hugging Face's metadata where they are. `read_data_set` describes a folder of
-shards, local or at a URI that pyarrow opens; `EncodedImages` gives any row's bytes.
+names are read from Hugging Face's metadata where they are. `pack` adds `segments: binary`, where
+the restart segments of its JPEGs begin. `read_data_set` describes a folder of shards, local or at
+a URI that pyarrow opens; `EncodedImages` gives any row's bytes.
 
 minival is cut from the training rows by a hash of the sample's id, and so is a reduced training
 set: whether a sample is in depends on that sample alone, not on its place or its neighbours.
@@ -13,44 +14,42 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
 from mambaout.data.draws import draws, hash64, uniforms
-from mambaout.data.files import DataError, filesystem, open_parquet, read_columns, stored_array
+from mambaout.data.encoded import WINDOW_BYTES as WINDOW_BYTES
+from mambaout.data.encoded import Encoded as Encoded
+from mambaout.data.encoded import EncodedImages, Shard, place
+from mambaout.data.files import (
+    DataError,
+    filesystem,
+    leaf_columns,
+    read_columns,
+    read_ends,
+    read_footer,
+    stored_array,
+    tried_again,
+)
 from mambaout.recipe import Recipe
 
 Split = Literal["train", "minival", "val"]
 
 HUGGING_FACE = b"huggingface"  # the schema metadata that holds the class names
 CONTENT = b"mambaout.content"  # what `pack` read, in hex: the same whoever encodes it again
+LOSSY = b"mambaout.lossy"  # how `pack` was told to re-encode, where it changed pixels
 
-# Decoded bytes of row groups that a reader keeps, and the window that an epoch's order shuffles
-# in: a window in the cache means that every row group is read once an epoch.
-WINDOW_BYTES = 1 << 30
+DESCRIBE_THREADS = 16  # a remote shard's footer and labels are a round trip each
 
 WHOLE_FILE_BYTES = 16 << 20  # of a shard that others wrote, hashed into the fingerprint
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One Parquet file."""
-
-    location: str  # a path, or a URI such as gs://bucket/train-00000-of-00010.parquet
-    group_rows: tuple[int, ...]  # rows of each row group
-    num_bytes: int
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.group_rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,7 @@ class DataSet:
     shards: dict[str, tuple[Shard, ...]] = field(repr=False)  # of "train" and of "val"
     labels: dict[str, np.ndarray] = field(repr=False)  # int64 (rows,), of "train" and of "val"
     cache: Path = field(repr=False)  # where sample ids and small decoded images are kept
+    lossy: str | None = None  # how `pack` re-encoded the images, where it changed their pixels
 
     @property
     def num_classes(self) -> int:
@@ -125,7 +125,11 @@ def find_shards(folder: str) -> dict[str, list[str]]:
     data/validation-*.parquet, train/0000.parquet. Empty where there are no Parquet files.
     """
     files, root = filesystem(folder)
-    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
+    everything = pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True)
+    try:
+        found = tried_again(f"listing {folder}", lambda: files.get_file_info(everything))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error}") from error
     by_name: dict[str, list[str]] = {}
     for info in sorted(found, key=lambda info: info.path):
         if info.type == pyarrow.fs.FileType.File and info.path.endswith(".parquet"):
@@ -156,18 +160,28 @@ def read_data_set(name: str, folder: str, cache: Path) -> DataSet:
             )
     digest = sha256()
     names: tuple[str, ...] | None = None
+    lossy: set[str | None] = set()
     shards: dict[str, tuple[Shard, ...]] = {}
     labels: dict[str, np.ndarray] = {}
-    for split, locations in sorted(files.items()):
-        described = [_describe(location) for location in locations]
-        shards[split] = tuple(shard for shard, _, _ in described)
-        digest.update(f"{split} {len(locations)}".encode())
-        for _, identity, found in described:
-            digest.update(identity)
-            if names is not None and found is not None and found != names:
-                raise DataError(f"the shards of {folder} do not agree on the names of the classes")
-            names = names or found
-        labels[split] = np.concatenate([_labels(shard) for shard in shards[split]])
+    with ThreadPoolExecutor(DESCRIBE_THREADS) as pool:
+        for split, locations in sorted(files.items()):
+            described = list(pool.map(_describe, locations))
+            shards[split] = tuple(known.shard for known in described)
+            digest.update(f"{split} {len(locations)}".encode())
+            for known in described:
+                digest.update(known.identity)
+                if names is not None and known.class_names not in (None, names):
+                    raise DataError(
+                        f"the shards of {folder} do not agree on the names of the classes"
+                    )
+                names = names or known.class_names
+                lossy.add(known.lossy)
+            labels[split] = np.concatenate([known.labels for known in described])
+    if len(lossy) > 1:
+        raise DataError(
+            f"the shards of {folder} do not agree on how their images were re-encoded "
+            f"({', '.join(sorted(str(way) for way in lossy))}); pack them together"
+        )
     _check_labels(shards, labels, names)
     if names is None:
         names = tuple(str(label) for label in range(int(labels["train"].max()) + 1))
@@ -178,13 +192,22 @@ def read_data_set(name: str, folder: str, cache: Path) -> DataSet:
         shards=shards,
         labels=labels,
         cache=cache,
+        lossy=lossy.pop(),
     )
 
 
-def _describe(location: str) -> tuple[Shard, bytes, tuple[str, ...] | None]:
-    """The shard, the bytes that stand for its content, and its class names where it has them."""
-    file = open_parquet(location)
-    schema, metadata = file.schema_arrow, file.metadata
+class _Described(NamedTuple):
+    shard: Shard
+    identity: bytes  # stands for the content
+    class_names: tuple[str, ...] | None
+    lossy: str | None
+    labels: np.ndarray
+
+
+def _describe(location: str) -> _Described:
+    """What is known of a shard before an image is read."""
+    metadata = read_footer(location)
+    schema = metadata.schema.to_arrow_schema()
     image = schema.field("image").type if "image" in schema.names else None
     ok = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
     if not ok or "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
@@ -199,24 +222,17 @@ def _describe(location: str) -> tuple[Shard, bytes, tuple[str, ...] | None]:
         tuple(group.num_rows for group in groups),
         sum(group.total_byte_size for group in groups),
     )
-    own = (metadata.metadata or {}).get(CONTENT)
-    # Whoever packs the same images again, with another pyarrow, has the same data.
-    identity = own if own is not None else _identity(location)
-    return shard, sha256(identity).digest(), _class_names(schema)
-
-
-def _identity(location: str) -> bytes:
-    """The whole of a small file; of a large one the size and the footer.
-
-    The footer has the place, sizes and statistics of every column of every row group.
-    """
-    files, path = filesystem(location)
-    with files.open_input_file(path) as file:
-        size = file.size()
-        if size <= WHOLE_FILE_BYTES:
-            return file.read()
-        length = int.from_bytes(file.read_at(4, size - 8), "little")
-        return file.read_at(length, size - 8 - length) + size.to_bytes(8, "little")
+    written = metadata.metadata or {}
+    # Whoever packs the same images again, with another pyarrow, has the same data. Of others'
+    # shards the whole file, or the footer: the place, sizes and statistics of every column.
+    identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES)
+    return _Described(
+        shard,
+        sha256(identity).digest(),
+        _class_names(schema),
+        written[LOSSY].decode() if LOSSY in written else None,
+        _labels(location),
+    )
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
@@ -228,11 +244,11 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _labels(shard: Shard) -> np.ndarray:
-    column = read_columns(shard.location, ["label"]).column("label")
+def _labels(location: str) -> np.ndarray:
+    column = read_columns(location, ["label"]).column("label")
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
-        raise DataError(f"{shard.location} row {row} has no label")
+        raise DataError(f"{location} row {row} has no label")
     return column.to_numpy().astype(np.int64, copy=False)
 
 
@@ -263,74 +279,14 @@ def _check_labels(
         )
 
 
-def place(shards: Sequence[Shard], row: int) -> str:
-    """ "SHARD row N" of a split's row, for messages."""
-    for shard in shards:
-        if row < shard.num_rows:
-            return f"{shard.location} row {row}"
-        row -= shard.num_rows
-    raise IndexError(row)
-
-
-# -- reading rows ---------------------------------------------------------------------------------
-
-
-class EncodedImages:
-    """Any row's encoded image; whole row groups are read and the last used ones kept."""
-
-    def __init__(self, shards: Sequence[Shard], keep_bytes: int = WINDOW_BYTES) -> None:
-        self.shards = shards
-        self.keep_bytes = keep_bytes
-        self.group_of = [
-            (s, g) for s, shard in enumerate(shards) for g in range(len(shard.group_rows))
-        ]
-        sizes = [rows for shard in shards for rows in shard.group_rows]
-        self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self.kept: OrderedDict[int, pa.Array] = OrderedDict()
-        self.kept_bytes = 0
-
-    def group(self, row: int) -> int:
-        return int(np.searchsorted(self.starts, row, side="right")) - 1
-
-    def __getitem__(self, row: int) -> pa.Buffer:
-        """The bytes of the file that row `row` holds, as a buffer."""
-        group = self.group(row)
-        value = self._column(group)[row - int(self.starts[group])]
-        if not value.is_valid:
-            raise DataError(
-                f"{place(self.shards, row)} has no image.bytes, only a path; embed the images: "
-                "`mambaout pack SOURCE OUT` from the folder that holds them"
-            )
-        return value.as_buffer()
-
-    def _column(self, group: int) -> pa.Array:
-        if group in self.kept:
-            self.kept.move_to_end(group)
-            return self.kept[group]
-        shard, index = self.group_of[group]
-        table = read_columns(self.shards[shard].location, ["image.bytes"], index)
-        values = pa.concat_arrays(table.column("image").chunks).field("bytes")
-        self.kept[group] = values
-        self.kept_bytes += values.nbytes
-        while self.kept_bytes > self.keep_bytes and len(self.kept) > 1:
-            _, oldest = self.kept.popitem(last=False)
-            self.kept_bytes -= oldest.nbytes
-        return values
-
-
 def _sample_ids(shards: Sequence[Shard]) -> np.ndarray:
     paths: list[str | None] = []
     for shard in shards:
-        if "image.path" in _leaves(shard.location):
+        if "image.path" in leaf_columns(shard.location):
             for chunk in read_columns(shard.location, ["image.path"]).column("image").chunks:
                 paths += chunk.field("path").to_pylist()
     num_rows = sum(shard.num_rows for shard in shards)
     if len(paths) == num_rows and None not in paths and len(set(paths)) == num_rows:
         return np.array([hash64(path.encode()) for path in paths if path], np.uint64)
     images = EncodedImages(shards, keep_bytes=0)
-    return np.array([hash64(memoryview(images[row])) for row in range(num_rows)], np.uint64)
-
-
-def _leaves(location: str) -> set[str]:
-    schema = open_parquet(location).schema
-    return {schema.column(i).path for i in range(len(schema))}
+    return np.array([hash64(images[row].image) for row in range(num_rows)], np.uint64)

@@ -1,0 +1,431 @@
+"""Worker processes that fill each batch together, straight into memory they share.
+
+A batch is one slot of a small ring of slots. Every worker writes its own share of the rows, the
+consumer gets the slot itself as an array, and the slot goes back when that array is collected.
+Slots are files without a name: the kernel frees them with the last process that maps them, however
+it ended. One pipe a worker carries keys there and what was filled back; nothing else is shared, so
+a worker that is killed holds no lock. It ends when its pipe does, whatever it is doing.
+
+numpy is all that this file imports: a worker pays for the imports of its maker, no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import socket
+import tempfile
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from multiprocessing import forkserver, reduction, resource_tracker, spawn
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+SPARE_SLOTS = 4  # what a consumer may hold without a copy: the last batch, this one, two on the way
+END_SECONDS = 2.0  # for workers to end by themselves; they take milliseconds
+ALIGNMENT = 64  # bytes; a cache line, and enough for every dtype
+
+
+class Filled(NamedTuple):
+    """What one call of `fill` did; the notes are short texts for the log."""
+
+    num_valid: int
+    notes: tuple[str, ...] = ()
+
+
+class Maker(Protocol):
+    """Makes the batch of any key, a share at a time; picklable, and not defined in a script."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    def open(self) -> object:
+        """Called once in each process, before the first `fill`."""
+
+    def fill(
+        self, key: int, images: np.ndarray, labels: np.ndarray, worker: int, num_workers: int
+    ) -> Filled:
+        """Write every row of this worker's share of batch `key`, padding too, and no other row.
+
+        images is uint8 (num_rows, S, S, 3), labels int64 (num_rows,); both hold an older batch.
+        num_valid has to be the same from every worker.
+        """
+        ...
+
+
+class Made(NamedTuple):
+    """A batch. Its images are the slot that the workers filled, until nobody holds them."""
+
+    images: np.ndarray  # uint8 (num_rows, S, S, 3)
+    labels: np.ndarray  # int64 (num_rows,)
+    num_valid: int
+    notes: tuple[str, ...]
+
+
+def made_in_order(
+    make: Maker,
+    keys: Iterable[int],
+    num_workers: int,
+    *,
+    look_ahead: int = 2,
+    preload: Sequence[str] = (),
+) -> Generator[Made, None, None]:
+    """The batches of `keys`, which may be endless; the workers start now, not at the first `next`.
+
+    `look_ahead` batches are ready or in the making beside those that the consumer holds. What a
+    worker raises is raised here, at the batch it belongs to; a worker that dies is a RuntimeError.
+    `preload` names modules that the workers' server imports before it forks them, beside the one
+    that defines the maker.
+    """
+    if look_ahead < 1:
+        raise ValueError(f"look_ahead={look_ahead}: at least one batch has to be in the making")
+    if num_workers == 0:
+        return _made_here(make, keys)
+    return _Ring(make, keys, num_workers, look_ahead, preload).batches()
+
+
+def warm(preload: Sequence[str]) -> None:
+    """Start the server that workers are forked from, and return while it imports `preload`.
+
+    Forking this process instead, with CUDA's, Ray's or Arrow's threads in it, can hang. One server
+    serves a process for its whole life: of several calls the first one counts.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*preload])
+    # Ctrl-C goes to a whole terminal. The server and its workers are born with it blocked, so that
+    # none prints a traceback of its own. The tracker comes first: starting it lifts the block.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _made_here(make: Maker, keys: Iterable[int]) -> Generator[Made, None, None]:
+    make.open()
+    for key in keys:
+        yield _made(make, key)  # no name here: it would hold the batch until the next one is made
+
+
+def _made(make: Maker, key: int) -> Made:
+    images = np.empty(_shape(make), np.uint8)
+    labels = np.empty(make.num_rows, np.int64)
+    return Made(images, labels, *make.fill(key, images, labels, 0, 1))
+
+
+def _shape(make: Maker) -> tuple[int, int, int, int]:
+    return (make.num_rows, make.image_size, make.image_size, 3)
+
+
+# -- the consumer's side ---------------------------------------------------------------------------
+
+
+class _Ring:
+    """The workers and their slots. Collected or closed, it ends the workers."""
+
+    def __init__(
+        self,
+        make: Maker,
+        keys: Iterable[int],
+        num_workers: int,
+        look_ahead: int,
+        preload: Sequence[str],
+    ) -> None:
+        self.keys, self.look_ahead = iter(keys), look_ahead
+        self.layout = _Layout(_shape(make))
+        # A stack: the slot that came back last is taken first, so that one which is never needed
+        # is never touched and takes no memory. Arrays are collected in any thread, at any point of
+        # this code; append and pop are atomic.
+        self.free = deque(range(look_ahead + SPARE_SLOTS))
+        self.pending: deque[tuple[int, int]] = deque()  # (key, slot), the oldest first
+        self.slots: list[mmap.mmap] = []
+        self.connections: list[Connection] = []
+        self.processes: list[BaseProcess] = []
+        self.end = weakref.finalize(self, _end, self.processes, self.connections, os.getpid())
+        try:
+            self._start(make, num_workers, preload)
+            self._send_ahead()
+        except BaseException:
+            self.close()
+            raise
+
+    def batches(self) -> Generator[Made, None, None]:
+        try:
+            while self.pending:
+                yield self._next()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.end()
+        self.slots = []  # the arrays handed out keep theirs
+
+    def _start(self, make: Maker, num_workers: int, preload: Sequence[str]) -> None:
+        # A class of the trainer's script would be looked for in the server's own __main__.
+        if type(make).__module__ == "__main__":
+            raise ValueError(f"{type(make).__name__} is defined in a script; move it to a module")
+        warm([__name__, type(make).__module__, *preload])
+        context = multiprocessing.get_context("forkserver")
+        with contextlib.ExitStack() as files, _main_left_out():
+            slots = [files.enter_context(_nameless(self.layout.num_bytes)) for _ in self.free]
+            packed, spans = files.enter_context(_packed(make))
+            self.slots = [mmap.mmap(slot, self.layout.num_bytes) for slot in slots]
+            for worker in range(num_workers):
+                ours, theirs = (Connection(end.detach()) for end in socket.socketpair())
+                self.connections.append(ours)
+                files_and_part = (_Files([packed, *slots]), spans, self.layout.shape, worker)
+                with theirs:
+                    process = context.Process(
+                        target=_work, args=(theirs, *files_and_part, num_workers), daemon=True
+                    )
+                    process.start()
+                self.processes.append(process)
+
+    def _send_ahead(self) -> None:
+        while len(self.pending) < self.look_ahead:
+            try:
+                key = next(self.keys)
+            except StopIteration:
+                return
+            task = (key, self.free.pop())  # never empty: see _handed_out
+            self.pending.append(task)
+            for connection in self.connections:
+                # A dead worker is told of at the batch that it owes.
+                with contextlib.suppress(ConnectionError):
+                    connection.send(task)
+
+    def _next(self) -> Made:
+        key, slot = self.pending[0]
+        # Every worker answers its tasks in order: what comes next from each belongs to this batch.
+        replies = [self._reply(worker, key) for worker in range(len(self.processes))]
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        self.pending.popleft()
+        images, labels = self._handed_out(slot)
+        self._send_ahead()
+        notes = tuple(note for filled in replies for note in filled.notes)
+        return Made(images, labels, replies[0].num_valid, notes)
+
+    def _reply(self, worker: int, key: int) -> Any:
+        try:
+            return self.connections[worker].recv()
+        except (EOFError, OSError):
+            pass  # it died, perhaps in the middle of a message
+        process = self.processes[worker]
+        process.join(END_SECONDS)
+        code = process.exitcode
+        if code is not None and code < 0:
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        else:
+            how = f"ended with exit code {code}"
+        raise RuntimeError(
+            f"data worker {worker} of {len(self.processes)} (process {process.pid}) {how} while it"
+            f" made batch {key}; the machine may be short of memory: try fewer workers"
+        )
+
+    def _handed_out(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.layout.arrays(self.slots[slot])
+        num_held = len(self.slots) - len(self.free) - len(self.pending)  # with this one
+        if num_held > SPARE_SLOTS:  # else fewer than look_ahead would be left to fill
+            images = images.copy()
+            self.free.append(slot)
+        else:
+            # numpy gives every view of this array this very array as its base, and torch a tensor
+            # of it: once it is collected nobody can read the slot.
+            weakref.finalize(images, self.free.append, slot).atexit = False
+        return images, labels.copy()
+
+
+def _end(processes: list[BaseProcess], connections: list[Connection], owner: int) -> None:
+    for connection in connections:
+        connection.close()  # which ends the workers
+    if os.getpid() != owner:
+        return  # in a fork of the consumer: the workers are not its own
+    deadline = time.monotonic() + END_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join(END_SECONDS)
+        if process.exitcode is not None:
+            process.close()
+
+
+@contextlib.contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Keeps the processes that this thread starts from importing the trainer's script.
+
+    multiprocessing runs it in each of them, for classes that it may define: a script without an
+    `if __name__ == "__main__"` would train again in every worker, and Ray's would import Ray.
+    """
+    thread = threading.get_ident()
+    with _STARTING:
+        prepared = spawn.get_preparation_data
+
+        def without_main(name: str) -> dict[str, Any]:
+            data = prepared(name)
+            if threading.get_ident() == thread:
+                data.pop("init_main_from_name", None)
+                data.pop("init_main_from_path", None)
+            return data
+
+        spawn.get_preparation_data = without_main
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = prepared
+
+
+_STARTING = threading.Lock()
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+class _Layout:
+    """A slot: the images, and behind them the labels."""
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        self.shape = shape
+        num_rows, height, width, channels = shape
+        self.labels_at = _aligned(num_rows * height * width * channels)
+        self.num_bytes = self.labels_at + num_rows * np.dtype(np.int64).itemsize
+
+    def arrays(self, slot: mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
+        images = np.ndarray(self.shape, np.uint8, buffer=slot)
+        return images, np.ndarray(self.shape[0], np.int64, buffer=slot, offset=self.labels_at)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+@contextlib.contextmanager
+def _nameless(num_bytes: int) -> Iterator[int]:
+    """A descriptor of memory without a name, open until the workers have it: zeros, and pages come
+    as they are written."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("mambaout")
+    else:
+        with tempfile.TemporaryFile() as unlinked:
+            file = os.dup(unlinked.fileno())
+    try:
+        os.ftruncate(file, num_bytes)
+        yield file
+    finally:
+        os.close(file)
+
+
+class _Files:
+    """Descriptors that a starting worker receives: a list of its own descriptors of the files."""
+
+    def __init__(self, files: list[int]) -> None:
+        self.files = files
+
+    def __reduce__(self) -> tuple:
+        return _received, ([reduction.DupFd(file) for file in self.files],)
+
+
+def _received(files: list[Any]) -> list[int]:
+    return [file.detach() for file in files]
+
+
+@contextlib.contextmanager
+def _packed(make: Maker) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """A descriptor of the pickled maker and the spans of its parts: the pickle, then its arrays.
+
+    All workers map the one copy: an ImageNet's rows and labels are 30 MB, 3 GB in 96 workers.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    parts = [memoryview(pickle.dumps(make, protocol=5, buffer_callback=buffers.append))]
+    parts += [buffer.raw() for buffer in buffers]
+    starts = [0]
+    for part in parts:
+        starts.append(_aligned(starts[-1] + len(part)))
+    spans = [(start, start + len(part)) for start, part in zip(starts, parts, strict=False)]
+    with _nameless(starts[-1]) as file:
+        with mmap.mmap(file, starts[-1]) as memory:
+            for (start, stop), part in zip(spans, parts, strict=True):
+                memory[start:stop] = part
+        yield file, spans
+
+
+def _unpacked(file: int, spans: list[tuple[int, int]]) -> Maker:
+    # A private map: a worker may write to an array of its maker, and no other sees it.
+    memory = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
+    pickled, *buffers = (memory[start:stop] for start, stop in spans)
+    return pickle.loads(pickled, buffers=buffers)
+
+
+# -- a worker's side -------------------------------------------------------------------------------
+
+
+def _work(
+    connection: Connection,
+    files: list[int],
+    spans: list[tuple[int, int]],
+    shape: tuple[int, int, int, int],
+    worker: int,
+    num_workers: int,
+) -> None:
+    """Fill this worker's share of each slot that comes, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the consumer decides what ends
+    threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
+    layout = _Layout(shape)
+    packed, *slot_files = files
+    slots = [layout.arrays(mmap.mmap(file, layout.num_bytes)) for file in slot_files]
+    for file in slot_files:
+        os.close(file)
+    make: Maker | None = None
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            key, slot = connection.recv()
+            try:
+                if make is None:
+                    make = _unpacked(packed, spans)
+                    make.open()
+                images, labels = slots[slot]
+                reply = make.fill(key, images, labels, worker, num_workers)
+            except Exception as error:
+                reply = _portable(error, f"in data worker {worker} of {num_workers}, batch {key}")
+            connection.send(reply)
+
+
+def _end_with(pipe: int) -> None:
+    """Ends this process when the other end of its pipe is closed, or gone with a killed consumer.
+
+    At once, in the middle of a fill and with tasks still in the pipe: nobody waits for them.
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLHUP)
+    poll.poll()
+    os._exit(0)
+
+
+def _portable(error: Exception, where: str) -> Exception:
+    """`error` with its traceback as a note, or its text where it does not survive pickling."""
+    error.add_note(f"{where}:\n{traceback.format_exc()}")
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:
+        pass
+    text = RuntimeError(f"{type(error).__name__}: {error}")
+    text.__notes__ = error.__notes__
+    return text

@@ -1,0 +1,89 @@
+"""What bounds our loader: shares of the CPU time of making batches, in one process.
+
+`python benchmarks/loader.py --profile exact|fast` calls it. The profiler samples: every millisecond
+of CPU time the system sends a signal, and Python handles it when the C call that is running
+returns, with the frame that made the call. A sample belongs to the innermost frame that has a part
+below, so that what RandAugment spends in the resampling it calls is resampling.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+from loader_peers import BATCH, LOADERS
+
+SAMPLE_SECONDS = 0.001
+WARM_UP_BATCHES, CPU_SECONDS = 8, 12.0
+
+# The end of a file's name, a function in it or "" for any, and the part that its time belongs to.
+PARTS = (
+    ("mambaout/data/jpeg.py", "", "splice"),
+    ("mambaout/data/decode.py", "", "decode"),
+    ("PIL/ImageFile.py", "", "decode"),
+    ("mambaout/data/resample.py", "", "resample"),
+    ("PIL/Image.py", "resize", "resample"),
+    ("mambaout/data/randaugment.py", "", "RandAugment"),
+    ("timm/data/auto_augment.py", "", "RandAugment"),
+    ("mambaout/data/encoded.py", "", "read"),
+    ("mambaout/data/shards.py", "", "read"),
+    ("mambaout/data/files.py", "", "read"),
+)
+REST = "rest"
+
+
+def part(frame: FrameType | None) -> tuple[str, str]:
+    """The part of the innermost frame that has one, and the innermost frame's own place."""
+    inner = "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
+    while frame is not None:
+        for ending, function, name in PARTS:
+            if frame.f_code.co_filename.endswith(ending) and function in ("", frame.f_code.co_name):
+                return name, inner
+        frame = frame.f_back
+    return REST, inner
+
+
+def profile(folder: Path, pixels: str, cpu_seconds: float = CPU_SECONDS) -> str:
+    """Markdown: the share of each part, and the lines' functions that hold most of it."""
+    samples: Counter[tuple[str, str]] = Counter()
+
+    def sample(_signal: int, frame: FrameType | None) -> None:
+        samples[part(frame)] += 1
+
+    batches = LOADERS[pixels](folder, "randaugment", 0)
+    for _ in range(WARM_UP_BATCHES):
+        next(batches)
+    before = signal.signal(signal.SIGPROF, sample)
+    signal.setitimer(signal.ITIMER_PROF, SAMPLE_SECONDS, SAMPLE_SECONDS)
+    started, images = time.process_time(), 0
+    try:
+        while (spent := time.process_time() - started) < cpu_seconds:
+            next(batches)
+            images += BATCH
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    batches.close()
+    return shares(samples, f"{pixels}, full augmentation", spent / max(images, 1))
+
+
+def shares(samples: Counter[tuple[str, str]], title: str, seconds_an_image: float) -> str:
+    total = max(samples.total(), 1)
+    lines = [
+        f"{title}: {1000 * seconds_an_image:.2f} ms of CPU an image, {total} samples",
+        "",
+        "| part | share | ms an image | most of it in |",
+        "|---|---|---|---|",
+    ]
+    parts: Counter[str] = Counter()
+    for (name, _), count in samples.items():
+        parts[name] += count
+    for name, count in parts.most_common():
+        inside = Counter({place: n for (own, place), n in samples.items() if own == name})
+        top = ", ".join(f"{place} {100 * n / total:.0f} %" for place, n in inside.most_common(3))
+        share = count / total
+        lines.append(f"| {name} | {share:.0%} | {1000 * seconds_an_image * share:.3f} | {top} |")
+    return "\n".join(lines)

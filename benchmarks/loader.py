@@ -32,7 +32,7 @@ import sys
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,9 +285,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(cell, options.folder, options.count, options.cpu_seconds)))
         return 0
     try:
-        picked = chosen(options.cells)
+        picked, at = chosen(options.cells), machine()
     except ValueError as error:
         print(f"loader: {error}", file=sys.stderr)
+        return 2
+    except PackageNotFoundError as error:
+        print(f"loader: {error.name} is missing: pip install -e '.[bench]'", file=sys.stderr)
         return 2
     from loader_peers import prepare
 
@@ -298,7 +301,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(profile(options.folder, options.profile))
         return 0
-    at = machine()
     rows: list[dict[str, Any]] = []
     for index in range(options.rounds):
         for cell in picked:

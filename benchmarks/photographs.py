@@ -43,7 +43,7 @@ SIZES = {
 QUALITY = (93, 98)  # both included
 HALF_CHROMA = 0.8  # share of 4:2:0; the rest is 4:4:4
 NOISE = (0.5, 4.5)  # standard deviation in grey levels, drawn for each image
-VAL_SHARE = 0.1  # val images for each training image, at least one a class
+VAL_SHARE = 0.1  # val images for each training image, one a class at the least
 LONGEST_SIDE = 2048  # px that larger photographs are reduced to before they are cut
 
 # What the wheels carry, then what Debian's packages put under /usr/share.
@@ -98,8 +98,15 @@ class Task(NamedTuple):
     seed: int
 
 
-def make(out: Path, count: int, *, seed: int = 0, sources: dict[str, Path] | None = None) -> str:
-    """Write `count` training images and a tenth for validation; returns what was made, in words.
+def make(
+    out: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    val_share: float = VAL_SHARE,
+    sources: dict[str, Path] | None = None,
+) -> str:
+    """Write `count` training images and a share of it for validation; what was made, in words.
 
     Raises FileExistsError where `out` is a folder that holds something, and ValueError where there
     are no photographs or `count` is less than one of each.
@@ -113,7 +120,7 @@ def make(out: Path, count: int, *, seed: int = 0, sources: dict[str, Path] | Non
         raise FileExistsError(f"{out} is not empty; name a new folder")
     tasks = [
         Task(source, out / split / name, split, len(range(index, total, len(sources))), seed)
-        for split, total in (("train", count), ("val", max(len(sources), int(count * VAL_SHARE))))
+        for split, total in (("train", count), ("val", max(len(sources), int(count * val_share))))
         for index, (name, source) in enumerate(sources.items())
     ]
     with multiprocessing.get_context("forkserver").Pool(2) as pool:

@@ -1,0 +1,238 @@
+"""The benchmarks' own logic: what they make, count and compare. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from image_files import write_folder
+from PIL import Image
+
+from mambaout.data.sources import open_data
+from mambaout.recipe import BASELINE, flat_fields
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """As when one of them is run: its folder comes first."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def module(name: str) -> Any:
+    return import_module(name)
+
+
+# -- photographs ----------------------------------------------------------------------------------
+
+
+def test_photographs_are_an_image_folder_of_imagenets_sizes(tmp_path):
+    photographs = module("photographs")
+    sources = photographs.photographs(tmp_path / "no Debian packages")
+    assert {"china", "flower"} <= sources.keys()
+    words = photographs.make(tmp_path / "made", 12, sources=sources)
+    assert words.startswith(f"{12 + len(sources)} JPEGs of {len(sources)} photographs")
+    files = sorted((tmp_path / "made").rglob("*.jpg"))
+    assert {path.parent.name for path in files} == set(sources)
+    assert Counter(path.parts[-3] for path in files) == {"train": 12, "val": len(sources)}
+    for path in files:
+        with Image.open(path) as image:
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            assert image.size in photographs.SIZES
+    with pytest.raises(FileExistsError, match="made is not empty"):
+        photographs.make(tmp_path / "made", 12, sources=sources)
+    with pytest.raises(ValueError, match="--count 1 is less than one of each"):
+        photographs.make(tmp_path / "other", 1, sources=sources)
+
+
+def test_the_same_seed_makes_the_same_photographs_and_another_does_not(tmp_path):
+    photographs = module("photographs")
+    source = photographs.photographs(tmp_path)["china"]
+
+    def made(name: str, split: str, seed: int) -> list[bytes]:
+        task = photographs.Task(source, tmp_path / name / "china", split, 3, seed)
+        photographs.write(task)
+        return [path.read_bytes() for path in sorted(task.folder.iterdir())]
+
+    first = made("first", "train", 0)
+    assert made("again", "train", 0) == first
+    assert len({*first, *made("val", "val", 0), *made("other", "train", 1)}) == 9
+
+
+# -- the loaders ----------------------------------------------------------------------------------
+
+
+def test_a_pattern_picks_cells_and_a_wrong_one_is_named():
+    loader = module("loader")
+    every = loader.cells() + loader.others()
+    assert len({str(cell) for cell in every}) == len(every)
+    assert {cell.loader for cell in every} == module("loader_peers").LOADERS.keys()
+    assert [str(cell) for cell in loader.chosen("timm-crop-?,fast-crop-0")] == [
+        "timm-crop-2", "timm-crop-1", "fast-crop-0",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="--cells tim names no cell"):
+        loader.chosen("timm-crop-2,tim")
+
+
+BURN = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()\n"
+
+
+def test_cpu_time_is_of_children_that_run_and_that_have_ended():
+    loader = module("loader")
+    # A child that starts the one that works, and ends with it.
+    nested = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN!r}])"
+    before = loader.tree_cpu_seconds(os.getpid())
+    with subprocess.Popen(
+        [sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        running = loader.tree_cpu_seconds(os.getpid())
+        child.stdin.close()
+        child.wait()
+    ended = loader.tree_cpu_seconds(os.getpid())
+    assert running - before >= 0.35
+    assert ended >= running
+
+
+def row(cell: str, index: int, rate: float) -> dict[str, Any]:
+    name, augment, workers = cell.rsplit("-", 2)
+    return {
+        "cell": cell, "loader": name, "augment": augment, "workers": int(workers), "round": index,
+        "images_per_cpu_second": rate, "images_per_second": 2 * rate, "first_batch_seconds": 1.5,
+    }  # fmt: skip
+
+
+def test_ratios_are_taken_inside_a_round():
+    loader = module("loader")
+    # The machine is twice as slow in round 1: no ratio may show it.
+    rows = [
+        row(cell, index, rate / (1 + index % 2))
+        for index in range(3)
+        for cell, rate in (
+            ("fast-randaugment-2", 500), ("exact-randaugment-1", 240),
+            ("timm-randaugment-2", 100), ("timm-randaugment-1", 80), ("ray-crop-2", 70),
+        )
+    ]  # fmt: skip
+    body = loader.ratio_to_timm(rows)
+    assert (body["fast"], body["exact"]) == (5.0, 3.0)
+    assert body["cells"]["fast-randaugment-2"] == {"median": 5.0, "least": 5.0, "largest": 5.0}
+    assert "ray-crop-2" not in body["cells"]
+    assert (
+        "| fast | randaugment | 2 | 500 (250-500) | 5.00 (5.00-5.00) | 1000 | 1.5 |"
+        in loader.table(rows)
+    )
+    assert "an assumption" in loader.estimate(rows, 0.25)
+    assert "12,000 images/s (125 a vCPU)" in loader.estimate(rows, 0.25)
+    assert loader.estimate(rows[-1:], 0.25) == ""
+
+
+def test_a_sample_belongs_to_the_innermost_part():
+    part = module("loader_profile").part
+
+    def frame(*files: str) -> Any:
+        """Of a stack of functions called `run`, the outermost first."""
+        names: dict[str, Any] = {"sys": sys, "inner": lambda: sys._getframe(1)}
+        for file in reversed(files):
+            exec(compile("def run(): return inner()", file, "exec"), names)
+            names = {"inner": names["run"]}
+        return names["inner"]()
+
+    ours = "/any/mambaout/data/"
+    assert part(frame(f"{ours}randaugment.py")) == ("RandAugment", "randaugment.py:run")
+    assert part(frame(f"{ours}randaugment.py", f"{ours}resample.py"))[0] == "resample"
+    assert part(frame(f"{ours}decode.py", "/numpy/core.py")) == ("decode", "core.py:run")
+    assert part(frame("/torch/data.py"))[0] == "rest"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("webdataset") is None or find_spec("datasets") is None, reason="needs .[bench]"
+)
+def test_every_cell_but_rays_is_measured(tmp_path):
+    loader = module("loader")
+    names = sorted({f"{c.loader}-*-{c.workers}" for c in loader.cells() if c.loader != "ray"})
+    out = tmp_path / "rows.json"
+    command = [
+        sys.executable, str(BENCHMARKS / "loader.py"), "--cells", ",".join(names), "--rounds", "1",
+        "--count", "80", "--cpu-seconds", "0", "--folder", str(tmp_path / "photographs"),
+        "--json", str(out),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    body = json.loads(out.read_text())
+    assert {r["cell"] for r in body["rows"]} == {
+        str(cell) for cell in loader.cells() if cell.loader != "ray"
+    }
+    assert all(r["images"] > 0 and r["images_per_second"] > 0 for r in body["rows"])
+    assert {"fast", "exact", "cells"} <= body["ratio_to_timm"].keys()
+    assert str(tmp_path) not in json.dumps(body["machine"])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_rays_cell_is_measured_over_whole_executions(tmp_path):
+    loader, peers = module("loader"), module("loader_peers")
+    peers.prepare(tmp_path / "photographs", 80)
+    command = [
+        sys.executable, str(BENCHMARKS / "loader.py"), "--cell", "ray-crop-2", "--count", "80",
+        "--cpu-seconds", "0", "--folder", str(tmp_path / "photographs"),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert json.loads(done.stdout.splitlines()[-1])["images"] == 80 * peers.RAY_REPEATS
+    assert loader.Cell("ray", "crop", 2) in loader.cells()
+
+
+# -- the modes ------------------------------------------------------------------------------------
+
+
+def test_the_modes_recipes_differ_in_their_pixels_alone():
+    modes = module("augment_modes")
+    for data in modes.POINTS:
+        exact, fast = (flat_fields(modes.recipe(data, pixels, 4)) for pixels in modes.MODES)
+        assert {name for name in exact if exact[name] != fast[name]} == {"pixels"}
+        assert exact["randaugment"] == BASELINE.augment.randaugment
+
+
+def test_the_difference_is_paired_by_seed_with_a_t_interval():
+    modes = module("augment_modes")
+    tops = {"exact": (80, 90, 70), "fast": (81, 92, 73)}
+    rows = [
+        {"pixels": pixels, "seed": seed, "top1": top}
+        for pixels, values in tops.items()
+        for seed, top in enumerate(values)
+    ]
+    found = modes.difference(rows, "top1")
+    # 1, 2, 3: mean 2, standard error 1 / sqrt(3), t of 2 degrees of freedom 4.303
+    assert (found["mean"], found["n"]) == (2, 3)
+    assert found["low"] == pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3)
+    assert found["high"] == pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3)
+    assert "low" not in modes.difference(rows[::3], "top1")
+
+
+def test_small_pictures_are_enlarged_into_an_image_folder(tmp_path):
+    modes = module("augment_modes")
+    write_folder(tmp_path / "small")
+    small = open_data(str(tmp_path / "small"), tmp_path / "cache")
+    modes.enlarge(small, tmp_path / "tree", {"train": 30, "val": 10})
+    files = sorted((tmp_path / "tree").rglob("*.jpg"))
+    assert Counter(path.parts[-3] for path in files) == {"train": 30, "val": 10}
+    wanted = Counter(
+        str(n) for n in itertools.chain(small.labels["train"][:30], range(5), range(5))
+    )
+    assert Counter(path.parent.name for path in files) == wanted
+    with Image.open(files[0]) as image:
+        assert (image.size, image.mode) == ((112, 112), "RGB")
+    with pytest.raises(ValueError, match="has 50 train images, not 51"):
+        modes.enlarge(small, tmp_path / "more", {"train": 51})

@@ -111,6 +111,9 @@ class Augment:
     cutmix_prob: float = 0.5  # that a mixed step is cutmix, where both are on
     erasing: float = 0.25
     label_smoothing: float = 0.1
+    # How the host gets an image's pixels: as Pillow and timm do within a grey level, or with one
+    # look into the image and fewer of its bytes (data/resample.py).
+    pixels: Literal["exact", "fast"] = field(default="exact", metadata=_LATER)
 
     @property
     def mixes(self) -> bool:

@@ -1,152 +1,161 @@
-"""What is done to an image on the host, after its decoding: one image at a time, uint8 to uint8.
+"""What is done to an image on the host: one image at a time, uint8 to uint8.
 
 For training a random resized crop, a flip and RandAugment (`TrainAugment`), for evaluation a resize
 and a centre crop (`eval_crop`). What is done to a batch of them on the device: device_augment.py.
 
-The crop's draw and RandAugment's operations are timm's, and every draw is a function of (seed,
-epoch, sample id). timm draws from the global generators of random, numpy and torch; they are seeded
-around its calls and left as they were found.
+What is drawn has timm's distributions, and every draw is a function of the image's key, (seed,
+epoch, sample id): no generator has a state, so it does not matter who asks, nor in which order.
+The drawing is the same for both ways to get the pixels (`Augment.pixels`, resample.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import random
-from collections.abc import Iterator
+import math
 
 import numpy as np
-import torch
-from PIL import Image
-from timm.data.auto_augment import AugmentOp, rand_augment_choices, rand_augment_ops
-from timm.data.constants import IMAGENET_DEFAULT_MEAN
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms import ColorJitter
 
-from mambaout.data.decode import Picture
+from mambaout.data.decode import Box, Picture
+from mambaout.data.draws import uniforms
+from mambaout.data.randaugment import AMOUNTS, COLOURS, MAX_LEVEL, PLACES
+from mambaout.data.resample import Exact, Fast, as_rgb, resized
 from mambaout.recipe import Augment, Recipe
 
-_BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
-_INTERPOLATION = {
-    "bicubic": (_BICUBIC,),
-    "bilinear": (_BILINEAR,),
-    "random": (_BILINEAR, _BICUBIC),
-}
+ATTEMPTS = 10  # to find a crop that lies inside the image
+APPLIED = 0.5  # of RandAugment's operations, timm's default
 
-# Operations of RandAugment that fill with ImageNet's mean, a colour. The others make grey of grey,
-# and a third of the time: Pillow builds a table of 256 entries a channel in Python for six of them.
-FILLING = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
+Operation = tuple[str, float, bool]  # its name, its amount, whether bicubic
 
 
-@contextlib.contextmanager
-def host_generators_kept() -> Iterator[None]:
-    """The global generators of random, numpy and torch (CPU) are afterwards as they were."""
-    python, legacy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-        torch.set_rng_state(ours)
+class Drawn:
+    """What is drawn for some images, a row an image."""
+
+    def __init__(self, augment: Augment, keys: np.ndarray) -> None:
+        self.augment = augment
+        self._uniforms = functools.partial(_uniforms, keys)
+        self.area = self._uniforms("crop area", ATTEMPTS)
+        self.aspect = self._uniforms("crop aspect", ATTEMPTS)
+        self.top, self.left = self._uniforms("crop top")[:, 0], self._uniforms("crop left")[:, 0]
+        self.flipped = (self._uniforms("flip")[:, 0] < augment.hflip).tolist()
+        self.bicubic = self._bicubic("crop filter", 1)[:, 0].tolist()
+        self.operations: list[list[Operation]] = [[] for _ in keys]
+        if augment.randaugment > 0 and augment.randaugment_layers > 0:
+            self._draw_randaugment(augment.randaugment_layers)
+        if augment.color_jitter > 0:
+            self._draw_jitter(augment.color_jitter)
+
+    def boxes(self, sizes: np.ndarray, which: slice = slice(None)) -> np.ndarray:
+        """int64 (n, 4): left, top, width, height of each crop; `sizes` (n, 2): width, height."""
+        width, height = sizes[:, :1], sizes[:, 1:]
+        least = self.augment.crop_scale_min
+        area = (least + self.area[which] * (1 - least)) * (width * height)
+        steepest = -math.log(self.augment.crop_ratio_min)
+        aspect = np.exp((2 * self.aspect[which] - 1) * steepest)
+        widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (widths <= width) & (heights <= height)
+        first = fits.argmax(axis=1)[:, None]
+        cut = np.concatenate(
+            [np.take_along_axis(found, first, axis=1) for found in (widths, heights)], axis=1
+        )
+        # At least a pixel each way, where timm fails on images a few pixels wide.
+        cut = np.maximum(cut, 1)
+        spare = sizes - cut
+        place = np.floor(np.stack([self.left[which], self.top[which]], axis=1) * (spare + 1))
+        none = ~np.take_along_axis(fits, first, axis=1)
+        whole = _widest(sizes, self.augment.crop_ratio_min)
+        place = np.where(none, (sizes - whole) // 2, place)
+        return np.concatenate([place, np.where(none, whole, cut)], axis=1).astype(np.int64)
+
+    def _bicubic(self, purpose: str, count: int) -> np.ndarray:
+        """bool (n, count): whether a resampling is bicubic, not bilinear."""
+        if self.augment.interpolation == "random":
+            return self._uniforms(purpose, count) >= 0.5
+        bicubic = self.augment.interpolation == "bicubic"
+        return np.full((len(self.area), count), bicubic)
+
+    def _draw_randaugment(self, layers: int) -> None:
+        names = list(AMOUNTS)
+        chosen = np.floor(self._uniforms("operation", layers) * len(names)).astype(np.int64)
+        applied = self._uniforms("operation applied", layers) < APPLIED
+        # Box and Muller's transform of two uniforms to a normal.
+        radius = np.sqrt(-2 * np.log1p(-self._uniforms("level radius", layers)))
+        normal = radius * np.cos(2 * np.pi * self._uniforms("level angle", layers))
+        level = self.augment.randaugment + self.augment.randaugment_std * normal
+        level = np.clip(level, 0, MAX_LEVEL)
+        sign = np.where(self._uniforms("sign", layers) < 0.5, 1.0, -1.0)
+        bicubic = self._bicubic("operation filter", layers)
+        for image, layer in np.argwhere(applied).tolist():
+            name = names[chosen[image, layer]]
+            amount = AMOUNTS[name](float(level[image, layer]), float(sign[image, layer]))
+            self.operations[image].append((name, amount, bool(bicubic[image, layer])))
+
+    def _draw_jitter(self, most: float) -> None:
+        """Brightness, contrast and saturation, each times 1 +- `most`, in any order."""
+        names = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
+        least = max(0.0, 1 - most)
+        factors = least + self._uniforms("jitter", 3) * (1 + most - least)
+        order = self._uniforms("jitter order", 3).argsort(axis=1)
+        for operations, factor, places in zip(self.operations, factors, order, strict=True):
+            operations += [(names[i], float(factor[i]), False) for i in places]
+
+
+def _uniforms(keys: np.ndarray, purpose: str, count: int = 1) -> np.ndarray:
+    """float64 (n, count) in [0, 1)."""
+    return uniforms(purpose, each=keys[:, None] + np.arange(count, dtype=np.uint64))
+
+
+def _widest(sizes: np.ndarray, ratio: float) -> np.ndarray:
+    """(n, 2): width and height of the largest middle crop whose aspect is allowed."""
+    width, height = sizes[:, 0], sizes[:, 1]
+    narrow, wide = width / height < ratio, width / height > 1 / ratio
+    return np.stack(
+        [
+            np.where(wide & ~narrow, np.rint(height / ratio), width),
+            np.where(narrow, np.rint(width / ratio), height),
+        ],
+        axis=1,
+    )
 
 
 class TrainAugment:
-    """The training augmentation of a recipe: a picture and its draw to (size, size) RGB.
-
-    Calls must stand inside `host_generators_kept()`, once for as many images as are at hand:
-    keeping the generators costs more than a small image's augmentation.
-    """
+    """The training augmentation of a recipe: a picture and its draw to (size, size, 3)."""
 
     def __init__(self, recipe: Recipe) -> None:
-        augment = recipe.augment
-        self.size = (recipe.image_size, recipe.image_size)
-        self.scale = (augment.crop_scale_min, 1.0)
-        self.ratio = (augment.crop_ratio_min, 1 / augment.crop_ratio_min)
-        self.filters = _INTERPOLATION[augment.interpolation]
-        self.hflip = augment.hflip
-        self.jitter = (
-            ColorJitter(*(augment.color_jitter,) * 3) if augment.color_jitter > 0 else None
+        self.augment, self.size = recipe.augment, recipe.image_size
+        self.fast = recipe.augment.pixels == "fast"
+
+    def draw(self, keys: np.ndarray) -> Drawn:
+        """What the images of these keys get; uint64 (n,)."""
+        return Drawn(self.augment, keys)
+
+    def __call__(self, picture: Picture, box: Box, drawn: Drawn, index: int) -> np.ndarray:
+        """uint8 (size, size, 3): row `index` of `drawn`, cropped to `box`."""
+        crop = picture.crop(box, least=self.size if self.fast else None)
+        resampled = (Fast if self.fast else Exact)(
+            crop, self.size, bicubic=drawn.bicubic[index], flipped=drawn.flipped[index]
         )
-        self.layers = augment.randaugment_layers if augment.randaugment > 0 else 0
-        self.operations = randaugment_operations(augment, recipe.image_size)
-
-    def __call__(self, picture: Picture, seed: int) -> Image.Image:
-        random.seed(seed)
-        sheet, first, frame = picture
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(
-            frame, self.scale, self.ratio
-        )
-        top += first
-        # Cropped, then resized: resize(box=...) lets the filter see pixels outside the crop.
-        image = sheet.crop((left, top, left + width, top + height))
-        image = image.resize(self.size, random.choice(self.filters))
-        if random.random() < self.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if image.mode != "L":
-            image = _rgb(image)
-        # timm's RandAugment draws the same way with numpy, at ten times the cost.
-        for operation in random.choices(self.operations, k=self.layers):
-            if operation.name in FILLING:
-                image = _rgb(image)
-            image = operation(image)
-        image = _rgb(image)
-        if self.jitter is not None:
-            torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed is slow
-            image = self.jitter(image)
-        return image
+        for name, amount, bicubic in drawn.operations[index]:
+            if name in PLACES:
+                resampled.move(name, amount, bicubic=bicubic)
+            else:
+                resampled.image = COLOURS[name](resampled.pixels(), amount)
+        return resampled.pixels()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def randaugment_operations(augment: Augment, image_size: int) -> list[AugmentOp]:
-    """timm's operations of "rand-m{magnitude}-mstd{std}-inc1", with a magnitude of any fraction.
-
-    Posterize is kept at one bit or more: magnitude 10, which noise on 9 reaches in one draw of 43,
-    asks for 0 bits, and Pillow 13 raises ValueError there (older ones gave a black image).
-    """
-    operations = rand_augment_ops(
-        magnitude=augment.randaugment,
-        hparams={
-            "translate_const": int(image_size * 0.45),
-            "img_mean": tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN),
-            "magnitude_std": augment.randaugment_std,
-        }
-        | ({} if augment.interpolation == "random" else _fixed_interpolation(augment)),
-        transforms=list(rand_augment_choices("", increasing=True)),
-    )
-    for operation in operations:
-        if operation.name.startswith("Posterize"):
-            operation.level_fn = functools.partial(_at_least_one_bit, operation.level_fn)
-    return operations
-
-
-def _fixed_interpolation(augment: Augment) -> dict[str, Image.Resampling]:
-    return {"interpolation": _INTERPOLATION[augment.interpolation][0]}
-
-
-def _at_least_one_bit(level_to_bits, level, hparams):
-    (bits,) = level_to_bits(level, hparams)
-    return (max(1, bits),)
-
-
-def eval_crop(picture: Picture, recipe: Recipe) -> Image.Image:
+def eval_crop(picture: Picture, recipe: Recipe) -> np.ndarray:
     """The middle (size, size) of the picture resized, bicubic, to a short side of size / eval_crop.
 
-    Sides are rounded as torchvision's Resize and CenterCrop round them, which timm uses.
+    uint8 (size, size, 3). Sides are rounded as torchvision's Resize and CenterCrop round them,
+    which timm uses; pixels are the exact ones, whatever the recipe trains on.
     """
-    sheet, top, frame = picture
-    width, height = frame.size
-    image = sheet if frame is sheet else sheet.crop((0, top, width, top + height))
+    width, height = picture.size
     size, short = recipe.image_size, int(recipe.image_size / recipe.eval_crop)
+    image = picture.crop((0, 0, width, height))
     if min(width, height) != short:
         if width <= height:
             width, height = short, int(short * height / width)
         else:
             width, height = int(short * width / height), short
-        image = image.resize((width, height), _BICUBIC)
+        image = resized(image, (height, width), bicubic=True)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    if image.size != (size, size):
-        image = image.crop((left, top, left + size, top + size))
-    return _rgb(image)
+    return as_rgb(np.ascontiguousarray(image[top : top + size, left : left + size]))

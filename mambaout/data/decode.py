@@ -1,50 +1,152 @@
-"""Encoded images to pixels.
+"""Encoded images to pixels, and no more of them than a crop needs.
 
-Pillow decodes, and its convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as
-in timm. Grey images stay grey until they have been cropped and resized, which gives the same
-pixels for a third of the work.
+A JPEG is decoded by libjpeg-turbo, of one that `pack` re-cut only the segments that the crop
+covers (jpeg.py). Everything else, a JPEG that libjpeg-turbo warns about among it, is Pillow's,
+whose convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as in timm. Rotation
+that EXIF asks for is not done, as in timm. Grey images stay grey until they are resized, which
+gives the same pixels for a third of the work.
 
 A small split whose images share one size is decoded once for a machine: its pixels lie in the
-cache as one memory-mapped array, which Pillow crops from without a copy (21 us less for each
-28 px training image than a Pillow image a sample).
+cache as one memory-mapped array.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 import warnings
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from mambaout.data.files import DataError, stored_array
-from mambaout.data.shards import DataSet, EncodedImages, place
+from mambaout.data.encoded import Encoded, EncodedImages
+from mambaout.data.files import stored_array
+from mambaout.data.jpeg import splice
+from mambaout.data.shards import DataSet, place
 
 PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded
 
+Box = tuple[int, int, int, int]  # left, top, width, height
 
-class Picture(NamedTuple):
-    """A decoded image, "L", "RGB" or "RGBX", as the part of a sheet from line `top` on."""
-
-    sheet: Image.Image
-    top: int
-    frame: Image.Image  # any image of the picture's own size
+_COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo converts as Pillow
 
 
-def decode(encoded: bytes | memoryview) -> Image.Image:
-    """The image, "L" or "RGB"; whatever Pillow raises for a damaged one travels."""
-    image = Image.open(io.BytesIO(encoded))
-    if image.mode in ("L", "RGB"):
-        image.load()
-        return image
-    if image.mode == "P" and "transparency" in image.info:
-        # Pillow advises RGBA here; timm's loader, and so every published number, goes to RGB.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Palette images with Transparency")
-            return image.convert("RGB")
-    return image.convert("RGB")
+class Undecodable(Exception):
+    """An image that cannot be decoded, by shard and row."""
+
+
+class Picture(Protocol):
+    """An image of which parts can be decoded."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        ...
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        """The pixels of the box: uint8 (height, width), or (height, width, 3).
+
+        With `least` they may come at a half, a quarter or an eighth of their size, as long as
+        no side falls below `least`. They are good until another picture is cropped in this thread.
+        Whatever a decoder raises for a damaged image travels.
+        """
+        ...
+
+
+class Decoded:
+    """A picture whose pixels are there, (H, W) or (H, W, 3)."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.size = pixels.shape[1], pixels.shape[0]
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        left, top, width, height = box
+        return self.pixels[top : top + height, left : left + width]
+
+
+class Jpeg:
+    """A JPEG that libjpeg-turbo reads."""
+
+    def __init__(self, encoded: Encoded, size: tuple[int, int], colour: str) -> None:
+        self.encoded, self.size, self.colour = encoded, size, colour
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        left, top, width, height = box
+        encoded, size = self.encoded.image, self.size
+        if self.encoded.segments is not None and (width, height) != self.size:
+            spliced = splice(encoded, self.encoded.segments, box)
+            if spliced is not None:
+                encoded, left, top, *size = spliced
+        shrink = 1
+        if least is not None:
+            while shrink < 8 and min(width, height) >= 2 * shrink * least:
+                shrink *= 2
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                encoded,
+                self.colour,
+                fastdct=least is not None,
+                fastupsample=least is not None,
+                # The decoder takes the smallest of its scales that gives at least so many pixels.
+                min_width=-(-size[0] // shrink) if shrink > 1 else 0,
+                min_height=-(-size[1] // shrink) if shrink > 1 else 0,
+                min_factor=shrink,
+                buffer=_room(3 * size[0] * size[1]),
+            )
+        except ValueError:  # a warning, too, which Pillow lets pass
+            return Other(self.encoded.image).crop(box)
+        if shrink > 1:
+            left, top = left // shrink, top // shrink
+            width, height = width // shrink, height // shrink
+        pixels = pixels[top : top + height, left : left + width]
+        return pixels[..., 0] if self.colour == "GRAY" else pixels
+
+
+_THREAD = threading.local()
+
+
+def _room(num_bytes: int) -> np.ndarray:
+    """The memory that this thread decodes into: new memory for each image takes 5 % longer."""
+    room = getattr(_THREAD, "room", None)
+    if room is None or room.size < num_bytes:
+        room = _THREAD.room = np.empty(num_bytes * 5 // 4, np.uint8)
+    return room
+
+
+class Other:
+    """Any image that Pillow reads, decoded when it is cropped."""
+
+    def __init__(self, encoded: bytes | memoryview) -> None:
+        self.image = Image.open(io.BytesIO(encoded))
+        self.size = self.image.size
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        image = self.image
+        if image.mode == "P" and "transparency" in image.info:
+            # Pillow advises RGBA here; timm's loader, and so every published number, goes to RGB.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Palette images with Transparency")
+                image = image.convert("RGB")
+        elif image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        return Decoded(np.asarray(image)).crop(box)
+
+
+def picture(encoded: Encoded) -> Picture:
+    """The image's size, and its pixels when they are asked for.
+
+    Whatever Pillow raises for a damaged image travels, here or from `crop`.
+    """
+    with contextlib.suppress(ValueError):  # no JPEG, or none that libjpeg-turbo likes
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded.image)
+        if colour in _COLOURS:
+            return Jpeg(encoded, (int(width), int(height)), _COLOURS[colour])
+    return Other(encoded.image)
 
 
 class Images:
@@ -53,51 +155,55 @@ class Images:
     def __init__(self, data: DataSet, split: str) -> None:
         self.shards = data.shards[split]
         self.encoded = EncodedImages(self.shards)
-        file = data.cache / f"pixels-2-{data.fingerprint}-{split}.npy"
+        self.pixels: np.ndarray | None = None
+        file = data.cache / f"pixels-3-{data.fingerprint}-{split}.npy"
         pixels = stored_array(file, self._decode_all)
-        # uint8 (rows, H, W) grey or (rows, H, W, 4) RGBX; None where too large or of many sizes
+        # uint8 (rows, H, W) or (rows, H, W, 3); None where too large or of many sizes
         self.pixels = pixels if pixels.ndim > 1 else None
-        if self.pixels is not None:
-            num_rows, height, width = pixels.shape[:3]
-            mode, size = "L" if pixels.ndim == 3 else "RGBX", (width, num_rows * height)
-            self.sheet = Image.frombuffer(mode, size, self.pixels, "raw", mode, 0, 1)
-            self.frame = Image.new("L", (width, height))
 
     def __getitem__(self, row: int) -> Picture:
-        """Raises DataError, naming shard and row, for an image that cannot be decoded."""
+        """Raises Undecodable for an image whose header cannot be read."""
         if self.pixels is not None:
-            return Picture(self.sheet, row * self.pixels.shape[1], self.frame)
-        image = self._decoded(row)
-        return Picture(image, 0, image)
-
-    def _decoded(self, row: int) -> Image.Image:
-        encoded = self.encoded[row].image
+            return Decoded(self.pixels[row])
+        encoded = self.encoded[row]
         try:
-            return decode(encoded)
+            return picture(encoded)
         except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
-            raise DataError(
-                f"{place(self.shards, row)} is not an image that can be decoded "
-                f"({type(error).__name__}: {error}); replace it or leave it out"
-            ) from error
+            raise self.undecodable(row, error) from error
+
+    def undecodable(self, row: int, error: Exception) -> Undecodable:
+        """What to raise where the image of `row` fails with `error`."""
+        return Undecodable(
+            f"{place(self.shards, row)} is not an image that can be decoded "
+            f"({type(error).__name__}: {error})"
+        )
 
     def _decode_all(self) -> np.ndarray:
-        for mode, channels in (("L", ()), ("RGBX", (4,))):
-            pixels = self._decode_as(mode, channels)
-            if pixels is not None:
-                return pixels
+        # An image that cannot be decoded is dealt with when its turn comes: loader.py.
+        with contextlib.suppress(Undecodable):
+            for channels in ((), (3,)):
+                pixels = self._decode_as(channels)
+                if pixels is not None:
+                    return pixels
         return np.zeros(1, np.uint8)
 
-    def _decode_as(self, mode: str, channels: tuple[int, ...]) -> np.ndarray | None:
+    def _decode_as(self, channels: tuple[int, ...]) -> np.ndarray | None:
         num_rows = sum(shard.num_rows for shard in self.shards)
-        width, height = self._decoded(0).size
+        width, height = self[0].size
         shape = (num_rows, height, width, *channels)
         if np.prod(shape) > PIXEL_BYTES:
             return None
         pixels = np.empty(shape, np.uint8)
         # Seconds, once a machine; a bar from the third on.
         for row in tqdm(range(num_rows), desc="decode", unit="image", delay=3):
-            image = self._decoded(row)
-            if image.size != (width, height) or (mode == "L" and image.mode != "L"):
+            image = self[row]
+            if image.size != (width, height):
                 return None
-            pixels[row] = np.asarray(image if image.mode == mode else image.convert(mode))
+            try:
+                found = image.crop((0, 0, width, height))
+            except Exception as error:
+                raise self.undecodable(row, error) from error
+            if found.ndim == 3 and not channels:
+                return None
+            pixels[row] = found[..., None] if found.ndim < pixels.ndim - 1 else found
         return pixels

@@ -1,0 +1,180 @@
+"""Pixels from places between pixels: two ways to crop, resize, flip, rotate, shear and shift.
+
+`Exact` does one operation after the other and gives Pillow's pixels within one grey level nearly
+everywhere, several times faster: it resizes with torch's uint8 kernels, which are Pillow's own
+algorithm vectorised, shears and shifts by rows, and leaves to Pillow what has no faster twin.
+
+`Fast` keeps what is to be done as one map of places and looks into the crop once: bilinear, or
+bicubic where it only resizes, without the widened filter that Pillow shrinks images with. A crop
+that is at least twice as large is decoded at a half, a quarter or an eighth (decode.py), so that at
+most a factor of two is left to it.
+
+Both take uint8 (H, W) or (H, W, 3) and give (size, size, 3).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mambaout.data.randaugment import FILL, PLACES, TRUNCATES
+
+cv2.setNumThreads(0)  # a process a core does better than threads in each
+
+_REPLICATE = cv2.BORDER_REPLICATE
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
+
+
+class Exact:
+    """An image on its way through crop, flip and operations, each done when it is asked for."""
+
+    def __init__(self, crop: np.ndarray, size: int, *, bicubic: bool, flipped: bool) -> None:
+        self.size = size
+        image = as_rgb(resized(crop, (size, size), bicubic=bicubic))
+        self.image = cv2.flip(image, 1) if flipped else image
+
+    def move(self, name: str, amount: float, *, bicubic: bool) -> None:
+        """Rotate, shear or shift (randaugment.PLACES)."""
+        if bicubic and name == "Rotate":
+            turned = Image.fromarray(self.image).rotate(
+                amount, resample=Image.Resampling.BICUBIC, fillcolor=FILL
+            )
+            self.image = np.asarray(turned)
+            return
+        matrix = PLACES[name](amount, self.size)
+        move = _moved_bicubic if bicubic else _moved_bilinear
+        self.image = move(self.image, matrix)
+
+    def pixels(self) -> np.ndarray:
+        return self.image
+
+
+def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.ndarray:
+    """`image` at (height, width) `size` as Pillow's resize gives it; a view of another layout."""
+    if image.shape[:2] == size:
+        return image
+    # Its import takes two seconds, which a process that only needs `Fast` is spared.
+    import torch
+
+    planes = torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
+    mode = "bicubic" if bicubic else "bilinear"
+    found = torch.nn.functional.interpolate(planes[None], size=size, mode=mode, antialias=True)[0]
+    return found.permute(1, 2, 0).numpy() if image.ndim == 3 else found[0].numpy()
+
+
+def _moved_bilinear(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    # Four channels take half the time of three.
+    wide = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = image.shape[1], image.shape[0]
+    moved = cv2.warpAffine(wide, _of_indices(matrix), size, flags=flags, borderMode=_REPLICATE)
+    moved = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
+    return _filled_outside(moved, matrix)
+
+
+def _moved_bicubic(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """A shear or shift along x or along y."""
+    along_y = matrix[1, 0] != 0 or matrix[1, 2] != 0
+    turned = cv2.transpose(image) if along_y else image
+    slope, shift = (matrix[1, 0], matrix[1, 2]) if along_y else (matrix[0, 1], matrix[0, 2])
+    moved = _rows_moved(turned, slope * (np.arange(len(turned)) + 0.5) + shift)
+    return _filled_outside(cv2.transpose(moved) if along_y else moved, matrix)
+
+
+def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Row y of (H, W, 3) read at places x + shifts[y], clamped at the ends; Pillow's bicubic."""
+    height, width = image.shape[:2]
+    whole = np.floor(shifts)
+    columns = np.clip(np.arange(-1, width + 2) + whole[:, None].astype(np.int64), 0, width - 1)
+    places = columns + width * np.arange(height)[:, None]
+    # As whole pixels of 32 bits: a third of the look-ups.
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.uint32).reshape(-1)
+    near = pixels[places].view(np.uint8).reshape(height, width + 3, 4)
+    part = shifts - whole
+    square, cube = part**2, part**3
+    # Pillow's cubic has the parameter -1 here, and -0.5 where it resizes.
+    weights = [2 * square - part - cube, 1 - 2 * square + cube, part + square - cube, cube - square]
+    if part[0] == part[-1]:  # a shift: every row alike
+        kernel = np.array([[weight[0] for weight in weights]], np.float32)
+        moved = cv2.filter2D(near, -1, kernel, anchor=(1, 0), delta=TRUNCATES)[:, 1 : width + 1]
+        return cv2.cvtColor(np.ascontiguousarray(moved), cv2.COLOR_RGBA2RGB)
+    values = near.astype(np.float32)
+    moved, term = np.zeros((2, height, width, 4), np.float32)
+    for tap, weight in enumerate(weights):
+        at = values[:, tap : width + tap]
+        np.multiply(at, weight.astype(np.float32)[:, None, None], out=term)
+        moved += term
+    np.clip(moved, 0, 255, out=moved)
+    return cv2.cvtColor(moved.astype(np.uint8), cv2.COLOR_RGBA2RGB)
+
+
+def _filled_outside(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """FILL where the map of places looks outside of the image, in place."""
+    inside, colour = _filling(*image.shape[:2])
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    size = image.shape[1], image.shape[0]
+    outside = cv2.warpAffine(inside, _of_indices(matrix), size, flags=flags, borderValue=(255,))
+    return cv2.copyTo(colour, outside, image)
+
+
+@functools.lru_cache(maxsize=8)
+def _filling(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((height, width), np.uint8), np.full((height, width, 3), FILL, np.uint8)
+
+
+def _of_indices(matrix: np.ndarray) -> np.ndarray:
+    """A map of places that count from the corner, as one between middles of pixels."""
+    moved = matrix.astype(np.float64, copy=True)
+    moved[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+    return moved
+
+
+class Fast:
+    """An image on its way through crop, flip and operations: places are only noted down until
+    colours, or the end, need pixels."""
+
+    def __init__(self, crop: np.ndarray, size: int, *, bicubic: bool, flipped: bool) -> None:
+        self.image, self.size, self.bicubic, self.flipped = crop, size, bicubic, flipped
+        self.matrix: np.ndarray | None = None  # (3, 3), of the moves since there were pixels
+
+    def move(self, name: str, amount: float, *, bicubic: bool) -> None:
+        """Rotate, shear or shift (randaugment.PLACES); bilinear, whatever is asked for."""
+        step = np.vstack([PLACES[name](amount, self.size), [0, 0, 1]])
+        self.matrix = step if self.matrix is None else self.matrix @ step
+
+    def pixels(self) -> np.ndarray:
+        size = self.size
+        if self.matrix is not None:
+            self.image = self._moved(self.matrix)
+        elif self.image.shape[:2] != (size, size):
+            how = cv2.INTER_CUBIC if self.bicubic else cv2.INTER_LINEAR
+            self.image = cv2.resize(self.image, (size, size), interpolation=how)
+        if self.matrix is None and self.flipped:
+            self.image = cv2.flip(self.image, 1)
+        self.image = as_rgb(self.image)
+        self.matrix, self.flipped = None, False
+        return self.image
+
+    def _moved(self, matrix: np.ndarray) -> np.ndarray:
+        height, width = self.image.shape[:2]
+        across, down = width / self.size, height / self.size
+        crop = np.array([[-across, 0, width] if self.flipped else [across, 0, 0], [0, down, 0]])
+        image = self.image
+        if image.ndim == 2 or image.shape[2] == 3:  # four channels take half the time of three
+            how = cv2.COLOR_GRAY2RGBA if image.ndim == 2 else cv2.COLOR_RGB2RGBA
+            image = cv2.cvtColor(image, how)
+        moved = cv2.warpAffine(
+            image,
+            _of_indices(crop @ matrix),
+            (self.size, self.size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(*FILL, 255),
+        )
+        return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)

@@ -164,20 +164,33 @@ def leaf_columns(location: str) -> set[str]:
     return {schema.column(i).path for i in range(len(schema))}
 
 
+def file_size(location: str) -> int:
+    """Bytes of the file; DataError where it cannot be had."""
+    try:
+        return _open(location).size
+    except OSError as error:
+        raise DataError(f"{location} cannot be read: {_said(error)}") from error
+
+
+def read_range(location: str, start: int, length: int) -> pa.Buffer:
+    """`length` bytes from `start` on; DataError where they cannot be had."""
+    try:
+        return _open(location).read(start, length, f"bytes {start} to {start + length}")
+    except OSError as error:
+        raise DataError(f"{location} cannot be read: {_said(error)}") from error
+
+
 def read_ends(location: str, whole_bytes: int) -> bytes:
     """All of a file of at most `whole_bytes`; of a larger one the footer and eight bytes of size.
 
     Raises DataError where they cannot be had.
     """
-    try:
-        file = _open(location)
-        if file.size <= whole_bytes:
-            return file.read(0, file.size, "all").to_pybytes()
-        length = int.from_bytes(memoryview(file.read(file.size - 8, 4, "the end")), "little")
-        footer = file.read(file.size - 8 - length, length, "the footer")
-        return footer.to_pybytes() + file.size.to_bytes(8, "little")
-    except OSError as error:
-        raise DataError(f"{location} cannot be read: {_said(error)}") from error
+    size = file_size(location)
+    if size <= whole_bytes:
+        return read_range(location, 0, size).to_pybytes()
+    length = int.from_bytes(memoryview(read_range(location, size - 8, 4)), "little")
+    footer = read_range(location, size - 8 - length, length)
+    return footer.to_pybytes() + size.to_bytes(8, "little")
 
 
 def read_columns(

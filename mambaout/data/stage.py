@@ -1,0 +1,138 @@
+"""A data set's shards copied to a folder of this machine: `--stage DIR`, such as /dev/shm.
+
+For a bucket or a disk that is slower than training: ImageNet at 5,000 images/s is 0.5 GB/s. The
+copies are those of every process of the machine, and stay until the folder is removed.
+
+Writes: DIR/NAME-FINGERPRINT/train-00000-of-0000N.parquet, validation-...; each whole or not there
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+from tqdm import tqdm
+
+from mambaout.data.files import DataError, file_size, read_range
+from mambaout.data.shards import DataSet
+
+log = logging.getLogger(__name__)
+
+STAGE_THREADS = 8
+PIECE_BYTES = 8 << 20  # read and written at a time; a failed read is tried again by the piece
+
+_SPLIT_FILES = {"train": "train", "val": "validation"}  # so that the folder is a data set too
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    source: str
+    target: Path
+    num_bytes: int
+
+    def is_there(self) -> bool:
+        return self.target.exists() and self.target.stat().st_size == self.num_bytes
+
+
+def stage(data: DataSet, folder: Path, *, progress: bool = True) -> DataSet:
+    """`data`, read from copies of its shards under `folder`, which are made where they are missing.
+
+    Several processes may ask at once: one copies, the others wait and find the copies. Raises
+    DataError where there is no room or a shard cannot be read; what was copied whole stays.
+    """
+    home = folder.absolute() / f"{data.name}-{data.fingerprint}"
+    staged = {}
+    for split, shards in data.shards.items():
+        names = [
+            f"{_SPLIT_FILES[split]}-{index:05d}-of-{len(shards):05d}.parquet"
+            for index in range(len(shards))
+        ]
+        staged[split] = tuple(
+            replace(shard, location=str(home / name))
+            for shard, name in zip(shards, names, strict=True)
+        )
+    pairs = [
+        (source.location, Path(target.location))
+        for split, shards in data.shards.items()
+        for source, target in zip(shards, staged[split], strict=True)
+    ]
+    with ThreadPoolExecutor(STAGE_THREADS) as pool:
+        sizes = pool.map(file_size, (source for source, _ in pairs))
+        copies = [_Copy(*pair, size) for pair, size in zip(pairs, sizes, strict=True)]
+    if not all(copy.is_there() for copy in copies):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with _locked(home.with_name(f".{home.name}.lock")):
+                _copy_missing(copies, home, progress)
+        except OSError as error:
+            raise DataError(f"{data.name} cannot be staged in {folder}: {error}") from error
+    return replace(data, shards=staged)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it if this process dies
+        yield
+
+
+def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
+    for left in home.glob(".*.part"):
+        left.unlink()  # of a process killed while it copied
+    missing = [copy for copy in copies if not copy.is_there()]
+    need, free = sum(copy.num_bytes for copy in missing), shutil.disk_usage(home).free
+    if need > free:
+        raise DataError(
+            f"staging takes {need / 2**30:.1f} GiB, and {home} has {free / 2**30:.1f} GiB left; "
+            "stage where there is room, or leave --stage out"
+        )
+    if missing:
+        log.info("copying %d shards, %.1f GiB, to %s", len(missing), need / 2**30, home)
+    stop, lock = threading.Event(), threading.Lock()
+    with (
+        tqdm(
+            total=need, unit="B", unit_scale=True, unit_divisor=1024,
+            desc=f"stage {home.name}", disable=not (progress and missing),
+        ) as bar,
+        ThreadPoolExecutor(STAGE_THREADS) as pool,
+    ):  # fmt: skip
+
+        def count(num_bytes: int) -> None:
+            with lock:
+                bar.update(num_bytes)
+
+        under_way = [pool.submit(_copy, copy, count, stop) for copy in missing]
+        try:
+            for done in as_completed(under_way):
+                done.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _copy(copy: _Copy, count: Callable[[int], None], stop: threading.Event) -> None:
+    """Copy one file, aside until it is whole; nothing where `stop` is set meanwhile."""
+    aside = copy.target.with_name(f".{copy.target.name}.{uuid4().hex[:8]}.part")
+    try:
+        with open(aside, "wb") as file:
+            for start in range(0, copy.num_bytes, PIECE_BYTES):
+                if stop.is_set():
+                    return
+                length = min(PIECE_BYTES, copy.num_bytes - start)
+                file.write(read_range(copy.source, start, length))
+                count(length)
+            file.flush()
+            os.fsync(file.fileno())  # before the name: a crash of the machine is a kill too
+        aside.replace(copy.target)
+    finally:
+        aside.unlink(missing_ok=True)

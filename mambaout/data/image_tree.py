@@ -17,8 +17,9 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mambaout.data.files import DataError
-from mambaout.data.pack import Sample, Source, split_by_hash
+from mambaout.data.pack import Source, split_by_hash
 from mambaout.data.shards import SPLIT_NAMES
+from mambaout.data.storing import Sample
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -45,7 +46,7 @@ def read_image_folder(root: Path) -> tuple[Callable[[], Source], str]:
                 digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
 
     def read() -> Source:
-        reads = {path: partial(_checked, root / path, (root / path).read_bytes) for path in files}
+        reads = {path: partial(checked, root / path, (root / path).read_bytes) for path in files}
         return _source(root, reads, folders, sum(files.values()))
 
     return read, digest.hexdigest()[:12]
@@ -68,7 +69,7 @@ def read_image_tar(archive: Path) -> Source:
     folders = [str(PurePosixPath(member.name)) for member in members if member.isdir()]
     reads: dict[str, Read] = {
         path: partial(
-            _checked, archive / path, partial(_slice, archive, member.offset_data, member.size)
+            checked, archive / path, partial(_slice, archive, member.offset_data, member.size)
         )
         for path, member in images.items()
     }
@@ -81,14 +82,14 @@ def _slice(path: Path, start: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _checked(path: Path, read: Read) -> bytes:
+def checked(place: Path | str, read: Read) -> bytes:
     """The file's bytes; DataError if Pillow does not know its header."""
     data = read()
     try:
         Image.open(io.BytesIO(data)).close()
     except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
         raise DataError(
-            f"{path} is not an image ({type(error).__name__}); replace it or take it out"
+            f"{place} is not an image ({type(error).__name__}); replace it or take it out"
         ) from error
     return data
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gzip
+import logging
 import os
 import shutil
 import socket
@@ -20,10 +21,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from mambaout.data.files import DataError
-from mambaout.data.image_tree import read_image_folder, read_image_tar
-from mambaout.data.pack import Sample, Source, split_by_hash, write_shards
+from mambaout.data.encoded import EncodedImages, Shard, place
+from mambaout.data.files import DataError, leaf_columns, read_columns
+from mambaout.data.image_tree import checked, read_image_folder, read_image_tar
+from mambaout.data.jpeg import has_jpegtran
+from mambaout.data.pack import Packed, Source, split_by_hash, write_shards
 from mambaout.data.shards import DataSet, read_data_set
+from mambaout.data.storing import Lossy, Sample
+
+log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MAMBAOUT_CACHE"
 
@@ -51,16 +57,38 @@ def open_data(name_or_path: str, cache: Path | None = None) -> DataSet:
             if not packed.exists():  # another process packed it while this one waited
                 for left in packed.parent.glob(f".{packed.name}.packing-*"):
                     shutil.rmtree(left)  # of a process killed while it packed
-                write_shards(read_source(), packed)
+                _pack_into_cache(read_source(), packed)
     return read_data_set(name, str(packed), cache)
 
 
-def pack(source: str, out: Path, *, progress: bool = True) -> None:
-    """Write the images of a named set, a folder or a .tar as shards into the folder `out`."""
-    if _holds_parquet(Path(source)):
-        raise DataError(f"{source} holds Parquet shards already; they are read as they are")
-    read_source, _ = _find_source(source, default_cache())
-    write_shards(read_source(), Path(out), progress=progress)
+def _pack_into_cache(source: Source, packed: Path) -> None:
+    if not has_jpegtran():
+        log.warning(
+            "jpegtran is not there (`apt install libjpeg-turbo-progs`): the JPEGs of %s go into %s "
+            "as they are, and each crop decodes a whole file",
+            *(source.name, packed),
+        )
+    write_shards(source, packed, as_is=not has_jpegtran())
+
+
+def pack(
+    source: str,
+    out: Path,
+    *,
+    progress: bool = True,
+    as_is: bool = False,
+    lossy: Lossy | None = None,
+) -> Packed:
+    """Write the images of a named set, a folder, a .tar or Parquet shards into the folder `out`.
+
+    JPEGs are re-cut without loss; with `as_is` nothing is, with `lossy` every image is re-encoded.
+    Raises DataError, with the remedy, for what cannot be read and where jpegtran is missing.
+    """
+    if "://" in source or _holds_parquet(Path(source)):
+        read = partial(_read_parquet, source)
+    else:
+        read, _ = _find_source(source, default_cache())
+    return write_shards(read(), Path(out), progress=progress, as_is=as_is, lossy=lossy)
 
 
 def default_cache() -> Path:
@@ -183,6 +211,48 @@ def _array_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
         Sample(f"{index:06d}.png", int(label), partial(images.__getitem__, index))
         for index, label in enumerate(labels)
     ]
+
+
+# -- Parquet shards -------------------------------------------------------------------------------
+
+
+class _ShardSamples:
+    """The rows of a split's shards in their order, a row group or two in memory."""
+
+    def __init__(self, shards: tuple[Shard, ...], labels: np.ndarray) -> None:
+        self.shards, self.labels = shards, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Sample]:
+        images = EncodedImages(self.shards, keep_bytes=0)
+        row = 0
+        for number, (shard, group) in enumerate(images.group_of):
+            paths = _paths(shard, group)
+            encoded = [images[row + index].image for index in range(len(paths))]
+            images.prefetch(range(number + 1, min(number + 2, len(images.group_of))))
+            for path, image in zip(paths, encoded, strict=True):
+                read = partial(checked, place(self.shards, row), partial(bytes, image))
+                yield Sample(path, int(self.labels[row]), read)
+                row += 1
+        images.close()
+
+
+def _paths(shard: Shard, group: int) -> list[str | None]:
+    if "image.path" not in leaf_columns(shard.location):
+        return [None] * shard.group_rows[group]
+    table = read_columns(shard.location, ["image.path"], [group])
+    return [image["path"] if image else None for image in table.column("image").to_pylist()]
+
+
+def _read_parquet(folder: str) -> Source:
+    data = read_data_set(PurePosixPath(folder).name, folder, default_cache())
+    train, val = (_ShardSamples(data.shards[s], data.labels[s]) for s in ("train", "val"))
+    num_bytes = sum(shard.num_bytes for shards in data.shards.values() for shard in shards)
+    return Source(
+        *(data.name, data.class_names, train, val, num_bytes), is_stream=True, lossy=data.lossy
+    )
 
 
 # -- idx files, as MNIST and its relatives are published -------------------------------------------

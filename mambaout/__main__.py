@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mambaout.study.study import StudyFolder
 
 DEFAULT_STORAGE = Path("runs")
+STAGE_HELP = "copy the shards to this folder first and read them there, for example /dev/shm"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +73,7 @@ def _train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("variant", nargs="?", help=f"{', '.join(VARIANTS)} (default femto)")
     parser.add_argument("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
+    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
     parser.add_argument("--out", type=Path, help="the run directory")
     parser.add_argument("--recipe", type=Path, help="a recipe.json to train, or to start from")
     parser.add_argument("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
@@ -96,6 +98,7 @@ def _run_train(options: argparse.Namespace) -> int:
         raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
 
     from mambaout.data.sources import default_cache, open_data
+    from mambaout.data.stage import stage
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
     from mambaout.train.loop import train
@@ -104,6 +107,8 @@ def _run_train(options: argparse.Namespace) -> int:
     data = open_data(data_name)
     per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))
     num_steps = per_epoch * recipe.schedule.total_epochs
+    if options.stage:
+        data = stage(data, options.stage)
     stop = _stop_on_signal()
     print(
         f"{data.name}: {data.num_images('train', recipe)} training images, "
@@ -206,6 +211,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("weights", type=Path, help=".ckpt, .safetensors, .pth")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
     parser.add_argument("--split", default="val", choices=["train", "minival", "val"])
     parser.add_argument("--variant", help="the shape, where the file does not say it")
     parser.add_argument("--backend", choices=["cpu", "cuda", "xla"])
@@ -217,6 +223,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 
 def _run_evaluate(options: argparse.Namespace) -> int:
     from mambaout.data.sources import default_cache, open_data
+    from mambaout.data.stage import stage
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, recipe_of
     from mambaout.train.backend import backend
@@ -230,6 +237,8 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.weights} does not say its shape; add --variant")
     if options.image_size:
         recipe = tuned(recipe, image_size=options.image_size)
+    if options.stage:
+        data = stage(data, options.stage)
     where = backend(options.backend, cache=default_cache() / "xla")
     model = build(recipe.model, data.num_classes)
     load_weights(model, options.weights)

@@ -120,7 +120,8 @@ def test_a_shard_that_cannot_be_had_is_named_and_the_whole_ones_stay(
     with pytest.raises(DataError, match=rf"{WHOLE[1]} cannot be read: the key has run out"):
         stage(remote, tmp_path / "fast", progress=False)
     home = tmp_path / "fast" / f"pictures-{remote.fingerprint}"
-    assert files_in(home) == [WHOLE[0]]
+    assert set(files_in(home)) <= {WHOLE[0], WHOLE[2]}
+    assert WHOLE[0] in files_in(home)
     store.on_read = lambda path: None
     store.reads.clear()
     assert len(images(stage(remote, tmp_path / "fast", progress=False))) == 60

@@ -307,5 +307,4 @@ def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    # A plain view, since memmap indexes slowly; private pages, since torch wants writable arrays.
-    return np.asarray(np.load(path, mmap_mode="c"))
+    return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: memmap's indexing is slow

@@ -90,6 +90,8 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", metavar="NAME|PATH|URI", help="digits, fashion-mnist, or a folder of images")
+    text = "copy the shards to this folder of each machine first, for example /dev/shm"
+    add("--stage", metavar="DIR", help=text)
     add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
     add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
     add("--name", help="of the study and its folder (default: the script's name and the data's)")
@@ -156,7 +158,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
     images, _ = Images(data, "train"), Images(data, "val")
     own = {name: getattr(options, name) for name in OWN_OPTIONS if hasattr(options, name)}
-    study = build_study(num_train, min(images[0].frame.size), options.smoke, **own)
+    study = build_study(num_train, min(images[0].size), options.smoke, **own)
     if options.seeds is not None:
         seeds = tuple(range(options.seeds))
         searches = tuple(replace(search, seeds=seeds) for search in study.searches)
@@ -174,6 +176,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         fingerprint=data.fingerprint,
         data=str(Path(source).resolve()) if Path(source).exists() else source,
         data_name=source,
+        stage=str(Path(options.stage).absolute()) if options.stage else None,
         storage=storage,
         name=name,
         tracking_uri=tracking_uri,

@@ -58,6 +58,7 @@ class Task:
     num_workers: int
     commit: str  # of the code, as the driver sees it
     trainer: str  # MODULE:FUNCTION, called as `train_trial` here is
+    stage: str | None = None  # the folder of each machine that the shards are copied to
     gpus: float = 0
     chips: int = 0  # of a TPU, of each host
     num_hosts: int = 1
@@ -163,6 +164,7 @@ def train_trial(
 ) -> None:
     """Train to the end, or until `stop` says so; `report` is told of every record."""
     from mambaout.data.sources import open_data
+    from mambaout.data.stage import stage
     from mambaout.train.backend import backend
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import train
@@ -176,6 +178,8 @@ def train_trial(
             f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "
             "the images differ between machines, or have changed since"
         )
+    if task.stage:
+        data = stage(data, Path(task.stage), progress=False)
     where = backend(task.backend, cache=Path(task.storage) / CACHE_FOLDER)
     if task.chips:
         check_devices(task.chips, task.num_hosts, where)

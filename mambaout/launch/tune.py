@@ -67,6 +67,7 @@ class Request:
     storage: Path
     name: str
     tracking_uri: str
+    stage: str | None = None  # the folder of each machine that the shards are copied to
     address: str | None = None
     accelerator: str | None = None
     max_concurrent: int | None = None
@@ -238,15 +239,15 @@ class _Launch:
         if todo and not self.joined:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
 
-    def _tune(self) -> None:
-        from ray import tune
-
+    def task(self) -> Task:
+        """What every trial is told."""
         from mambaout.train.facts import git_commit
 
-        task = Task(
+        return Task(
             storage=str(self.folder.path.parent),
             study=self.folder.path.name,
             data=self.request.data,
+            stage=self.request.stage,
             launch=self.id,
             stop_file=str(self.stop_file),
             backend=self.part.backend,
@@ -259,9 +260,13 @@ class _Launch:
             num_hosts=self.part.num_hosts,
             env=self.part.env,
         )
+
+    def _tune(self) -> None:
+        from ray import tune
+
         tuner = tune.Tuner(
             tune.with_resources(run_trial, self.part.placement()),
-            param_space={TASK: asdict(task)},
+            param_space={TASK: asdict(self.task())},
             tune_config=tune.TuneConfig(
                 search_alg=searcher(self),
                 num_samples=-1,

@@ -301,6 +301,7 @@ class Run:
             **host_facts(),
             **self.identity,
             "data_name": self.data.name,
+            "data_lossy": self.data.lossy,
             "num_train": self.data.num_images("train", self.recipe),
             "num_minival": self.data.num_images("minival", self.recipe),
             "num_val": self.data.num_images("val", self.recipe),

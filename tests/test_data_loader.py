@@ -14,17 +14,16 @@ import torch
 from image_files import encoded, photograph, pictures, write_folder, write_parquet
 
 from mambaout.data import decode
+from mambaout.data.encoded import Shard
 from mambaout.data.files import DataError
 from mambaout.data.loader import (
     Batch,
-    Host,
     Position,
     TrainBatches,
-    _stacked,
-    epoch_order,
     evaluation_batches,
 )
-from mambaout.data.shards import Shard, read_data_set
+from mambaout.data.makers import Host, epoch_order
+from mambaout.data.shards import read_data_set
 from mambaout.data.sources import open_data
 from mambaout.recipe import BASELINE, tuned
 
@@ -107,7 +106,7 @@ def test_an_epoch_visits_every_training_image_at_most_once(digits):
     batches = TrainBatches(digits, recipe, seed=0)
     make, seen = batches._make, []
     for epoch in range(2):
-        order = epoch_order(digits.shards["train"], make.rows, seed=0, epoch=epoch)
+        order = epoch_order(digits.shards["train"], make.train_rows, seed=0, epoch=epoch, batch=64)
         seen.append(order[: batches.steps_per_epoch * 64])
     train = digits.rows("train", recipe)
     for visited in seen:
@@ -122,17 +121,17 @@ def test_an_epoch_visits_every_training_image_at_most_once(digits):
 
 def test_the_order_follows_seed_and_epoch_alone(digits):
     shards, rows = digits.shards["train"], digits.rows("train", RECIPE)
-    order = epoch_order(shards, rows, seed=0, epoch=0)
-    assert order.tolist() == epoch_order(shards, rows, seed=0, epoch=0).tolist()
+    order = epoch_order(shards, rows, seed=0, epoch=0, batch=8)
+    assert order.tolist() == epoch_order(shards, rows, seed=0, epoch=0, batch=8).tolist()
     assert sorted(order.tolist()) == rows.tolist()
     for seed, epoch in ((1, 0), (0, 1)):
-        assert order.tolist() != epoch_order(shards, rows, seed=seed, epoch=epoch).tolist()
+        assert order.tolist() != epoch_order(shards, rows, seed=seed, epoch=epoch, batch=8).tolist()
 
 
 def test_a_large_split_is_shuffled_in_windows_of_row_groups():
     shards = tuple(Shard(f"{i}", (10,) * 6, 600) for i in range(5))  # 30 groups of 100 bytes
     rows = np.delete(np.arange(300), [3, 77, 78, 200])
-    order = epoch_order(shards, rows, seed=0, epoch=0, window_bytes=400)
+    order = epoch_order(shards, rows, seed=0, epoch=0, batch=1, window_bytes=400)
     assert sorted(order.tolist()) == rows.tolist()
     groups, at = [], 0
     while at < len(order):  # a window ends where its four row groups are used up
@@ -214,15 +213,6 @@ def test_an_image_of_the_right_size_is_evaluated_as_it_is(digits):
     assert pixels is not None
     got = torch.cat([b.images for b in evaluation_batches(digits, "val", recipe, batch_size=1029)])
     np.testing.assert_array_equal(got[: len(pixels)], pixels[..., None].repeat(3, axis=3))
-
-
-def test_large_images_are_handed_over_in_pieces():
-    from PIL import Image
-
-    whole = [photograph(300, 300)[:, ::step] for step in (1, -1)] * 8
-    got = _stacked((Image.fromarray(np.ascontiguousarray(p)) for p in whole), 18, 300)
-    np.testing.assert_array_equal(got[:16], np.stack(whole))
-    assert not got[16:].any()
 
 
 # -- bad input ------------------------------------------------------------------------------------

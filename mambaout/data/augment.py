@@ -15,7 +15,6 @@ import math
 
 import numpy as np
 
-from mambaout.data.decode import Box, Picture
 from mambaout.data.draws import uniforms
 from mambaout.data.randaugment import AMOUNTS, COLOURS, MAX_LEVEL, PLACES
 from mambaout.data.resample import Exact, Fast, as_rgb, resized
@@ -118,19 +117,20 @@ def _widest(sizes: np.ndarray, ratio: float) -> np.ndarray:
 
 
 class TrainAugment:
-    """The training augmentation of a recipe: a picture and its draw to (size, size, 3)."""
+    """The training augmentation of a recipe: a crop and its draw to (size, size, 3)."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.augment, self.size = recipe.augment, recipe.image_size
         self.fast = recipe.augment.pixels == "fast"
+        # The least sides of a crop that is decoded at less than its size.
+        self.least = self.size if self.fast else None
 
     def draw(self, keys: np.ndarray) -> Drawn:
         """What the images of these keys get; uint64 (n,)."""
         return Drawn(self.augment, keys)
 
-    def __call__(self, picture: Picture, box: Box, drawn: Drawn, index: int) -> np.ndarray:
-        """uint8 (size, size, 3): row `index` of `drawn`, cropped to `box`."""
-        crop = picture.crop(box, least=self.size if self.fast else None)
+    def __call__(self, crop: np.ndarray, drawn: Drawn, index: int) -> np.ndarray:
+        """uint8 (size, size, 3) of the pixels in row `index`'s box, (H, W) or (H, W, 3)."""
         resampled = (Fast if self.fast else Exact)(
             crop, self.size, bicubic=drawn.bicubic[index], flipped=drawn.flipped[index]
         )
@@ -142,15 +142,14 @@ class TrainAugment:
         return resampled.pixels()
 
 
-def eval_crop(picture: Picture, recipe: Recipe) -> np.ndarray:
-    """The middle (size, size) of the picture resized, bicubic, to a short side of size / eval_crop.
+def eval_crop(image: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """The middle (size, size) of the image resized, bicubic, to a short side of size / eval_crop.
 
-    uint8 (size, size, 3). Sides are rounded as torchvision's Resize and CenterCrop round them,
-    which timm uses; pixels are the exact ones, whatever the recipe trains on.
+    uint8 (H, W) or (H, W, 3) to (size, size, 3). Sides are rounded as torchvision's Resize and
+    CenterCrop round them, which timm uses; pixels are the exact ones, whatever the training's.
     """
-    width, height = picture.size
+    height, width = image.shape[:2]
     size, short = recipe.image_size, int(recipe.image_size / recipe.eval_crop)
-    image = picture.crop((0, 0, width, height))
     if min(width, height) != short:
         if width <= height:
             width, height = short, int(short * height / width)

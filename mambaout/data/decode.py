@@ -18,6 +18,7 @@ import threading
 import warnings
 from typing import Protocol
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -66,7 +67,21 @@ class Decoded:
 
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
         left, top, width, height = box
-        return self.pixels[top : top + height, left : left + width]
+        shrink = _shrinking(width, height, least)
+        pixels = self.pixels[top : top + height, left : left + width]
+        if shrink == 1:
+            return pixels
+        size = width // shrink, height // shrink
+        pixels = pixels[: size[1] * shrink, : size[0] * shrink]
+        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _shrinking(width: int, height: int, least: int | None) -> int:
+    """1, 2, 4 or 8: the most that leaves both sides `least` pixels."""
+    shrink = 1
+    while least is not None and shrink < 8 and min(width, height) >= 2 * shrink * least:
+        shrink *= 2
+    return shrink
 
 
 class Jpeg:
@@ -82,10 +97,7 @@ class Jpeg:
             spliced = splice(encoded, self.encoded.segments, box)
             if spliced is not None:
                 encoded, left, top, *size = spliced
-        shrink = 1
-        if least is not None:
-            while shrink < 8 and min(width, height) >= 2 * shrink * least:
-                shrink *= 2
+        shrink = _shrinking(width, height, least)
         try:
             pixels = simplejpeg.decode_jpeg(
                 encoded,
@@ -99,7 +111,7 @@ class Jpeg:
                 buffer=_room(3 * size[0] * size[1]),
             )
         except ValueError:  # a warning, too, which Pillow lets pass
-            return Other(self.encoded.image).crop(box)
+            return Other(self.encoded.image).crop(box, least)
         if shrink > 1:
             left, top = left // shrink, top // shrink
             width, height = width // shrink, height // shrink
@@ -134,7 +146,7 @@ class Other:
                 image = image.convert("RGB")
         elif image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
-        return Decoded(np.asarray(image)).crop(box)
+        return Decoded(np.asarray(image)).crop(box, least)
 
 
 def picture(encoded: Encoded) -> Picture:

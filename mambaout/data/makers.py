@@ -193,37 +193,28 @@ class TrainMaker(_Maker):
         pictures = [_or_error(source, row) for row in rows.tolist()]
         sizes = [(1, 1) if isinstance(p, Undecodable) else p.size for p in pictures]
         boxes = drawn.boxes(np.array(sizes)).tolist()
-        for index, (picture, place) in enumerate(zip(pictures, places.tolist(), strict=True)):
+        for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
             try:
-                if isinstance(picture, Undecodable):
-                    raise picture
-                left, top, width, height = boxes[index]
-                try:
-                    found = self.augment(picture, (left, top, width, height), drawn, index)
-                except Exception as error:  # of many kinds, for a damaged file
-                    raise source.undecodable(int(rows[index]), error) from error
-                images[place] = found
+                crop = _cropped(source, row, pictures[index], boxes[index], self.augment.least)
             except Undecodable as error:
                 notes.append(str(error))
-                labels[place] = self._substitute(drawn, index, rows[index], images[place], error)
+                crop, labels[place] = self._substitute(row, drawn, index, error)
+            images[place] = self.augment(crop, drawn, index)
         return notes
 
     def _substitute(
-        self, drawn: Drawn, index: int, row: int, image: np.ndarray, error: Undecodable
-    ) -> int:
-        """Fill `image` with the next training row that can be decoded; its label."""
+        self, row: int, drawn: Drawn, index: int, error: Undecodable
+    ) -> tuple[np.ndarray, int]:
+        """The crop and the label of the next training row that can be decoded."""
+        source = self.open()
         at = int(np.searchsorted(self.train_rows, row))
         for other in range(at + 1, at + 1 + SUBSTITUTES):
             row = int(self.train_rows[other % len(self.train_rows)])
-            picture = _or_error(self.open(), row)
-            if isinstance(picture, Undecodable):
-                continue
-            left, top, width, height = drawn.boxes(
-                np.array([picture.size]), slice(index, index + 1)
-            )[0].tolist()
-            with contextlib.suppress(Exception):  # of many kinds, for a damaged file
-                image[:] = self.augment(picture, (left, top, width, height), drawn, index)
-                return int(self.data.labels["train"][row])
+            with contextlib.suppress(Undecodable):
+                picture = source[row]
+                box = drawn.boxes(np.array([picture.size]), slice(index, index + 1))[0].tolist()
+                crop = _cropped(source, row, picture, box, self.augment.least)
+                return crop, int(self.data.labels["train"][row])
         raise DataError(f"{error}, nor are the {SUBSTITUTES} rows after it; replace them")
 
 
@@ -232,6 +223,18 @@ def _or_error(source: Images, row: int) -> Picture | Undecodable:
         return source[row]
     except Undecodable as error:
         return error
+
+
+def _cropped(
+    source: Images, row: int, picture: Picture | Undecodable, box: list[int], least: int | None
+) -> np.ndarray:
+    if isinstance(picture, Undecodable):
+        raise picture
+    left, top, width, height = box
+    try:
+        return picture.crop((left, top, width, height), least)
+    except Exception as error:  # of many kinds, for a damaged file
+        raise source.undecodable(row, error) from error
 
 
 class EvaluationMaker(_Maker):
@@ -261,15 +264,10 @@ class EvaluationMaker(_Maker):
             return ()
         for place, row in zip(mine.tolist(), rows[mine].tolist(), strict=True):
             try:
-                images[place] = self._evaluated(source, row)
+                picture = source[row]
+                image = _cropped(source, row, picture, [0, 0, *picture.size], None)
             except Undecodable as error:
                 # Another set of images would have another top-1.
                 raise DataError(f"{error}; an evaluation needs all: replace it") from error
+            images[place] = eval_crop(image, self.recipe)
         return ()
-
-    def _evaluated(self, source: Images, row: int) -> np.ndarray:
-        picture = source[row]
-        try:
-            return eval_crop(picture, self.recipe)
-        except Exception as error:  # of many kinds, for a damaged file
-            raise source.undecodable(row, error) from error

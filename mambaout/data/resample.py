@@ -62,6 +62,8 @@ def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.nd
     # Its import takes two seconds, which a process that only needs `Fast` is spared.
     import torch
 
+    if not image.flags.writeable:  # which torch warns of
+        image = image.copy()
     planes = torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
     mode = "bicubic" if bicubic else "bilinear"
     found = torch.nn.functional.interpolate(planes[None], size=size, mode=mode, antialias=True)[0]

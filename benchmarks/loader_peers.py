@@ -41,7 +41,7 @@ from PIL import Image
 
 from mambaout.data.draws import hash64
 from mambaout.data.sources import open_data, pack
-from mambaout.recipe import BASELINE, field_types, tuned
+from mambaout.recipe import BASELINE, tuned
 
 BATCH, SIZE = 64, 224
 NUM_SHARDS = 8  # of tars and of plain Parquet files
@@ -119,17 +119,11 @@ def ours(shards: str, pixels: str) -> Callable[[Path, str, int], Batches]:
         recipe = tuned(
             BASELINE, global_batch=BATCH, image_size=SIZE,
             randaugment=9.0 if augment == "randaugment" else 0.0,
-            **({"pixels": pixels} if "pixels" in field_types() else {}),
+            pixels=pixels,
         )  # fmt: skip
         data = open_data(str(folder / shards), folder / "cache")
-        made = TrainBatches(data, recipe, seed=0, num_workers=workers).starting_at(0)
-        try:
-            for batch in made:
-                yield batch.images
-        finally:
-            close = getattr(made, "close", None)
-            if close is not None:
-                close()
+        for batch in TrainBatches(data, recipe, seed=0, num_workers=workers).starting_at(0):
+            yield batch.images
 
     return batches
 

@@ -44,12 +44,12 @@ def cut(encoded: bytes) -> tuple[bytes, bytes]:
     return done
 
 
-def pillow(encoded: bytes) -> np.ndarray:
+def pillow(encoded: bytes | bytearray) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image)
 
 
-def colours(encoded: bytes) -> np.ndarray:
+def colours(encoded: bytes | bytearray) -> np.ndarray:
     return simplejpeg.decode_jpeg(encoded)
 
 
@@ -257,8 +257,8 @@ def check_mutations(first: int, last: int) -> tuple[int, int]:
             numbers = np.frombuffer(segments, "<u2").copy()
             numbers[9:] = draws.permutation(numbers[9:])
             segments = numbers.tobytes()
-        if draws.random() < 0.7 and len(segments) > 5:  # the checksum would refuse it
-            place = min(int.from_bytes(segments[4:6], "little"), len(encoded))
+        if draws.random() < 0.7 and len(segments) > 17:  # the checksum would refuse it
+            place = min(int.from_bytes(segments[16:18], "little"), len(encoded))
             sealed = crc32(segments[4:], crc32(encoded[:place]))
             segments = sealed.to_bytes(4, "little") + segments[4:]
         assert image_size(encoded) is None or min(image_size(encoded) or ()) > 0

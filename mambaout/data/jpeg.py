@@ -6,9 +6,9 @@ Huffman tables, and changes no coefficient; the file stays an ordinary JPEG. `sp
 segments that a box of pixels needs behind a patched header: a small JPEG for any decoder.
 
 Where the segments lie is told by `segments`, little-endian bytes that ride beside the file: a
-checksum over the JPEG's header and all that follows here; the header's length and the place of
-its frame; the image's width and height; a segment's width and height in pixels; how many pixels
-beyond a box its decoding looks; and the length of every segment, marker included, as uint16.
+checksum over the JPEG's header and all that follows here; the place of the frame in the header;
+the image's width and height; a segment's width and height in pixels; how many pixels beyond a box
+its decoding looks; and the lengths, as uint16, of the header and of every segment with its marker.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ JPEGTRAN_SECONDS = 300.0  # no photograph takes one
 # 31 kB 670, and 663, 696, 760). A whole image takes 2 to 7 % longer than without markers.
 SEGMENT_PIXELS = 32
 
-_HEAD = struct.Struct("<IHHHHHHBx")  # the lengths after it lie on even places
+_HEAD = struct.Struct("<IHHHHHBxH")  # the lengths after it lie on even places
 _FRAME = struct.Struct(">BHHB")  # of a frame, after its length: bits, height, width, components
 _BASELINE = (0xC0, 0xC1)
 _PROGRESSIVE = 0xC2
@@ -48,7 +48,7 @@ _END = 0xD9
 class Spliced(NamedTuple):
     """A JPEG of the segments that cover a box, and the box's place in it."""
 
-    encoded: bytes
+    encoded: bytearray
     left: int
     top: int
     width: int  # of the JPEG's image, not of the box
@@ -127,23 +127,18 @@ def splice(
 def _splice(
     source: memoryview, index: memoryview, left: int, top: int, width: int, height: int
 ) -> Spliced | None:
-    checksum, header, frame, full_width, full_height, across, down, margin = _HEAD.unpack_from(
-        index
-    )
+    facts = _HEAD.unpack_from(index)
+    checksum, frame, full_width, full_height, across, down, margin, header = facts
     if checksum != crc32(index[4:], crc32(source[:header])):
         return None
     right, bottom = left + width, top + height
     if not (0 <= left < right <= full_width and 0 <= top < bottom <= full_height):
         return None
     columns, rows = -(-full_width // across), -(-full_height // down)
-    lengths = np.frombuffer(index, "<u2", offset=_HEAD.size)
-    if len(lengths) != rows * columns:
-        return None
-    bounds = np.empty(len(lengths) + 1, np.int64)
-    bounds[0] = header
-    bounds[1:] = lengths
-    bounds = bounds.cumsum()
-    if bounds[-1] != len(source):
+    # The header's first. Sums of int64 are twice as fast as cumsum(dtype=np.int64) of uint16.
+    lengths = np.frombuffer(index, "<u2", offset=_HEAD.size - 2).astype(np.int64)
+    bounds = lengths.cumsum()
+    if len(bounds) != rows * columns + 1 or bounds[-1] != len(source):
         return None
     # The segments wanted are columns x0 to x1 of rows y0 to y1.
     x0, x1 = max(left - margin, 0) // across, -(-min(right + margin, full_width) // across)
@@ -152,20 +147,18 @@ def _splice(
     part_height = min(y1 * down, full_height) - y0 * down
     head = bytearray(source[:header])
     struct.pack_into(">HH", head, frame + 5, part_height, part_width)
-    starts = bounds[y0 * columns + x0 : y1 * columns : columns]
-    ends = bounds[y0 * columns + x1 : y1 * columns + 1 : columns]
-    lines = map(source.__getitem__, map(slice, starts.tolist(), ends.tolist()))
+    starts = bounds[y0 * columns + x0 : y1 * columns : columns].tolist()
+    ends = bounds[y0 * columns + x1 : y1 * columns + 1 : columns].tolist()
+    lines = map(source.__getitem__, map(slice, starts, ends))
     spliced = bytearray().join((head, *lines))
-    # Each segment ends in its marker, 0xFF and a number; the image's last in the end of image.
-    after = bounds[1:].reshape(rows, columns)[y0:y1, x0:x1]
-    moved = (ends - starts).cumsum() + (header - 1) - ends  # from its place in `source`, by rows
-    last = (after + moved[:, None]).ravel()
-    content = np.frombuffer(spliced, np.uint8)
-    if content[last - 1].min() != 0xFF:
+    if spliced[-2] != 0xFF:
         return None
-    content[last] = _NUMBERS[: len(last)] if len(last) <= len(_NUMBERS) else _numbers(len(last))
+    # Each segment ends in its marker, 0xFF and a number; the image's last in the end of image.
+    after = lengths[1:].reshape(rows, columns)[y0:y1, x0:x1].cumsum()
+    numbers = _NUMBERS[: len(after)] if len(after) <= len(_NUMBERS) else _numbers(len(after))
+    np.frombuffer(spliced, np.uint8, offset=header - 1)[after] = numbers
     spliced[-1] = _END
-    return Spliced(bytes(spliced), left - x0 * across, top - y0 * down, part_width, part_height)
+    return Spliced(spliced, left - x0 * across, top - y0 * down, part_width, part_height)
 
 
 def _numbers(count: int) -> np.ndarray:
@@ -283,8 +276,8 @@ def _segments(encoded: bytes, interval: int) -> bytes | None:
         return None
     # Smooth upsampling takes the next sample of a chroma that is stored smaller, one pixel off.
     margin = int(len(set(frame.samplings)) > 1)
-    facts = (frame.header_bytes, frame.offset, frame.width, frame.height, across, block_height)
-    rest = _HEAD.pack(0, *facts, margin)[4:] + lengths.astype("<u2").tobytes()
+    facts = (frame.offset, frame.width, frame.height, across, block_height, margin)
+    rest = _HEAD.pack(0, *facts, frame.header_bytes)[4:] + lengths.astype("<u2").tobytes()
     checksum = crc32(rest, crc32(encoded[: frame.header_bytes]))
     return checksum.to_bytes(4, "little") + rest
 

@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +41,17 @@ from mambaout.data.sources import default_cache
 from mambaout.train.cpu import cpu_name
 
 AUGMENTS = ("randaugment", "crop")
-WARM_UP_CPU_SECONDS, CPU_SECONDS = 1.5, 4.0
+WARM_UP_CPU_SECONDS, CPU_SECONDS = 1.0, 4.0
 POLL_SECONDS = 0.4  # looking at every process costs 2 ms
+IMPORTS = {
+    "fast": ("mambaout.data.loader",),
+    "exact": ("mambaout.data.loader",),
+    "timm": ("timm.data",),
+    "torchvision": ("torchvision.datasets", "torchvision.transforms.v2"),
+    "webdataset": ("webdataset", "torchvision.transforms.v2"),
+    "datasets": ("datasets", "torchvision.transforms.v2"),
+    "ray": ("ray.data", "torchvision.transforms.v2"),
+}
 VERSIONS = (
     "torch", "torchvision", "timm", "Pillow", "simplejpeg", "opencv-python-headless", "pyarrow",
     "webdataset", "datasets", "ray",
@@ -119,13 +129,11 @@ def tree_cpu_seconds(root: int) -> float:
 def measure(cell: Cell, folder: Path, num_images: int, cpu_seconds: float) -> dict[str, Any]:
     """The cell's figures; `num_images` is an epoch's."""
     import torch
-    from loader_peers import LOADERS, RAY_REPEATS
+    from loader_peers import ENVIRONMENT, LOADERS, RAY_REPEATS
 
-    if not cell.loader.startswith("ray"):
-        import timm.data  # noqa: F401 - theirs and ours, so that no import is timed
-        import torchvision.transforms.v2  # noqa: F401
-
-        import mambaout.data.loader  # noqa: F401
+    os.environ.update(ENVIRONMENT)
+    for name in IMPORTS[cell.loader.split("-")[0]]:  # so that no import is timed
+        import_module(name)
     torch.set_num_threads(1)
     started = time.monotonic()
     batches = LOADERS[cell.loader](folder, cell.augment, cell.workers)

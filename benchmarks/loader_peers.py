@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import shutil
 import tarfile
 from collections.abc import Callable, Generator, Iterable
@@ -41,11 +40,14 @@ from PIL import Image
 
 from mambaout.data.draws import hash64
 from mambaout.data.sources import open_data, pack
+from mambaout.launch.cluster import QUIET
 from mambaout.recipe import BASELINE, tuned
 
 BATCH, SIZE = 64, 224
 NUM_SHARDS = 8  # of tars and of plain Parquet files
 RAY_REPEATS = 2  # of the files in one execution of Ray Data, which takes a second to begin
+# Read when these libraries are imported.
+ENVIRONMENT = QUIET | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 Batches = Generator[Any]  # tensors or arrays of BATCH images
 
 
@@ -211,7 +213,6 @@ def webdataset(folder: Path, augment: str, workers: int) -> Batches:
 
 
 def datasets(folder: Path, augment: str, workers: int) -> Batches:
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     import torch
     from torch.utils.data import DataLoader
 
@@ -243,9 +244,6 @@ def endless(loader: Iterable[Any]) -> Batches:
 
 
 def ray(folder: Path, augment: str, workers: int) -> Batches:
-    from mambaout.launch.cluster import QUIET
-
-    os.environ.update(QUIET)
     import ray
 
     ray.init(

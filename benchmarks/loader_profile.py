@@ -3,7 +3,8 @@
 `python benchmarks/loader.py --profile exact|fast` calls it. The profiler samples: every millisecond
 of CPU time the system sends a signal, and Python handles it when the C call that is running
 returns, with the frame that made the call. A sample belongs to the innermost frame that has a part
-below, so that what RandAugment spends in the resampling it calls is resampling.
+below; but what `exact` resamples for a geometric operation is RandAugment's. (`fast` has one
+resampling for crop, flip and those operations.)
 """
 
 from __future__ import annotations
@@ -32,18 +33,26 @@ PARTS = (
     ("mambaout/data/shards.py", "", "read"),
     ("mambaout/data/files.py", "", "read"),
 )
+GEOMETRY = ("mambaout/data/resample.py", "move", "RandAugment, geometry")  # around a resampling
 REST = "rest"
 
 
 def part(frame: FrameType | None) -> tuple[str, str]:
     """The part of the innermost frame that has one, and the innermost frame's own place."""
     inner = "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
+    found = REST
     while frame is not None:
-        for ending, function, name in PARTS:
-            if frame.f_code.co_filename.endswith(ending) and function in ("", frame.f_code.co_name):
-                return name, inner
+        if found == REST:
+            found = next((name for *place, name in PARTS if _runs(frame, *place)), REST)
+        if found == "resample" and _runs(frame, *GEOMETRY[:2]):
+            found = GEOMETRY[2]
         frame = frame.f_back
-    return REST, inner
+    return found, inner
+
+
+def _runs(frame: FrameType, ending: str, function: str) -> bool:
+    code = frame.f_code
+    return code.co_filename.endswith(ending) and function in ("", code.co_name)
 
 
 def profile(folder: Path, pixels: str, cpu_seconds: float = CPU_SECONDS) -> str:

@@ -142,17 +142,22 @@ def test_ratios_are_taken_inside_a_round():
 def test_a_sample_belongs_to_the_innermost_part():
     part = module("loader_profile").part
 
-    def frame(*files: str) -> Any:
-        """Of a stack of functions called `run`, the outermost first."""
-        names: dict[str, Any] = {"sys": sys, "inner": lambda: sys._getframe(1)}
-        for file in reversed(files):
-            exec(compile("def run(): return inner()", file, "exec"), names)
-            names = {"inner": names["run"]}
-        return names["inner"]()
+    def frame(*places: str) -> Any:
+        """Of a stack of functions "FILE" or "FILE:NAME", the outermost first."""
+        inner: Any = lambda: sys._getframe(1)  # noqa: E731
+        for place in reversed(places):
+            file, _, name = place.partition(":")
+            names: dict[str, Any] = {"inner": inner}
+            exec(compile(f"def {name or 'run'}(): return inner()", file, "exec"), names)
+            inner = names[name or "run"]
+        return inner()
 
     ours = "/any/mambaout/data/"
     assert part(frame(f"{ours}randaugment.py")) == ("RandAugment", "randaugment.py:run")
     assert part(frame(f"{ours}randaugment.py", f"{ours}resample.py"))[0] == "resample"
+    assert part(frame(f"{ours}resample.py:move", f"{ours}resample.py"))[0] == (
+        "RandAugment, geometry"
+    )
     assert part(frame(f"{ours}decode.py", "/numpy/core.py")) == ("decode", "core.py:run")
     assert part(frame("/torch/data.py"))[0] == "rest"
 

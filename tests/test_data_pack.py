@@ -151,6 +151,26 @@ def test_a_process_that_is_ended_is_told_and_leaves_nothing(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
+def test_the_processes_of_a_killed_packing_end_by_themselves(tmp_path):
+    write_files(tmp_path / "own", 6)
+    code = (
+        "import itertools, sys; from pathlib import Path\n"
+        "from mambaout.data.storing import Sample, Storing\n"
+        "read = Path(sys.argv[1]).read_bytes\n"
+        "for row in Storing().rows(Sample('x', 0, read) for _ in itertools.count()):\n"
+        "    print(len(row.stored.segments), flush=True)\n"
+    )
+    image = next((tmp_path / "own").rglob("*.jpeg"))
+    packing = subprocess.Popen(
+        [sys.executable, "-c", code, image], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert packing.stdout is not None
+    assert int(packing.stdout.readline()) > 0
+    packing.kill()
+    # Standard error closes once the last of the processes that have it has ended.
+    assert packing.communicate(timeout=60)[1] == b""
+
+
 def test_a_script_without_a_guard_packs(tmp_path):
     write_files(tmp_path / "own", 6)
     script = tmp_path / "script.py"

@@ -134,7 +134,7 @@ def test_a_folder_of_images_is_read_with_the_classes_of_its_folders(tmp_path):
     data = open_data(str(root), tmp_path / "cache")
     assert (data.name, data.class_names) == ("own", ("a", "b", "c"))
     wanted = [
-        (np.asarray(Image.open(path).convert("RGBX")).tobytes(), "abc".index(path.parent.name))
+        (np.asarray(Image.open(path).convert("RGB")).tobytes(), "abc".index(path.parent.name))
         for path in (root / "train").rglob("*.png")
     ]
     assert pixels(data, "train") == sorted(wanted)

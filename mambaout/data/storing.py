@@ -230,10 +230,10 @@ def serve() -> None:
     while True:
         try:
             encoded, lossy = pickle.load(requests)
-        except EOFError:
-            return
-        pickle.dump(stored(encoded, lossy), answers, pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+            pickle.dump(stored(encoded, lossy), answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            os._exit(0)  # nobody asks any more; a flush at the end would raise again
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -13,9 +13,10 @@ import pytest
 from flaky_store import Store, open_store
 from image_files import pictures, write_folder, write_parquet
 
-from mambaout.data import files
+from mambaout.data import encoded, files
 from mambaout.data.encoded import EncodedImages, Shard
 from mambaout.data.files import DataError
+from mambaout.data.makers import epoch_order
 from mambaout.data.shards import DataSet, read_data_set
 
 
@@ -307,6 +308,32 @@ def test_no_more_is_read_ahead_than_is_kept(tmp_path, store):
     for group in (0, 1, 2, 3):
         assert bytes(rows[10 * group].image) == images[10 * group]
     assert len(store.reads) == 4  # three ahead, one when it was asked for
+    rows.close()
+
+
+def test_an_epoch_of_many_windows_reads_a_row_group_once(tmp_path, monkeypatch):
+    images = [row.to_bytes(2, "little") for row in range(1200)]
+    path = write_parquet(tmp_path / "x.parquet", images, [0] * 1200, row_group_size=10)
+    shard = Shard(str(path), (10,) * 120, 120 << 10)  # so much for each row group's size
+    read, groups_read = encoded._read_group, []
+
+    def counted(location: str, group: int):
+        groups_read.append(group)
+        return read(location, group)._replace(num_bytes=1 << 10)
+
+    monkeypatch.setattr(encoded, "_read_group", counted)
+    monkeypatch.setattr(encoded, "WINDOW_BYTES", 16 << 10)  # 8 windows of 16 row groups
+    monkeypatch.setattr(encoded, "NEIGHBOURS_BYTES", 0)
+    rows = EncodedImages([shard], encoded.needed_bytes(1))
+    order = epoch_order(
+        (shard,), np.arange(1200), seed=0, epoch=0, batch=24, window_bytes=encoded.WINDOW_BYTES
+    )
+    for batch in range(50):
+        for ahead in (batch + 1, batch + 2):
+            rows.prefetch(np.unique(rows.groups(order[24 * ahead :][:24])))
+        for row in order[24 * batch :][:24].tolist():
+            assert bytes(rows[row].image) == images[row]
+    assert sorted(groups_read) == list(range(120))
     rows.close()
 
 

@@ -17,9 +17,8 @@ from mambaout.data.files import DataError, leaf_columns, read_columns
 
 SEGMENTS = "segments"  # the column of where a re-cut JPEG's restart segments begin, or null
 
-# Decoded bytes of row groups that a reader keeps, and the window that an epoch's order shuffles
-# in: a window in the cache means that every row group is read once an epoch.
-WINDOW_BYTES = 1 << 30
+WINDOW_BYTES = 1 << 30  # of the row groups that an epoch's order shuffles in
+NEIGHBOURS_BYTES = 256 << 20  # of row groups that a process shares with the ones beside it
 
 READ_AHEAD_THREADS = 2
 
@@ -46,6 +45,15 @@ def place(shards: Sequence[Shard], row: int) -> str:
     raise IndexError(row)
 
 
+def needed_bytes(num_workers: int) -> int:
+    """What one of `num_workers` processes keeps to read each of its row groups once an epoch.
+
+    Its share of two windows: the next one is read while the last rows of this one are used. With
+    room for a single window, one process read each row group six times.
+    """
+    return 2 * WINDOW_BYTES // num_workers + NEIGHBOURS_BYTES
+
+
 class Encoded(NamedTuple):
     """A row's image file, and where its restart segments begin, if `pack` re-cut it."""
 
@@ -59,9 +67,9 @@ class EncodedImages:
     Threads may share it. Row groups read ahead count as kept, and go after those used already.
     """
 
-    def __init__(self, shards: Sequence[Shard], keep_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(self, shards: Sequence[Shard], keep_bytes: int = needed_bytes(1)) -> None:
         self.shards = shards
-        self.keep_bytes = keep_bytes
+        self.keep_bytes = keep_bytes  # may be changed between two rows
         sizes = [rows for shard in shards for rows in shard.group_rows]
         self.group_of = [(shard, g) for shard in shards for g in range(len(shard.group_rows))]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mambaout.data.loader import Host, TrainBatches
+from mambaout.data.loader import TrainBatches
+from mambaout.data.makers import Host
 from mambaout.memory import micro_batches
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mambaout.data.encoded import Encoded, EncodedImages
-from mambaout.data.files import stored_array
+from mambaout.data.files import DataError, stored_array
 from mambaout.data.jpeg import splice
 from mambaout.data.shards import DataSet, place
 
@@ -36,7 +36,7 @@ Box = tuple[int, int, int, int]  # left, top, width, height
 _COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo converts as Pillow
 
 
-class Undecodable(Exception):
+class Undecodable(DataError):
     """An image that cannot be decoded, by shard and row."""
 
 

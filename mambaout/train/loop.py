@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from mambaout.data.loader import Batch, Host, TrainBatches, evaluation_batches
+from mambaout.data.loader import Batch, TrainBatches, evaluation_batches, warm_workers
+from mambaout.data.makers import Host
 from mambaout.data.shards import DataSet, Split
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe, steps_per_epoch
@@ -54,6 +55,8 @@ def train(
 
     Raises ValueError where the directory holds a run of another recipe, seed or data set.
     """
+    if num_workers:
+        warm_workers()  # what they import takes two seconds, as the model and its state do
     num_train = data.num_images("train", recipe)
     per_epoch = steps_per_epoch(recipe, num_train)
     num_steps = per_epoch * recipe.schedule.total_epochs
@@ -68,6 +71,7 @@ def train(
     _require_alike(backend, state.step, f"the step that {out} stands at")
     host = Host(backend.host, backend.num_hosts)
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=host)
+    batches.undecodable |= run.undecodable
     eval_size = evaluation_batch(recipe, run.micro_batch, backend)
 
     def measure(split: Split) -> dict[str, float]:
@@ -82,6 +86,9 @@ def train(
         )
 
     def report(values: dict[str, float]) -> None:
+        if batches.undecodable:
+            run.note_undecodable(batches.undecodable)
+            values = values | {metrics.UNDECODABLE: len(batches.undecodable)}
         record = Record(
             step=state.step,
             epoch=state.step * recipe.global_batch / num_train,

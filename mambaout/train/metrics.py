@@ -25,6 +25,7 @@ MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent where the chip's peak is
 INPUT_WAIT = "input_wait_fraction"  # share of the training time spent waiting for a batch
 PEAK_MEMORY = "peak_memory_bytes"  # of a GPU; of the process on a CPU; absent on a TPU
 COMPILATIONS = "compilations"  # graphs compiled since the process took the run up; XLA only
+UNDECODABLE = "undecodable_images"  # training images so far that another stood in for; if any
 MICRO_BATCH = "micro_batch"  # images a forward pass; global_batch = micro_batch * accumulation
 
 # As final metrics of a trial (outcome.json, MLflow):

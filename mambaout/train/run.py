@@ -1,7 +1,8 @@
 """One training run: its directory, what a resume needs from it, its steps, and how it ends.
 
 Holds recipe.json, records.jsonl, last.ckpt and previous.ckpt while it runs, outcome.json when it is
-over. Of several hosts the first one writes.
+over; undecodable.txt where another image had to stand in for one. Of several hosts the first one
+writes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from mambaout.train.optim import fresh_gradients, optimizer
 from mambaout.train.step import Part, Sums, TrainState, add_gradients, placed, update
 
 log = logging.getLogger(__name__)
+
+UNDECODABLE_FILE = "undecodable.txt"
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,19 @@ class Run:
         with (self.out / "records.jsonl").open("a") as file:
             file.write(record.to_json() + "\n")
 
+    @property
+    def undecodable(self) -> set[str]:
+        """The training images that this run could not decode, by shard and row."""
+        path = self.out / UNDECODABLE_FILE
+        return set(path.read_text().splitlines()) if path.exists() else set()
+
+    def note_undecodable(self, images: set[str]) -> None:
+        """Keep what is new of `images`."""
+        new = sorted(images - self.undecodable)
+        if new and self.backend.host == 0:
+            with (self.out / UNDECODABLE_FILE).open("a") as file:
+                file.writelines(f"{line}\n" for line in new)
+
     def _keep_records_up_to(self, step: int) -> None:
         """Drop the records after the checkpoint: the run makes them again."""
         path = self.out / "records.jsonl"
@@ -310,6 +326,7 @@ class Run:
             "device": self.backend.device_name,
             "num_devices": self.backend.num_devices,
             "micro_batch": self.micro_batch,
+            "undecodable_images": len(self.undecodable),
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         body = {"status": status, "metrics": final, "facts": facts}

@@ -25,6 +25,7 @@ from study_files import (
     record,
     scaling_study,
     start,
+    write_outcome,
     write_records,
     write_study,
 )
@@ -108,6 +109,18 @@ def test_a_study_is_one_parent_run_and_one_child_run_a_trial(uri, folder):
         run = child(uri, trial)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.info.run_name, run.info.status) == (trial.name, "FINISHED")
+
+
+def test_a_trials_run_says_how_its_images_were_re_encoded(uri, folder):
+    way = "short side 288, quality 90"
+    tracker = open_tracker(uri)
+    for trial, lossy in zip(folder.trials(), (way, None), strict=False):
+        write_outcome(
+            folder.run_directory(trial), "finished", {"top1": 80.0}, {"data_lossy": lossy}
+        )
+        tracker.begin(trial)
+        ended(folder, tracker, trial)
+        assert child(uri, trial).data.tags["data_lossy"] == str(lossy)
 
 
 def test_a_trials_run_holds_its_recipe_what_it_ran_on_and_what_it_reached(uri, folder):

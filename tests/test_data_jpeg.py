@@ -92,6 +92,15 @@ def test_the_colours_of_a_cmyk_file_with_adobes_transform_survive():
     np.testing.assert_array_equal(pillow(before), pillow(after))
 
 
+def test_a_rotation_in_the_exif_data_is_not_applied_as_in_timm():
+    target, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(photograph(40, 60)).save(target, "jpeg", exif=exif)
+    after, _ = cut(target.getvalue())
+    assert image_size(after) == image_size(target.getvalue()) == (60, 40)
+    np.testing.assert_array_equal(pillow(target.getvalue()), pillow(after))
+
+
 def test_recutting_twice_gives_the_same_bytes():
     once, segments = cut(photo())
     assert cut(photo()) == (once, segments)

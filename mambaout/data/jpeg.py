@@ -18,6 +18,7 @@ import math
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
@@ -135,7 +136,7 @@ def _splice(
     if not (0 <= left < right <= full_width and 0 <= top < bottom <= full_height):
         return None
     columns, rows = -(-full_width // across), -(-full_height // down)
-    # The header's first. Sums of int64 are twice as fast as cumsum(dtype=np.int64) of uint16.
+    # The header's first. Without the copy to int64 the sums take 10 us longer, of 54.
     lengths = np.frombuffer(index, "<u2", offset=_HEAD.size - 2).astype(np.int64)
     bounds = lengths.cumsum()
     if len(bounds) != rows * columns + 1 or bounds[-1] != len(source):
@@ -172,7 +173,7 @@ _NUMBERS = _numbers(1 << 13)
 # -- reading a header -----------------------------------------------------------------------------
 
 
-def _markers(encoded: bytes | memoryview):
+def _markers(encoded: bytes | memoryview) -> Iterator[tuple[int, int]]:
     """Offset and number of each marker before the first scan's data, in the order of the file."""
     if encoded[0] != 0xFF or encoded[1] != 0xD8:
         raise ValueError("no JPEG")

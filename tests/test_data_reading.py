@@ -74,6 +74,17 @@ def test_any_binary_type_of_the_column_is_read(tmp_path, kind):
     assert [bytes(rows[row].image) for row in range(10)] == images
 
 
+@pytest.mark.parametrize("kinds", [files.MAPPED_FILE_SYSTEMS, set()], ids=["mapped", "read"])
+def test_mapped_or_read_the_rows_are_the_same(tmp_path, monkeypatch, kinds):
+    monkeypatch.setattr(files, "MAPPED_FILE_SYSTEMS", kinds)
+    images, _ = write_folder(tmp_path / "set")
+    rows = EncodedImages(read_data_set("set", str(tmp_path / "set"), tmp_path).shards["train"])
+    kept = [rows[row].image for row in range(50)]
+    rows.close()
+    files._kept_open.cache_clear()
+    assert [bytes(image) for image in kept] == images[:50]  # they hold what they are views of
+
+
 def test_groups_says_which_row_group_a_row_is_in(tmp_path):
     write_folder(tmp_path / "set")  # two shards of 25 rows, in row groups of 7, 7, 7 and 4
     data = read_data_set("set", str(tmp_path / "set"), tmp_path)

@@ -33,6 +33,10 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 FOOTER_BYTES = 64 << 10  # fetched from the end of a file: most footers, in one read
 HOLE_BYTES = 1 << 20  # between two wanted columns, read along: cheaper than a second request
 
+# Mapped, a photograph takes 18 us to read and not 43. Elsewhere a read that fails would be a bus
+# error and the process's end, where otherwise it is an OSError, and tried again.
+MAPPED_FILE_SYSTEMS = {"ext4", "xfs", "tmpfs", "btrfs", "overlay"}
+
 T = TypeVar("T")
 
 
@@ -64,6 +68,22 @@ def _remote(scheme: str) -> pyarrow.fs.FileSystem:
     if scheme == "file":
         return _local()
     raise DataError(f"{scheme}:// is not read; use a path, gs:// or s3://")
+
+
+def _file_system_of(path: str) -> str | None:
+    """The kind of the file system that the path is on, "ext4", where the machine says it."""
+    device = os.stat(path).st_dev
+    return _mounted().get(f"{os.major(device)}:{os.minor(device)}")
+
+
+@functools.cache
+def _mounted() -> dict[str, str]:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return {}
+    # 36 35 98:0 /root /mounted/here rw,noatime shared:1 - ext4 /dev/sda1 rw
+    return {line.split()[2]: line.partition(" - ")[2].split()[0] for line in lines}
 
 
 def tried_again(what: str, attempt: Callable[[], T]) -> T:
@@ -106,7 +126,8 @@ class _Open:
         file = self.file
         if file is None:
             files, path = filesystem(self.location)
-            file = self.file = files.open_input_file(path)
+            mapped = files is _local() and _file_system_of(path) in MAPPED_FILE_SYSTEMS
+            file = self.file = pa.memory_map(path) if mapped else files.open_input_file(path)
         return file
 
     def read(self, start: int, length: int, what: str) -> pa.Buffer:

@@ -49,6 +49,7 @@ MOVES = {
     "cutmix_prob": 1.0,
     "erasing": 1.0,
     "label_smoothing": 0.0,
+    "pixels": "fast",
     "global_batch": 32,
     "image_size": 20,
     "eval_crop": 0.7,

@@ -110,6 +110,17 @@ def test_shards_that_were_re_encoded_in_different_ways_are_refused(tmp_path):
     assert read_data_set("plain", str(tmp_path / "plain"), tmp_path).lossy is None
 
 
+def test_a_shard_replaced_while_it_is_in_use_is_named(tmp_path):
+    shard = shard_of(tmp_path / "train-0.parquet", pictures(20))
+    shard = Shard(str(tmp_path / "train-0.parquet"), shard.group_rows, shard.num_bytes)
+    rows = EncodedImages([shard])
+    rows[0]
+    write_parquet(tmp_path / "new.parquet", pictures(20), [0] * 20, row_group_size=5)
+    (tmp_path / "new.parquet").rename(tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match=r"row group 1 of .* has 5 rows and had 7: .* replaced"):
+        rows[8]
+
+
 # -- a store that fails ---------------------------------------------------------------------------
 
 PASSING = (OSError("500 Internal Error"), TimeoutError(), ConnectionResetError("by peer"))

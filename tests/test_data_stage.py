@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,11 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
+def home_in(folder: Path, data: DataSet) -> Path:
+    (home,) = folder.glob(f"{data.name}-{data.fingerprint}-*")
+    return home
+
+
 WHOLE = [
     "train-00000-of-00002.parquet",
     "train-00001-of-00002.parquet",
@@ -57,7 +63,7 @@ WHOLE = [
 
 def test_a_staged_data_set_is_the_same_read_from_the_folder(tmp_path, store, remote):
     staged = stage(remote, tmp_path / "fast", progress=False)
-    home = tmp_path / "fast" / f"pictures-{remote.fingerprint}"
+    home = home_in(tmp_path / "fast", remote)
     assert files_in(home) == WHOLE
     store.reads.clear()
     assert images(staged) == images(read_data_set("set", str(tmp_path / "pictures"), tmp_path))
@@ -70,12 +76,21 @@ def test_a_staged_data_set_is_the_same_read_from_the_folder(tmp_path, store, rem
 def test_what_is_staged_is_not_copied_again(tmp_path, store, remote):
     stage(remote, tmp_path, progress=False)
     num_copied = len(store.reads)
-    (tmp_path / f"pictures-{remote.fingerprint}" / WHOLE[1]).unlink()
+    (home_in(tmp_path, remote) / WHOLE[1]).unlink()
     stage(remote, tmp_path, progress=False)
     assert [name for name, _, _ in store.reads[num_copied:]] == [WHOLE[1]]
     staged = stage(stage(remote, tmp_path, progress=False), tmp_path, progress=False)
     assert len(store.reads) == num_copied + 1
     assert len(images(staged)) == 60
+
+
+def test_the_same_images_in_other_shards_get_copies_of_their_own(tmp_path, remote):
+    first = stage(remote, tmp_path, progress=False)
+    write_folder(tmp_path / "again", row_group_size=5)
+    packed_again = read_data_set("pictures", str(tmp_path / "again"), tmp_path)
+    second = stage(replace(packed_again, fingerprint=remote.fingerprint), tmp_path, progress=False)
+    assert images(first) == images(second)
+    assert len({shard.location for data in (first, second) for shard in data.shards["val"]}) == 2
 
 
 def test_processes_that_stage_at_once_copy_once(tmp_path, store, remote):
@@ -119,7 +134,7 @@ def test_a_shard_that_cannot_be_had_is_named_and_the_whole_ones_stay(
     store.on_read = lose_the_second
     with pytest.raises(DataError, match=rf"{WHOLE[1]} cannot be read: the key has run out"):
         stage(remote, tmp_path / "fast", progress=False)
-    home = tmp_path / "fast" / f"pictures-{remote.fingerprint}"
+    home = home_in(tmp_path / "fast", remote)
     assert set(files_in(home)) <= {WHOLE[0], WHOLE[2]}
     assert WHOLE[0] in files_in(home)
     store.on_read = lambda path: None
@@ -147,7 +162,7 @@ def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=120)
     assert done.returncode == -signal.SIGKILL
-    home = next((tmp_path / "fast").glob("pictures-*"))
+    (home,) = (tmp_path / "fast").glob("pictures-*")
     assert [name for name in files_in(home) if name.endswith(".part")]
     data = read_data_set("pictures", str(tmp_path / "pictures"), tmp_path)
     assert images(stage(data, tmp_path / "fast", progress=False)) == images(data)

@@ -158,6 +158,11 @@ class EncodedImages:
     def _read_and_keep(self, group: int) -> _Group:
         shard, index = self.group_of[group]
         found = _read_group(shard.location, index)
+        if len(found.images) != shard.group_rows[index]:
+            raise DataError(
+                f"row group {index} of {shard.location} has {len(found.images)} rows and had "
+                f"{shard.group_rows[index]}: the shard was replaced while it was in use"
+            )
         with self._lock:
             if group in self._reading:  # not closed meanwhile
                 del self._reading[group]
@@ -194,6 +199,10 @@ class _Values:
         self.data = memoryview(b"" if data is None else data).cast("B")
         self.null = set(np.flatnonzero(values.is_null()).tolist()) if values.null_count else ()
         self.num_bytes = values.nbytes
+        self.num_rows = len(values)
+
+    def __len__(self) -> int:
+        return self.num_rows
 
     def __getitem__(self, index: int) -> memoryview | None:
         if index in self.null:

@@ -7,12 +7,14 @@ error of the store and a damaged file are told apart.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -311,7 +313,15 @@ def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-# -- arrays ---------------------------------------------------------------------------------------
+# -- what is kept beside them ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`, once whoever of this machine holds it has let go."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it if this process dies
+        yield
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

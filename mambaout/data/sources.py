@@ -6,8 +6,6 @@ read where it lies; anything else is packed into the cache once, and found there
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gzip
 import logging
 import os
@@ -22,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from mambaout.data.encoded import EncodedImages, Shard, place
-from mambaout.data.files import DataError, leaf_columns, read_columns
+from mambaout.data.files import DataError, leaf_columns, locked, read_columns
 from mambaout.data.image_tree import checked, read_image_folder, read_image_tar
 from mambaout.data.jpeg import has_jpegtran
 from mambaout.data.pack import Packed, Source, split_by_hash, write_shards
@@ -53,7 +51,7 @@ def open_data(name_or_path: str, cache: Path | None = None) -> DataSet:
     packed = cache / "packed" / f"{name}-{key}"
     if not packed.exists():
         packed.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(packed.with_name(f".{packed.name}.lock")):
+        with locked(packed.with_name(f".{packed.name}.lock")):
             if not packed.exists():  # another process packed it while this one waited
                 for left in packed.parent.glob(f".{packed.name}.packing-*"):
                     shutil.rmtree(left)  # of a process killed while it packed
@@ -103,13 +101,6 @@ def _usable(cache: Path) -> Path:
     if not os.access(cache, os.W_OK):
         raise DataError(f"{cache} cannot be written; set {CACHE_VARIABLE} to a folder that can")
     return cache
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it if this process dies
-        yield
 
 
 def _holds_parquet(folder: Path) -> bool:

@@ -156,11 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = {metric: difference(rows, metric) for metric in ("top1", "loss")}
     for metric, digits, unit in (("top1", 2, " points of top-1"), ("loss", 4, " of loss")):
         own = found[metric]
-        interval = f", 95 % {own['low']:+.{digits}f} to {own['high']:+.{digits}f}"
-        print(
-            f"fast - exact on {options.data}: {own['mean']:+.{digits}f}{unit}"
-            f"{interval if own['n'] > 1 else ''} (n={own['n']})"
-        )
+        words = f"{own['mean']:+.{digits}f}{unit}"
+        if "low" in own:
+            words += f", 95 % {own['low']:+.{digits}f} to {own['high']:+.{digits}f}"
+        print(f"fast - exact on {options.data}: {words} (n={own['n']})")
     if options.json:
         body = {
             "difference": found, "rows": rows,

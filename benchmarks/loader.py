@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 from mambaout.data.sources import default_cache
 from mambaout.train.cpu import cpu_name
 
+LOADERS = ("fast", "exact", "timm", "torchvision", "webdataset", "datasets")  # in every setting
 AUGMENTS = ("randaugment", "crop")
 WARM_UP_CPU_SECONDS, CPU_SECONDS = 1.0, 4.0
 POLL_SECONDS = 0.4  # looking at every process costs 2 ms
@@ -75,9 +76,8 @@ class Cell(NamedTuple):
 
 def cells() -> list[Cell]:
     """What a run without --cells measures, in the order of a round."""
-    whole = ("fast", "exact", "timm", "torchvision", "webdataset", "datasets")
     both = [Cell(loader, augment, workers)
-            for augment in AUGMENTS for workers in (2, 1) for loader in whole]  # fmt: skip
+            for augment in AUGMENTS for workers in (2, 1) for loader in LOADERS]  # fmt: skip
     two = [Cell(loader, augment, 2) for augment in AUGMENTS for loader in ("timm-uint8", "ray")]
     plain = [Cell(f"{pixels}-plain", "randaugment", 2) for pixels in ("fast", "exact")]
     return both + two + plain
@@ -128,19 +128,19 @@ def tree_cpu_seconds(root: int) -> float:
 
 def measure(cell: Cell, folder: Path, num_images: int, cpu_seconds: float) -> dict[str, Any]:
     """The cell's figures; `num_images` is an epoch's."""
+    import loader_peers as peers
     import torch
-    from loader_peers import ENVIRONMENT, LOADERS, RAY_REPEATS
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(peers.ENVIRONMENT)
     for name in IMPORTS[cell.loader.split("-")[0]]:  # so that no import is timed
         import_module(name)
     torch.set_num_threads(1)
     started = time.monotonic()
-    batches = LOADERS[cell.loader](folder, cell.augment, cell.workers)
+    batches = peers.LOADERS[cell.loader](folder, cell.augment, cell.workers)
     seen = len(next(batches))
     first_batch_seconds = time.monotonic() - started
     # Ray Data makes blocks ahead, most of an epoch: only whole epochs can be told apart.
-    step = num_images * RAY_REPEATS if cell.loader == "ray" else 1
+    step = num_images * peers.RAY_REPEATS if cell.loader == "ray" else 1
     warm_up = WARM_UP_CPU_SECONDS if cpu_seconds else 0.0
     root, begun = os.getpid(), tree_cpu_seconds(os.getpid())
     mark: tuple[float, float, int] | None = None

@@ -1,6 +1,6 @@
 """Loaders on the same photographs: images per CPU-second of the whole process tree, against timm's.
 
-Run:    python benchmarks/loader.py                              (about 12 min on 2 quiet cores)
+Run:    python benchmarks/loader.py                              (about 13 min on 2 quiet cores)
         ... loader.py --rounds 3 --json results/loader.json
         ... loader.py --cells 'timm-randaugment-2,fast-*-2'      (patterns; see --list)
         ... loader.py --profile fast                             (what bounds it; half a minute)

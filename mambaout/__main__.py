@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORAGE = Path("runs")
 STAGE_HELP = "copy the shards to this folder first and read them there, for example /dev/shm"
+WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def _train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, help="stop after so many steps; resumable")
     parser.add_argument("--log-every-steps", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--workers", type=_count, help=WORKERS_HELP)
     parser.add_argument("--smoke", action="store_true", help="a minute on the digits: does it run?")
     fields = parser.add_argument_group("recipe fields")
     for name in field_types():
@@ -109,6 +110,7 @@ def _run_train(options: argparse.Namespace) -> int:
     num_steps = per_epoch * recipe.schedule.total_epochs
     if options.stage:
         data = stage(data, options.stage)
+    where = backend(options.backend, cache=default_cache() / "xla")
     stop = _stop_on_signal()
     print(
         f"{data.name}: {data.num_images('train', recipe)} training images, "
@@ -118,12 +120,12 @@ def _run_train(options: argparse.Namespace) -> int:
         recipe,
         data,
         out=out,
-        backend=backend(options.backend, cache=default_cache() / "xla"),
+        backend=where,
         seed=options.seed,
         sinks=[_progress_printer(num_steps)],
         max_steps=options.max_steps,
         log_every_steps=options.log_every_steps,
-        num_workers=options.workers,
+        num_workers=_workers(options, where.name),
         stop=stop,
     )
     match outcome:
@@ -142,6 +144,23 @@ def _run_train(options: argparse.Namespace) -> int:
         case OutOfMemory(micro_batch=size, error=error):
             print(f"out of memory even with a micro-batch of {size}: {error}")
             return 1
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
+def _workers(options: argparse.Namespace, backend: str) -> int:
+    """The processes that load images: what was asked for, or what the machine has to spare."""
+    from mambaout.data.cores import usable_cores
+
+    if options.workers is not None:
+        return options.workers
+    return 0 if backend == "cpu" else max(1, usable_cores() - 1)
 
 
 def _recipe_from(options: argparse.Namespace) -> Recipe:
@@ -216,7 +235,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--variant", help="the shape, where the file does not say it")
     parser.add_argument("--backend", choices=["cpu", "cuda", "xla"])
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--workers", type=_count, help=WORKERS_HELP)
     parser.add_argument("--image-size", type=int, help="px; default: the checkpoint's, else 224")
     parser.set_defaults(run=_run_evaluate)
 
@@ -250,7 +269,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         recipe,
         backend=where,
         batch_size=options.batch_size,
-        num_workers=options.workers,
+        num_workers=_workers(options, where.name),
     )
     count = data.num_images(options.split, recipe)
     print(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mambaout.data import pack as packing
 from mambaout.data import storing
+from mambaout.data.cores import usable_cores
 from mambaout.data.files import DataError
 from mambaout.data.jpeg import splice
 from mambaout.data.sources import open_data, pack, read_data_set
@@ -84,7 +85,7 @@ def test_packing_twice_gives_the_same_bytes_on_any_number_of_cores(tmp_path, mon
     (tmp_path / "own" / "train" / "a" / "x.png").write_bytes(pictures(1)[0])
     written = []
     for cores in (1, 3):
-        monkeypatch.setattr(storing, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(storing, "usable_cores", lambda cores=cores: cores)
         out = tmp_path / f"shards-{len(written)}"
         packed = pack(str(tmp_path / "own"), out, progress=False)
         assert packed.num_cores == cores
@@ -118,7 +119,7 @@ def test_what_is_stored_as_it_is_is_counted_by_its_kind(tmp_path, capsys):
     text = str(pack(str(tmp_path / "own"), tmp_path / "shards"))
     number = len(files)
     assert text.startswith(f"packed {number + 4} images in ")
-    assert f"images/s on {storing.num_cores()} core" in text
+    assert f"images/s on {usable_cores()} core" in text
     assert f"; {number} JPEGs re-cut (" in text
     assert text.endswith(
         "; 4 stored as they are: 1 GIF, 1 JPEG that jpegtran cannot re-cut without a change, 2 PNG"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tiny_sweep import recipe, tiny
 
+from mambaout.data.cores import cgroup_cores, usable_cores
 from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
@@ -22,12 +23,10 @@ from mambaout.launch.resources import (
     POD_TYPE,
     SLICE_NAME,
     Node,
-    _cgroup_cores,
     check_accelerator,
     plan_nodes,
     share,
     tpu_chips,
-    usable_cores,
 )
 from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
 from mambaout.launch.tune import _check_batches
@@ -186,9 +185,9 @@ def test_machines_that_the_launcher_may_still_start_count_beside_those_alive():
 
 def test_a_containers_quota_bounds_the_cores(tmp_path):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_cores(tmp_path) == 1
+    assert cgroup_cores(tmp_path) == 1
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_cores(tmp_path) == os.cpu_count()
+    assert cgroup_cores(tmp_path) == os.cpu_count()
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 

@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mambaout.data.cores import usable_cores
 from mambaout.data.files import DataError
 from mambaout.data.jpeg import NO_JPEGTRAN, has_jpegtran, image_size, recut
 
@@ -125,13 +126,6 @@ def _reencoded(encoded: bytes, lossy: Lossy) -> bytes | None:
 # -- processes ------------------------------------------------------------------------------------
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Worker(NamedTuple):
     process: subprocess.Popen[bytes]
     requests: IO[bytes]
@@ -143,7 +137,7 @@ class Storing:
 
     def __init__(self, *, as_is: bool = False, lossy: Lossy | None = None) -> None:
         self.as_is, self.lossy = as_is, lossy
-        self.num_cores = num_cores()
+        self.num_cores = usable_cores()
         self._threads = ThreadPoolExecutor(self.num_cores, "storing")
         self._own = threading.local()
         self._workers: list[_Worker] = []

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mambaout.data.cores import usable_cores
+
 # One core a trial, however many there are: a network of this size gains more from a neighbour
 # trial than from a second thread, and a thread count that followed the machine would change the
 # order of sums and with it the last bits of a result.
@@ -362,24 +364,3 @@ def _tpu_type() -> str | None:
             return answer.read().decode().strip()
     except (urllib.error.URLError, OSError):
         return None
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, a container's CPU quota included."""
-    return max(1, min(len(os.sched_getaffinity(0)), _cgroup_cores()))
-
-
-def _cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """A container's quota in whole cores, or as many as there are where none is set."""
-    unlimited = os.cpu_count() or 1
-    new, old = root / "cpu.max", root / "cpu"
-    if new.exists():
-        quota, period = new.read_text().split()
-    elif (old / "cpu.cfs_quota_us").exists():
-        quota = (old / "cpu.cfs_quota_us").read_text().strip()
-        period = (old / "cpu.cfs_period_us").read_text().strip()
-    else:
-        return unlimited
-    if quota in ("max", "-1"):
-        return unlimited
-    return max(1, int(quota) // int(period))

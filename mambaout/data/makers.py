@@ -25,9 +25,10 @@ import numpy as np
 from mambaout.data.augment import Drawn, TrainAugment, eval_crop
 from mambaout.data.decode import Images, Picture, Undecodable
 from mambaout.data.draws import draws
+from mambaout.data.encoded import WINDOW_BYTES, Shard, needed_bytes
 from mambaout.data.files import DataError
 from mambaout.data.ring import Filled
-from mambaout.data.shards import WINDOW_BYTES, DataSet, Shard, Split
+from mambaout.data.shards import DataSet, Split
 from mambaout.recipe import Recipe
 
 LANES = 32  # to split between hosts
@@ -114,6 +115,7 @@ class _Maker:
         rows = self.rows(key)
         mine = self._share(rows, worker, num_workers)
         if source.pixels is None:
+            source.encoded.keep_bytes = needed_bytes(num_workers)
             for later in range(key + 1, key + 1 + BATCHES_AHEAD):
                 ahead = self.rows(later)
                 ahead = ahead[self._share(ahead, worker, num_workers)]

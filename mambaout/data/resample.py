@@ -56,7 +56,7 @@ class Exact:
 
 
 def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.ndarray:
-    """`image` at (height, width) `size` as Pillow's resize gives it; a view of another layout."""
+    """`image` at (height, width) `size` as Pillow's resize gives it."""
     if image.shape[:2] == size:
         return image
     # Its import takes two seconds, which a process that only needs `Fast` is spared.
@@ -64,10 +64,13 @@ def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.nd
 
     if not image.flags.writeable:  # which torch warns of
         image = image.copy()
-    planes = torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
+    values = torch.from_numpy(image if image.ndim == 3 else image[..., None])
+    # Laid out as torch's channels_last, which numpy's image[None] would not be: half the time.
+    batch = values.unsqueeze(0).permute(0, 3, 1, 2)
     mode = "bicubic" if bicubic else "bilinear"
-    found = torch.nn.functional.interpolate(planes[None], size=size, mode=mode, antialias=True)[0]
-    return found.permute(1, 2, 0).numpy() if image.ndim == 3 else found[0].numpy()
+    found = torch.nn.functional.interpolate(batch, size=size, mode=mode, antialias=True)
+    found = found.permute(0, 2, 3, 1)[0].numpy()
+    return found if image.ndim == 3 else found[..., 0]
 
 
 def _moved_bilinear(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -107,13 +110,15 @@ def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         moved = cv2.filter2D(near, -1, kernel, anchor=(1, 0), delta=TRUNCATES)[:, 1 : width + 1]
         return cv2.cvtColor(np.ascontiguousarray(moved), cv2.COLOR_RGBA2RGB)
     values = near.astype(np.float32)
-    moved, term = np.zeros((2, height, width, 4), np.float32)
-    for tap, weight in enumerate(weights):
-        at = values[:, tap : width + tap]
-        np.multiply(at, weight.astype(np.float32)[:, None, None], out=term)
-        moved += term
-    np.clip(moved, 0, 255, out=moved)
-    return cv2.cvtColor(moved.astype(np.uint8), cv2.COLOR_RGBA2RGB)
+    # (H, 4, W * 4): tap t of a row is the row from its pixel t on.
+    row, _, channel = values.strides
+    taps = np.lib.stride_tricks.as_strided(
+        values, (height, 4, width * 4), (row, 4 * channel, channel), writeable=False
+    )
+    moved = np.einsum("yt,ytx->yx", np.stack(weights, axis=1).astype(np.float32), taps)
+    np.maximum(moved - np.float32(0.49), 0, out=moved)  # convertScaleAbs rounds
+    moved = cv2.convertScaleAbs(moved).reshape(height, width, 4)
+    return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
 
 
 def _filled_outside(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -421,6 +421,23 @@ def test_fast_looks_into_the_crop_once_however_many_moves_there_are(monkeypatch)
     assert looks == ["warpAffine", "resize"]
 
 
+def test_fast_needs_the_part_of_a_crop_that_it_shows_and_no_more():
+    augment, pixels = TrainAugment(tuned(RECIPE, pixels="fast")), photograph(300, 260)
+    drawn = augment.draw(keys(400, seed=9))
+    boxes = drawn.boxes(np.tile([[260, 300]], (400, 1))).tolist()
+    smaller = 0
+    for index, (left, top, width, height) in enumerate(boxes):
+        whole = cut(pixels, boxes[index])
+        part = augment.part(boxes[index], drawn, index)
+        if part is None:
+            continue
+        smaller += part.width * part.height < 0.8 * width * height
+        seen = cut(pixels, [left + part.left, top + part.top, part.width, part.height])
+        different = apart(augment(seen, drawn, index, part), augment(whole, drawn, index))
+        assert (different > 1).mean() < 0.002
+    assert smaller > 20  # images that are shifted by a fifth and more
+
+
 def test_fast_moves_stay_in_order_with_colours():
     pixels = photograph(64, 64)
     fast = Fast(pixels, 64, bicubic=True, flipped=False)

@@ -11,13 +11,14 @@ The drawing is the same for both ways to get the pixels (`Augment.pixels`, resam
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import numpy as np
 
 from mambaout.data.draws import uniforms
 from mambaout.data.randaugment import AMOUNTS, COLOURS, MAX_LEVEL, PLACES
-from mambaout.data.resample import Exact, Fast, as_rgb, resized
+from mambaout.data.resample import Exact, Fast, Part, as_rgb, resized, seen_part
 from mambaout.recipe import Augment, Recipe
 
 ATTEMPTS = 10  # to find a crop that lies inside the image
@@ -129,10 +130,23 @@ class TrainAugment:
         """What the images of these keys get; uint64 (n,)."""
         return Drawn(self.augment, keys)
 
-    def __call__(self, crop: np.ndarray, drawn: Drawn, index: int) -> np.ndarray:
-        """uint8 (size, size, 3) of the pixels in row `index`'s box, (H, W) or (H, W, 3)."""
-        resampled = (Fast if self.fast else Exact)(
-            crop, self.size, bicubic=drawn.bicubic[index], flipped=drawn.flipped[index]
+    def part(self, box: list[int], drawn: Drawn, index: int) -> Part | None:
+        """The part of the crop that the image will show; None: all of it."""
+        if not self.fast:
+            return None
+        first = itertools.takewhile(lambda each: each[0] in PLACES, drawn.operations[index])
+        moves = [(name, amount) for name, amount, _ in first]
+        if not moves:
+            return None
+        return seen_part(moves, self.size, box[2], box[3], flipped=drawn.flipped[index])
+
+    def __call__(
+        self, crop: np.ndarray, drawn: Drawn, index: int, part: Part | None = None
+    ) -> np.ndarray:
+        """uint8 (size, size, 3) of row `index`'s crop (H, W) or (H, W, 3), or of a part of it."""
+        how = {"bicubic": drawn.bicubic[index], "flipped": drawn.flipped[index]}
+        resampled = (
+            Fast(crop, self.size, **how, part=part) if self.fast else Exact(crop, self.size, **how)
         )
         for name, amount, bicubic in drawn.operations[index]:
             if name in PLACES:

@@ -27,6 +27,7 @@ from mambaout.data.decode import Images, Picture, Undecodable
 from mambaout.data.draws import draws
 from mambaout.data.encoded import WINDOW_BYTES, Shard, needed_bytes
 from mambaout.data.files import DataError
+from mambaout.data.resample import Part
 from mambaout.data.ring import Filled
 from mambaout.data.shards import DataSet, Split
 from mambaout.recipe import Recipe
@@ -196,18 +197,21 @@ class TrainMaker(_Maker):
         sizes = [(1, 1) if isinstance(p, Undecodable) else p.size for p in pictures]
         boxes = drawn.boxes(np.array(sizes)).tolist()
         for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
+            part = self.augment.part(boxes[index], drawn, index)
             try:
-                crop = _cropped(source, row, pictures[index], boxes[index], self.augment.least)
+                crop = _cropped(
+                    source, row, pictures[index], boxes[index], part, self.augment.least
+                )
             except Undecodable as error:
                 notes.append(str(error))
-                crop, labels[place] = self._substitute(row, drawn, index, error)
-            images[place] = self.augment(crop, drawn, index)
+                crop, part, labels[place] = self._substitute(row, drawn, index, error)
+            images[place] = self.augment(crop, drawn, index, part)
         return notes
 
     def _substitute(
         self, row: int, drawn: Drawn, index: int, error: Undecodable
-    ) -> tuple[np.ndarray, int]:
-        """The crop and the label of the next training row that can be decoded."""
+    ) -> tuple[np.ndarray, Part | None, int]:
+        """Crop, part and label of the next training row that can be decoded."""
         source = self.open()
         at = int(np.searchsorted(self.train_rows, row))
         for other in range(at + 1, at + 1 + SUBSTITUTES):
@@ -215,8 +219,9 @@ class TrainMaker(_Maker):
             with contextlib.suppress(Undecodable):
                 picture = source[row]
                 box = drawn.boxes(np.array([picture.size]), slice(index, index + 1))[0].tolist()
-                crop = _cropped(source, row, picture, box, self.augment.least)
-                return crop, int(self.data.labels["train"][row])
+                part = self.augment.part(box, drawn, index)
+                crop = _cropped(source, row, picture, box, part, self.augment.least)
+                return crop, part, int(self.data.labels["train"][row])
         raise DataError(f"{error}, nor are the {SUBSTITUTES} rows after it; replace them")
 
 
@@ -228,11 +233,19 @@ def _or_error(source: Images, row: int) -> Picture | Undecodable:
 
 
 def _cropped(
-    source: Images, row: int, picture: Picture | Undecodable, box: list[int], least: int | None
+    source: Images,
+    row: int,
+    picture: Picture | Undecodable,
+    box: list[int],
+    part: Part | None = None,
+    least: int | None = None,
 ) -> np.ndarray:
+    """The pixels of a box, or of a part of it."""
     if isinstance(picture, Undecodable):
         raise picture
     left, top, width, height = box
+    if part is not None:
+        left, top, width, height = left + part.left, top + part.top, part.width, part.height
     try:
         return picture.crop((left, top, width, height), least)
     except Exception as error:  # of many kinds, for a damaged file
@@ -267,7 +280,7 @@ class EvaluationMaker(_Maker):
         for place, row in zip(mine.tolist(), rows[mine].tolist(), strict=True):
             try:
                 picture = source[row]
-                image = _cropped(source, row, picture, [0, 0, *picture.size], None)
+                image = _cropped(source, row, picture, [0, 0, *picture.size])
             except Undecodable as error:
                 # Another set of images would have another top-1.
                 raise DataError(f"{error}; an evaluation needs all: replace it") from error

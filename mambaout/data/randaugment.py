@@ -160,27 +160,24 @@ COLOURS: dict[str, Colour] = {
 }
 
 
-# -- places: from a pixel of the result to where it comes from, x right and y down ----------------
+# -- places: from a place in the result to where it comes from, x right and y down ----------------
+
+Map = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f: ax + by + c, dx + ey + f
 
 
-def rotation(degrees: float, size: int) -> np.ndarray:
-    """(2, 3), about the middle of an image of (size, size), counted from its corner."""
+def rotation(degrees: float, size: int) -> Map:
+    """About the middle of an image of (size, size), whose places count from its corner."""
     turned = math.radians(degrees)
     cos, sin, middle = math.cos(turned), math.sin(turned), size / 2
-    return np.array(
-        [
-            [cos, -sin, middle - cos * middle + sin * middle],
-            [sin, cos, middle - sin * middle - cos * middle],
-        ]
-    )
+    return cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - sin - cos)
 
 
-PLACES: dict[str, Callable[[float, int], np.ndarray]] = {
+PLACES: dict[str, Callable[[float, int], Map]] = {
     "Rotate": rotation,
-    "ShearX": lambda slope, _size: np.array([[1, slope, 0], [0, 1, 0]]),
-    "ShearY": lambda slope, _size: np.array([[1, 0, 0], [slope, 1, 0]]),
-    "TranslateXRel": lambda share, size: np.array([[1, 0, share * size], [0, 1, 0]]),
-    "TranslateYRel": lambda share, size: np.array([[1, 0, 0], [0, 1, share * size]]),
+    "ShearX": lambda slope, _size: (1, slope, 0, 0, 1, 0),
+    "ShearY": lambda slope, _size: (1, 0, 0, slope, 1, 0),
+    "TranslateXRel": lambda share, size: (1, 0, share * size, 0, 1, 0),
+    "TranslateYRel": lambda share, size: (1, 0, 0, 0, 1, share * size),
 }
 
 # In timm's order, each as likely as another.

@@ -15,12 +15,14 @@ Both take uint8 (H, W) or (H, W, 3) and give (size, size, 3).
 from __future__ import annotations
 
 import functools
+import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from mambaout.data.randaugment import FILL, PLACES, TRUNCATES
+from mambaout.data.randaugment import FILL, PLACES, TRUNCATES, Map
 
 cv2.setNumThreads(0)  # a process a core does better than threads in each
 
@@ -47,9 +49,8 @@ class Exact:
             )
             self.image = np.asarray(turned)
             return
-        matrix = PLACES[name](amount, self.size)
         move = _moved_bicubic if bicubic else _moved_bilinear
-        self.image = move(self.image, matrix)
+        self.image = move(self.image, PLACES[name](amount, self.size))
 
     def pixels(self) -> np.ndarray:
         return self.image
@@ -73,23 +74,24 @@ def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.nd
     return found if image.ndim == 3 else found[..., 0]
 
 
-def _moved_bilinear(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _moved_bilinear(image: np.ndarray, places: Map) -> np.ndarray:
     # Four channels take half the time of three.
     wide = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = image.shape[1], image.shape[0]
-    moved = cv2.warpAffine(wide, _of_indices(matrix), size, flags=flags, borderMode=_REPLICATE)
+    moved = cv2.warpAffine(wide, _of_indices(places), size, flags=flags, borderMode=_REPLICATE)
     moved = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
-    return _filled_outside(moved, matrix)
+    return _filled_outside(moved, places)
 
 
-def _moved_bicubic(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _moved_bicubic(image: np.ndarray, places: Map) -> np.ndarray:
     """A shear or shift along x or along y."""
-    along_y = matrix[1, 0] != 0 or matrix[1, 2] != 0
+    _, slope_x, shift_x, slope_y, _, shift_y = places
+    along_y = slope_y != 0 or shift_y != 0
     turned = cv2.transpose(image) if along_y else image
-    slope, shift = (matrix[1, 0], matrix[1, 2]) if along_y else (matrix[0, 1], matrix[0, 2])
+    slope, shift = (slope_y, shift_y) if along_y else (slope_x, shift_x)
     moved = _rows_moved(turned, slope * (np.arange(len(turned)) + 0.5) + shift)
-    return _filled_outside(cv2.transpose(moved) if along_y else moved, matrix)
+    return _filled_outside(cv2.transpose(moved) if along_y else moved, places)
 
 
 def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -121,12 +123,12 @@ def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
 
 
-def _filled_outside(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _filled_outside(image: np.ndarray, places: Map) -> np.ndarray:
     """FILL where the map of places looks outside of the image, in place."""
     inside, colour = _filling(*image.shape[:2])
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     size = image.shape[1], image.shape[0]
-    outside = cv2.warpAffine(inside, _of_indices(matrix), size, flags=flags, borderValue=(255,))
+    outside = cv2.warpAffine(inside, _of_indices(places), size, flags=flags, borderValue=(255,))
     return cv2.copyTo(colour, outside, image)
 
 
@@ -135,53 +137,116 @@ def _filling(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((height, width), np.uint8), np.full((height, width, 3), FILL, np.uint8)
 
 
-def _of_indices(matrix: np.ndarray) -> np.ndarray:
+def _of_indices(places: Map) -> np.ndarray:
     """A map of places that count from the corner, as one between middles of pixels."""
-    moved = matrix.astype(np.float64, copy=True)
-    moved[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
-    return moved
+    a, b, c, d, e, f = places
+    return np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+
+
+def _after(first: Map, then: Map) -> Map:
+    """Where a place of the result of both operations comes from; the later one looks first."""
+    a, b, c, d, e, f = first
+    p, q, r, s, t, u = then
+    return (
+        a * p + b * s, a * q + b * t, a * r + b * u + c,
+        d * p + e * s, d * q + e * t, d * r + e * u + f,
+    )  # fmt: skip
+
+
+class Part(NamedTuple):
+    """Some pixels of a crop, and the crop's size."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    crop_width: int
+    crop_height: int
 
 
 class Fast:
     """An image on its way through crop, flip and operations: places are only noted down until
     colours, or the end, need pixels."""
 
-    def __init__(self, crop: np.ndarray, size: int, *, bicubic: bool, flipped: bool) -> None:
+    def __init__(
+        self,
+        crop: np.ndarray,
+        size: int,
+        *,
+        bicubic: bool,
+        flipped: bool,
+        part: Part | None = None,
+    ) -> None:
         self.image, self.size, self.bicubic, self.flipped = crop, size, bicubic, flipped
-        self.matrix: np.ndarray | None = None  # (3, 3), of the moves since there were pixels
+        self.part = part  # that there is of the crop; None: all of it
+        self.places: Map | None = None  # of the moves since there were pixels
 
     def move(self, name: str, amount: float, *, bicubic: bool) -> None:
         """Rotate, shear or shift (randaugment.PLACES); bilinear, whatever is asked for."""
-        step = np.vstack([PLACES[name](amount, self.size), [0, 0, 1]])
-        self.matrix = step if self.matrix is None else self.matrix @ step
+        then = PLACES[name](amount, self.size)
+        self.places = then if self.places is None else _after(self.places, then)
 
     def pixels(self) -> np.ndarray:
         size = self.size
-        if self.matrix is not None:
-            self.image = self._moved(self.matrix)
-        elif self.image.shape[:2] != (size, size):
-            how = cv2.INTER_CUBIC if self.bicubic else cv2.INTER_LINEAR
-            self.image = cv2.resize(self.image, (size, size), interpolation=how)
-        if self.matrix is None and self.flipped:
-            self.image = cv2.flip(self.image, 1)
+        if self.places is not None:
+            self.image = self._moved(self.places)
+        else:
+            if self.image.shape[:2] != (size, size):
+                how = cv2.INTER_CUBIC if self.bicubic else cv2.INTER_LINEAR
+                self.image = cv2.resize(self.image, (size, size), interpolation=how)
+            if self.flipped:
+                self.image = cv2.flip(self.image, 1)
         self.image = as_rgb(self.image)
-        self.matrix, self.flipped = None, False
+        self.places, self.flipped, self.part = None, False, None
         return self.image
 
-    def _moved(self, matrix: np.ndarray) -> np.ndarray:
-        height, width = self.image.shape[:2]
-        across, down = width / self.size, height / self.size
-        crop = np.array([[-across, 0, width] if self.flipped else [across, 0, 0], [0, down, 0]])
+    def _moved(self, places: Map) -> np.ndarray:
         image = self.image
+        height, width = image.shape[:2]
+        part = self.part or Part(0, 0, width, height, width, height)
+        shrunk = 1 / round(part.width / width)  # where it was decoded at less than its size
+        crop = _into_crop(self.size, part.crop_width, part.crop_height, flipped=self.flipped)
+        inside = (shrunk, 0, -part.left * shrunk, 0, shrunk, -part.top * shrunk)
+        seen = _after(inside, _after(crop, places))
         if image.ndim == 2 or image.shape[2] == 3:  # four channels take half the time of three
             how = cv2.COLOR_GRAY2RGBA if image.ndim == 2 else cv2.COLOR_RGB2RGBA
             image = cv2.cvtColor(image, how)
         moved = cv2.warpAffine(
             image,
-            _of_indices(crop @ matrix),
+            _of_indices(seen),
             (self.size, self.size),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(*FILL, 255),
         )
         return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
+
+
+def _into_crop(size: int, width: int, height: int, *, flipped: bool) -> Map:
+    """From (size, size) to a crop of so many pixels."""
+    across, down = width / size, height / size
+    return (-across if flipped else across, 0, width if flipped else 0, 0, down, 0)
+
+
+def seen_part(
+    moves: list[tuple[str, float]], size: int, width: int, height: int, *, flipped: bool
+) -> Part:
+    """What a crop of (width, height) shows after `moves`.
+
+    A shift moves up to 45 % of a crop out of sight, which need not be decoded.
+    """
+    places = _into_crop(size, width, height, flipped=flipped)
+    for name, amount in moves:
+        places = _after(places, PLACES[name](amount, size))
+    a, b, c, d, e, f = places
+    xs = [a * x + b * y + c for x in (0, size) for y in (0, size)]
+    ys = [d * x + e * y + f for x in (0, size) for y in (0, size)]
+    left, right = _around(xs, width)
+    top, bottom = _around(ys, height)
+    return Part(left, top, right - left, bottom - top, width, height)
+
+
+def _around(places: list[float], most: int) -> tuple[int, int]:
+    """The pixels of 0 to `most` that bilinear interpolation between the places looks at."""
+    first = min(max(math.floor(min(places)) - 1, 0), most - 1)
+    return first, max(min(math.ceil(max(places)) + 1, most), first + 1)

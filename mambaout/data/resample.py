@@ -98,11 +98,12 @@ def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Row y of (H, W, 3) read at places x + shifts[y], clamped at the ends; Pillow's bicubic."""
     height, width = image.shape[:2]
     whole = np.floor(shifts)
-    columns = np.clip(np.arange(-1, width + 2) + whole[:, None].astype(np.int64), 0, width - 1)
-    places = columns + width * np.arange(height)[:, None]
+    columns = np.arange(-1, width + 2, dtype=np.int32) + whole[:, None].astype(np.int32)
+    np.clip(columns, 0, width - 1, out=columns)
+    columns += np.arange(0, width * height, width, dtype=np.int32)[:, None]
     # As whole pixels of 32 bits: a third of the look-ups.
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.uint32).reshape(-1)
-    near = pixels[places].view(np.uint8).reshape(height, width + 3, 4)
+    near = pixels.take(columns).view(np.uint8).reshape(height, width + 3, 4)
     part = shifts - whole
     square, cube = part**2, part**3
     # Pillow's cubic has the parameter -1 here, and -0.5 where it resizes.
@@ -118,8 +119,8 @@ def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         values, (height, 4, width * 4), (row, 4 * channel, channel), writeable=False
     )
     moved = np.einsum("yt,ytx->yx", np.stack(weights, axis=1).astype(np.float32), taps)
-    np.maximum(moved - np.float32(0.49), 0, out=moved)  # convertScaleAbs rounds
-    moved = cv2.convertScaleAbs(moved).reshape(height, width, 4)
+    np.maximum(moved, -TRUNCATES, out=moved)  # convertScaleAbs turns what is below 0
+    moved = cv2.convertScaleAbs(moved, alpha=1, beta=TRUNCATES).reshape(height, width, 4)
     return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
 
 

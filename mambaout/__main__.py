@@ -98,6 +98,10 @@ def _run_train(options: argparse.Namespace) -> int:
     if out is None:
         raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
 
+    if options.workers or options.backend in ("cuda", "xla"):
+        from mambaout.data.makers import warm_workers
+
+        warm_workers()  # beside this process's own imports
     from mambaout.data.sources import default_cache, open_data
     from mambaout.data.stage import stage
     from mambaout.recipe import steps_per_epoch

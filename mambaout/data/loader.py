@@ -14,15 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mambaout.data import makers, ring
+from mambaout.data import ring
 from mambaout.data.files import DataError
-from mambaout.data.makers import ONLY_HOST, EvaluationMaker, Host, TrainMaker
+from mambaout.data.makers import EXACT_NEEDS, ONLY_HOST, EvaluationMaker, Host, TrainMaker
 from mambaout.data.shards import DataSet, Split
 from mambaout.recipe import Recipe, steps_per_epoch
 
 log = logging.getLogger(__name__)
-
-EXACT_NEEDS = ("torch",)  # two seconds of imports that fast training is spared
 
 UNDECODABLE = 0.001  # share of the training images that others may stand in for
 
@@ -109,14 +107,6 @@ def evaluation_batches(
     decoded = make.open().pixels is not None
     made = _made(make, range(make.num_batches), 0 if decoded else num_workers)
     return (_batch(batch, make.part.start) for batch in made)
-
-
-def warm_workers() -> None:
-    """Start the server that workers are forked from, and return while it imports what they need.
-
-    A trainer that calls it first has its first batch two seconds earlier.
-    """
-    ring.warm([makers.__name__, *EXACT_NEEDS])
 
 
 def _made(

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from mambaout.data.loader import Batch, TrainBatches, evaluation_batches, warm_workers
-from mambaout.data.makers import Host
+from mambaout.data.loader import Batch, TrainBatches, evaluation_batches
+from mambaout.data.makers import Host, warm_workers
 from mambaout.data.shards import DataSet, Split
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe, steps_per_epoch

@@ -140,7 +140,7 @@ def measure(cell: Cell, folder: Path, num_images: int, cpu_seconds: float) -> di
     seen = len(next(batches))
     first_batch_seconds = time.monotonic() - started
     # Ray Data makes blocks ahead, most of an epoch: only whole epochs can be told apart.
-    step = num_images * peers.RAY_REPEATS if cell.loader == "ray" else 1
+    step = num_images if cell.loader == "ray" else 1
     warm_up = WARM_UP_CPU_SECONDS if cpu_seconds else 0.0
     root, begun = os.getpid(), tree_cpu_seconds(os.getpid())
     mark: tuple[float, float, int] | None = None

@@ -110,10 +110,10 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name)
-    per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))
-    num_steps = per_epoch * recipe.schedule.total_epochs
     if options.stage:
         data = stage(data, options.stage)
+    per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))
+    num_steps = per_epoch * recipe.schedule.total_epochs
     where = backend(options.backend, cache=default_cache() / "xla")
     stop = _stop_on_signal()
     print(

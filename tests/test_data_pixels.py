@@ -438,6 +438,19 @@ def test_fast_needs_the_part_of_a_crop_that_it_shows_and_no_more():
     assert smaller > 20  # images that are shifted by a fifth and more
 
 
+def test_fast_does_not_look_past_a_crop_that_was_decoded_smaller():
+    augment = TrainAugment(tuned(RECIPE, pixels="fast"))
+    for side in (129, 257, 515):
+        source = picture(file(Image.new("RGB", (side, side), "white")))
+        drawn = augment.draw(keys(1))
+        drawn.operations[0] = [("TranslateXRel", -1e-4, True)]
+        part = augment.part([0, 0, side, side], drawn, 0)
+        assert part is not None
+        crop = source.crop((part.left, part.top, part.width, part.height), augment.least)
+        assert max(crop.shape) < side
+        assert augment(crop, drawn, 0, part).min() > 250
+
+
 def test_fast_moves_stay_in_order_with_colours():
     pixels = photograph(64, 64)
     fast = Fast(pixels, 64, bicubic=True, flipped=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 import warnings
 from typing import Protocol
@@ -37,7 +38,14 @@ _COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo 
 
 
 class Undecodable(DataError):
-    """An image that cannot be decoded, by shard and row."""
+    """An image that cannot be decoded: its row of the split, and as text shard, row and reason."""
+
+    def __init__(self, row: int, text: str) -> None:
+        super().__init__(row, text)
+        self.row, self.text = row, text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Picture(Protocol):
@@ -185,9 +193,13 @@ class Images:
 
     def undecodable(self, row: int, error: Exception) -> Undecodable:
         """What to raise where the image of `row` fails with `error`."""
+        if isinstance(error, MemoryError):  # of the machine's making, not of the image's
+            raise error
+        reason = re.sub(r" object at 0x[0-9a-f]+", "", " ".join(str(error).split()))
         return Undecodable(
+            row,
             f"{place(self.shards, row)} is not an image that can be decoded "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {reason})",
         )
 
     def _decode_all(self) -> np.ndarray:

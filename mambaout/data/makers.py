@@ -6,7 +6,7 @@ nothing. Several processes fill one batch, each its share of the rows; which sha
 the batch.
 
 An epoch shuffles the row groups, then the rows inside windows of row groups of at most 1 GiB
-together (shards.WINDOW_BYTES). A smaller split is one window: an exact shuffle. `pack` writes
+together (encoded.WINDOW_BYTES). A smaller split is one window: an exact shuffle. `pack` writes
 rows in a hashed order, so that a window is a fair sample even of a sorted source. In a larger one
 the rows of each batch stand in 32 lanes, in which row groups stay together, so that each of
 several hosts, whose rows are one run of the batch, reads its own row groups and not all.
@@ -37,8 +37,6 @@ LANES = 32  # to split between hosts
 SUBSTITUTES = 16  # rows to try in place of one that cannot be decoded
 DRAWN_TOGETHER = 256  # images: draws cost 20 us for one and 1 us for each of many
 BATCHES_AHEAD = 2  # whose row groups are read while a batch is made
-
-
 EXACT_NEEDS = ("torch",)  # two seconds of imports that fast training is spared
 
 

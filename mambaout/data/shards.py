@@ -26,8 +26,6 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mambaout.data.draws import draws, hash64, uniforms
-from mambaout.data.encoded import WINDOW_BYTES as WINDOW_BYTES
-from mambaout.data.encoded import Encoded as Encoded
 from mambaout.data.encoded import EncodedImages, Shard, place
 from mambaout.data.files import (
     DataError,

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mambaout.study.study import StudyFolder
 
 DEFAULT_STORAGE = Path("runs")
-STAGE_HELP = "copy the shards to this folder first and read them there, for example /dev/shm"
+STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
 WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 
 
@@ -261,7 +261,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     if options.image_size:
         recipe = tuned(recipe, image_size=options.image_size)
     if options.stage:
-        data = stage(data, options.stage)
+        data = stage(data, options.stage, split=options.split)
     where = backend(options.backend, cache=default_cache() / "xla")
     model = build(recipe.model, data.num_classes)
     load_weights(model, options.weights)

@@ -84,6 +84,25 @@ def test_what_is_staged_is_not_copied_again(tmp_path, store, remote):
     assert len(images(staged)) == 60
 
 
+@pytest.mark.parametrize(
+    ("split", "read"), [("val", WHOLE[2:]), ("minival", WHOLE[:2]), ("train", WHOLE[:2])]
+)
+def test_only_the_shards_of_a_split_are_copied_and_training_copies_the_others(
+    tmp_path, store, remote, split, read
+):
+    part = stage(remote, tmp_path / "fast", split=split, progress=False)
+    home = home_in(tmp_path / "fast", remote)
+    assert files_in(home) == read
+    left, source = ("train", "val") if split == "val" else ("val", "train")
+    assert part.shards[left] == remote.shards[left]
+    assert {Path(shard.location).parent for shard in part.shards[source]} == {home}
+    assert images(part) == images(remote)
+    store.reads.clear()
+    stage(remote, tmp_path / "fast", progress=False)
+    assert sorted(name for name, _, _ in store.reads) == sorted(set(WHOLE) - set(read))
+    assert files_in(home) == WHOLE
+
+
 def test_the_same_images_in_other_shards_get_copies_of_their_own(tmp_path, remote):
     first = stage(remote, tmp_path, progress=False)
     write_folder(tmp_path / "again", row_group_size=5)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_sweep import tiny
 
 from mambaout.__main__ import main
 from mambaout.data.encoded import EncodedImages
-from mambaout.launch import cli
+from mambaout.launch import calibrate, cli
 from mambaout.launch.resources import share, this_machine
 from mambaout.launch.trial import train_trial
 from mambaout.launch.tune import Request, _Launch
@@ -51,6 +52,15 @@ def test_train_and_evaluate_read_the_staged_shards(digits, tmp_path, read_from, 
     (folder,) = read_from
     assert folder.startswith(staged)
     assert f"top-1 {outcome['metrics']['top1']:.3f} %" in capsys.readouterr().out
+
+
+def test_an_evaluation_stages_the_shards_of_its_split_alone(digits, tmp_path):
+    assert main(["train", "--data", "digits", "--out", str(tmp_path), *TINY]) == 0
+    command = ["evaluate", str(tmp_path / "last.ckpt"), "--data", "digits"]
+    for split, copied in (("val", "validation"), ("minival", "train"), ("train", "train")):
+        fast = tmp_path / f"fast-{split}"
+        assert main([*command, "--split", split, "--stage", str(fast)]) == 0
+        assert {path.name.split("-")[0] for path in fast.rglob("*.parquet")} == {copied}
 
 
 def test_no_room_to_stage_is_one_line(digits, tmp_path, capsys):
@@ -94,6 +104,19 @@ def test_a_trial_stages_and_trains_on_what_it_staged(digits, tmp_path, monkeypat
     read_from.clear()
     train_trial(task, trial, tmp_path / "run", lambda record: None, lambda: False)
     assert json.loads((tmp_path / "run/outcome.json").read_text())["status"] == "finished"
+    (folder,) = read_from
+    assert folder.startswith(f"{tmp_path}/fast/digits-{digits.fingerprint}-")
+
+
+def test_a_calibration_stages_and_measures_what_it_staged(digits, tmp_path, monkeypatch, read_from):
+    request = requested(monkeypatch, "--storage", str(tmp_path), "--stage", str(tmp_path / "fast"))
+    part = share("cpu", [this_machine("cpu")])
+    crew = calibrate._Crew(request, part, slots=1, seconds=0.1, width=0)
+    crew._work = SimpleNamespace(remote=calibrate._calibrate)  # here, not in a worker of Ray's
+    crew._ray = SimpleNamespace(get=lambda found: found)
+    read_from.clear()
+    recipe = tuned(request.trials[0].recipe, train_images=128)
+    assert len(crew.calibrate({"thin": recipe}, print)) == 1
     (folder,) = read_from
     assert folder.startswith(f"{tmp_path}/fast/digits-{digits.fingerprint}-")
 

@@ -2,6 +2,7 @@
 
 For a bucket or a disk that is slower than training: ImageNet at 5,000 images/s is 0.5 GB/s. The
 copies are those of every process of the machine, and stay until the folder is removed.
+An evaluation copies only the shards that its split is read from.
 
 Writes: DIR/NAME-FINGERPRINT-SIZES/train-00000-of-0000N.parquet, validation-...; each whole or
         not there
@@ -23,7 +24,7 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from mambaout.data.files import DataError, file_size, locked, read_range
-from mambaout.data.shards import DataSet
+from mambaout.data.shards import DataSet, Split
 
 log = logging.getLogger(__name__)
 
@@ -43,39 +44,48 @@ class _Copy:
         return self.target.exists() and self.target.stat().st_size == self.num_bytes
 
 
-def stage(data: DataSet, folder: Path, *, progress: bool = True) -> DataSet:
-    """`data`, read from copies of its shards under `folder`, which are made where they are missing.
+def stage(
+    data: DataSet, folder: Path, *, split: Split | None = None, progress: bool = True
+) -> DataSet:
+    """`data`, read from copies of its shards under `folder`, which are made where they are missing;
+    with `split`, of those alone that it is read from.
 
     Several processes may ask at once: one copies, the others wait and find the copies. Raises
     DataError where there is no room or a shard cannot be read; what was copied whole stays.
     """
     shards = [
-        (shard, f"{_SPLIT_FILES[split]}-{index:05d}-of-{len(of_split):05d}.parquet")
-        for split, of_split in data.shards.items()
+        (source, shard, f"{_SPLIT_FILES[source]}-{index:05d}-of-{len(of_split):05d}.parquet")
+        for source, of_split in data.shards.items()
         for index, shard in enumerate(of_split)
     ]
+    # Of all, whatever is copied: training and an evaluation share their copies.
     with ThreadPoolExecutor(STAGE_THREADS) as pool:
-        sizes = list(pool.map(file_size, (shard.location for shard, _ in shards)))
+        sizes = list(pool.map(file_size, (shard.location for _, shard, _ in shards)))
     # The same images packed in another way have the same fingerprint, and other row groups.
     packing = sha256(repr(sizes).encode()).hexdigest()[:6]
     home = folder.absolute() / f"{data.name}-{data.fingerprint}-{packing}"
-    copies = [
-        _Copy(shard.location, home / name, size)
-        for (shard, name), size in zip(shards, sizes, strict=True)
-    ]
-    if not all(copy.is_there() for copy in copies):
+    # minival is cut from train's shards
+    wanted = list(data.shards) if split is None else ["val" if split == "val" else "train"]
+    copies = {
+        shard.location: _Copy(shard.location, home / name, size)
+        for (source, shard, name), size in zip(shards, sizes, strict=True)
+        if source in wanted
+    }
+    if not all(copy.is_there() for copy in copies.values()):
         try:
             home.mkdir(parents=True, exist_ok=True)
             with locked(home.with_name(f".{home.name}.lock")):
-                _copy_missing(copies, home, progress)
+                _copy_missing(list(copies.values()), home, progress)
         except OSError as error:
             raise DataError(f"{data.name} cannot be staged in {folder}: {error}") from error
-    targets = iter(copies)
     staged = {
-        split: tuple(replace(shard, location=str(next(targets).target)) for shard in of_split)
-        for split, of_split in data.shards.items()
+        source: tuple(
+            replace(shard, location=str(copies[shard.location].target))
+            for shard in data.shards[source]
+        )
+        for source in wanted
     }
-    return replace(data, shards=staged)
+    return replace(data, shards=data.shards | staged)
 
 
 def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def run_calibration(
         say(
             f"calibrating {counted(len(recipes), 'recipe')} on {part.accelerator}, {slots} at a "
             f"time as trials will be: about {about(expected)}"
+            + (f" once the shards are in {request.stage}" if request.stage else "")
         )
         if not address:
             cleanup.callback(leave)
@@ -137,6 +139,7 @@ class _Crew:
         )(_calibrate)
         self._task = {
             "data": request.data,
+            "stage": request.stage,
             "backend": part.backend,
             "cpus": part.cpus,
             "num_workers": part.num_workers,
@@ -199,16 +202,20 @@ def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -
 def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
     """What a worker does; plain values in and out."""
     from mambaout.data.sources import open_data
+    from mambaout.data.stage import stage
     from mambaout.train.backend import backend
     from mambaout.train.calibrate import calibrate
 
     if task["chips"]:
         prepare(task["chips"], task["env"])
     use_torch(task["cpus"], task["gpus"])
+    data = open_data(task["data"])
+    if task["stage"]:
+        data = stage(data, Path(task["stage"]), progress=False)
     where = backend(task["backend"])
     found = calibrate(
         recipe_from_json(task["recipe"]),
-        open_data(task["data"]),
+        data,
         where,
         seconds=task["seconds"],
         num_workers=task["num_workers"],

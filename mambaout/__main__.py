@@ -102,7 +102,8 @@ def _run_train(options: argparse.Namespace) -> int:
         from mambaout.data.makers import warm_workers
 
         warm_workers()  # beside this process's own imports
-    from mambaout.data.sources import default_cache, open_data
+    from mambaout.data.files import default_cache
+    from mambaout.data.sources import open_data
     from mambaout.data.stage import stage
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
@@ -245,7 +246,8 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
-    from mambaout.data.sources import default_cache, open_data
+    from mambaout.data.files import default_cache
+    from mambaout.data.sources import open_data
     from mambaout.data.stage import stage
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, recipe_of

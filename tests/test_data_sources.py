@@ -18,7 +18,7 @@ from PIL import Image
 
 from mambaout.data import image_tree, sources
 from mambaout.data.decode import Images
-from mambaout.data.files import DataError
+from mambaout.data.files import DataError, default_cache
 from mambaout.data.sources import open_data, pack
 from mambaout.recipe import BASELINE, tuned
 
@@ -300,7 +300,7 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
     assert open_data(str(tmp_path / "set")).cache == tmp_path / "there"
     monkeypatch.delenv("MAMBAOUT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources.default_cache() == tmp_path / ".cache" / "mambaout"
+    assert default_cache() == tmp_path / ".cache" / "mambaout"
 
 
 def test_packing_more_than_the_disk_holds_is_refused_before_it_starts(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """Encoded images to pixels, and no more of them than a crop needs.
 
-A JPEG is decoded by libjpeg-turbo, of one that `pack` re-cut only the segments that the crop
-covers (jpeg.py). Everything else, a JPEG that libjpeg-turbo warns about among it, is Pillow's,
-whose convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as in timm. Rotation
-that EXIF asks for is not done, as in timm. Grey images stay grey until they are resized, which
-gives the same pixels for a third of the work.
+A baseline JPEG is decoded by jpeg_crop.c, of one that `pack` re-cut only the segments that the crop
+covers (jpeg.py). What that leaves, or all of them where it cannot run, is libjpeg-turbo's, with the
+same pixels. Everything else, a JPEG that libjpeg-turbo warns about among it, is Pillow's, whose
+convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as in timm. Rotation that
+EXIF asks for is not done, as in timm. Grey images stay grey until they are resized, which gives the
+same pixels for a third of the work.
 
 A small split whose images share one size is decoded once for a machine: its pixels lie in the
 cache as one memory-mapped array.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import threading
 import warnings
 from typing import Protocol
 
@@ -27,12 +27,11 @@ from tqdm import tqdm
 
 from mambaout.data.encoded import Encoded, EncodedImages
 from mambaout.data.files import DataError, stored_array
-from mambaout.data.jpeg import splice
+from mambaout.data.jpeg import segment_lengths, splice
+from mambaout.data.jpeg_crop import Box, decoded_box, room
 from mambaout.data.shards import DataSet, place
 
 PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded
-
-Box = tuple[int, int, int, int]  # left, top, width, height
 
 _COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo converts as Pillow
 
@@ -93,12 +92,22 @@ def _shrinking(width: int, height: int, least: int | None) -> int:
 
 
 class Jpeg:
-    """A JPEG that libjpeg-turbo reads."""
+    """A JPEG that libjpeg-turbo reads; `space` is how it names the file's colours."""
 
-    def __init__(self, encoded: Encoded, size: tuple[int, int], colour: str) -> None:
-        self.encoded, self.size, self.colour = encoded, size, colour
+    def __init__(self, encoded: Encoded, size: tuple[int, int], space: str) -> None:
+        self.encoded, self.size, self.space = encoded, size, space
 
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        if self.space != "RGB" and _shrinking(box[2], box[3], least) == 1:
+            encoded, segments = self.encoded
+            lengths = None if segments is None else segment_lengths(encoded, segments)
+            is_grey = self.space == "Gray"
+            found = decoded_box(encoded, lengths, box, is_grey=is_grey, smooth=least is None)
+            if found is not None:
+                return found
+        return self._by_libjpeg(box, least)
+
+    def _by_libjpeg(self, box: Box, least: int | None) -> np.ndarray:
         left, top, width, height = box
         encoded, size = self.encoded.image, self.size
         if self.encoded.segments is not None and (width, height) != self.size:
@@ -109,14 +118,13 @@ class Jpeg:
         try:
             pixels = simplejpeg.decode_jpeg(
                 encoded,
-                self.colour,
-                fastdct=least is not None,
+                _COLOURS[self.space],
                 fastupsample=least is not None,
                 # The decoder takes the smallest of its scales that gives at least so many pixels.
                 min_width=-(-size[0] // shrink) if shrink > 1 else 0,
                 min_height=-(-size[1] // shrink) if shrink > 1 else 0,
                 min_factor=shrink,
-                buffer=_room(3 * size[0] * size[1]),
+                buffer=room("pixels", 3 * size[0] * size[1]),
             )
         except ValueError:  # a warning, too, which Pillow lets pass
             return Other(self.encoded.image).crop(box, least)
@@ -124,18 +132,7 @@ class Jpeg:
             left, top = left // shrink, top // shrink
             width, height = width // shrink, height // shrink
         pixels = pixels[top : top + height, left : left + width]
-        return pixels[..., 0] if self.colour == "GRAY" else pixels
-
-
-_THREAD = threading.local()
-
-
-def _room(num_bytes: int) -> np.ndarray:
-    """The memory that this thread decodes into: new memory for each image takes 5 % longer."""
-    room = getattr(_THREAD, "room", None)
-    if room is None or room.size < num_bytes:
-        room = _THREAD.room = np.empty(num_bytes * 5 // 4, np.uint8)
-    return room
+        return pixels[..., 0] if self.space == "Gray" else pixels
 
 
 class Other:
@@ -165,7 +162,7 @@ def picture(encoded: Encoded) -> Picture:
     with contextlib.suppress(ValueError):  # no JPEG, or none that libjpeg-turbo likes
         height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded.image)
         if colour in _COLOURS:
-            return Jpeg(encoded, (int(width), int(height)), _COLOURS[colour])
+            return Jpeg(encoded, (int(width), int(height)), colour)
     return Other(encoded.image)
 
 

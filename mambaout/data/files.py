@@ -39,11 +39,18 @@ HOLE_BYTES = 1 << 20  # between two wanted columns, read along: cheaper than a s
 # error and the process's end, where otherwise it is an OSError, and tried again.
 MAPPED_FILE_SYSTEMS = {"ext4", "xfs", "tmpfs", "btrfs", "overlay"}
 
+CACHE_VARIABLE = "MAMBAOUT_CACHE"
+
 T = TypeVar("T")
 
 
 class DataError(ValueError):
     """The data cannot be used as it is; the message names the file and the remedy."""
+
+
+def default_cache() -> Path:
+    """Where packed and decoded data goes, and what is compiled for this machine."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "mambaout")
 
 
 # -- file systems ---------------------------------------------------------------------------------

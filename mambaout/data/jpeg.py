@@ -125,6 +125,16 @@ def splice(
         return None
 
 
+def segment_lengths(encoded: bytes | memoryview, segments: bytes | memoryview) -> memoryview | None:
+    """The bytes of each restart segment, as uint16; None if `segments` are not the file's."""
+    source, index = memoryview(encoded), memoryview(segments)
+    if len(index) < _HEAD.size:
+        return None
+    checksum, *_, header = _HEAD.unpack_from(index)
+    is_its_own = checksum == crc32(index[4:], crc32(source[:header]))
+    return index[_HEAD.size :] if is_its_own else None
+
+
 def _splice(
     source: memoryview, index: memoryview, left: int, top: int, width: int, height: int
 ) -> Spliced | None:

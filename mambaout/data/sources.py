@@ -20,7 +20,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from mambaout.data.encoded import EncodedImages, Shard, place
-from mambaout.data.files import DataError, leaf_columns, locked, read_columns
+from mambaout.data.files import (
+    CACHE_VARIABLE,
+    DataError,
+    default_cache,
+    leaf_columns,
+    locked,
+    read_columns,
+)
 from mambaout.data.image_tree import checked, read_image_folder, read_image_tar
 from mambaout.data.jpeg import has_jpegtran
 from mambaout.data.pack import Packed, Source, split_by_hash, write_shards
@@ -28,8 +35,6 @@ from mambaout.data.shards import DataSet, read_data_set
 from mambaout.data.storing import Lossy, Sample
 
 log = logging.getLogger(__name__)
-
-CACHE_VARIABLE = "MAMBAOUT_CACHE"
 
 # The function that reads a source when it has to be packed, and a key of the source's content.
 Found = tuple[Callable[[], Source], str]
@@ -87,10 +92,6 @@ def pack(
     else:
         read, _ = _find_source(source, default_cache())
     return write_shards(read(), Path(out), progress=progress, as_is=as_is, lossy=lossy)
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "mambaout")
 
 
 def _usable(cache: Path) -> Path:

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from mambaout.accounting import GIB, cost, find_chip, mfu
+from mambaout.data.files import CACHE_VARIABLE, default_cache
 from mambaout.data.loader import Batch
-from mambaout.data.sources import CACHE_VARIABLE, default_cache
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train import versions

@@ -1,0 +1,277 @@
+"""Promises of jpeg_crop.c: libjpeg's pixels to the bit, from any file, and a way without it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+from test_data_jpeg import boxes, cut, mutated, photo
+
+from mambaout.data import jpeg_crop
+from mambaout.data.decode import picture
+from mambaout.data.encoded import Encoded
+from mambaout.data.jpeg import segment_lengths
+from mambaout.data.jpeg_crop import decoded_box, why_not
+
+BASELINE_KINDS = ("4:2:0", "4:2:2", "4:4:4", "grey")
+
+needs_decoder = pytest.mark.skipif(
+    why_not() is not None and "processor" in str(why_not()), reason=str(why_not())
+)
+
+
+def by_libjpeg(encoded: bytes, *, smooth: bool = True) -> np.ndarray:
+    space = simplejpeg.decode_jpeg_header(encoded)[2]
+    form = "GRAY" if space == "Gray" else "RGB"
+    pixels = simplejpeg.decode_jpeg(encoded, form, fastupsample=not smooth)
+    return pixels[..., 0] if form == "GRAY" else pixels
+
+
+def check(encoded: bytes, segments: bytes | None, box, whole: np.ndarray, *, smooth: bool) -> None:
+    left, top, width, height = box
+    lengths = None if segments is None else segment_lengths(encoded, segments)
+    found = decoded_box(encoded, lengths, box, is_grey=whole.ndim == 2, smooth=smooth)
+    assert found is not None
+    np.testing.assert_array_equal(found, whole[top : top + height, left : left + width])
+
+
+# -- the same pixels ------------------------------------------------------------------------------
+
+
+@needs_decoder
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("kind", BASELINE_KINDS)
+def test_a_box_of_a_file_has_libjpegs_pixels_to_the_bit(kind, smooth):
+    before = photo(kind, 203, 351, quality=95)
+    after, segments = cut(before)
+    whole = by_libjpeg(before, smooth=smooth)
+    for box in boxes(351, 203, 60):
+        check(after, segments, box, whole, smooth=smooth)
+        check(before, None, box, whole, smooth=smooth)
+
+
+@needs_decoder
+@pytest.mark.parametrize("kind", BASELINE_KINDS)
+def test_files_of_any_size_have_them(kind):
+    for height, width in ((1, 8), (8, 1), (16, 16), (17, 31), (5, 300), (300, 9), (33, 65)):
+        before = photo(kind, height, width)
+        after, segments = cut(before)
+        for smooth in (True, False):
+            whole = by_libjpeg(before, smooth=smooth)
+            for box in boxes(width, height, 9):
+                if width >= 8 or kind not in ("4:2:0", "4:2:2"):  # else libjpeg does not smooth
+                    check(after, segments, box, whole, smooth=smooth)
+                    check(before, None, box, whole, smooth=smooth)
+
+
+@needs_decoder
+@pytest.mark.parametrize("quality", [1, 30, 100])
+@pytest.mark.parametrize("kind", BASELINE_KINDS)
+def test_the_coarsest_and_the_finest_coefficients_have_them(kind, quality):
+    # Noise and hard edges: codes and values of every length, and pixels that have to be clamped.
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(0, 2, (96, 160, 3), np.uint8) * 255
+    pixels[:48] = draws.integers(0, 256, (48, 160, 3), np.uint8)
+    pixels[:, 100:] = pixels[::8, 100::8].repeat(8, 0).repeat(8, 1)[:96, :60]
+    target = io.BytesIO()
+    subsampling = {"4:2:0": 2, "4:2:2": 1, "4:4:4": 0, "grey": 0}[kind]
+    image = Image.fromarray(pixels).convert("L" if kind == "grey" else "RGB")
+    image.save(target, "jpeg", quality=quality, subsampling=subsampling)
+    after, segments = cut(target.getvalue())
+    whole = by_libjpeg(target.getvalue())
+    for box in boxes(160, 96, 9):
+        check(after, segments, box, whole, smooth=True)
+        check(target.getvalue(), None, box, whole, smooth=True)
+
+
+@needs_decoder
+def test_threads_decode_at_once():
+    files = [cut(photo(kind, 200, 200 + 8 * n)) for n, kind in enumerate(BASELINE_KINDS)]
+    wholes = [by_libjpeg(encoded) for encoded, _ in files]
+
+    def decode(number: int) -> None:
+        encoded, segments = files[number % len(files)]
+        box = (number % 50, number % 40, 100, 90)
+        check(encoded, segments, box, wholes[number % len(files)], smooth=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode, range(400)))
+
+
+# -- what it leaves to others ---------------------------------------------------------------------
+
+
+@needs_decoder
+def test_other_codings_are_left_to_libjpeg_and_pillow():
+    for kind in ("progressive", "CMYK", "restarts of its own"):
+        assert decoded_box(photo(kind), None, (0, 0, 9, 9), is_grey=False, smooth=True) is None
+    for kind in ("progressive", "kept RGB", "restarts of its own"):
+        source = photo(kind)
+        found = picture(Encoded(memoryview(source), None)).crop((7, 5, 200, 100))
+        with Image.open(io.BytesIO(source)) as image:
+            np.testing.assert_array_equal(found, np.asarray(image)[5:105, 7:207])
+
+
+@needs_decoder
+def test_boxes_outside_and_lengths_of_another_file_give_nothing():
+    encoded, segments = cut(photo())
+    lengths = segment_lengths(encoded, segments)
+    assert lengths is not None
+    for box in ((0, 0, 351, 333), (-1, 0, 5, 5), (0, 0, 0, 5), (9, 9, 5, -5), (349, 0, 2, 1)):
+        assert decoded_box(encoded, lengths, box, is_grey=False, smooth=True) is None
+    assert segment_lengths(photo(), segments) is None
+    assert segment_lengths(encoded, b"") is None
+    for wrong in (lengths[:-2], lengths[2:], bytes(lengths) + b"\1\1", b"", None):
+        assert decoded_box(encoded, wrong, (9, 9, 5, 5), is_grey=False, smooth=True) is None
+
+
+@needs_decoder
+def test_a_file_that_ends_early_is_damaged():
+    encoded, segments = cut(photo())
+    lengths, box = segment_lengths(encoded, segments), (0, 0, 350, 333)
+    half = encoded[: len(encoded) // 2]
+    assert decoded_box(half, lengths, box, is_grey=False, smooth=True) is None
+    assert decoded_box(photo()[: len(encoded) // 2], None, box, is_grey=False, smooth=True) is None
+
+
+def check_mutations(first: int, last: int) -> int:
+    """Decodes boxes of damaged files; how many gave pixels."""
+    kinds = [cut(photo(kind, 120, 150)) for kind in BASELINE_KINDS]
+    plain = [photo(kind, 120, 150) for kind in BASELINE_KINDS]
+    decoded = 0
+    for seed in range(first, last):
+        draws = np.random.default_rng(seed)
+        encoded, segments = kinds[seed % len(kinds)]
+        lengths: bytes | None = segments[18:]
+        if seed % 3 == 0:
+            encoded, lengths = plain[seed % len(kinds)], None
+        elif seed % 3 == 1:  # lengths of the right number that say anything
+            numbers = np.frombuffer(segments[18:], "<u2").copy()
+            wounds = draws.integers(0, len(numbers), 4)
+            numbers[wounds] = draws.integers(0, 65536, 4)
+            lengths = numbers.tobytes()
+        if seed % 3 != 1 or draws.random() < 0.5:
+            encoded = mutated(encoded, draws)
+        left, top, wide, high = (int(n) for n in draws.integers((-1, -1, 1, 1), (70, 60, 80, 62)))
+        box, smooth = (left, top, wide, high), bool(draws.integers(0, 2))
+        is_grey = bool(draws.integers(0, 2))
+        found = decoded_box(encoded, lengths, box, is_grey=is_grey, smooth=smooth)
+        decoded += found is not None
+    return decoded
+
+
+@needs_decoder
+def test_two_thousand_mutated_files_are_refused_or_decoded_without_a_crash():
+    # In a process of its own: a crash there is a failure here.
+    code = "import test_data_jpeg_crop as t; print(t.check_mutations(0, 2000))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=__file__.rpartition("/")[0],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 400 < int(done.stdout) < 1600
+
+
+@needs_decoder
+def test_what_is_not_damaged_for_both_has_libjpegs_pixels():
+    """Wounds in the coded data: where libjpeg has no complaint, the pixels are its own."""
+    encoded, segments = cut(photo("4:2:0", 120, 150))
+    header = int.from_bytes(segments[16:18], "little")
+    compared = 0
+    for seed in range(400):
+        draws = np.random.default_rng(seed)
+        content = bytearray(encoded)
+        content[int(draws.integers(header, len(encoded) - 2))] ^= 1 << int(draws.integers(0, 8))
+        lengths, box = segment_lengths(content, segments), (0, 0, 150, 120)
+        found = decoded_box(bytes(content), lengths, box, is_grey=False, smooth=True)
+        try:
+            wanted = simplejpeg.decode_jpeg(bytes(content))
+        except ValueError:
+            continue
+        if found is not None:
+            np.testing.assert_array_equal(found, wanted)
+            compared += 1
+    assert compared > 20
+
+
+# -- without it -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Nothing is compiled yet."""
+    monkeypatch.setenv("MAMBAOUT_CACHE", str(tmp_path / "cache"))
+    for cached in (jpeg_crop._function, jpeg_crop._load):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (jpeg_crop._function, jpeg_crop._load):
+        cached.cache_clear()
+
+
+def pixels_of(encoded: bytes, segments: bytes) -> np.ndarray:
+    found = picture(Encoded(memoryview(encoded), memoryview(segments)))
+    exact = found.crop((30, 40, 150, 130)).copy()
+    return np.stack([exact, found.crop((30, 40, 150, 130), least=100)])
+
+
+@needs_decoder
+@pytest.mark.parametrize("compiler", [None, "exit 1", "echo 'stdio.h: no such file' >&2; exit 1"])
+def test_without_a_compiler_the_pixels_are_the_same_and_the_remedy_is_named(
+    fresh, monkeypatch, caplog, compiler
+):
+    encoded, segments = cut(photo())
+    with_it = pixels_of(encoded, segments)
+    assert not caplog.records
+    (library,) = (fresh / "cache").glob("*.so")
+    library.unlink()
+    for cached in (jpeg_crop._function, jpeg_crop._load):
+        cached.cache_clear()
+    (fresh / "bin").mkdir()
+    if compiler:
+        (fresh / "bin" / "cc").write_text(f"#!/bin/sh\n{compiler}\n")
+        (fresh / "bin" / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fresh / 'bin'}:/nowhere")
+    np.testing.assert_array_equal(pixels_of(encoded, segments), with_it)
+    assert decoded_box(encoded, None, (0, 0, 9, 9), is_grey=False, smooth=True) is None
+    (said,) = caplog.messages  # once
+    assert "twice as long" in said
+    assert "apt install gcc libc6-dev" in said
+    if compiler and "echo" in compiler:
+        assert "stdio.h: no such file" in said
+
+
+def test_a_processor_without_avx2_goes_the_long_way_in_silence(fresh, monkeypatch, caplog):
+    encoded, segments = cut(photo())
+    with_it = pixels_of(encoded, segments)
+    for cached in (jpeg_crop._function, jpeg_crop._load):
+        cached.cache_clear()
+    monkeypatch.setattr(jpeg_crop, "_processor_flags", lambda: {"sse2"})
+    np.testing.assert_array_equal(pixels_of(encoded, segments), with_it)
+    assert not caplog.records
+    assert "processor with avx2" in str(why_not())
+
+
+@needs_decoder
+def test_processes_that_need_it_at_once_compile_it_once(fresh):
+    code = (
+        "from mambaout.data import jpeg_crop as j; import subprocess\n"
+        "run = subprocess.run\n"
+        "subprocess.run = lambda *a, **k: (print('compiled'), run(*a, **k))[1]\n"
+        "assert j.why_not() is None"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(said) == ["", "", "", "compiled\n"]

@@ -24,6 +24,7 @@ WARM_UP_BATCHES, CPU_SECONDS = 8, 12.0
 PARTS = (
     ("mambaout/data/jpeg.py", "", "splice"),
     ("mambaout/data/decode.py", "", "decode"),
+    ("mambaout/data/jpeg_crop.py", "", "decode"),
     ("PIL/ImageFile.py", "", "decode"),
     ("mambaout/data/resample.py", "", "resample"),
     ("PIL/Image.py", "resize", "resample"),

@@ -37,11 +37,14 @@ fi
 if [ -n "${MAMBAOUT_PYTHON:-}" ]; then # in an image: the interpreter is there and is the image's
     "$MAMBAOUT_PYTHON" -m venv --clear "$venv"
 else
-    if ! python3 -c 'import ensurepip' 2>/dev/null; then
+    missing=()
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    command -v cc >/dev/null || missing+=(gcc libc6-dev) # compiles mambaout/data/jpeg_crop.c
+    if [ ${#missing[@]} -gt 0 ]; then
         # A host that has just started is upgrading itself: wait for its lock.
         sudo apt-get -o DPkg::Lock::Timeout=300 update -qq
         sudo DEBIAN_FRONTEND=noninteractive \
-            apt-get -o DPkg::Lock::Timeout=300 install -y -qq python3-venv
+            apt-get -o DPkg::Lock::Timeout=300 install -y -qq "${missing[@]}"
     fi
     boot=$(mktemp -d)
     trap 'rm -rf "$boot"' EXIT

@@ -123,7 +123,7 @@ class TrainAugment:
     def __init__(self, recipe: Recipe) -> None:
         self.augment, self.size = recipe.augment, recipe.image_size
         self.fast = recipe.augment.pixels == "fast"
-        # The least sides of a crop that is decoded at less than its size.
+        # The least sides of a crop that comes at less than its size.
         self.least = self.size if self.fast else None
 
     def draw(self, keys: np.ndarray) -> Drawn:

@@ -58,8 +58,9 @@ class Picture(Protocol):
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
         """The pixels of the box: uint8 (height, width), or (height, width, 3).
 
-        With `least` they may come at a half, a quarter or an eighth of their size, as long as
-        no side falls below `least`. They are good until another picture is cropped in this thread.
+        With `least` chroma is repeated, not interpolated, and a crop that is at least twice as
+        large comes at a half, a quarter or an eighth of its size, no side below `least`. The pixels
+        are good until another picture is cropped in this thread.
         Whatever a decoder raises for a damaged image travels.
         """
         ...
@@ -74,21 +75,20 @@ class Decoded:
 
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
         left, top, width, height = box
-        shrink = _shrinking(width, height, least)
-        pixels = self.pixels[top : top + height, left : left + width]
-        if shrink == 1:
-            return pixels
-        size = width // shrink, height // shrink
-        pixels = pixels[: size[1] * shrink, : size[0] * shrink]
-        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        return _shrunk(self.pixels[top : top + height, left : left + width], least)
 
 
-def _shrinking(width: int, height: int, least: int | None) -> int:
-    """1, 2, 4 or 8: the most that leaves both sides `least` pixels."""
+def _shrunk(pixels: np.ndarray, least: int | None) -> np.ndarray:
+    """Means of 2, 4 or 8 pixels square: the most that leaves both sides `least`, or none."""
+    height, width = pixels.shape[:2]
     shrink = 1
     while least is not None and shrink < 8 and min(width, height) >= 2 * shrink * least:
         shrink *= 2
-    return shrink
+    if shrink == 1:
+        return pixels
+    size = width // shrink, height // shrink
+    pixels = pixels[: size[1] * shrink, : size[0] * shrink]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 class Jpeg:
@@ -98,39 +98,35 @@ class Jpeg:
         self.encoded, self.size, self.space = encoded, size, space
 
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
-        if self.space != "RGB" and _shrinking(box[2], box[3], least) == 1:
-            encoded, segments = self.encoded
-            lengths = None if segments is None else segment_lengths(encoded, segments)
-            is_grey = self.space == "Gray"
-            found = decoded_box(encoded, lengths, box, is_grey=is_grey, smooth=least is None)
-            if found is not None:
-                return found
-        return self._by_libjpeg(box, least)
+        smooth = least is None
+        pixels = self._by_us(box, smooth) if self.space != "RGB" else None
+        if pixels is None:
+            pixels = self._by_libjpeg(box, smooth)
+        if pixels is None:
+            return Other(self.encoded.image).crop(box, least)
+        return _shrunk(pixels, least)
 
-    def _by_libjpeg(self, box: Box, least: int | None) -> np.ndarray:
+    def _by_us(self, box: Box, smooth: bool) -> np.ndarray | None:
+        encoded, segments = self.encoded
+        lengths = None if segments is None else segment_lengths(encoded, segments)
+        return decoded_box(encoded, lengths, box, is_grey=self.space == "Gray", smooth=smooth)
+
+    def _by_libjpeg(self, box: Box, smooth: bool) -> np.ndarray | None:
         left, top, width, height = box
         encoded, size = self.encoded.image, self.size
         if self.encoded.segments is not None and (width, height) != self.size:
             spliced = splice(encoded, self.encoded.segments, box)
             if spliced is not None:
                 encoded, left, top, *size = spliced
-        shrink = _shrinking(width, height, least)
         try:
             pixels = simplejpeg.decode_jpeg(
                 encoded,
                 _COLOURS[self.space],
-                fastupsample=least is not None,
-                # The decoder takes the smallest of its scales that gives at least so many pixels.
-                min_width=-(-size[0] // shrink) if shrink > 1 else 0,
-                min_height=-(-size[1] // shrink) if shrink > 1 else 0,
-                min_factor=shrink,
+                fastupsample=not smooth,
                 buffer=room("pixels", 3 * size[0] * size[1]),
             )
         except ValueError:  # a warning, too, which Pillow lets pass
-            return Other(self.encoded.image).crop(box, least)
-        if shrink > 1:
-            left, top = left // shrink, top // shrink
-            width, height = width // shrink, height // shrink
+            return None
         pixels = pixels[top : top + height, left : left + width]
         return pixels[..., 0] if self.space == "Gray" else pixels
 

@@ -6,8 +6,8 @@ algorithm vectorised, shears and shifts by rows, and leaves to Pillow what has n
 
 `Fast` keeps what is to be done as one map of places and looks into the crop once: bilinear, or
 bicubic where it only resizes, without the widened filter that Pillow shrinks images with. A crop
-that is at least twice as large is decoded at a half, a quarter or an eighth (decode.py), so that at
-most a factor of two is left to it.
+that is at least twice as large is first averaged to a half, a quarter or an eighth (decode.py), so
+that at most a factor of two is left to it.
 
 Both take uint8 (H, W) or (H, W, 3) and give (size, size, 3).
 """
@@ -205,7 +205,7 @@ class Fast:
         image = self.image
         height, width = image.shape[:2]
         part = self.part or Part(0, 0, width, height, width, height)
-        across, down = width / part.width, height / part.height  # below 1 where decoded smaller
+        across, down = width / part.width, height / part.height  # below 1 where it came smaller
         crop = _into_crop(self.size, part.crop_width, part.crop_height, flipped=self.flipped)
         inside = (across, 0, -part.left * across, 0, down, -part.top * down)
         seen = _after(inside, _after(crop, places))

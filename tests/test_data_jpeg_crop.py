@@ -1,4 +1,4 @@
-"""Promises of jpeg_crop.c: libjpeg's pixels to the bit, from any file, and a way without it."""
+"""Promises of jpeg_crop.c: libjpeg's pixels to the bit, and no harm from any file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import simplejpeg
 from PIL import Image
 from test_data_jpeg import boxes, cut, mutated, photo
 
-from mambaout.data import jpeg_crop
 from mambaout.data.decode import picture
 from mambaout.data.encoded import Encoded
 from mambaout.data.jpeg import segment_lengths
-from mambaout.data.jpeg_crop import decoded_box, why_not
+from mambaout.data.jpeg_crop import decoded_box
+from mambaout.data.native import why_not
 
 BASELINE_KINDS = ("4:2:0", "4:2:2", "4:4:4", "grey")
 
-needs_decoder = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_c = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def by_libjpeg(encoded: bytes, *, smooth: bool = True) -> np.ndarray:
@@ -42,7 +42,7 @@ def check(encoded: bytes, segments: bytes | None, box, whole: np.ndarray, *, smo
 # -- the same pixels ------------------------------------------------------------------------------
 
 
-@needs_decoder
+@needs_c
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize("kind", BASELINE_KINDS)
 def test_a_box_of_a_file_has_libjpegs_pixels_to_the_bit(kind, smooth):
@@ -54,7 +54,7 @@ def test_a_box_of_a_file_has_libjpegs_pixels_to_the_bit(kind, smooth):
         check(before, None, box, whole, smooth=smooth)
 
 
-@needs_decoder
+@needs_c
 @pytest.mark.parametrize("kind", BASELINE_KINDS)
 def test_files_of_any_size_have_them(kind):
     for height, width in ((1, 8), (8, 1), (16, 16), (17, 31), (5, 300), (300, 9), (33, 65)):
@@ -68,7 +68,7 @@ def test_files_of_any_size_have_them(kind):
                     check(before, None, box, whole, smooth=smooth)
 
 
-@needs_decoder
+@needs_c
 @pytest.mark.parametrize("quality", [1, 30, 100])
 @pytest.mark.parametrize("kind", BASELINE_KINDS)
 def test_the_coarsest_and_the_finest_coefficients_have_them(kind, quality):
@@ -88,7 +88,7 @@ def test_the_coarsest_and_the_finest_coefficients_have_them(kind, quality):
         check(target.getvalue(), None, box, whole, smooth=True)
 
 
-@needs_decoder
+@needs_c
 def test_threads_decode_at_once():
     files = [cut(photo(kind, 200, 200 + 8 * n)) for n, kind in enumerate(BASELINE_KINDS)]
     wholes = [by_libjpeg(encoded) for encoded, _ in files]
@@ -105,7 +105,7 @@ def test_threads_decode_at_once():
 # -- what it leaves to others ---------------------------------------------------------------------
 
 
-@needs_decoder
+@needs_c
 def test_other_codings_are_left_to_libjpeg_and_pillow():
     for kind in ("progressive", "CMYK", "restarts of its own"):
         assert decoded_box(photo(kind), None, (0, 0, 9, 9), is_grey=False, smooth=True) is None
@@ -116,7 +116,7 @@ def test_other_codings_are_left_to_libjpeg_and_pillow():
             np.testing.assert_array_equal(found, np.asarray(image)[5:105, 7:207])
 
 
-@needs_decoder
+@needs_c
 def test_boxes_outside_and_lengths_of_another_file_give_nothing():
     encoded, segments = cut(photo())
     lengths = segment_lengths(encoded, segments)
@@ -129,7 +129,7 @@ def test_boxes_outside_and_lengths_of_another_file_give_nothing():
         assert decoded_box(encoded, wrong, (9, 9, 5, 5), is_grey=False, smooth=True) is None
 
 
-@needs_decoder
+@needs_c
 def test_a_file_that_ends_early_is_damaged():
     encoded, segments = cut(photo())
     lengths, box = segment_lengths(encoded, segments), (0, 0, 350, 333)
@@ -164,7 +164,7 @@ def check_mutations(first: int, last: int) -> int:
     return decoded
 
 
-@needs_decoder
+@needs_c
 def test_two_thousand_mutated_files_are_refused_or_decoded_without_a_crash():
     # In a process of its own: a crash there is a failure here.
     code = "import test_data_jpeg_crop as t; print(t.check_mutations(0, 2000))"
@@ -179,7 +179,7 @@ def test_two_thousand_mutated_files_are_refused_or_decoded_without_a_crash():
     assert 400 < int(done.stdout) < 1600
 
 
-@needs_decoder
+@needs_c
 def test_what_is_not_damaged_for_both_has_libjpegs_pixels():
     """Wounds in the coded data: where libjpeg has no complaint, the pixels are its own."""
     encoded, segments = cut(photo("4:2:0", 120, 150))
@@ -199,77 +199,3 @@ def test_what_is_not_damaged_for_both_has_libjpegs_pixels():
             np.testing.assert_array_equal(found, wanted)
             compared += 1
     assert compared > 20
-
-
-# -- without it -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh(tmp_path, monkeypatch):
-    """Nothing is compiled yet."""
-    monkeypatch.setenv("MAMBAOUT_CACHE", str(tmp_path / "cache"))
-    for cached in (jpeg_crop._function, jpeg_crop._load):
-        cached.cache_clear()
-    yield tmp_path
-    for cached in (jpeg_crop._function, jpeg_crop._load):
-        cached.cache_clear()
-
-
-def pixels_of(encoded: bytes, segments: bytes) -> np.ndarray:
-    found = picture(Encoded(memoryview(encoded), memoryview(segments)))
-    exact = found.crop((30, 40, 150, 130)).copy()
-    return np.stack([exact, found.crop((30, 40, 150, 130), least=100)])
-
-
-@needs_decoder
-@pytest.mark.parametrize("compiler", [None, "exit 1", "echo 'stdio.h: no such file' >&2; exit 1"])
-def test_without_a_compiler_the_pixels_are_the_same_and_the_remedy_is_named(
-    fresh, monkeypatch, caplog, compiler
-):
-    encoded, segments = cut(photo())
-    with_it = pixels_of(encoded, segments)
-    assert not caplog.records
-    (library,) = (fresh / "cache").glob("*.so")
-    library.unlink()
-    for cached in (jpeg_crop._function, jpeg_crop._load):
-        cached.cache_clear()
-    (fresh / "bin").mkdir()
-    if compiler:
-        (fresh / "bin" / "cc").write_text(f"#!/bin/sh\n{compiler}\n")
-        (fresh / "bin" / "cc").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fresh / 'bin'}:/nowhere")
-    np.testing.assert_array_equal(pixels_of(encoded, segments), with_it)
-    assert decoded_box(encoded, None, (0, 0, 9, 9), is_grey=False, smooth=True) is None
-    (said,) = caplog.messages  # once
-    assert "twice as long" in said
-    assert "apt install gcc libc6-dev" in said
-    if compiler and "echo" in compiler:
-        assert "stdio.h: no such file" in said
-
-
-def test_a_processor_without_avx2_goes_the_long_way_in_silence(fresh, monkeypatch, caplog):
-    encoded, segments = cut(photo())
-    with_it = pixels_of(encoded, segments)
-    for cached in (jpeg_crop._function, jpeg_crop._load):
-        cached.cache_clear()
-    monkeypatch.setattr(jpeg_crop, "_processor_flags", lambda: {"sse2"})
-    np.testing.assert_array_equal(pixels_of(encoded, segments), with_it)
-    assert not caplog.records
-    assert "processor with avx2" in str(why_not())
-
-
-@needs_decoder
-def test_processes_that_need_it_at_once_compile_it_once(fresh):
-    code = (
-        "from mambaout.data import jpeg_crop as j; import subprocess\n"
-        "run = subprocess.run\n"
-        "subprocess.run = lambda *a, **k: (print('compiled'), run(*a, **k))[1]\n"
-        "assert j.why_not() is None"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    said = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(said) == ["", "", "", "compiled\n"]

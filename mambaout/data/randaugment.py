@@ -167,9 +167,10 @@ Map = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f: ax + 
 
 def rotation(degrees: float, size: int) -> Map:
     """About the middle of an image of (size, size), whose places count from its corner."""
-    turned = math.radians(degrees)
-    cos, sin, middle = math.cos(turned), math.sin(turned), size / 2
-    return cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - sin - cos)
+    turned = -math.radians(degrees % 360.0)  # rounded as Pillow's rotate rounds
+    cos, sin, middle = round(math.cos(turned), 15), round(math.sin(turned), 15), size / 2
+    left, top = cos * -middle + sin * -middle + middle, -sin * -middle + cos * -middle + middle
+    return cos, sin, left, -sin, cos, top
 
 
 PLACES: dict[str, Callable[[float, int], Map]] = {

@@ -2,7 +2,7 @@
 
 `Exact` does one operation after the other and gives Pillow's pixels within one grey level nearly
 everywhere, several times faster: it resizes with torch's uint8 kernels, which are Pillow's own
-algorithm vectorised, shears and shifts by rows, and leaves to Pillow what has no faster twin.
+algorithm vectorised, and moves with affine.c, to Pillow's bits.
 
 `Fast` keeps what is to be done as one map of places and looks into the crop once: bilinear, or
 bicubic where it only resizes, without the widened filter that Pillow shrinks images with. A crop
@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from mambaout.data.randaugment import FILL, PLACES, TRUNCATES, Map
+from mambaout.data import native
+from mambaout.data.native import NUMBER, POINTER, address
+from mambaout.data.randaugment import FILL, PLACES, Map
 
 cv2.setNumThreads(0)  # a process a core does better than threads in each
-
-_REPLICATE = cv2.BORDER_REPLICATE
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -43,14 +44,7 @@ class Exact:
 
     def move(self, name: str, amount: float, *, bicubic: bool) -> None:
         """Rotate, shear or shift (randaugment.PLACES)."""
-        if bicubic and name == "Rotate":
-            turned = Image.fromarray(self.image).rotate(
-                amount, resample=Image.Resampling.BICUBIC, fillcolor=FILL
-            )
-            self.image = np.asarray(turned)
-            return
-        move = _moved_bicubic if bicubic else _moved_bilinear
-        self.image = move(self.image, PLACES[name](amount, self.size))
+        self.image = moved(self.image, PLACES[name](amount, self.size), bicubic=bicubic)
 
     def pixels(self) -> np.ndarray:
         return self.image
@@ -74,68 +68,30 @@ def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.nd
     return found if image.ndim == 3 else found[..., 0]
 
 
-def _moved_bilinear(image: np.ndarray, places: Map) -> np.ndarray:
-    # Four channels take half the time of three.
-    wide = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    size = image.shape[1], image.shape[0]
-    moved = cv2.warpAffine(wide, _of_indices(places), size, flags=flags, borderMode=_REPLICATE)
-    moved = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
-    return _filled_outside(moved, places)
-
-
-def _moved_bicubic(image: np.ndarray, places: Map) -> np.ndarray:
-    """A shear or shift along x or along y."""
-    _, slope_x, shift_x, slope_y, _, shift_y = places
-    along_y = slope_y != 0 or shift_y != 0
-    turned = cv2.transpose(image) if along_y else image
-    slope, shift = (slope_y, shift_y) if along_y else (slope_x, shift_x)
-    moved = _rows_moved(turned, slope * (np.arange(len(turned)) + 0.5) + shift)
-    return _filled_outside(cv2.transpose(moved) if along_y else moved, places)
-
-
-def _rows_moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Row y of (H, W, 3) read at places x + shifts[y], clamped at the ends; Pillow's bicubic."""
+def moved(image: np.ndarray, places: Map, *, bicubic: bool) -> np.ndarray:
+    """uint8 (H, W, 3) looked at in other places, as Pillow's transform gives it, to the bit."""
+    affine = _affine()
+    if affine is None:
+        how = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+        size = image.shape[1], image.shape[0]
+        found = Image.fromarray(image).transform(
+            size, Image.Transform.AFFINE, places, resample=how, fillcolor=FILL
+        )
+        return np.asarray(found)
     height, width = image.shape[:2]
-    whole = np.floor(shifts)
-    columns = np.arange(-1, width + 2, dtype=np.int32) + whole[:, None].astype(np.int32)
-    np.clip(columns, 0, width - 1, out=columns)
-    columns += np.arange(0, width * height, width, dtype=np.int32)[:, None]
-    # As whole pixels of 32 bits: a third of the look-ups.
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA).view(np.uint32).reshape(-1)
-    near = pixels.take(columns).view(np.uint8).reshape(height, width + 3, 4)
-    part = shifts - whole
-    square, cube = part**2, part**3
-    # Pillow's cubic has the parameter -1 here, and -0.5 where it resizes.
-    weights = [2 * square - part - cube, 1 - 2 * square + cube, part + square - cube, cube - square]
-    if part[0] == part[-1]:  # a shift: every row alike
-        kernel = np.array([[weight[0] for weight in weights]], np.float32)
-        moved = cv2.filter2D(near, -1, kernel, anchor=(1, 0), delta=TRUNCATES)[:, 1 : width + 1]
-        return cv2.cvtColor(np.ascontiguousarray(moved), cv2.COLOR_RGBA2RGB)
-    values = near.astype(np.float32)
-    # (H, 4, W * 4): tap t of a row is the row from its pixel t on.
-    row, _, channel = values.strides
-    taps = np.lib.stride_tricks.as_strided(
-        values, (height, 4, width * 4), (row, 4 * channel, channel), writeable=False
-    )
-    moved = np.einsum("yt,ytx->yx", np.stack(weights, axis=1).astype(np.float32), taps)
-    np.maximum(moved, -TRUNCATES, out=moved)  # convertScaleAbs turns what is below 0
-    moved = cv2.convertScaleAbs(moved, alpha=1, beta=TRUNCATES).reshape(height, width, 4)
-    return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
+    wide, result = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), np.empty_like(image)
+    numbers = np.array(places, np.float64)
+    affine(address(wide), height, width, address(numbers), address(_FILL), bicubic, address(result))
+    return result
 
 
-def _filled_outside(image: np.ndarray, places: Map) -> np.ndarray:
-    """FILL where the map of places looks outside of the image, in place."""
-    inside, colour = _filling(*image.shape[:2])
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    size = image.shape[1], image.shape[0]
-    outside = cv2.warpAffine(inside, _of_indices(places), size, flags=flags, borderValue=(255,))
-    return cv2.copyTo(colour, outside, image)
+_FILL = np.array(FILL, np.uint8)
 
 
-@functools.lru_cache(maxsize=8)
-def _filling(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((height, width), np.uint8), np.full((height, width, 3), FILL, np.uint8)
+@functools.cache
+def _affine() -> Callable[..., int] | None:
+    arguments = [POINTER, NUMBER, NUMBER, POINTER, POINTER, NUMBER, POINTER]
+    return native.function("affine.c", "affine", arguments)
 
 
 def _of_indices(places: Map) -> np.ndarray:

@@ -23,8 +23,8 @@ import torch
 
 from mambaout.accounting import GIB, cost, find_chip, mfu
 from mambaout.data.files import CACHE_VARIABLE, default_cache
-from mambaout.data.jpeg_crop import why_not
 from mambaout.data.loader import Batch
+from mambaout.data.native import why_not
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train import versions
@@ -117,7 +117,7 @@ def _machine() -> list[tuple[str, str]]:
             "data cache",
             f"{cache} ({_gib(_room(cache, free=True))} free; {CACHE_VARIABLE} moves it)",
         ),
-        ("JPEGs", why_not() or "decoded by jpeg_crop.c"),
+        ("JPEGs", why_not() or "crops decoded by jpeg_crop.c"),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
     return rows + sorted(tpu.items())

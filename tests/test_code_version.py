@@ -13,7 +13,7 @@ from mambaout.train.metrics import MINIVAL_LOSS, TRAIN_LOSS, read_records
 
 # Everything random is on. Loss of steps 1 to 6, and minival loss after the last, of a CODE_VERSION
 # with torch 2.9.0 and OpenCV 5.0.0 on an x86 CPU.
-GOLDEN = {4: [2.303371, 2.336172, 2.281418, 2.213630, 2.385046, 2.452636, 2.383398]}
+GOLDEN = {4: [2.303664, 2.336262, 2.281275, 2.213558, 2.384811, 2.452867, 2.383318]}
 
 
 def test_the_same_recipe_seed_and_data_give_the_numbers_of_this_code_version(digits, tmp_path):

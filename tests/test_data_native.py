@@ -36,17 +36,19 @@ def fresh(tmp_path, monkeypatch):
 
 
 @functools.cache
-def photograph_cut() -> tuple[bytes, bytes]:
-    return cut(photo())
+def photographs_cut() -> list[tuple[bytes, bytes]]:
+    return [cut(photo(kind)) for kind in ("4:2:0", "4:2:2", "4:4:4", "grey", "progressive")]
 
 
 def some_pixels() -> list[np.ndarray]:
     """Of all that C has a part in."""
-    encoded, segments = photograph_cut()
-    found = picture(Encoded(memoryview(encoded), memoryview(segments)))
-    crops = [found.crop((30, 40, 150, 130), least).copy() for least in (None, 100, 60)]
+    found = []
+    for encoded, segments in photographs_cut():
+        for place in (memoryview(segments), None):
+            shown = picture(Encoded(memoryview(encoded), place))
+            found += [shown.crop((30, 40, 150, 130), least).copy() for least in (None, 100, 60)]
     places = PLACES["Rotate"](17.0, 90)
-    return crops + [moved(photograph(90, 90), places, bicubic=how) for how in (True, False)]
+    return found + [moved(photograph(90, 90), places, bicubic=how) for how in (True, False)]
 
 
 def check_the_same(before: list[np.ndarray], after: list[np.ndarray]) -> None:
@@ -76,6 +78,24 @@ def test_without_a_compiler_the_pixels_are_the_same_and_the_remedy_is_named(
         assert "apt install gcc libc6-dev" in said
         assert "stdio.h: no such file" in said or "echo" not in str(compiler)
     assert "apt install" in str(native.why_not())
+
+
+@needs_c
+def test_a_damaged_library_and_a_cache_that_cannot_be_written_are_named(fresh, monkeypatch):
+    code = "from mambaout.data import native; print(native.why_not())"
+    said = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        said.append(done.stdout)
+        for library in (fresh / "cache").glob("*.so"):
+            library.write_bytes(b"no library")
+    assert said[0] == "None\n"
+    assert "set MAMBAOUT_CACHE" in said[1]
+    (fresh / "file").write_text("")
+    monkeypatch.setenv("MAMBAOUT_CACHE", str(fresh / "file" / "below"))
+    forget()
+    assert "set MAMBAOUT_CACHE" in str(native.why_not())
+    assert len(some_pixels()) == 32
 
 
 @needs_c

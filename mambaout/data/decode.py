@@ -58,9 +58,9 @@ class Picture(Protocol):
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
         """The pixels of the box: uint8 (height, width), or (height, width, 3).
 
-        With `least` chroma is repeated, not interpolated, and a crop that is at least twice as
-        large comes at a half, a quarter or an eighth of its size, no side below `least`. The pixels
-        are good until another picture is cropped in this thread.
+        With `least` chroma is repeated where that is faster than to interpolate it, and a crop that
+        is at least twice as large comes at a half, a quarter or an eighth of its size, no side
+        below `least`. The pixels are good until another picture is cropped in this thread.
         Whatever a decoder raises for a damaged image travels.
         """
         ...

@@ -33,7 +33,7 @@ def decoded_box(
         return None
     left, top, width, height = box
     shape = (height, width) if is_grey else (height, width, 3)
-    pixels = room("pixels", 3 * width * height)
+    pixels = room("pixels", max(3 * width * height, 0))
     file = np.frombuffer(encoded, np.uint8)
     table = file[:0] if lengths is None else np.frombuffer(lengths, np.uint8)
     scratch = room("scratch", 0)

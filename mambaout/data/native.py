@@ -18,10 +18,11 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
-from mambaout.data.files import default_cache, locked
+from mambaout.data.files import CACHE_VARIABLE, default_cache, locked
 from mambaout.data.ring import WORKER_NAME
 
 log = logging.getLogger(__name__)
@@ -82,17 +83,22 @@ def _library(source: str) -> ctypes.CDLL:
     if not flags >= NEEDS:
         raise NotNative(f"no processor with {', '.join(sorted(NEEDS))}")
     text = Path(__file__).with_name(source)
-    identity = text.read_bytes() + " ".join([*FLAGS, *sorted(flags)]).encode()
-    library = default_cache() / f"{text.stem}-{sha256(identity).hexdigest()[:16]}.so"
+    parts = [text.read_bytes(), *(path.read_bytes() for path in sorted(text.parent.glob("*.h")))]
+    identity = b"".join(parts) + " ".join([*FLAGS, *sorted(flags)]).encode()
+    name = f"{text.stem}-{sha256(identity).hexdigest()[:16]}.so"
     try:
+        library = default_cache() / name
         library.parent.mkdir(parents=True, exist_ok=True)
         if not library.exists():
-            with locked(library.with_suffix(".lock")):  # once for all processes
+            with locked(library.with_suffix(".lock")):  # once for all processes of a machine
                 if not library.exists():
                     _compile(text, library)
         return ctypes.CDLL(str(library))
-    except OSError as error:
-        raise NotNative(f"{library} cannot be used ({error})") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise NotNative(
+            f"{name} cannot be used ({error}): set {CACHE_VARIABLE} to a folder that can be "
+            "written and run from"
+        ) from error
 
 
 def _processor_flags() -> set[str]:
@@ -110,11 +116,14 @@ def _compile(source: Path, library: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         raise NotNative(f"there is no C compiler, `cc`: {INSTALL}")
-    part = library.with_suffix(".part")
+    # Other machines may share the folder and compile the same: each aside, the last rename stands.
+    part = library.with_name(f".{library.name}.{os.getpid()}-{uuid4().hex[:8]}")
     command = [compiler, *FLAGS, "-o", str(part), str(source), "-lm"]
     try:
         subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
-        os.replace(part, library)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())  # a part of a library would be the end of every process
+        part.replace(library)
     except subprocess.CalledProcessError as error:
         words = [*error.stderr.decode(errors="replace").strip().splitlines(), "no reason given"]
         raise NotNative(f"{compiler} failed ({words[0]}): {INSTALL}") from error

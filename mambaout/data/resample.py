@@ -79,7 +79,7 @@ def moved(image: np.ndarray, places: Map, *, bicubic: bool) -> np.ndarray:
         )
         return np.asarray(found)
     height, width = image.shape[:2]
-    wide, result = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), np.empty_like(image)
+    wide, result = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), np.empty(image.shape, np.uint8)
     numbers = np.array(places, np.float64)
     affine(address(wide), height, width, address(numbers), address(_FILL), bicubic, address(result))
     return result

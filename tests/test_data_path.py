@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from mambaout.data.encoded import Shard
 from mambaout.data.files import DataError
 from mambaout.data.loader import TrainBatches, evaluation_batches
 from mambaout.data.makers import LANES, Host, epoch_order
+from mambaout.data.native import why_not
 from mambaout.data.pack import Source, write_shards
 from mambaout.data.shards import DataSet, read_data_set
 from mambaout.data.sources import open_data
@@ -100,6 +102,25 @@ def test_killed_at_any_batch_and_started_again_the_ids_and_bytes_are_the_same(fo
     undisturbed = run(0, 20)
     pieces = [line for step, count in ((0, 3), (3, 8), (11, 9)) for line in run(step, count)]
     assert pieces == undisturbed
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_missing_compiler_is_said_once_in_a_training_and_its_evaluations(folder, tmp_path):
+    code = (
+        "import itertools, test_data_path as t\n"
+        f"data = t.open_data({str(folder)!r})\n"
+        "assert len(t.first(data, 2, num_workers=3)) == 2\n"
+        "for _ in range(2):\n"
+        "    list(t.evaluation_batches(data, 'val', t.RECIPE, batch_size=8, num_workers=2))\n"
+    )
+    away = {"PATH": "/nowhere", "MAMBAOUT_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | away, cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("images take twice as long to load") == 1, done.stderr
+    assert "apt install gcc libc6-dev" in done.stderr
 
 
 def test_the_next_epoch_shows_the_same_images_otherwise(data):

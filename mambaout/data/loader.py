@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mambaout.data import ring
+from mambaout.data import native, ring
 from mambaout.data.files import DataError
 from mambaout.data.makers import EXACT_NEEDS, ONLY_HOST, EvaluationMaker, Host, TrainMaker
 from mambaout.data.shards import DataSet, Split
@@ -68,7 +68,9 @@ class TrainBatches:
         self.steps_per_epoch = steps_per_epoch(recipe, self.num_images)
         self.undecodable: dict[int, str] = {}  # by row: shard, row and reason
         self._make = TrainMaker(data, recipe, seed=seed, host=host)
-        self._make.open()  # a small set is decoded here, once for a machine
+        images = self._make.open()  # a small set is decoded here, once for a machine
+        if images.pixels is None:
+            native.prepare()  # before each worker finds it wanting
 
     def position(self, step: int) -> Position:
         return Position(*divmod(step, self.steps_per_epoch))

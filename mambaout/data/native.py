@@ -1,7 +1,7 @@
 """The C files beside this one, compiled for the machine when they are first needed.
 
 It takes a second or two, once: the libraries are kept in the cache. Where there is no C compiler
-or no AVX2, `function` raises NotNative, and its caller goes a longer way to the same pixels.
+or no AVX2 there is no function either, and its caller goes a longer way to the same pixels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import multiprocessing
 import os
 import platform
 import shutil
@@ -23,7 +22,6 @@ from uuid import uuid4
 import numpy as np
 
 from mambaout.data.files import CACHE_VARIABLE, default_cache, locked
-from mambaout.data.ring import WORKER_NAME
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +42,20 @@ class NotNative(Exception):
 def function(
     source: str, name: str, arguments: list[Any], result: Any = None
 ) -> Callable[..., int] | None:
-    """The function `name` of the C file `source`, its types ctypes'; None where C cannot run.
-
-    Why it cannot is logged, once, where there is a remedy.
-    """
+    """The function `name` of the C file `source`, its types ctypes'; None where C cannot run."""
     try:
         found = getattr(_library(source), name)
-    except NotNative as error:
-        if _processor_flags() >= NEEDS and _is_first():
-            log.warning("%s: images take twice as long to load: %s", source, error)
+    except NotNative:
         return None
     found.argtypes, found.restype = arguments, result
     return found
 
 
-def _is_first() -> bool:
-    """Whether this is the one of several loading processes that says what they all find."""
-    return multiprocessing.current_process().name in ("MainProcess", f"{WORKER_NAME}0")
+def prepare() -> None:
+    """Compile what is not compiled yet; warn if that fails, unless nothing can be done about it."""
+    reason = why_not()
+    if reason is not None and _processor_flags() >= NEEDS:
+        log.warning("images take twice as long to load: %s", reason)
 
 
 def why_not() -> str | None:

@@ -35,7 +35,6 @@ import numpy as np
 
 SPARE_SLOTS = 4  # what a consumer may hold without a copy: the last batch, this one, two on the way
 END_SECONDS = 2.0  # for workers to end by themselves; they take milliseconds
-WORKER_NAME = "loader-"
 ALIGNMENT = 64  # bytes; a cache line, and enough for every dtype
 
 
@@ -192,9 +191,8 @@ class _Ring:
                 files_and_part = (_Files([packed, *slots]), spans, self.layout.shape, worker)
                 with theirs:
                     process = context.Process(
-                        name=f"{WORKER_NAME}{worker}", target=_work,
-                        args=(theirs, *files_and_part, num_workers), daemon=True,
-                    )  # fmt: skip
+                        target=_work, args=(theirs, *files_and_part, num_workers), daemon=True
+                    )
                     process.start()
                 self.processes.append(process)
 

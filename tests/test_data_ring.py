@@ -352,9 +352,10 @@ def test_a_killed_consumer_leaves_nothing(tmp_path, slow_from):
 
 @pytest.mark.parametrize("slow_from", [1, 1000], ids=["waiting for a batch", "between batches"])
 def test_ctrl_c_ends_all_with_one_traceback(tmp_path, slow_from):
-    # The terminal sends it to everyone.
+    # The terminal sends it to everyone. A shell's background job would ignore it: not this one.
     then = (
         "import threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "threading.Timer(0.3, os.killpg, (0, signal.SIGINT)).start()\n"
         "next(batches), time.sleep(60)"
     )

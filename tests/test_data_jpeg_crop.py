@@ -207,16 +207,18 @@ def use_watched_copy(library: str) -> None:
 @needs_c
 def test_two_thousand_mutated_files_touch_no_memory_but_theirs(tmp_path):
     # In a process of its own, watched by the sanitizers of gcc: what they find ends it.
-    library, watchers = tmp_path / "watched.so", "-fsanitize=address,undefined"
-    source = Path(jpeg_crop.__file__).with_suffix(".c")
-    flags = ["-O1", "-g", "-march=native", watchers, "-fno-sanitize-recover", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", str(library), str(source)], check=True)
     preloaded = [
         subprocess.run(
             ["cc", f"-print-file-name=lib{name}.so"], check=True, capture_output=True, text=True
         ).stdout.strip()
         for name in ("asan", "ubsan")
     ]
+    if not all(Path(found).is_absolute() for found in preloaded):
+        pytest.skip("cc has no sanitizers, as gcc has them")
+    library, watchers = tmp_path / "watched.so", "-fsanitize=address,undefined"
+    source = Path(jpeg_crop.__file__).with_suffix(".c")
+    flags = ["-O1", "-g", "-march=native", watchers, "-fno-sanitize-recover", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", str(library), str(source)], check=True)
     code = (
         "import test_data_jpeg_crop as t\n"
         f"t.use_watched_copy({str(library)!r})\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from needs import needs_c
 from PIL import Image
 from test_data_jpeg import boxes, cut, mutated, photo
 
@@ -21,11 +22,9 @@ from mambaout.data.decode import picture
 from mambaout.data.encoded import Encoded
 from mambaout.data.jpeg import segment_lengths
 from mambaout.data.jpeg_crop import decoded_box
-from mambaout.data.native import LONG, NUMBER, POINTER, SIZE, why_not
+from mambaout.data.native import LONG, NUMBER, POINTER, SIZE
 
 BASELINE_KINDS = ("4:2:0", "4:2:2", "4:4:4", "grey")
-
-needs_c = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def by_libjpeg(encoded: bytes, *, smooth: bool = True) -> np.ndarray:

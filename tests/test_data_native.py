@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from image_files import photograph
+from needs import needs_c
 from PIL import Image
 from test_data_jpeg import cut, photo
 
@@ -17,8 +18,6 @@ from mambaout.data.decode import picture
 from mambaout.data.encoded import Encoded
 from mambaout.data.randaugment import FILL, PLACES
 from mambaout.data.resample import moved
-
-needs_c = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 
 
 def forget() -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from image_files import encoded, photograph, write_parquet
+from needs import needs_c
 from path_runs import RECIPE, digest
 
 from mambaout.data.encoded import Shard
 from mambaout.data.files import DataError
 from mambaout.data.loader import TrainBatches, evaluation_batches
 from mambaout.data.makers import LANES, Host, epoch_order
-from mambaout.data.native import why_not
 from mambaout.data.pack import Source, write_shards
 from mambaout.data.shards import DataSet, read_data_set
 from mambaout.data.sources import open_data
@@ -104,7 +104,7 @@ def test_killed_at_any_batch_and_started_again_the_ids_and_bytes_are_the_same(fo
     assert pieces == undisturbed
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@needs_c
 def test_a_missing_compiler_is_said_once_in_a_training_and_its_evaluations(folder, tmp_path):
     code = (
         "import itertools, test_data_path as t\n"

@@ -1,0 +1,15 @@
+"""What a test may want of the machine that not every machine has."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from mambaout.data import native
+
+# Not `native.why_not()`: a C file that does not compile has to fail, not to be skipped.
+needs_c = pytest.mark.skipif(
+    not native._processor_flags() >= native.NEEDS or shutil.which("cc") is None,
+    reason="wants x86-64 with AVX2, and a C compiler",
+)

@@ -127,21 +127,25 @@ def splice(
 
 def segment_lengths(encoded: bytes | memoryview, segments: bytes | memoryview) -> memoryview | None:
     """The bytes of each restart segment, as uint16; None if `segments` are not the file's."""
-    source, index = memoryview(encoded), memoryview(segments)
+    index = memoryview(segments)
+    return None if _facts(memoryview(encoded), index) is None else index[_HEAD.size :]
+
+
+def _facts(source: memoryview, index: memoryview) -> tuple[int, ...] | None:
+    """What stands before the lengths, without the checksum; None if that is another file's."""
     if len(index) < _HEAD.size:
         return None
-    checksum, *_, header = _HEAD.unpack_from(index)
-    is_its_own = checksum == crc32(index[4:], crc32(source[:header]))
-    return index[_HEAD.size :] if is_its_own else None
+    checksum, *facts = _HEAD.unpack_from(index)
+    return tuple(facts) if checksum == crc32(index[4:], crc32(source[: facts[-1]])) else None
 
 
 def _splice(
     source: memoryview, index: memoryview, left: int, top: int, width: int, height: int
 ) -> Spliced | None:
-    facts = _HEAD.unpack_from(index)
-    checksum, frame, full_width, full_height, across, down, margin, header = facts
-    if checksum != crc32(index[4:], crc32(source[:header])):
+    facts = _facts(source, index)
+    if facts is None:
         return None
+    frame, full_width, full_height, across, down, margin, header = facts
     right, bottom = left + width, top + height
     if not (0 <= left < right <= full_width and 0 <= top < bottom <= full_height):
         return None

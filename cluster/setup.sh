@@ -39,7 +39,7 @@ if [ -n "${MAMBAOUT_PYTHON:-}" ]; then # in an image: the interpreter is there a
 else
     missing=()
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-    command -v cc >/dev/null || missing+=(gcc libc6-dev) # compiles mambaout/data/jpeg_crop.c
+    command -v cc >/dev/null || missing+=(gcc libc6-dev) # compiles mambaout/data/*.c
     if [ ${#missing[@]} -gt 0 ]; then
         # A host that has just started is upgrading itself: wait for its lock.
         sudo apt-get -o DPkg::Lock::Timeout=300 update -qq

@@ -18,86 +18,143 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mambaout.recipe import (
-    BASELINE,
-    Recipe,
-    field_types,
-    parse_field,
-    recipe_from_json,
-    tuned,
-    with_global_batch,
+from mambaout.command_line import (
+    WRONG,
+    Parser,
+    check_working_directory,
+    whole_number,
+    writable_folder,
 )
+from mambaout.fields import WrongValues, all_of
+from mambaout.options import add_recipe_options, given_fields, given_recipe
+from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
 from mambaout.variants import VARIANTS, variant
 
 if TYPE_CHECKING:
     from mambaout.study.study import StudyFolder
 
 DEFAULT_STORAGE = Path("runs")
+SMOKE_DATA = "digits"
+# What `train --smoke` trains: a minute on the digits.
+SMOKE = {
+    "dims": (16, 32, 48, 64),
+    "depths": (1, 1, 2, 1),
+    "stem_stride": 2,
+    "global_batch": 128,
+    "image_size": 28,
+    "epochs": 4,
+    "warmup_epochs": 1.0,
+    "peak_lr": 2e-3,
+    "minival_fraction": 0.1,
+    "randaugment": 0.0,
+    "erasing": 0.0,
+    "crop_scale_min": 0.5,
+    "hflip": 0.0,
+}
+MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
 STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
 WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; bad input is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="mambaout", description="MambaOut: train, evaluate, account, and read studies."
+    """Run one subcommand; bad input is one line on stderr, or a line a fault, and status 2."""
+    parser = Parser(
+        prog="mambaout",
+        description="MambaOut: train, evaluate, account, and read studies.",
+        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/.",
     )
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_train, _evaluate, _account, _pack, _export, _report, _sync, _ui, _doctor):
         add(commands)
     options = parser.parse_args(argv)
     try:
+        check_working_directory()
         return options.run(options)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        PermissionError,
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
+    ) as error:
         print(f"mambaout {options.command}: {error}", file=sys.stderr)
-        return 2
+        return WRONG
     except KeyboardInterrupt:
+        again = "; the same command continues it" if options.command == "train" else ""
+        print(f"mambaout {options.command}: interrupted{again}", file=sys.stderr)
         return 130
+
+
+class _Version(argparse.Action):
+    """--version: what a report of a fault should name."""
+
+    def __init__(self, **settings: Any) -> None:
+        text = "print the versions of mambaout, Python and torch"
+        super().__init__(**settings, nargs=0, help=text)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        found = {}
+        for name in ("mambaout", "torch"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "not installed"
+        python = platform.python_version()
+        print(f"mambaout {found['mambaout']}, Python {python}, torch {found['torch']}")
+        parser.exit()
 
 
 def _train(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
         help="train one recipe; the same command again continues it",
-        epilog="Any field of a recipe is an option by its name, for example --peak-lr 1e-3 "
-        "--depths 3,3,15,3. A changed --global-batch scales the learning rate linearly, unless "
-        "--peak-lr is given too.",
+        usage="mambaout train [VARIANT] --data DATA --out DIR [--FIELD VALUE ...]",
+        description="Train one recipe on one data set into a run directory. The same command again "
+        "continues a run that was stopped.",
+        epilog="Where --global-batch is given without --peak-lr, the learning rates follow it "
+        "linearly; where --epochs is given without --warmup-epochs, the warm-up stays the same "
+        "share of them. Exit status: 0 finished, 1 not finished (the same command goes on), 2 the "
+        "request was wrong (nothing started), 130 interrupted.",
     )
-    parser.add_argument("variant", nargs="?", help=f"{', '.join(VARIANTS)} (default femto)")
-    parser.add_argument("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
-    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
-    parser.add_argument("--out", type=Path, help="the run directory")
-    parser.add_argument("--recipe", type=Path, help="a recipe.json to train, or to start from")
-    parser.add_argument("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, help="stop after so many steps; resumable")
-    parser.add_argument("--log-every-steps", type=int, default=50)
-    parser.add_argument("--workers", type=_count, help=WORKERS_HELP)
-    parser.add_argument("--smoke", action="store_true", help="a minute on the digits: does it run?")
-    fields = parser.add_argument_group("recipe fields")
-    for name in field_types():
-        fields.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE")
+    add = parser.add_argument
+    text = f"the network's shape: {', '.join(VARIANTS)} (default: the recipe's, femto)"
+    add("variant", nargs="?", metavar="VARIANT", help=text)
+    add("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
+    add("--out", metavar="DIR", help="the run directory, new or of this run")
+    add("--recipe", metavar="FILE", help="a recipe.json to train, or to start from")
+    add("--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="default 0")
+    add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
+    add("--stage", metavar="DIR", help=STAGE_HELP)
+    add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    text = "stop after step N; resumable (default: train to the end)"
+    add("--max-steps", type=whole_number(), metavar="N", help=text)
+    text = "steps between records and lines of progress (default 50)"
+    add("--log-every-steps", type=whole_number(), default=50, metavar="N", help=text)
+    add("--smoke", action="store_true", help="a minute on the digits: does it run?")
+    add_recipe_options(parser)
     parser.set_defaults(run=_run_train)
 
 
 def _run_train(options: argparse.Namespace) -> int:
-    recipe = _recipe_from(options)
-    data_name = options.data or ("digits" if options.smoke else None)
-    if data_name is None:
-        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
-    out = options.out or (DEFAULT_STORAGE / "train-smoke" if options.smoke else None)
-    if out is None:
-        raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
-
+    recipe, data_name, out, stage_folder = all_of(
+        lambda: _recipe_from(options),
+        lambda: _data_of(options),
+        lambda: _out_of(options),
+        lambda: None if options.stage is None else writable_folder(options.stage, "--stage"),
+    )
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.makers import warm_workers
 
@@ -111,11 +168,14 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name)
-    if options.stage:
-        data = stage(data, options.stage)
-    per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))
+    per_epoch, _, where = all_of(
+        lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
+        lambda: data.num_images("minival", recipe),
+        lambda: backend(options.backend, cache=default_cache() / "xla"),
+    )
+    if stage_folder is not None:
+        data = stage(data, stage_folder)
     num_steps = per_epoch * recipe.schedule.total_epochs
-    where = backend(options.backend, cache=default_cache() / "xla")
     stop = _stop_on_signal()
     print(
         f"{data.name}: {data.num_images('train', recipe)} training images, "
@@ -151,14 +211,6 @@ def _run_train(options: argparse.Namespace) -> int:
             return 1
 
 
-def _count(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
-
-
 def _workers(options: argparse.Namespace, backend: str) -> int:
     """The processes that load images: what was asked for, or what the machine has to spare."""
     from mambaout.data.cores import usable_cores
@@ -168,35 +220,57 @@ def _workers(options: argparse.Namespace, backend: str) -> int:
     return 0 if backend == "cpu" else max(1, usable_cores() - 1)
 
 
+def _data_of(options: argparse.Namespace) -> str:
+    name = options.data or (SMOKE_DATA if options.smoke else None)
+    if name is None:
+        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
+    return name
+
+
+def _out_of(options: argparse.Namespace) -> Path:
+    text = str(DEFAULT_STORAGE / "train-smoke") if options.smoke else None
+    text = options.out if options.out is not None else text
+    if text is None:
+        raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
+    return writable_folder(text, "--out")
+
+
 def _recipe_from(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options of `train` describe."""
-    given = {
-        name: parse_field(name, text)
-        for name in field_types()
-        if (text := getattr(options, f"field_{name}")) is not None
-    }
-    recipe = recipe_from_json(options.recipe.read_text()) if options.recipe else BASELINE
+    """The recipe that the options of `train` describe; what follows from them is printed."""
+    parts = (
+        lambda: BASELINE if options.recipe is None else _recipe_in(options.recipe),
+        lambda: None if options.variant is None else variant(options.variant),
+    )
+    try:
+        base, shape = all_of(*parts)
+    except WrongValues:
+        all_of(*parts, lambda: given_fields(options))  # what is wrong with the fields as well
+        raise
+    flat = flat_fields(base)
     if options.smoke:
-        small = {"dims": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "stem_stride": 2}
-        recipe = tuned(
-            with_global_batch(recipe, 128),
-            **small,
-            image_size=28,
-            epochs=4,
-            warmup_epochs=1,
-            peak_lr=2e-3,
-            minival_fraction=0.1,
-            randaugment=0,
-            erasing=0,
-            crop_scale_min=0.5,
-            hflip=0,
-        )
-    if options.variant is not None:
-        recipe = replace(recipe, model=variant(options.variant))
-    if "global_batch" in given and "peak_lr" not in given:
-        recipe = with_global_batch(recipe, given["global_batch"])
-        print(f"global_batch {recipe.global_batch}: peak_lr scaled to {recipe.optim.peak_lr:.4g}")
-    return tuned(recipe, **given)
+        flat |= following(flat, {"global_batch": SMOKE["global_batch"]}) | SMOKE
+    if shape is not None:
+        flat |= flat_fields(shape)
+    recipe = given_recipe(flat, options)
+    moved = following(flat, given_fields(options))
+    if moved:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in moved.items())
+        print(f"following the options that are given: {shown}")
+    return recipe
+
+
+def _recipe_in(name: str) -> Recipe:
+    """The recipe of a file; ValueError names the file where there is none in it."""
+    path, where = Path(name), f"--recipe {name}" if name else "--recipe (empty)"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is no text; give the recipe.json of a run") from None
+    except IsADirectoryError:
+        raise ValueError(f"{where} is a folder; give a file, like {path / 'recipe.json'}") from None
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error.strerror}") from None
+    return recipe_from_json(text, where)
 
 
 def _stop_on_signal() -> Callable[[], bool]:
@@ -240,7 +314,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--variant", help="the shape, where the file does not say it")
     parser.add_argument("--backend", choices=["cpu", "cuda", "xla"])
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--workers", type=_count, help=WORKERS_HELP)
+    parser.add_argument("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
     parser.add_argument("--image-size", type=int, help="px; default: the checkpoint's, else 224")
     parser.set_defaults(run=_run_evaluate)
 

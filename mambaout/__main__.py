@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,7 +67,7 @@ STAGE_HELP = "copy the shards that are read to this folder first, for example /d
 WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; bad input is one line on stderr, or a line a fault, and status 2."""
     parser = Parser(
         prog="mambaout",

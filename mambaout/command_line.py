@@ -101,14 +101,12 @@ def writable_folder(text: str, option: str) -> Path:
         if not holder.is_dir():
             what = "a file" if holder.exists() else "a link to nothing"
             raise ValueError(f"{option} {text}: {holder} is {what}; give a folder")
-        for text, limit in (
-            *((part, "PC_NAME_MAX") for part in path.parts),
-            (whole, "PC_PATH_MAX"),
-        ):
-            length, most = len(os.fsencode(text)), os.pathconf(holder, limit)
+        parts = [(part, "PC_NAME_MAX") for part in path.parts]
+        for name, limit in (*parts, (whole, "PC_PATH_MAX")):
+            length, most = len(os.fsencode(name)), os.pathconf(holder, limit)
             if length > most:
                 raise ValueError(
-                    f"{option} {text[:40]}...: a name of {length} bytes, where {holder} allows "
+                    f"{option} {name[:40]}...: a name of {length} bytes, where {holder} allows "
                     f"{most}; give a shorter one"
                 )
         tempfile.TemporaryFile(dir=holder).close()  # gone again; permissions do not tell it all

@@ -125,10 +125,16 @@ ON_DIGITS = "train --data digits --out {new}"
         (f"{ON_DIGITS} --recipe {{new}}.json", "{new}.json cannot be read: No such file"),
         (f"{ON_DIGITS} --recipe {{file}}", "--recipe {file} is no JSON"),
         (f"{ON_DIGITS} --recipe {{binary}}", "--recipe {binary} is no text"),
-        (f"{ON_DIGITS} --recipe {{folder}}", "{folder} is a folder; give a file, like {folder}/rec"),
+        (
+            f"{ON_DIGITS} --recipe {{folder}}",
+            "{folder} is a folder; give a file, like {folder}/rec",
+        ),
         (f"{ON_DIGITS} --recipe {{file}}/x", "{file}/x cannot be read: Not a directory"),
         (f"{ON_DIGITS} --recipe {{list}}", "--recipe {list} must be a JSON object, not list"),
-        (f"{ON_DIGITS} --recipe {{other}}", "{other} does not fit this version of mambaout: unknown"),
+        (
+            f"{ON_DIGITS} --recipe {{other}}",
+            "{other} does not fit this version of mambaout: unknown",
+        ),
         (f"{ON_DIGITS} --recipe=", "--recipe (empty) is a folder; give a file, like recipe.json"),
         ("evaluate {new}.ckpt --data digits", "{new}.ckpt"),
         ("report none --storage {new}", "no study 'none'"),
@@ -138,7 +144,9 @@ ON_DIGITS = "train --data digits --out {new}"
 def test_bad_input_is_one_clear_line_status_2_and_nothing_written(
     words, said, digits, tmp_path, capsys
 ):
-    places = {name: tmp_path / name for name in ("new", "file", "folder", "binary", "list", "other")}
+    places = {
+        name: tmp_path / name for name in ("new", "file", "folder", "binary", "list", "other")
+    }
     places["file"].write_text("plain text")
     places["folder"].mkdir()
     places["binary"].write_bytes(bytes(range(255, 0, -1)))
@@ -241,7 +249,9 @@ def test_a_folder_with_another_run_is_refused_by_what_differs(trained, tmp_path,
         assert main([*command, *words]) == 2
         return capsys.readouterr().err
 
-    assert f"{run} holds another run, of seed 0, not 3; give another --out" in refusal("--seed", "3")
+    assert f"{run} holds another run, of seed 0, not 3; give another --out" in refusal(
+        "--seed", "3"
+    )
     assert f"{run} holds a run of another recipe (epochs 1 not 2)" in refusal("--epochs", "2")
     for text in ("{", "[]", '{"status": "finished"}'):
         (run / "outcome.json").write_text(text)

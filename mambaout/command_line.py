@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+DEFAULT_STORAGE = Path("runs")  # where runs and studies lie
 WRONG = 2  # the exit status of a request that is wrong; nothing has been started then
 
 
@@ -67,6 +68,13 @@ def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int
         return value
 
     return number
+
+
+def folder(text: str) -> Path:
+    """A type for argparse: a folder's name. An empty one would be the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return Path(text).expanduser()
 
 
 def check_working_directory() -> None:

@@ -120,8 +120,7 @@ ON_DIGITS = "train --data digits --out {new}"
         ("train --data digits --out /proc/run", "/proc/run cannot be written"),
         (f"train --data digits --out {300 * 'x'}", "a name of 300 bytes, where . allows 255"),
         (f"train --data digits --out {60 * ('x' * 99 + '/')}", "allows 4096; give a shorter one"),
-        (f"{ON_DIGITS} --stage=", "--stage is empty"),
-        (f"{ON_DIGITS} --stage {{file}}", "--stage {file}: {file} is a file; give a folder"),
+        (f"{ON_DIGITS} --global-batch 64 --stage {{file}}", "cannot be staged in {file}"),
         (f"{ON_DIGITS} --recipe {{new}}.json", "{new}.json cannot be read: No such file"),
         (f"{ON_DIGITS} --recipe {{file}}", "--recipe {file} is no JSON"),
         (f"{ON_DIGITS} --recipe {{binary}}", "--recipe {binary} is no text"),
@@ -195,6 +194,7 @@ def test_everything_that_is_wrong_with_a_request_is_said_at_once(digits, tmp_pat
         ("--max-steps 1e3", "--max-steps: '1e3' must be a whole number of at least 1"),
         ("--workers x", "--workers: 'x' must be a whole number of at least 0"),
         ("--workers -1", "--workers: '-1' must be a whole number of at least 0"),
+        ("--stage=", "argument --stage: the name is empty; give a folder"),
         ("--backend tpu", "invalid choice: 'tpu'"),
     ],
 )

@@ -76,6 +76,18 @@ class Request:
     command: str = ""
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
+    about_data: str = ""  # a line on the data
+    rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
+
+
+def hello(request: Request) -> list[str]:
+    """What is said of the data and of what follows from it, before a plan or a launch."""
+    if not request.about_data:
+        return []
+    lines = [f"{request.data_name}: {request.about_data}"]
+    if request.rules:
+        lines.append("what follows the data (each is an option, --image-size 64 for one):")
+    return lines + [f"    {rule}" for rule in request.rules]
 
 
 def run_study(request: Request) -> int:
@@ -236,6 +248,8 @@ class _Launch:
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
         self.screen.say(f"study {self.request.name}: {counted(num_known, 'trial')}{over}{at_once}")
         self.screen.say(f"folder {self.folder.path}")
+        for line in hello(self.request):
+            self.screen.say(line)
         if todo and not self.joined:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
 

@@ -153,7 +153,10 @@ def _grid(
             fields = dict(zip(names, row, strict=True))
             texts = [f"{name}={field_text(value)}" for name, value in fields.items()]
             named = [label] if len(networks) > 1 or not texts else []
-            found[" ".join([*named, *texts])] = tuned(base, **fields)
+            name = " ".join([*named, *texts])
+            if name in found:
+                raise ValueError(f"--grid: {name} is there twice; give each value once")
+            found[name] = tuned(base, **fields)
     return found
 
 

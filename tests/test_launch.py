@@ -331,7 +331,7 @@ def test_the_plan_costs_nothing_to_see(tmp_path, data_cache):
 
 
 def test_trials_start_seed_by_seed_and_the_longest_first(digits):
-    study = replace(tiny(4000, 28), seeds=(0, 1))
+    study = replace(tiny(start_of(4000, 28)), seeds=(0, 1))
     trials = cli._in_order(study.trials(digits.fingerprint), digits)
     jobs = [cli._job(digits, trial) for trial in trials]
     assert [j.trial.seed for j in jobs] == [0, 0, 0, 1, 1, 1]
@@ -387,7 +387,7 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
     from mambaout.study.store import default_tracking_uri
     from mambaout.study.tracking import Tracker
 
-    study = tiny(4000, 28)
+    study = tiny(start_of(4000, 28))
     trials = study.trials("d")
     folder = StudyFolder(tmp_path, "tiny")
     for mine in trials[:2]:

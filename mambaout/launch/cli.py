@@ -36,7 +36,7 @@ from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
-from mambaout.launch.tune import Request, hello, run_study
+from mambaout.launch.tune import Request, check_batches, hello, run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
 from mambaout.recipe import BASELINE, content_key, steps_per_epoch
 from mambaout.rules import rule_lines
@@ -77,8 +77,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         if options.calibrate:
             run_calibration(request)
         if options.plan or options.calibrate:
-            print("\n".join([f"{request.name}: {request.study.question}", *hello(request), ""]))
-            print(plan_table(_plan(request, options)))
+            table = plan_table(_plan(request, options))
+            about = [f"{request.name}: {request.study.question}", *hello(request)]
+            print("\n".join([*about, "", table]))
             return 0
         return run_study(request)
     except ValueError as error:
@@ -350,6 +351,7 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
         asked = "cpu"  # to ask for GPUs takes torch's time; a plan is to be there at once
     nodes = plan_nodes(asked)
     part = share(asked, nodes)
+    check_batches(request, part)
     concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name)
     device = device_of(part)

@@ -107,7 +107,7 @@ def run_study(request: Request) -> int:
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
-        _check_batches(request, part)
+        check_batches(request, part)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         if request.rerun:
             _set_aside(request, folder)
@@ -133,7 +133,7 @@ def run_study(request: Request) -> int:
         return launch.run(cleanup)
 
 
-def _check_batches(request: Request, part: Share) -> None:
+def check_batches(request: Request, part: Share) -> None:
     """ValueError for a recipe whose batch the share's devices cannot split."""
     recipes = {trial.label: trial.recipe for trial in request.trials}
     recipes |= {search.label: search.base for search in request.study.searches}

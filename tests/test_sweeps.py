@@ -115,7 +115,7 @@ def test_variants_take_a_part_of_the_catalogue_or_published_networks(name, data,
 
 
 def test_an_unknown_variant_and_a_study_without_shapes_are_refused():
-    with pytest.raises(ValueError, match="'fempto' is no shape of this study.*'femto'"):
+    with pytest.raises(ValueError, match=r"'fempto' is no shape of this study.*'femto'"):
         built("scale", start_of(*DATA["ImageNet"], variants=("fempto",)))
     plain = Study(name="plain", question="?", recipes={"x": BASELINE})
     with pytest.raises(ValueError, match="--variants: study plain has no catalogue"):

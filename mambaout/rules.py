@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mambaout.fields import flat_fields
@@ -106,7 +106,7 @@ class FittedRecipe:
     """A recipe for a data set, and which of its fields follow the data."""
 
     recipe: Recipe
-    rules: tuple[AppliedRule, ...] = field(default=())
+    rules: tuple[AppliedRule, ...]
 
 
 def is_small(facts: DataFacts) -> bool:
@@ -139,13 +139,13 @@ def fitted(
     fit.length()
     fit.augmentation()
     model = shape if shape is not None else SMALL_MODEL if fit.small else FEMTO
-    stem = fit.stem(model)
+    fit.stem(model)
     recipe = tuned(
         replace(BASELINE, model=model), **{rule.name: rule.value for rule in fit.rules}, **chosen
     )
     base = flat_fields(BASELINE) | {"stem_stride": model.stem_stride}
     told = [rule for rule in fit.rules if rule.value != base[rule.name] and rule.reason]
-    return FittedRecipe(recipe, tuple([*told, *([] if stem is None else [stem])]))
+    return FittedRecipe(recipe, tuple(told))
 
 
 class _Fit:
@@ -213,15 +213,11 @@ class _Fit:
             reason = "few photographs" if size == SMALL_DATA_SIDE else f"the images have {side} px"
             self.add("image_size", size, f"{reason}; --image-size changes it")
 
-    def stem(self, model: ModelConfig) -> AppliedRule | None:
-        """The stem's stride for the image size; None where it is the shape's own."""
+    def stem(self, model: ModelConfig) -> None:
         size = self.value("image_size")
         stride = 2 if size <= SMALL_SIDE else 4
-        if "stem_stride" in self.chosen or stride == model.stem_stride:
-            return None
-        rule = AppliedRule("stem_stride", stride, f"the stem for images of {size} px")
-        self.rules.append(rule)
-        return rule
+        if stride != model.stem_stride:
+            self.add("stem_stride", stride, f"the stem for images of {size} px")
 
     def batch_and_rate(self) -> None:
         num, optim = self.num_images, BASELINE.optim
@@ -271,9 +267,9 @@ class _Fit:
     def augmentation(self) -> None:
         if not self.small or self.paper:
             return
-        reason = "so short a training loses by more"
+        reason = "a short training does worse with stronger augmentation"
         self.add("crop_scale_min", 0.6, reason)
         for name in ("randaugment", "mixup", "cutmix", "erasing"):
             self.add(name, 0.0, reason)
         if not self.photographs:
-            self.add("hflip", 0.0, "small images may be signs; --hflip 0.5 where none is")
+            self.add("hflip", 0.0, "small images may be letters or digits, which a flip makes wrong")

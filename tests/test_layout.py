@@ -20,11 +20,13 @@ BOTTOM = {
     "recipe_parts",
     "options",
     "command_line",
+    "rules",
     "variants",
     "accounting",
     "memory",
 }
 MAY_IMPORT = {
+    "commands": {"launch", "study", "dense", "train", "model", "data"} | BOTTOM,
     "launch": {"study", "dense", "train", "model", "data"} | BOTTOM,
     "study": {"train"} | BOTTOM,  # of train, only the metrics' names and the record: see below
     "dense": {"train", "model", "data"} | BOTTOM,

@@ -27,16 +27,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mambaout.command_line import (
+from mambaout.command_line import WRONG, Parser, check_working_directory
+from mambaout.commands.options import (
     DEFAULT_STORAGE,
-    WRONG,
-    Parser,
-    check_working_directory,
+    STAGE_HELP,
+    WORKERS_HELP,
     folder,
+    load_workers,
     whole_number,
 )
+from mambaout.commands.train import add_train
 from mambaout.recipe import BASELINE, recipe_from_json, tuned
-from mambaout.train.command import STAGE_HELP, WORKERS_HELP, add_train, workers
 from mambaout.variants import VARIANTS, variant
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         recipe,
         backend=where,
         batch_size=options.batch_size,
-        num_workers=workers(options, where.name),
+        num_workers=load_workers(options.workers, where.name),
     )
     count = data.num_images(options.split, recipe)
     print(

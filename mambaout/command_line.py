@@ -1,4 +1,4 @@
-"""What the command lines share: errors of one line, whole numbers, a folder to write to."""
+"""What `mambaout` and the sweeps share: errors of one line, a folder that can be written to."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-DEFAULT_STORAGE = Path("runs")  # where runs and studies lie
 WRONG = 2  # the exit status of a request that is wrong; nothing has been started then
 
 
@@ -52,29 +51,6 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
-
-
-def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """A type for argparse: a whole number of at least `least`, and of at most `most`."""
-    bound = f"of at least {least}" if most is None else f"from {least} to {most}"
-
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {bound}")
-        return value
-
-    return number
-
-
-def folder(text: str) -> Path:
-    """A type for argparse: a folder's name. An empty one would be the folder one is in."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty; give a folder")
-    return Path(text).expanduser()
 
 
 def check_working_directory() -> None:

@@ -28,8 +28,8 @@ from study_files import (
     write_study,
 )
 
-from mambaout import __main__ as command_line
-from mambaout.recipe import RELEASED_CODE, tuned, with_global_batch
+from mambaout.commands.train import add_train, recipe_from
+from mambaout.recipe import BASELINE, RELEASED_CODE, tuned, with_global_batch
 from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.report import write_report
 from mambaout.study.reporting.charts import COST_AXES, accuracy
@@ -142,9 +142,9 @@ def test_numbers_are_written_for_people():
 
 def parsed(command: str):
     parser = argparse.ArgumentParser()
-    command_line._train(parser.add_subparsers())
+    add_train(parser.add_subparsers())
     options = parser.parse_args(shlex.split(command)[1:])
-    return options, command_line._recipe_from(options)
+    return options, recipe_from(options)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,8 @@ def parsed(command: str):
         RELEASED_CODE,
         with_global_batch(SMALL, 256),
         tuned(SMALL, global_batch=2048),  # the learning rate stays, against the linear rule
+        tuned(SMALL, epochs=100),  # the warm-up stays, against the rule of its share
+        tuned(BASELINE, epochs=100),
         tuned(SMALL, clip_norm=1.0, train_images=3000, precision="bf16", lr_steps="epoch"),
     ],
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from mambaout.recipe import BASELINE, flat_fields
+from mambaout.recipe import BASELINE, flat_fields, following
 from mambaout.study.reporting.rows import rows
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import (
@@ -47,8 +47,9 @@ def reproduce_command(trial: Trial, data: str) -> str:
     name = next(n for n, start in _starts().items() if _differing(flat, start) == options)
     words = ["mambaout", "train", name, "--data", data, "--out", f"runs/{trial.name}"]
     words += ["--seed", str(trial.seed)]
-    if "global_batch" in options:  # given alone it would scale the learning rate along
-        options.setdefault("peak_lr", trial.recipe.optim.peak_lr)
+    for field in ("peak_lr", "warmup_epochs"):  # given alone, batch and epochs would move them
+        if field in following(_starts()[name], options):
+            options[field] = flat[field]
     for field, value in options.items():
         words += [f"--{field.replace('_', '-')}", option_text(value)]
     return shlex.join(words)

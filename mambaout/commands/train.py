@@ -11,14 +11,20 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from mambaout.command_line import DEFAULT_STORAGE, folder, whole_number, writable_folder
+from mambaout.command_line import writable_folder
+from mambaout.commands.options import (
+    DEFAULT_STORAGE,
+    STAGE_HELP,
+    WORKERS_HELP,
+    folder,
+    load_workers,
+    whole_number,
+)
 from mambaout.fields import WrongValues, all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
 from mambaout.variants import VARIANTS, variant
 
-STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
-WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
 SMOKE_DATA = "digits"
 # What `train --smoke` trains: a minute on the digits.
@@ -63,9 +69,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
     text = "stop after step N; resumable (default: train to the end)"
-    add("--max-steps", type=whole_number(), metavar="N", help=text)
+    add("--max-steps", type=whole_number(1), metavar="N", help=text)
     text = "steps between records and lines of progress (default 50)"
-    add("--log-every-steps", type=whole_number(), default=50, metavar="N", help=text)
+    add("--log-every-steps", type=whole_number(1), default=50, metavar="N", help=text)
     add("--smoke", action="store_true", help="a minute on the digits: does it run?")
     add_recipe_options(parser)
     parser.set_defaults(run=_run_train)
@@ -73,7 +79,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 def _run_train(options: argparse.Namespace) -> int:
     recipe, data_name, out = all_of(
-        lambda: _recipe_from(options), lambda: _data_of(options), lambda: _out_of(options)
+        lambda: recipe_from(options), lambda: _data_of(options), lambda: _out_of(options)
     )
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.makers import warm_workers
@@ -110,7 +116,7 @@ def _run_train(options: argparse.Namespace) -> int:
         sinks=[_progress_printer(num_steps)],
         max_steps=options.max_steps,
         log_every_steps=options.log_every_steps,
-        num_workers=workers(options, where.name),
+        num_workers=load_workers(options.workers, where.name),
         stop=stop,
     )
     match outcome:
@@ -131,15 +137,6 @@ def _run_train(options: argparse.Namespace) -> int:
             return 1
 
 
-def workers(options: argparse.Namespace, backend: str) -> int:
-    """The processes that load images: what was asked for, or what the machine has to spare."""
-    from mambaout.data.cores import usable_cores
-
-    if options.workers is not None:
-        return options.workers
-    return 0 if backend == "cpu" else max(1, usable_cores() - 1)
-
-
 def _data_of(options: argparse.Namespace) -> str:
     name = options.data or (SMOKE_DATA if options.smoke else None)
     if name is None:
@@ -155,7 +152,7 @@ def _out_of(options: argparse.Namespace) -> Path:
     return writable_folder(text, "--out")
 
 
-def _recipe_from(options: argparse.Namespace) -> Recipe:
+def recipe_from(options: argparse.Namespace) -> Recipe:
     """The recipe that the options of `train` describe; what follows from them is printed."""
     parts = (
         lambda: BASELINE if options.recipe is None else _recipe_in(options.recipe),

@@ -125,7 +125,7 @@ class _Search:
         """The folder, or the one that it and others like it are wrapped around."""
         while len(names := self.full.get(folder, [])) == 1:
             inner = (*folder, names[0])
-            if self.direct[inner] or not may(inner):
+            if inner not in self.full or not may(inner):
                 break
             self._leave_images_of(folder)
             folder = inner

@@ -99,12 +99,19 @@ class Tree:
 
 
 def walk(
-    root: Path, top: Entry, entries: Callable[[Any], Iterable[Entry]], read: Callable[[Any], bytes]
+    root: Path,
+    top: Entry,
+    entries: Callable[[Any], Iterable[Entry]],
+    read: Callable[[Any], bytes],
+    above: frozenset = frozenset(),
 ) -> Tree:
-    """The tree below `top`; DataError for what is there and cannot be read."""
+    """The tree below `top`, which lies in the folders of the identities `above`.
+
+    DataError for what is there and cannot be read.
+    """
     tree = Tree(root, read)
     troubles: list[str] = []
-    waiting: list[tuple[Parts, Entry, frozenset]] = [((), top, frozenset())]
+    waiting: list[tuple[Parts, Entry, frozenset]] = [((), top, above)]
     while waiting:
         path, folder, above = waiting.pop()
         tree.folders[path] = folder.identity
@@ -139,7 +146,8 @@ def walk(
 def walk_folder(root: Path) -> Tree:
     """The tree of a folder on disk."""
     top = Entry("", "folder", _identity(os.stat(root)), str(root))
-    return walk(root, top, _folder_entries, _read_file)
+    above = frozenset(_identity(os.stat(folder)) for folder in root.resolve().parents)
+    return walk(root, top, _folder_entries, _read_file, above)
 
 
 def _folder_entries(folder: str) -> list[Entry]:

@@ -190,6 +190,12 @@ def _pack(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--as-is", action="store_true", help="store the files as they are")
     parser.add_argument("--short-side", type=int, metavar="PX", help="reduce larger images to it")
     parser.add_argument("--quality", type=int, metavar="Q", help="1 to 100; with PX alone 90")
+    parser.add_argument(
+        "--class-order",
+        choices=["text", "natural"],
+        default="text",
+        help="of the labels of class folders: 0, 1, 10, 2 (text), or 0, 1, 2, 10 as timm's readers",
+    )
     parser.set_defaults(run=_run_pack)
 
 
@@ -200,7 +206,14 @@ def _run_pack(options: argparse.Namespace) -> int:
     asked = {"short_side": options.short_side, "quality": options.quality}
     asked = {name: value for name, value in asked.items() if value is not None}
     lossy = Lossy(**asked) if asked else None
-    print(pack(options.source, options.out, as_is=options.as_is, lossy=lossy))
+    print(
+        pack(
+            *(options.source, options.out),
+            as_is=options.as_is,
+            lossy=lossy,
+            class_order=options.class_order,
+        )
+    )
     return 0
 
 

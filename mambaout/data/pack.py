@@ -59,6 +59,7 @@ class Source:
     num_bytes: int = 0  # that the shards will take, where it is known
     is_stream: bool = False  # read in its own order, and labels may be few; else sorted by hash
     lossy: str | None = None  # how its images were re-encoded before
+    remark: str = ""  # a line that whoever reads it is told: what was left out, and what is odd
 
 
 @dataclass(slots=True)

@@ -31,16 +31,17 @@ from study_files import (
 )
 
 from mambaout.recipe import Recipe, tuned
-from mambaout.study.axes import Choice
+from mambaout.study.axes import Choice, search_from_json
 from mambaout.study.report import write_report
 from mambaout.study.reporting.charts import COST_AXES, accuracy
 from mambaout.study.reporting.findings import answer
-from mambaout.study.reporting.noise import chosen, seed_noise
+from mambaout.study.reporting.noise import seed_noise
 from mambaout.study.reporting.page import MAX_TRIALS
 from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.ranking import standing
 from mambaout.study.reporting.reading import read
 from mambaout.study.reporting.rows import Row, rows
-from mambaout.study.reporting.search_findings import search_from_json, searched
+from mambaout.study.reporting.search_findings import searched
 from mambaout.study.reporting.tables import ranked_table
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -72,11 +73,11 @@ class Standing:
     near_chance: frozenset[Recipe]
     num_minival: int | None  # the fewest of any recipe
 
-    @property
+    @cached_property
     def ready(self) -> list[Row]:
         return [row for row in self.rows if row.mean(TOP1)]
 
-    @property
+    @cached_property
     def best(self) -> Row | None:
         """The recipe that minival prefers; None before any has finished."""
         return next((row for row in self.rows if row.mean(MINIVAL_TOP1)), None)
@@ -88,7 +89,7 @@ class Standing:
         scored = [run for run in runs if math.isfinite(run.metrics.get(MINIVAL_TOP1, math.nan))]
         return max(scored, key=lambda run: run.metrics[MINIVAL_TOP1], default=None)
 
-    @property
+    @cached_property
     def guessing(self) -> bool:
         """Whether the study as a whole is near chance: its best recipe, or half of all."""
         best = self.best
@@ -105,15 +106,16 @@ class Standing:
         """Minival's mean, less half its interval: one lucky seed does not beat a sure mean."""
         return score(row, self.minival_noise)
 
-    def rank(self, row: Row) -> int:
-        """1 for the first; equal recipes share a rank."""
-        ahead = [
-            other
-            for other in self.ready
-            if (other.recipe in self.confirmed, self.score(other))
-            > (row.recipe in self.confirmed, self.score(row))
-        ]
-        return 1 + len(ahead)
+    @cached_property
+    def ranks(self) -> list[int | None]:
+        """Of `rows`, from 1; equal recipes share a rank, and one without a result has none."""
+        found: list[int | None] = []
+        before = None
+        for place, row in enumerate(self.rows, 1):
+            now = (row.recipe in self.confirmed, self.score(row))
+            found.append((found[-1] if now == before else place) if row.mean(TOP1) else None)
+            before = now
+        return found
 
     def is_within_noise(self, row: Row) -> bool:
         """Whether minival cannot tell the row from the best one, as far as the noise is known."""
@@ -125,7 +127,7 @@ class Standing:
         lead = best.mean(MINIVAL_TOP1).value - row.mean(MINIVAL_TOP1).value
         return bool(bounds) and abs(lead) <= max(bounds)
 
-    @property
+    @cached_property
     def resolution(self) -> float | None:
         """Points that a minival of under 100 images cannot tell apart; None for a larger one."""
         if self.best is None or self.num_minival is None or self.num_minival >= LEAST_MINIVAL:
@@ -141,6 +143,12 @@ class Standing:
         said = [self._guessing()] if self.guessing else []
         if self.noise is None and len(self.ready) > 1 and not self.guessing:
             said.append(self._one_seed())
+        others = [row for row in self.ready if row is not self.best]
+        if self.has_verdict and others and all(map(self.is_within_noise, others)):
+            said.append(
+                "No recipe is clearly the best: all others are within noise of #1. More seeds "
+                "(--seeds) or more epochs (--epochs) tell more."
+            )
         said += [self._small_minival()] if self.resolution is not None else []
         return said + ([self._some_near()] if self.near_chance and not self.guessing else [])
 
@@ -199,7 +207,9 @@ class Standing:
         fraction = self.best.recipe.minival_fraction * LEAST_MINIVAL / max(self.num_minival, 1)
         if fraction < 0.5:  # the most that a recipe takes
             share = math.ceil(100 * fraction) / 100
-            return f"{text} --minival-fraction {min(share, 0.49):g} holds out {LEAST_MINIVAL}."
+            return (
+                f"{text} --minival-fraction {min(share, 0.49):g} holds out about {LEAST_MINIVAL}."
+            )
         return f"{text} The data has too few images for a larger one; collect more."
 
     def _some_near(self) -> str:

@@ -59,7 +59,7 @@ class RankedTable:
 
 def ranked_cells(found: Standing) -> RankedTable:
     columns: dict[str, list[str]] = {
-        "#": [str(found.rank(row)) if row.mean(TOP1) else "" for row in found.rows],
+        "#": ["" if rank is None else str(rank) for rank in found.ranks],
         NAME: [row.label for row in found.rows],
         "minival %": [_minival_text(row, found) for row in found.rows],
         "val top-1 %": [interval_text(row, TOP1, found.noise) for row in found.rows],

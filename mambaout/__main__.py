@@ -246,10 +246,10 @@ def _report(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    from mambaout.study.report import ranked_table, write_report
+    from mambaout.study.report import summary, write_report
 
     folder = _study_folder(options)
-    print(ranked_table(folder.runs()))
+    print(summary(folder))
     for path in write_report(folder):
         print(path)
     return 0

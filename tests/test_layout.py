@@ -43,6 +43,7 @@ HOMES = {
     "pyarrow": {"data"},
     "PIL": {"data"},
     "timm": {"data", "model/weights.py"},
+    "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
 }
 

@@ -17,6 +17,7 @@ interrupted. Each subcommand imports what it needs: train and evaluate know no R
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORAGE = Path("runs")
 STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
+TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
 WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 
 
@@ -392,12 +394,16 @@ def _study_folder(options: argparse.Namespace) -> StudyFolder:
     from mambaout.study.study import STUDY_FILE, StudyFolder
 
     folder = StudyFolder(options.storage, options.study)
-    if not (folder.path / STUDY_FILE).exists():
+    try:
+        folder.read()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder.path / STUDY_FILE} is no JSON ({error})") from error
+    except (OSError, ValueError) as error:
         known = sorted(path.parent.name for path in options.storage.glob(f"*/{STUDY_FILE}"))
         raise ValueError(
             f"no study {options.study!r} under {options.storage}; there are: "
             f"{', '.join(known) or 'none'}"
-        )
+        ) from error
     return folder
 
 
@@ -405,9 +411,7 @@ def _sync(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("sync", help="log what MLflow lacks of a study")
     parser.add_argument("study", help="its name")
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
-    parser.add_argument(
-        "--tracking-uri", help="default: MLFLOW_TRACKING_URI, else the store under --storage"
-    )
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.set_defaults(run=_run_sync)
 
 
@@ -430,24 +434,21 @@ def _run_sync(options: argparse.Namespace) -> int:
             files = [path for path in [folder.path / "report.html"] if path.exists()]
         from mambaout.study.tracking import Tracker
 
-        tracker = Tracker(
-            uri, options.study, folder.read()["question"], options.storage / "mlartifacts"
-        )
+        name, question = folder.path.name, folder.read()["question"]
+        tracker = Tracker(uri, name, question, options.storage / "mlartifacts")
         tracker.describe(folder)
         missing = tracker.sync(folder)
         tracker.attach(files)
         unfinished = any(run.status == "unfinished" for run in folder.runs())
         whole = tracker.close("FAILED" if unfinished else "FINISHED")
-    print(f"{hidden(uri)}: {missing} trials of {options.study} were missing or incomplete")
+    print(f"{hidden(uri)}: {missing} trials of {name} were missing or incomplete")
     return 0 if whole else 1
 
 
 def _ui(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("ui", help="open the MLflow UI on the studies' store")
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
-    parser.add_argument(
-        "--tracking-uri", help="default: MLFLOW_TRACKING_URI, else the store under --storage"
-    )
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.add_argument("--port", type=int, default=5000)
     parser.set_defaults(run=_run_ui)
 

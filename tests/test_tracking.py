@@ -39,14 +39,6 @@ from mambaout.study.views import ui_variables
 QUESTION = "Does it scale?"
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """A store with its tables made, which takes seconds, once."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def uri(empty_store, tmp_path) -> str:
     shutil.copy(empty_store, tmp_path / "mlflow.db")

@@ -20,7 +20,15 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-from requests.exceptions import InvalidURL, MissingSchema, RequestException, SSLError, Timeout
+from requests.exceptions import (
+    InvalidURL,
+    MissingSchema,
+    RequestException,
+    RetryError,
+    SSLError,
+    Timeout,
+)
+from urllib3.exceptions import ResponseError
 
 from mambaout.study.outage import first_line
 from mambaout.study.store_uri import TrackingError, hidden, is_server, sqlite_path, sqlite_uri
@@ -84,6 +92,9 @@ def _why(error: MlflowException, shown: str, remedy: str) -> str:
     if isinstance(cause, Timeout):
         seconds = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
         return f"no tracking server answers at {shown} within {seconds} s; {remedy}"
+    if isinstance(cause, RetryError):  # it answered, each time with an error of its own
+        said = next((str(e) for e in _chain(cause) if isinstance(e, ResponseError)), "HTTP 5xx")
+        return f"{shown} answers with an error ({said}); look into the log of that server"
     if cause is not None:
         reason = [e for e in _chain(cause) if isinstance(e, OSError) and e.strerror]
         why = f" ({reason[-1].strerror})" if reason else ""

@@ -50,6 +50,14 @@ def check_tracking(uri: str) -> None:
     scheme = uri.partition(":")[0] if ":" in uri else ""
     if scheme.startswith("sqlite"):
         _check_sqlite_uri(uri)
+    elif (user_info := uri.partition("?")[0].rpartition("@")[0].partition("://")[2]) and set(
+        user_info
+    ) & set("@/#"):
+        # The address would end early, and its error would show a part of the password as the host.
+        raise TrackingError(
+            f"tracking uri {hidden(uri)}: in a user's name or password write %40 for @, %2F for / "
+            "and %23 for #"
+        )
     elif is_database(uri):
         _check_database(uri)
     elif uri.startswith("databricks") or scheme not in ("", "file"):

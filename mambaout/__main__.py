@@ -17,12 +17,12 @@ interrupted. Each subcommand imports what it needs: train and evaluate know no R
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,6 +42,8 @@ from mambaout.variants import VARIANTS, variant
 
 if TYPE_CHECKING:
     from mambaout.study.study import StudyFolder
+
+TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -249,10 +251,23 @@ def _run_report(options: argparse.Namespace) -> int:
     from mambaout.study.report import summary, write_report
 
     folder = _study_folder(options)
-    print(summary(folder))
-    for path in write_report(folder):
+    print(summary(folder), flush=True)
+    try:
+        paths = write_report(folder)
+    except OSError as error:
+        raise _NotWritable(folder.path, error) from error
+    for path in paths:
         print(path)
     return 0
+
+
+class _NotWritable(ValueError):
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(
+            f"the report cannot be written to {folder} ({error.strerror or error}); for a report "
+            "of your own copy the study's folder to a place that you can write to, and name that "
+            "place with --storage"
+        )
 
 
 def _study_folder(options: argparse.Namespace) -> StudyFolder:
@@ -260,12 +275,16 @@ def _study_folder(options: argparse.Namespace) -> StudyFolder:
     from mambaout.study.study import STUDY_FILE, StudyFolder
 
     folder = StudyFolder(options.storage, options.study)
-    if not (folder.path / STUDY_FILE).exists():
+    try:
+        folder.read()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder.path / STUDY_FILE} is no JSON ({error})") from error
+    except (OSError, ValueError) as error:
         known = sorted(path.parent.name for path in options.storage.glob(f"*/{STUDY_FILE}"))
         raise ValueError(
             f"no study {options.study!r} under {options.storage}; there are: "
             f"{', '.join(known) or 'none'}"
-        )
+        ) from error
     return folder
 
 
@@ -273,42 +292,66 @@ def _sync(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("sync", help="log what MLflow lacks of a study")
     parser.add_argument("study", help="its name")
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
-    parser.add_argument("--tracking-uri", help="default: the store under --storage")
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.set_defaults(run=_run_sync)
 
 
 def _run_sync(options: argparse.Namespace) -> int:
+    from mambaout.launch.lock import held
     from mambaout.study.report import write_report
-    from mambaout.study.store import check_tracking, default_tracking_uri
+    from mambaout.study.store import check_tracking
+    from mambaout.study.store_uri import chosen_uri, hidden
 
     folder = _study_folder(options)
-    uri = options.tracking_uri or default_tracking_uri(options.storage)
+    uri = chosen_uri(options.tracking_uri, options.storage)
     check_tracking(uri)
-    from mambaout.study.tracking import Tracker
+    with ExitStack() as cleanup:
+        try:
+            # A running study logs its trials itself.
+            cleanup.enter_context(held(folder.path, f"study {folder.path}"))
+            files = write_report(folder)
+        except OSError as error:
+            print(f"mambaout sync: {_NotWritable(folder.path, error)}", file=sys.stderr)
+            files = [path for path in [folder.path / "report.html"] if path.exists()]
+        from mambaout.study.tracking import Tracker
 
-    tracker = Tracker(uri, options.study, folder.read()["question"])
-    missing = tracker.sync(folder)
-    tracker.attach(write_report(folder))
-    unfinished = any(run.status == "unfinished" for run in folder.runs())
-    whole = tracker.close("FAILED" if unfinished else "FINISHED")
-    print(f"{uri}: {missing} trials of {options.study} were missing")
+        name, question = folder.path.name, folder.read()["question"]
+        tracker = Tracker(uri, name, question, options.storage / "mlartifacts")
+        tracker.describe(folder)
+        missing = tracker.sync(folder)
+        tracker.attach(files)
+        unfinished = any(run.status == "unfinished" for run in folder.runs())
+        whole = tracker.close("FAILED" if unfinished else "FINISHED")
+    print(f"{hidden(uri)}: {missing} trials of {name} were missing or incomplete")
     return 0 if whole else 1
 
 
 def _ui(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("ui", help="open the MLflow UI on the studies' store")
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
-    parser.add_argument("--tracking-uri", help="default: the store under --storage")
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.add_argument("--port", type=int, default=5000)
     parser.set_defaults(run=_run_ui)
 
 
 def _run_ui(options: argparse.Namespace) -> int:
-    from mambaout.study.tracking import compare_url, default_tracking_uri, ui_command
+    from mambaout.study.store_uri import chosen_uri, hidden, is_server
+    from mambaout.study.ui import check_port, serve
+    from mambaout.study.views import study_pages
 
-    uri = options.tracking_uri or default_tracking_uri(options.storage)
-    print(f"side by side: {compare_url(uri, options.port)}\nCtrl-C ends it", flush=True)
-    return subprocess.run(ui_command(uri, options.port), env=os.environ, check=False).returncode
+    uri = chosen_uri(options.tracking_uri, options.storage)
+    pages = study_pages(uri, options.port)
+    if not is_server(uri):
+        check_port(options.port)
+    for page in reversed(pages):
+        print(
+            f"{page.name}\n  trials side by side  {page.trials}\n  learning curves  {page.charts}"
+        )
+    if is_server(uri):
+        print(f"{hidden(uri)} is a server already: open the links in a browser")
+        return 0
+    print(f"starting the MLflow UI on port {options.port}, which takes some seconds", flush=True)
+    return serve(uri, options.port)
 
 
 def _doctor(commands: argparse._SubParsersAction) -> None:

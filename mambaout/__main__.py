@@ -1,10 +1,13 @@
 """The `mambaout` command.
 
     mambaout train femto --data gs://bucket/imagenet --out runs/femto   train one recipe, or go on
-    mambaout evaluate tiny.safetensors --data DIR                       top-1 and top-5 of weights
+    mambaout list scale                                                 a study's trials, or studies
+    mambaout evaluate scale/w16-d4-s0                                   top-1 and top-5 of weights
+    mambaout evaluate tiny.safetensors --data DIR                       the same of a file's
     mambaout account small base --image-size 288                        parameters, MACs, TPU v3
+    mambaout account --depths 1,1,3,1 --dims 16,32,64,96                the same of an own shape
     mambaout pack SOURCE OUT                                            Parquet shards
-    mambaout export runs/femto/last.ckpt femto.safetensors              weights that timm loads
+    mambaout export runs/femto femto.safetensors                        weights for timm, and how
     mambaout report scale                                               a study's report, made anew
     mambaout sync scale --tracking-uri http://HOST:5000                 a study into another MLflow
     mambaout ui                                                         the MLflow UI on the studies
@@ -21,12 +24,24 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambaout.commands.account import add_account
+from mambaout.commands.evaluate import add_evaluate
+from mambaout.commands.export import add_export
+from mambaout.commands.list import add_list
+from mambaout.commands.named import study_folder
+from mambaout.commands.options import (
+    DEFAULT_STORAGE,
+    STAGE_HELP,
+    WORKERS_HELP,
+    load_workers,
+    whole_number,
+)
 from mambaout.recipe import (
     BASELINE,
     Recipe,
@@ -41,18 +56,18 @@ from mambaout.variants import VARIANTS, variant
 if TYPE_CHECKING:
     from mambaout.study.study import StudyFolder
 
-DEFAULT_STORAGE = Path("runs")
-STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
-WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; bad input is one line on stderr and status 2."""
     parser = argparse.ArgumentParser(
         prog="mambaout", description="MambaOut: train, evaluate, account, and read studies."
     )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _account, _pack, _export, _report, _sync, _ui, _doctor):
+    for add in (
+        *(_train, add_evaluate, add_list, add_account, _pack, add_export),
+        *(_report, _sync, _ui, _doctor),
+    ):
         add(commands)
     options = parser.parse_args(argv)
     try:
@@ -62,6 +77,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _version() -> str:
+    try:
+        return f"mambaout {version('mambaout')}"
+    except PackageNotFoundError:  # run from its sources, where nothing was installed
+        return "mambaout, not installed"
 
 
 def _train(commands: argparse._SubParsersAction) -> None:
@@ -81,7 +103,7 @@ def _train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, help="stop after so many steps; resumable")
     parser.add_argument("--log-every-steps", type=int, default=50)
-    parser.add_argument("--workers", type=_count, help=WORKERS_HELP)
+    parser.add_argument("--workers", type=whole_number(0), help=WORKERS_HELP)
     parser.add_argument("--smoke", action="store_true", help="a minute on the digits: does it run?")
     fields = parser.add_argument_group("recipe fields")
     for name in field_types():
@@ -130,7 +152,7 @@ def _run_train(options: argparse.Namespace) -> int:
         sinks=[_progress_printer(num_steps)],
         max_steps=options.max_steps,
         log_every_steps=options.log_every_steps,
-        num_workers=_workers(options, where.name),
+        num_workers=load_workers(options.workers, where.name),
         stop=stop,
     )
     match outcome:
@@ -149,23 +171,6 @@ def _run_train(options: argparse.Namespace) -> int:
         case OutOfMemory(micro_batch=size, error=error):
             print(f"out of memory even with a micro-batch of {size}: {error}")
             return 1
-
-
-def _count(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
-
-
-def _workers(options: argparse.Namespace, backend: str) -> int:
-    """The processes that load images: what was asked for, or what the machine has to spare."""
-    from mambaout.data.cores import usable_cores
-
-    if options.workers is not None:
-        return options.workers
-    return 0 if backend == "cpu" else max(1, usable_cores() - 1)
 
 
 def _recipe_from(options: argparse.Namespace) -> Recipe:
@@ -229,86 +234,6 @@ def _progress_printer(num_steps: int) -> Callable:
     return show
 
 
-def _evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "evaluate", help="top-1 and top-5 of a checkpoint: ours, timm's or the authors'"
-    )
-    parser.add_argument("weights", type=Path, help=".ckpt, .safetensors, .pth")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
-    parser.add_argument("--split", default="val", choices=["train", "minival", "val"])
-    parser.add_argument("--variant", help="the shape, where the file does not say it")
-    parser.add_argument("--backend", choices=["cpu", "cuda", "xla"])
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--workers", type=_count, help=WORKERS_HELP)
-    parser.add_argument("--image-size", type=int, help="px; default: the checkpoint's, else 224")
-    parser.set_defaults(run=_run_evaluate)
-
-
-def _run_evaluate(options: argparse.Namespace) -> int:
-    from mambaout.data.files import default_cache
-    from mambaout.data.sources import open_data
-    from mambaout.data.stage import stage
-    from mambaout.model.network import build
-    from mambaout.model.weights import load_weights, recipe_of
-    from mambaout.train.backend import backend
-    from mambaout.train.loop import evaluate
-
-    data = open_data(options.data)
-    recipe = recipe_of(options.weights) or BASELINE
-    if options.variant is not None:
-        recipe = replace(recipe, model=variant(options.variant))
-    elif recipe_of(options.weights) is None:
-        raise ValueError(f"{options.weights} does not say its shape; add --variant")
-    if options.image_size:
-        recipe = tuned(recipe, image_size=options.image_size)
-    if options.stage:
-        data = stage(data, options.stage, split=options.split)
-    where = backend(options.backend, cache=default_cache() / "xla")
-    model = build(recipe.model, data.num_classes)
-    load_weights(model, options.weights)
-    started = time.monotonic()
-    values = evaluate(
-        where.move(model),
-        data,
-        options.split,
-        recipe,
-        backend=where,
-        batch_size=options.batch_size,
-        num_workers=_workers(options, where.name),
-    )
-    count = data.num_images(options.split, recipe)
-    print(
-        f"{options.weights} on {data.name} {options.split} ({count} images): "
-        f"top-1 {values[f'{options.split}/top1']:.3f} %, "
-        f"top-5 {values[f'{options.split}/top5']:.3f} %, "
-        f"loss {values[f'{options.split}/loss']:.4f}, "
-        f"{count / (time.monotonic() - started):.0f} images/s"
-    )
-    return 0
-
-
-def _account(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "account", help="parameters, MACs, memory of variants, and how they fit a TPU v3"
-    )
-    parser.add_argument("variants", nargs="*", help=f"default: all of {', '.join(VARIANTS)}")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--num-classes", type=int, default=1000)
-    parser.set_defaults(run=_run_account)
-
-
-def _run_account(options: argparse.Namespace) -> int:
-    from mambaout.accounting import account_table
-    from mambaout.memory import tpu_table
-
-    names = options.variants or list(VARIANTS)
-    shapes = {name: variant(name) for name in names}
-    print(account_table(shapes, options.image_size, options.num_classes))
-    print(f"\n{tpu_table(shapes, options.image_size, options.num_classes)}")
-    return 0
-
-
 def _pack(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "pack",
@@ -337,27 +262,6 @@ def _run_pack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("export", help="a checkpoint's weights as safetensors for timm")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.set_defaults(run=_run_export)
-
-
-def _run_export(options: argparse.Namespace) -> int:
-    from mambaout.model.network import build
-    from mambaout.model.weights import load_weights, save_weights
-    from mambaout.train.checkpoint import load
-
-    saved = load(options.checkpoint)
-    recipe = recipe_from_json(saved["recipe"])
-    model = build(recipe.model, saved["num_classes"])
-    load_weights(model, options.checkpoint)
-    save_weights(model, options.out, recipe)
-    print(f"{options.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    return 0
-
-
 def _report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="write a study's report and tables anew")
     parser.add_argument("study", help="its name")
@@ -376,17 +280,7 @@ def _run_report(options: argparse.Namespace) -> int:
 
 
 def _study_folder(options: argparse.Namespace) -> StudyFolder:
-    """The folder of the study that was named; a ValueError lists those there are."""
-    from mambaout.study.study import STUDY_FILE, StudyFolder
-
-    folder = StudyFolder(options.storage, options.study)
-    if not (folder.path / STUDY_FILE).exists():
-        known = sorted(path.parent.name for path in options.storage.glob(f"*/{STUDY_FILE}"))
-        raise ValueError(
-            f"no study {options.study!r} under {options.storage}; there are: "
-            f"{', '.join(known) or 'none'}"
-        )
-    return folder
+    return study_folder(options.storage, options.study)
 
 
 def _sync(commands: argparse._SubParsersAction) -> None:

@@ -1,0 +1,66 @@
+"""`mambaout account`: parameters, MACs and memory of published shapes and of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+
+from mambaout.recipe import parse_field
+from mambaout.variants import VARIANTS, ModelConfig, variant
+
+OWN = "own"  # what a shape is called that has no name
+# Fields that the table depends on; drop_path acts in training and costs nothing.
+SHAPE_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name != "drop_path")
+
+
+def add_account(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "account",
+        help="parameters, MACs, memory of shapes, and how they fit a TPU v3",
+        epilog="One's own shape: `mambaout account --depths 1,1,3,1 --dims 16,32,64,96`. A "
+        "published one, changed: `mambaout account tiny --kernel-size 5`.",
+    )
+    parser.add_argument(
+        "variants", nargs="*", metavar="VARIANT", help=f"default: all of {', '.join(VARIANTS)}"
+    )
+    parser.add_argument("--image-size", type=int, default=224, metavar="PX", help="(default 224)")
+    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="(default 1000)")
+    shape = parser.add_argument_group(
+        "shape, of the named variant or, with depths and dims, an own one"
+    )
+    for name in SHAPE_FIELDS:
+        shape.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mambaout.accounting import account_table
+    from mambaout.memory import tpu_table
+
+    changes = {
+        name: parse_field(name, text)
+        for name in SHAPE_FIELDS
+        if (text := getattr(options, f"field_{name}")) is not None
+    }
+    shapes = _shapes(options.variants, changes)
+    print(account_table(shapes, options.image_size, options.num_classes))
+    print(f"\n{tpu_table(shapes, options.image_size, options.num_classes)}")
+    return 0
+
+
+def _shapes(names: list[str], changes: dict[str, object]) -> dict[str, ModelConfig]:
+    """The shapes to show, by what they are called: a changed one stands below what it was."""
+    if not changes:
+        return {name: variant(name) for name in names or VARIANTS}
+    if not names:
+        if missing := {"depths", "dims"} - changes.keys():
+            raise ValueError(
+                f"--{min(missing)} is missing: an own shape needs --depths and --dims; or name the "
+                f"variant to change, one of {', '.join(VARIANTS)}"
+            )
+        return {OWN: replace(ModelConfig(), **changes)}  # pyright: ignore[reportArgumentType]
+    shapes = {}
+    for name in names:
+        shapes[name] = variant(name)
+        shapes[f"{name}, changed"] = replace(variant(name), **changes)  # pyright: ignore
+    return shapes

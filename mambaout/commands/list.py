@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mambaout.commands.named import studies, study_folder
+from mambaout.commands.named import named_errors, studies, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.study.numbers import count_text
 from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
@@ -39,9 +39,10 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
     unread = []
     for folder in folders:
         try:
-            runs = folder.runs()
-        except (ValueError, KeyError, TypeError) as error:  # of another version, or damaged
-            unread.append(f"{folder.path}: cannot be read: {type(error).__name__}: {error}")
+            with named_errors(folder):
+                runs = folder.runs()
+        except ValueError as error:
+            unread.append(str(error))
             continue
         finished = sum(run.status == "finished" for run in runs)
         rows.append((folder.path.name, f"{finished}/{len(runs)}", _changed(folder), *_best(runs)))
@@ -51,7 +52,9 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
 def trial_table(folder: StudyFolder) -> str:
     """A line a trial, in the order they were decided on: its numbers and where its weights are."""
     rows = [("trial", "status", "top-1 %", "minival %", "MACs", "checkpoint")]
-    for run in folder.runs():
+    with named_errors(folder):
+        runs = folder.runs()
+    for run in runs:
         path = folder.run_directory(run.trial) / CHECKPOINT_FILE
         rows.append(
             (

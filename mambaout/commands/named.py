@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def studies(storage: Path) -> list[StudyFolder]:
     return [StudyFolder(storage, file.parent.name) for file in files]
 
 
+@contextmanager
+def named_errors(folder: StudyFolder) -> Iterator[None]:
+    """What goes wrong in reading the study, as a ValueError that names it: files of another
+    version, or damaged ones."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{folder.path} cannot be read: {reason}") from error
+
+
 def _in_folder(folder: Path, path: Path) -> NamedWeights:
     """The weights at `path`, with what the run's folder and its study's say."""
     data, outcome = None, folder / OUTCOME_FILE
@@ -110,7 +122,8 @@ def _study_and_trial(path: Path, storage: Path) -> tuple[StudyFolder, str]:
 
 
 def _trial(folder: StudyFolder, name: str) -> Trial:
-    trials = folder.trials()
+    with named_errors(folder):
+        trials = folder.trials()
     found = {trial.key: trial for trial in trials if name in (trial.name, trial.key)}
     found = found or {trial.key: trial for trial in trials if name == trial.label}
     if len(found) == 1:

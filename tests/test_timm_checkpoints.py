@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ import timm
 import torch
 from timm.models import load_checkpoint
 from timm.models.mambaout import MambaOut as TimmMambaOut
-from timm.utils import CheckpointSaver, ModelEmaV2, ModelEmaV3, NativeScaler
+from timm.utils.checkpoint_saver import CheckpointSaver
+from timm.utils.cuda import NativeScaler
+from timm.utils.model_ema import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 
+from mambaout.commands.named import named_weights
 from mambaout.model.network import build
 from mambaout.model.weights import Weights, load_weights, read_weights
 from mambaout.recipe import BASELINE
@@ -41,11 +45,11 @@ def shifted(module: nn.Module, by: float) -> nn.Module:
 
 
 def saved_by_timm(
-    folder: Path, model: nn.Module, ema: nn.Module | None, metric: float = 71.25, **options: object
+    folder: Path, model: nn.Module, ema: nn.Module | None, metric: float = 71.25, **options: Any
 ) -> Path:
     """The checkpoint of one step of training, as timm's train.py has it written."""
     optimizer = torch.optim.AdamW(model.parameters())
-    sum(parameter.sum() for parameter in model.parameters()).backward()
+    torch.stack([parameter.sum() for parameter in model.parameters()]).sum().backward()
     optimizer.step()
     saver = CheckpointSaver(
         model=model,
@@ -114,7 +118,7 @@ def test_plain_weights_asked_of_a_file_with_ema_weights_alone_are_refused(tmp_pa
         nn.DataParallel,
         torch.compile,
         lambda model: torch.compile(nn.DataParallel(model)),
-        lambda model: nn.DataParallel(torch.compile(model)),
+        lambda model: nn.DataParallel(cast(nn.Module, torch.compile(model))),
     ],
     ids=["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."],
 )
@@ -165,15 +169,13 @@ def test_a_checkpoint_of_timms_says_the_published_shape_that_its_arch_names(tmp_
     assert read_weights(tmp_path / "w.pth").recipe is None
 
 
-def test_the_folder_that_timm_makes_for_hugging_face_is_read(tmp_path):
-    from mambaout.commands.named import named_weights
-
+def test_the_folders_that_timm_makes_for_hugging_face_are_read(tmp_path):
     model = timm.create_model("mambaout_femto", num_classes=10).eval()
-    for safe, name in (("both", "model.safetensors"), (False, "pytorch_model.bin")):
-        folder = tmp_path / str(safe)
-        timm.models.save_for_hf(model, str(folder), safe_serialization=safe)
-        named = named_weights(str(folder), tmp_path)
-        assert named.path == folder / name
+    timm.models.save_for_hf(model, str(tmp_path / "new"), safe_serialization="both")
+    timm.models.save_for_hf(model, str(tmp_path / "old"), safe_serialization=False)
+    for file in ("new/model.safetensors", "old/pytorch_model.bin"):
+        named = named_weights(str((tmp_path / file).parent), tmp_path)
+        assert named.path == tmp_path / file
         ours = build("femto", 10).eval()
         load_weights(ours, read_weights(named.path))
         torch.testing.assert_close(ours(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)

@@ -25,6 +25,7 @@ from mambaout.model.weights import (
     save_weights,
 )
 from mambaout.recipe import BASELINE, canonical_json, tuned
+from mambaout.train import checkpoint
 from mambaout.variants import VARIANTS, ModelConfig
 
 SMALL = ModelConfig(depths=(1, 1, 2, 1), dims=(12, 24, 48, 72), stem_stride=2)
@@ -216,6 +217,17 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
         assert "pathlib.Path" in str(error.value) or "getattr" in str(error.value)
         assert "\n" not in str(error.value)
     assert not sprung.exists()
+
+
+def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_its_own(tmp_path):
+    torch.save({"format": 1, "x": Trap(tmp_path / "sprung")}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is not read: it holds"):
+        checkpoint.load_latest(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+    for other, found in (([1], "None"), ({"format": 9}, "9")):
+        torch.save(other, tmp_path / "last.ckpt")
+        with pytest.raises(ValueError, match=rf"last\.ckpt has checkpoint format {found}"):
+            checkpoint.load_latest(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])

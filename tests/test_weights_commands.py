@@ -280,7 +280,7 @@ def files(storage, tmp_path) -> dict[str, Path]:
         ("account --depths 1,1,1,1", "--dims is missing"),
         ("account --kernel-size 5", "is missing"),
         ("account --depths 1,1,1 --dims 8,16,24,32", "depths=(1, 1, 1): give 4 whole numbers"),
-        ("account femto --stem-stride 3", "stem_stride=3"),
+        ("account femto --stem-stride 3", "--stem-stride '3' must be one of 4, 2"),
         ("account --image-size 0", "image_size=0"),
         ("account --num-classes 0", "num_classes=0"),
     ],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
+from typing import Any
 
-from mambaout.recipe import parse_field
+from mambaout.options import add_recipe_options, given_fields
+from mambaout.recipe import field_types
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
 OWN = "own"  # what a shape is called that has no name
-# Fields that the table depends on; drop_path acts in training and costs nothing.
-SHAPE_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name != "drop_path")
+# The fields that the table depends on; drop_path acts in training and costs nothing.
+SHAPE_FIELDS = {item.name for item in fields(ModelConfig)} - {"drop_path"}
 
 
 def add_account(commands: argparse._SubParsersAction) -> None:
@@ -23,13 +25,9 @@ def add_account(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "variants", nargs="*", metavar="VARIANT", help=f"default: all of {', '.join(VARIANTS)}"
     )
-    parser.add_argument("--image-size", type=int, default=224, metavar="PX", help="(default 224)")
-    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="(default 1000)")
-    shape = parser.add_argument_group(
-        "shape, of the named variant or, with depths and dims, an own one"
-    )
-    for name in SHAPE_FIELDS:
-        shape.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE")
+    parser.add_argument("--image-size", type=int, default=224, metavar="PX", help="default 224")
+    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default 1000")
+    add_recipe_options(parser, skip=field_types().keys() - SHAPE_FIELDS)
     parser.set_defaults(run=_run)
 
 
@@ -37,18 +35,13 @@ def _run(options: argparse.Namespace) -> int:
     from mambaout.accounting import account_table
     from mambaout.memory import tpu_table
 
-    changes = {
-        name: parse_field(name, text)
-        for name in SHAPE_FIELDS
-        if (text := getattr(options, f"field_{name}")) is not None
-    }
-    shapes = _shapes(options.variants, changes)
+    shapes = _shapes(options.variants, given_fields(options))
     print(account_table(shapes, options.image_size, options.num_classes))
     print(f"\n{tpu_table(shapes, options.image_size, options.num_classes)}")
     return 0
 
 
-def _shapes(names: list[str], changes: dict[str, object]) -> dict[str, ModelConfig]:
+def _shapes(names: list[str], changes: dict[str, Any]) -> dict[str, ModelConfig]:
     """The shapes to show, by what they are called: a changed one stands below what it was."""
     if not changes:
         return {name: variant(name) for name in names or VARIANTS}
@@ -58,9 +51,9 @@ def _shapes(names: list[str], changes: dict[str, object]) -> dict[str, ModelConf
                 f"--{min(missing)} is missing: an own shape needs --depths and --dims; or name the "
                 f"variant to change, one of {', '.join(VARIANTS)}"
             )
-        return {OWN: replace(ModelConfig(), **changes)}  # pyright: ignore[reportArgumentType]
+        return {OWN: replace(ModelConfig(), **changes)}
     shapes = {}
     for name in names:
         shapes[name] = variant(name)
-        shapes[f"{name}, changed"] = replace(variant(name), **changes)  # pyright: ignore
+        shapes[f"{name}, changed"] = replace(variant(name), **changes)
     return shapes

@@ -80,7 +80,7 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
     elif outcome.is_file():
         from mambaout.data.sources import NAMED
 
-        name = _json(outcome)["facts"].get("data_name")
+        name = _json(outcome).get("facts", {}).get("data_name")
         data = name if name in NAMED else None  # of a folder the name alone is kept
     is_run = (folder / "recipe.json").exists()
     return NamedWeights(path=path, data=data, is_unfinished=is_run and not outcome.exists())

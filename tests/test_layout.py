@@ -42,7 +42,7 @@ HOMES = {
     "torch_xla": {"train/backend.py"},
     "pyarrow": {"data"},
     "PIL": {"data"},
-    "timm": {"data", "model/weights.py"},
+    "timm": {"data", "model/timm_call.py"},
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
 }
@@ -94,7 +94,7 @@ def test_the_pure_values_import_no_library(path):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("mambaout.train.loop", ("ray", "mlflow", "optuna", "torch_xla")),
+        ("mambaout.train.loop", ("ray", "mlflow", "optuna", "torch_xla", "timm")),
         ("mambaout.study.report", ("torch", "ray")),
         ("mambaout.study.plan", ("torch", "ray", "mlflow")),
         ("mambaout.__main__", ("torch", "ray", "mlflow")),

@@ -264,6 +264,7 @@ def _facts(data: DataSet, trials: Sequence[Trial], start: Start) -> dict[str, An
     facts: dict[str, Any] = {
         "num_train": data.num_images("train", BASELINE),
         "num_classes": data.num_classes,
+        "num_val": len(data.labels["val"]),
         # percent: what an answer that never looks at the image reaches
         "chance_top1": 100 * float(np.bincount(labels).max()) / len(labels),
         "given": {name: field_text(value) for name, value in start.given.items()},

@@ -41,6 +41,22 @@ def pictures(count: int, *, size: int = 12, seed: int = 0) -> list[bytes]:
     return [encoded(np.ascontiguousarray(whole[y : y + size, x : x + size])) for y, x in cuts]
 
 
+def image_folder(
+    root: Path,
+    layout: str = "train/{}/{}",
+    *,
+    count: int = 24,
+    classes: Sequence[str] = "abc",
+    seed: int = 0,
+) -> Path:
+    """`count` pictures, dealt out to the folders of the classes in turn."""
+    for i, image in enumerate(pictures(count, seed=seed)):
+        path = root / layout.format(classes[i % len(classes)], f"{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    return root
+
+
 def write_parquet(
     path: Path,
     images: Sequence[bytes | None],

@@ -40,7 +40,7 @@ from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image
 
@@ -57,19 +57,26 @@ ClassOrder = Literal["text", "natural"]
 Read = Callable[[], bytes]
 
 
-def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[Source, str]:
+class ReadTree(NamedTuple):
+    """What was found in a tree of images; `source` makes the list of its samples."""
+
+    source: Callable[[], Source]
+    remark: str  # a line of what was left out and of what is odd, or nothing
+
+
+def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[ReadTree, str]:
     """The folder's images, and a key that changes with any of its files."""
     tree = walk_folder(root)
     digest = sha256()
     for path, entry in tree.files.items():
         line = f"{'/'.join(path)} {entry.size} {entry.mtime_ns}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
-    return _source(tree, class_order), digest.hexdigest()[:12]
+    return _read_tree(tree, class_order), digest.hexdigest()[:12]
 
 
 def read_image_tar(archive: Path, class_order: ClassOrder = "text") -> Source:
     """The images of an uncompressed tar, read from it where they lie."""
-    return _source(walk_tar(archive), class_order)
+    return _read_tree(walk_tar(archive), class_order).source()
 
 
 def checked(place: Path | str, read: Read) -> bytes:
@@ -89,32 +96,37 @@ def checked(place: Path | str, read: Read) -> bytes:
     return data
 
 
-def _source(tree: Tree, class_order: ClassOrder) -> Source:
+def _read_tree(tree: Tree, class_order: ClassOrder) -> ReadTree:
     layout = find_layout(tree)
-    remarks = list(layout.remarks)
     names = sorted(layout.class_names, key=_natural if class_order == "natural" else None)
+    remarks = layout.remarks + _remarks_on_copies(tree, layout)
     if class_order == "text":
         remarks += _remark_on_order(tree.root, names)
-    labels = {name: label for label, name in enumerate(names)}
-    train = _samples(tree, layout.train, labels)
-    val = None if layout.val is None else _samples(tree, layout.val, labels)
-    num_images = len(train) + len(val or ())
-    remarks += _remarks_on_copies(tree, layout)
     if left_out := str(tree.left_out):
         remarks.insert(0, f"left out: {left_out}")
     if remarks:
-        images = counted(num_images, "image", "images")
+        number = sum(layout.split_of(path) is not None for path in tree.files)
+        images = counted(number, "image", "images")
         classes = counted(len(names), "class", "classes")
         remarks[0] = f"{tree.at(())}: read {images} of {classes}; {remarks[0]}"
-    if val is None:
+    remark = "; ".join(remarks)
+    return ReadTree(partial(_source, tree, layout, names, remark), remark)
+
+
+def _source(tree: Tree, layout: Layout, names: list[str], remark: str) -> Source:
+    labels = {name: label for label, name in enumerate(names)}
+    train = _samples(tree, layout.train, labels)
+    if layout.val is None:
         train, val = split_by_hash(train)
+    else:
+        val = _samples(tree, layout.val, labels)
     return Source(
         tree.root.absolute().stem,
         tuple(text_of(name) for name in names),
         train,
         val,
         sum(entry.size for path, entry in tree.files.items() if layout.split_of(path)),
-        remark="; ".join(remarks),
+        remark=remark,
     )
 
 
@@ -133,18 +145,23 @@ def _samples(tree: Tree, folder: Parts, labels: dict[str, int]) -> list[Sample]:
 
 
 def _read_image(tree: Tree, path: Parts) -> bytes:
-    return checked(tree.root.joinpath(*path), partial(tree.read, tree.files[path].place))
+    return checked(tree.root.joinpath(*path), partial(tree.read, path))
 
 
 def _remarks_on_copies(tree: Tree, layout: Layout) -> list[str]:
     """What is said of files that were met under two names, by links."""
+    read = [path for path in tree.files if layout.split_of(path) is not None]
+    if len({tree.files[path].identity for path in read}) == len(read):
+        return []
     places: defaultdict[object, set[tuple[str, str]]] = defaultdict(set)
     again = 0
-    for path, entry in tree.files.items():
-        if (split := layout.split_of(path)) is not None:
-            own = (split, path[len(layout.folder(split))])
-            again += own in places[entry.identity]
-            places[entry.identity].add(own)
+    for path in read:
+        split = layout.split_of(path)
+        assert split is not None
+        place = places[tree.files[path].identity]
+        own = (split, path[len(layout.folder(split))])
+        again += own in place
+        place.add(own)
     several = [place for place in places.values() if len(place) > 1]
     both = sum(len({split for split, _ in place}) > 1 for place in several)
     classes = sum(len({name for _, name in place}) > 1 for place in several)

@@ -213,6 +213,7 @@ class _Search:
         names = self.full.get(inner, [])
         if is_test and not known.intersection(names):
             self._leave(folder, "no class folders of train are in it")
+            layout.remarks.append("one training image in five is held out for validation")
             return
         if names and not known.intersection(names):
             raise DataError(self._no_class_folders(inner))
@@ -251,8 +252,9 @@ class _Search:
             )
         if empty := self.empty.pop(folder, []):
             raise DataError(
-                f"{at((*folder, empty[0]))} holds no image ({len(empty)} of "
-                f"{len(names) + len(empty)} classes are empty); fill it or remove the folder"
+                f"{at((*folder, empty[0]))} holds no image of a kind that is read ({len(empty)} "
+                f"of {len(names) + len(empty)} classes); put .jpg or .png files into it, or remove "
+                "the folder"
             )
         self._refuse_one_folder_twice(folder, names)
         return names
@@ -273,6 +275,12 @@ class _Search:
             f"{shown(root)} holds {counted(self.below[folder], 'image', 'images')} and no class "
             f"folders; move each into the folder of its class, {shown(root)}/CLASS/"
         )
+        beside = [name for name in self.full.get(folder[:-1], []) if _split(name) is None]
+        if folder and _split(folder[-1]) and beside:
+            text += (
+                f". If {shown(folder[-1])} is itself a class, as {_names(beside)}, put the folders "
+                "of all classes into a folder train/"
+            )
         if self.tree.root.is_dir() and (command := _sorting_command(root)) is not None:
             text += f"; this command does it: `{command}`"
         return text

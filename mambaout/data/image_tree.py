@@ -1,29 +1,42 @@
-"""Images by class in folders, on disk or in a tar, to a source of labelled images.
+"""Images by class in folders, on disk or in a tar, as a source of labelled images.
 
 What is read:
 
     train/CLASS/*, val/CLASS/*   both splits; a folder in a class's folder belongs to the class
-    CLASS/*, train/CLASS/*       the training images; the hash of its path holds one in five out
-    train, training              the training split's name, in any letter case
-    val, valid, validation, dev, eval, evaluation     the validation split's
-    test, testing                the validation split where there is none of these names; else it
-                                 is left out, as it is without folders of the classes of train
-    WRAPPER/WRAPPER/...          folders with nothing but one folder of images are passed through
-    *.jpg *.jpeg *.png ...       files with one of ENDINGS, in any letter case; Pillow knows the
-                                 content whatever the ending says
+    CLASS/*, or train/CLASS/*    the training images; one in five is held out by its path's hash
+    train, training              the name of the training split, in any letter case
+    val, valid, validation, dev, eval, evaluation     that of the validation split
+    test, testing                the validation split where none of these names is there
+    WRAPPER/WRAPPER/...          a folder is passed through if one folder in it has all images
+    *.jpg *.jpeg *.png ...       files with one of walk.ENDINGS, in any letter case
     links                        symbolic and hard ones, as what they point at
     names that are no UTF-8      with \\xe9 and the like for the bytes that are none
 
-What is left out, and listed once with its number: hidden files and folders (.git, ._x.jpg), what
-systems put there (__MACOSX, lost+found), files that are no images, images of other kinds (.heic),
-devices and pipes, links to a folder that they lie in, folders without images that are no classes,
-images and folders beside train, a test folder as above, and the earlier of two files of one name
-in a tar.
+What is left out, and listed with its number each time the data is opened:
 
-What is refused, with its path and the remedy: what cannot be listed or read, links that lead
-nowhere, files that are empty or no images, a split or class without an image, an image in no class
-folder, a class of val that train lacks, two folders for one split, val without train, one class
-alone, one folder that is two classes by a link, and compressed or damaged tars.
+    hidden files and folders     .git, .ipynb_checkpoints, .DS_Store, ._x.jpg
+    what systems put there       __MACOSX, @eaDir, lost+found, $RECYCLE.BIN
+    files that are no images     with their endings; and images of other kinds, like .heic
+    special files                pipes, sockets, devices
+    links back                   to a folder that they lie in
+    test                         where there is a validation split, or no class of train in it
+    what lies beside             images and folders beside train, or around the folder of classes
+    folders without images       that are no classes
+    files that are replaced      the earlier of two files of one name in a tar
+
+What is refused, with its path and the remedy:
+
+    what cannot be read          folders, files, links that lead nowhere; a damaged, cut or
+                                 compressed tar
+    files that are no images     by their content, whatever their ending says; empty files
+    what has no class            an image beside the class folders, or a split without them
+    what has no image            a class or a split
+    what does not fit            val without train, a class of val that train lacks, two folders of
+                                 names for one split, splits under other names (train_set/,
+                                 test_set/), one class alone, two classes that are one folder
+
+What is odd is said: classes that val lacks, classes that differ in letter case alone, files that
+links put into two places, classes with all images in folders of their own.
 
 The labels count the class folders of train in the order of their names as text, as torchvision's
 ImageFolder does: 0, 1, 10, 2. timm's readers have the natural order, 0, 1, 2, 10; `mambaout pack

@@ -29,7 +29,7 @@ from study_files import (
     write_study,
 )
 
-from mambaout.commands.train import add_train, recipe_from
+from mambaout.commands.train import add_train, recipe_choice
 from mambaout.recipe import BASELINE, RELEASED_CODE, tuned, with_global_batch
 from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.report import write_report
@@ -167,11 +167,11 @@ def test_numbers_are_written_for_people():
 # -- commands -------------------------------------------------------------------------------------
 
 
-def parsed(command: str):
+def parsed(command: str, digits):
     parser = argparse.ArgumentParser()
     add_train(parser.add_subparsers())
     options = parser.parse_args(shlex.split(command)[1:])
-    return options, recipe_from(options)
+    return options, recipe_choice(options)(digits)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def parsed(command: str):
         tuned(SMALL, clip_norm=1.0, train_images=3000, precision="bf16", lr_steps="epoch"),
     ],
 )
-def test_the_reproduce_command_gives_the_trials_recipe_back(recipe):
+def test_the_reproduce_command_gives_the_trials_recipe_back(recipe, digits):
     trial = Trial(label="it's", recipe=recipe, seed=3, data="0123456789ab")
-    options, found = parsed(reproduce_command(trial, "some data"))
+    options, found = parsed(reproduce_command(trial, "some data"), digits)
     assert found == recipe
     assert (options.seed, options.data) == (3, "some data")
 

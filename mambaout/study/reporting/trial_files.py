@@ -45,8 +45,8 @@ def reproduce_command(trial: Trial, data: str) -> str:
     flat = flat_fields(trial.recipe)
     options = min((_differing(flat, start) for start in _starts().values()), key=len)
     name = next(n for n, start in _starts().items() if _differing(flat, start) == options)
-    words = ["mambaout", "train", name, "--data", data, "--out", f"again/{trial.name}"]
-    words += ["--seed", str(trial.seed)]
+    words = ["mambaout", "train", name, "--recipe", "paper", "--data", data]
+    words += ["--out", f"again/{trial.name}", "--seed", str(trial.seed)]
     for field in ("peak_lr", "warmup_epochs"):  # given alone, batch and epochs would move them
         if field in following(_starts()[name], options):
             options[field] = flat[field]

@@ -207,6 +207,26 @@ def test_a_wrong_option_is_refused_in_one_line(words, said, capsys):
     assert shown.count("\n") == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_folder_that_is_another_users_is_refused_by_name(tmp_path):
+    tmp_path.chmod(0o700)
+    code = (
+        "import os, sys\nfrom mambaout.command_line import writable_folder\n"
+        "os.setgid(65534)\nos.setuid(65534)\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: writable_folder(name, '--out')\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    places = [str(tmp_path / "run"), "/run-of-nobody"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *places], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines() == [
+        f"--out {place} cannot be written (Permission denied); give another folder"
+        for place in places
+    ]
+
+
 def test_the_largest_seed_trains(digits, tmp_path):
     command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
     assert main([*command, "--seed", str(2**63 - 1), "--max-steps", "1"]) == 1

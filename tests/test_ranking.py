@@ -125,7 +125,7 @@ def test_of_studies_that_only_guess_at_least_19_in_20_are_called_near_chance(
         for run in runs:
             hits = sum(rng.random() < 1 / num_classes for _ in range(num_images))
             value = 100 * hits / num_images
-            drawn.append(replace(run, metrics=run.metrics | {"minival/top1": value, "top1": value}))
+            drawn.append(replace(run, metrics={"minival/top1": value, "top1": value}))
         called += standing(drawn).guessing
     assert called >= 0.95 * studies
 
@@ -148,7 +148,7 @@ def test_a_minival_of_under_100_images_says_what_it_cannot_choose_between(tmp_pa
     assert points == pytest.approx(10.1, abs=0.05)  # Wilson's interval
     assert "Minival has 40 images, fewer than 100: it cannot choose between recipes that are "
     assert f"closer than {points:.0f} points" in text
-    assert "--minival-fraction 0.25 holds out about 100" in text
+    assert "A larger one: --minival-fraction 0.25." in text
     assert "88 ± " in text, "one image is 2.5 points, so there are no decimals"
     table = ranked_cells(standing(folder.runs()))
     notes = {cells[1]: cells[-1] for cells in table.cells}
@@ -165,7 +165,7 @@ def test_where_the_data_is_too_small_for_100_images_no_option_is_advised(tmp_pat
     text = told(study_at(tmp_path, {"w8-d2": [80.0, 81.0], "w16-d2": [88.0, 88.5]}, facts))
     assert "Minival has 13 images" in text
     assert "--minival-fraction" not in text
-    assert "collect more" in text
+    assert "too few images for a minival of 100" in text
 
 
 # -- seeds ----------------------------------------------------------------------------------------

@@ -207,10 +207,8 @@ class Standing:
         fraction = self.best.recipe.minival_fraction * LEAST_MINIVAL / max(self.num_minival, 1)
         if fraction < 0.5:  # the most that a recipe takes
             share = math.ceil(100 * fraction) / 100
-            return (
-                f"{text} --minival-fraction {min(share, 0.49):g} holds out about {LEAST_MINIVAL}."
-            )
-        return f"{text} The data has too few images for a larger one; collect more."
+            return f"{text} A larger one: --minival-fraction {min(share, 0.49):g}."
+        return f"{text} The data has too few images for a minival of {LEAST_MINIVAL}."
 
     def _some_near(self) -> str:
         assert self.chance is not None

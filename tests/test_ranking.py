@@ -17,6 +17,7 @@ from study_files import (
     SMALL,
     final_metrics,
     finish,
+    finished_study,
     mixed_study,
     scaling_study,
     searched_study,
@@ -26,7 +27,9 @@ from study_files import (
 )
 
 from mambaout.recipe import tuned
+from mambaout.study.numbers import count_text
 from mambaout.study.report import ranked_table, summary, write_report
+from mambaout.study.reporting.charts import COST_AXES
 from mambaout.study.reporting.findings import answer
 from mambaout.study.reporting.ranking import half_width, standing
 from mambaout.study.reporting.reading import read
@@ -80,7 +83,7 @@ def test_near_chance_there_is_a_warning_and_no_verdict(tmp_path):
     assert first.startswith("No verdict: the study is near chance. No recipe is clearly better")
     assert others == []
     names = {path.name for path in write_report(folder)}
-    assert not names & {"law.png", "growth.png", "iso_mac.png"}
+    assert not names & {"law.png", "growth.png", "iso_mac.png", "accuracy_macs.png"}
     page = (folder.path / "report.html").read_text()
     assert '<p class="lead">No verdict' in page
     assert "comes out best" not in page
@@ -241,6 +244,37 @@ def test_a_grid_shows_the_fields_that_differ_and_not_those_that_follow_them(tmp_
     header = ranked_table(folder.runs()).splitlines()[0].split()
     assert {"epochs", "kernel_size"} < set(header)
     assert not {"warmup_epochs", "peak_lr", "mixup"} & set(header)
+
+
+def test_what_all_recipes_have_in_common_stands_once_under_the_table(tmp_path):
+    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
+    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
+    lines = ranked_table(folder.runs(), folder.read()).splitlines()
+    assert lines[0].split()[:2] == ["#", "recipe"]
+    assert "peak_lr" in lines[0]
+    assert not {"MACs", "params", "epochs"} & set(lines[0].split())
+    macs, params = (final_metrics(SMALL, 0)[name] for name in ("macs", "params"))
+    assert f"all: {count_text(macs)} MACs, {count_text(params)} parameters, 10 epochs" in lines
+    assert {cells[4] for cells in ranked_cells(standing(folder.runs())).cells} == {
+        "0.001",
+        "0.002",
+        "0.004",
+    }
+
+
+def test_trainings_of_equal_cost_have_no_chart_of_cost_but_one_of_what_was_varied(tmp_path):
+    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
+    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
+    for number, trial in enumerate(folder.trials()):  # equal trainings are not equally fast
+        metrics = dict(folder.run(trial).metrics)
+        metrics |= {name: metrics[name] * (1 + number) for name in MEASURED}
+        write_outcome(folder.run_directory(trial), "finished", metrics)
+    names = {path.name for path in write_report(folder)}
+    assert "varied.png" in names
+    assert not names & set(COST_AXES)
+
+
+MEASURED = ("images_per_second", "train_device_hours")
 
 
 # -- where the files are --------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from study_files import (
     SMALL,
-    final_metrics,
     finish,
     finished_study,
     mixed_study,
@@ -107,33 +106,6 @@ def test_the_table_marks_the_baseline_and_the_choice_of_minival(finished):
     assert (first["#"], first["note"]) == ("1", "chosen")
     base = next(line for line in others if line["recipe"] == "baseline")
     assert base["note"].startswith("baseline recipe, after 10 of its 300 epochs")
-
-
-def test_what_all_recipes_have_in_common_stands_once_under_the_table(tmp_path):
-    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
-    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
-    lines = ranked_table(folder.runs(), folder.read()).splitlines()
-    assert lines[0].split()[:2] == ["#", "recipe"]
-    assert "peak_lr" in lines[0]
-    assert not {"MACs", "params", "epochs"} & set(lines[0].split())
-    macs, params = (final_metrics(SMALL, 0)[name] for name in ("macs", "params"))
-    assert f"all: {count_text(macs)} MACs, {count_text(params)} parameters, 10 epochs" in lines
-    assert {line["peak_lr"] for line in table_of(folder)} == {"0.001", "0.002", "0.004"}
-
-
-def test_trainings_of_equal_cost_have_no_chart_of_cost_but_one_of_what_was_varied(tmp_path):
-    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
-    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
-    for number, trial in enumerate(folder.trials()):  # equal trainings are not equally fast
-        metrics = dict(folder.run(trial).metrics)
-        metrics |= {name: metrics[name] * (1 + number) for name in MEASURED}
-        write_outcome(folder.run_directory(trial), "finished", metrics)
-    names = {path.name for path in write_report(folder)}
-    assert "varied.png" in names
-    assert not names & set(COST_AXES)
-
-
-MEASURED = ("images_per_second", "train_device_hours")
 
 
 def test_what_has_not_finished_stands_last_and_says_where_it_is(tmp_path):

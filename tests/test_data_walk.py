@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +14,8 @@ from image_files import (
     counts,
     encoded,
     image_folder,
+    nobody,
+    open_folder,
     photograph,
     pictures,
     put,
@@ -30,35 +28,10 @@ from mambaout.data.files import DataError
 from mambaout.data.pack import Source
 from mambaout.data.sources import open_data
 
-NOBODY = 65534
-
 
 def read_all(source: Source) -> None:
     for sample in (*source.train, *source.val):
         sample.read()
-
-
-@contextlib.contextmanager
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter, which pytest's are not."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def nobody() -> Iterator[None]:
-    """No permission goes beyond its bits here, which root's would."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 # -- what is left out -----------------------------------------------------------------------------

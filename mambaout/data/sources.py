@@ -88,8 +88,8 @@ def _pack_once(found: Found, packed: Path) -> str:
                     shutil.rmtree(packed)
                 if not packed.exists():
                     _pack_into_cache(source, packed)
-                remark.write_text(source.remark)
-    return remark.read_text() if found.remark is None else found.remark
+                remark.write_text(source.remark, encoding="utf-8")
+    return remark.read_text(encoding="utf-8") if found.remark is None else found.remark
 
 
 def _holds(packed: Path, source: Source) -> bool:
@@ -157,25 +157,27 @@ def _holds_parquet(folder: Path) -> bool:
 
 def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text") -> Found:
     path = Path(name_or_path)
+    # Those of os.path are False for a name that is too long or cannot be one; Path's raise.
+    is_folder, is_there = os.path.isdir(path), os.path.exists(path)
     if name_or_path in NAMED:
-        if path.exists():
+        if is_there:
             log.warning(
                 "%s is the named set; for the %s that lies here, give ./%s",
-                *(name_or_path, "folder" if path.is_dir() else "file", name_or_path),
+                *(name_or_path, "folder" if is_folder else "file", name_or_path),
             )
         return NAMED[name_or_path](cache)
-    if path.is_dir():
+    if is_folder:
         if (files := find_idx_files(path)) is not None:
             named = [file for pair in files.values() for file in pair]
             return Found(partial(read_idx_folder, path, None), _key(named))
         tree, key = read_image_folder(path, class_order)
         return Found(tree.source, key, tree.remark, is_tree=True)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() == ".tar":
             read = partial(read_image_tar, path, class_order)
             return Found(read, _key([path]), remark=None, is_tree=True)
         refuse_compressed(path)
-    there = "is not a folder or a .tar" if path.exists() else "is not there"
+    there = "is not a folder or a .tar" if is_there else "is not there"
     raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}")
 
 

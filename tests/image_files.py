@@ -144,7 +144,7 @@ def counts(root: Path) -> tuple[int, int]:
     return len(source.train), len(source.val)
 
 
-# -- permissions, for root too -----------------------------------------------------------------------
+# -- permissions, for root too --------------------------------------------------------------------
 
 NOBODY = 65534
 

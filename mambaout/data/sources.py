@@ -64,18 +64,18 @@ def open_data(name_or_path: str, cache: Path | None = None) -> DataSet:
     found = _find_source(name_or_path, cache)
     name = name_or_path if name_or_path in NAMED else Path(name_or_path).absolute().stem
     packed = cache / "packed" / f"{name}-{found.key}"
-    if remark := _pack_once(found, packed):
-        log.warning("%s", remark)
+    _pack_once(found, packed)
     return read_data_set(name, str(packed), cache)
 
 
-def _pack_once(found: Found, packed: Path) -> str:
-    """Pack the source unless it is there, and return what is to be said of it."""
+def _pack_once(found: Found, packed: Path) -> None:
+    """Pack the source unless it is there; what is to be said of it is said in both cases."""
     remark = packed / REMARK
 
     def is_there() -> bool:
         return remark.exists() if found.is_tree else packed.exists()
 
+    source: Source | None = None
     if not is_there():
         packed.parent.mkdir(parents=True, exist_ok=True)
         with locked(packed.with_name(f".{packed.name}.lock")):
@@ -83,13 +83,22 @@ def _pack_once(found: Found, packed: Path) -> str:
                 for left in packed.parent.glob(f".{packed.name}.packing-*"):
                     shutil.rmtree(left)  # of a process killed while it packed
                 source = found.read()
+                _say(source.remark)
                 # A version that had other rules for folders packed it, and wrote no remark.
                 if packed.exists() and not _holds(packed, source):
                     shutil.rmtree(packed)
                 if not packed.exists():
                     _pack_into_cache(source, packed)
-                remark.write_text(source.remark, encoding="utf-8")
-    return remark.read_text(encoding="utf-8") if found.remark is None else found.remark
+                aside = packed / f".{REMARK}"  # a process killed here leaves no half of it
+                aside.write_text(source.remark, encoding="utf-8")
+                aside.replace(remark)
+    if source is None:
+        _say(remark.read_text(encoding="utf-8") if found.remark is None else found.remark)
+
+
+def _say(remark: str) -> None:
+    if remark:
+        log.warning("%s", remark)
 
 
 def _holds(packed: Path, source: Source) -> bool:
@@ -134,8 +143,7 @@ def pack(
             "are numbers already: leave it out"
         )
     images = found.read()
-    if remark := images.remark:
-        log.warning("%s", remark)
+    _say(images.remark)
     return write_shards(images, Path(out), progress=progress, as_is=as_is, lossy=lossy)
 
 

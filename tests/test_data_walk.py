@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -21,217 +21,79 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
+import platform
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from mambaout.command_line import WRONG, Parser, check_working_directory
 from mambaout.commands.account import add_account
 from mambaout.commands.evaluate import add_evaluate
 from mambaout.commands.export import add_export
 from mambaout.commands.list import add_list
 from mambaout.commands.named import study_folder
-from mambaout.commands.options import (
-    DEFAULT_STORAGE,
-    STAGE_HELP,
-    WORKERS_HELP,
-    load_workers,
-    whole_number,
-)
-from mambaout.recipe import (
-    BASELINE,
-    Recipe,
-    field_types,
-    parse_field,
-    recipe_from_json,
-    tuned,
-    with_global_batch,
-)
-from mambaout.variants import VARIANTS, variant
+from mambaout.commands.options import DEFAULT_STORAGE
+from mambaout.commands.train import add_train
 
 if TYPE_CHECKING:
     from mambaout.study.study import StudyFolder
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; bad input is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="mambaout", description="MambaOut: train, evaluate, account, and read studies."
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; bad input is one line on stderr, or a line a fault, and status 2."""
+    parser = Parser(
+        prog="mambaout",
+        description="MambaOut: train, evaluate, account, and read studies.",
+        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        *(_train, add_evaluate, add_list, add_account, _pack, add_export),
+        *(add_train, add_evaluate, add_list, add_account, _pack, add_export),
         *(_report, _sync, _ui, _doctor),
     ):
         add(commands)
     options = parser.parse_args(argv)
     try:
+        check_working_directory()
         return options.run(options)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        PermissionError,
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
+    ) as error:
         print(f"mambaout {options.command}: {error}", file=sys.stderr)
-        return 2
+        return WRONG
     except KeyboardInterrupt:
+        again = "; the same command continues it" if options.command == "train" else ""
+        print(f"mambaout {options.command}: interrupted{again}", file=sys.stderr)
         return 130
 
 
-def _version() -> str:
-    try:
-        return f"mambaout {version('mambaout')}"
-    except PackageNotFoundError:  # run from its sources, where nothing was installed
-        return "mambaout, not installed"
+class _Version(argparse.Action):
+    """--version: what a report of a fault should name."""
 
+    def __init__(self, **settings: Any) -> None:
+        text = "print the versions of mambaout, Python and torch"
+        super().__init__(**settings, nargs=0, help=text)
 
-def _train(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train one recipe; the same command again continues it",
-        epilog="Any field of a recipe is an option by its name, for example --peak-lr 1e-3 "
-        "--depths 3,3,15,3. A changed --global-batch scales the learning rate linearly, unless "
-        "--peak-lr is given too.",
-    )
-    parser.add_argument("variant", nargs="?", help=f"{', '.join(VARIANTS)} (default femto)")
-    parser.add_argument("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
-    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
-    parser.add_argument("--out", type=Path, help="the run directory")
-    parser.add_argument("--recipe", type=Path, help="a recipe.json to train, or to start from")
-    parser.add_argument("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-steps", type=int, help="stop after so many steps; resumable")
-    parser.add_argument("--log-every-steps", type=int, default=50)
-    parser.add_argument("--workers", type=whole_number(0), help=WORKERS_HELP)
-    parser.add_argument("--smoke", action="store_true", help="a minute on the digits: does it run?")
-    fields = parser.add_argument_group("recipe fields")
-    for name in field_types():
-        fields.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE")
-    parser.set_defaults(run=_run_train)
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
 
-
-def _run_train(options: argparse.Namespace) -> int:
-    recipe = _recipe_from(options)
-    data_name = options.data or ("digits" if options.smoke else None)
-    if data_name is None:
-        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
-    out = options.out or (DEFAULT_STORAGE / "train-smoke" if options.smoke else None)
-    if out is None:
-        raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
-
-    if options.workers or options.backend in ("cuda", "xla"):
-        from mambaout.data.makers import warm_workers
-
-        warm_workers()  # beside this process's own imports
-    from mambaout.data.files import default_cache
-    from mambaout.data.sources import open_data
-    from mambaout.data.stage import stage
-    from mambaout.recipe import steps_per_epoch
-    from mambaout.train.backend import backend
-    from mambaout.train.loop import train
-    from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
-
-    data = open_data(data_name)
-    if options.stage:
-        data = stage(data, options.stage)
-    per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))
-    num_steps = per_epoch * recipe.schedule.total_epochs
-    where = backend(options.backend, cache=default_cache() / "xla")
-    stop = _stop_on_signal()
-    print(
-        f"{data.name}: {data.num_images('train', recipe)} training images, "
-        f"{data.num_classes} classes; {num_steps} steps of {recipe.global_batch} into {out}"
-    )
-    outcome = train(
-        recipe,
-        data,
-        out=out,
-        backend=where,
-        seed=options.seed,
-        sinks=[_progress_printer(num_steps)],
-        max_steps=options.max_steps,
-        log_every_steps=options.log_every_steps,
-        num_workers=load_workers(options.workers, where.name),
-        stop=stop,
-    )
-    match outcome:
-        case Finished(metrics=final):
-            print(
-                f"finished: top-1 {final['top1']:.2f} %, top-5 {final['top5']:.2f} %, "
-                f"{final['images_per_second']:.0f} images/s; {out / 'outcome.json'}"
-            )
-            return 0
-        case Preempted(step=step):
-            print(f"stopped at step {step} of {num_steps}; the same command continues")
-            return 1
-        case Diverged(step=step):
-            print(f"diverged: the loss was not finite at step {step}; try a smaller --peak-lr")
-            return 1
-        case OutOfMemory(micro_batch=size, error=error):
-            print(f"out of memory even with a micro-batch of {size}: {error}")
-            return 1
-
-
-def _recipe_from(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options of `train` describe."""
-    given = {
-        name: parse_field(name, text)
-        for name in field_types()
-        if (text := getattr(options, f"field_{name}")) is not None
-    }
-    recipe = recipe_from_json(options.recipe.read_text()) if options.recipe else BASELINE
-    if options.smoke:
-        small = {"dims": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "stem_stride": 2}
-        recipe = tuned(
-            with_global_batch(recipe, 128),
-            **small,
-            image_size=28,
-            epochs=4,
-            warmup_epochs=1,
-            peak_lr=2e-3,
-            minival_fraction=0.1,
-            randaugment=0,
-            erasing=0,
-            crop_scale_min=0.5,
-            hflip=0,
-        )
-    if options.variant is not None:
-        recipe = replace(recipe, model=variant(options.variant))
-    if "global_batch" in given and "peak_lr" not in given:
-        recipe = with_global_batch(recipe, given["global_batch"])
-        print(f"global_batch {recipe.global_batch}: peak_lr scaled to {recipe.optim.peak_lr:.4g}")
-    return tuned(recipe, **given)
-
-
-def _stop_on_signal() -> Callable[[], bool]:
-    """True once SIGTERM has come: a spot machine's notice, time enough for a checkpoint."""
-    seen = []
-    signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
-    return lambda: bool(seen)
-
-
-def _progress_printer(num_steps: int) -> Callable:
-    def show(record) -> None:
-        left = record.seconds / record.step * (num_steps - record.step)
-        names = {
-            "train/loss": ("loss", ".3f"),
-            "minival/top1": ("minival top-1", ".2f"),
-            "val/top1": ("val top-1", ".2f"),
-            "images_per_second": ("images/s", ".0f"),
-        }
-        shown = [
-            f"{label} {record.values[name]:{style}}"
-            for name, (label, style) in names.items()
-            if name in record.values
-        ]
-        print(
-            f"step {record.step}/{num_steps}  epoch {record.epoch:.1f}  {'  '.join(shown)}"
-            f"  ETA {left // 60:.0f}:{left % 60:02.0f}",
-            flush=True,
-        )
-
-    return show
+        found = {}
+        for name in ("mambaout", "torch"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "not installed"
+        python = platform.python_version()
+        print(f"mambaout {found['mambaout']}, Python {python}, torch {found['torch']}")
+        parser.exit()
 
 
 def _pack(commands: argparse._SubParsersAction) -> None:
@@ -248,6 +110,12 @@ def _pack(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--as-is", action="store_true", help="store the files as they are")
     parser.add_argument("--short-side", type=int, metavar="PX", help="reduce larger images to it")
     parser.add_argument("--quality", type=int, metavar="Q", help="1 to 100; with PX alone 90")
+    parser.add_argument(
+        "--class-order",
+        choices=["text", "natural"],
+        default="text",
+        help="of the labels of class folders: 0, 1, 10, 2 (text), or 0, 1, 2, 10 as timm's readers",
+    )
     parser.set_defaults(run=_run_pack)
 
 
@@ -258,7 +126,14 @@ def _run_pack(options: argparse.Namespace) -> int:
     asked = {"short_side": options.short_side, "quality": options.quality}
     asked = {name: value for name, value in asked.items() if value is not None}
     lossy = Lossy(**asked) if asked else None
-    print(pack(options.source, options.out, as_is=options.as_is, lossy=lossy))
+    print(
+        pack(
+            *(options.source, options.out),
+            as_is=options.as_is,
+            lossy=lossy,
+            class_order=options.class_order,
+        )
+    )
     return 0
 
 
@@ -270,10 +145,10 @@ def _report(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    from mambaout.study.report import ranked_table, write_report
+    from mambaout.study.report import summary, write_report
 
     folder = _study_folder(options)
-    print(ranked_table(folder.runs()))
+    print(summary(folder))
     for path in write_report(folder):
         print(path)
     return 0

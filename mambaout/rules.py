@@ -143,7 +143,7 @@ def fitted(
     recipe = tuned(
         replace(BASELINE, model=model), **{rule.name: rule.value for rule in fit.rules}, **chosen
     )
-    base = flat_fields(BASELINE) | {"stem_stride": model.stem_stride}
+    base = flat_fields(BASELINE)
     told = [rule for rule in fit.rules if rule.value != base[rule.name] and rule.reason]
     return FittedRecipe(recipe, tuple(told))
 
@@ -272,4 +272,4 @@ class _Fit:
         for name in ("randaugment", "mixup", "cutmix", "erasing"):
             self.add(name, 0.0, reason)
         if not self.photographs:
-            self.add("hflip", 0.0, "small images may be letters or digits, which a flip makes wrong")
+            self.add("hflip", 0.0, "small images may be digits, which a flip makes wrong")

@@ -19,6 +19,7 @@ from PIL import Image
 from mambaout.data import image_tree, sources
 from mambaout.data.decode import Images
 from mambaout.data.files import DataError, default_cache
+from mambaout.data.idx import find_idx_files, read_idx
 from mambaout.data.sources import open_data, pack
 from mambaout.recipe import BASELINE, tuned
 
@@ -77,10 +78,10 @@ def test_digits_are_5000_pictures_of_ten_classes_one_in_five_held_out(digits):
     not sources.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist"
 )
 def test_fashion_mnist_is_found_where_debian_puts_it():
-    files = sources._idx_files(sources.DEBIAN_FASHION_MNIST)
+    files = find_idx_files(sources.DEBIAN_FASHION_MNIST)
     assert files is not None
-    assert sources._read_idx(files["val"][0], 3).shape == (10_000, 28, 28)
-    assert np.bincount(sources._read_idx(files["train"][1], 1)).tolist() == [6000] * 10
+    assert read_idx(files["val"][0], 3).shape == (10_000, 28, 28)
+    assert np.bincount(read_idx(files["train"][1], 1)).tolist() == [6000] * 10
 
 
 def test_fashion_mnist_is_read_from_idx_files_with_its_class_names(tmp_path, monkeypatch):
@@ -306,10 +307,9 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
 def test_packing_more_than_the_disk_holds_is_refused_before_it_starts(tmp_path, monkeypatch):
     root = image_folder(tmp_path / "own", "{}/{}", count=60)
     disk = os.statvfs(tmp_path)
-    read, key = image_tree.read_image_folder(root)
-    full = read()
+    full, key = image_tree.read_image_folder(root)
     huge = type(full)(full.name, full.class_names, full.train, full.val, disk.f_bavail * 2**30)
-    monkeypatch.setattr(sources, "read_image_folder", lambda path: ((lambda: huge), key))
+    monkeypatch.setattr(sources, "read_image_folder", lambda *_: (huge, key))
     with pytest.raises(DataError, match=r"GiB left; `mambaout pack SOURCE OUT`"):
         open_data(str(root), tmp_path / "cache")
 

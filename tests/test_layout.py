@@ -19,6 +19,7 @@ BOTTOM = {
     "recipe",
     "recipe_parts",
     "options",
+    "command_line",
     "rules",
     "variants",
     "accounting",
@@ -42,6 +43,7 @@ HOMES = {
     "pyarrow": {"data"},
     "PIL": {"data"},
     "timm": {"model/timm_call.py"},
+    "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
 }
 

@@ -17,15 +17,27 @@ WEIGHTS_HELP = (
 NO_EMA_HELP = "take the plain weights where the file holds EMA weights too; default: EMA, as timm"
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """A reader, for argparse, of whole numbers from `least` on."""
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A reader, for argparse, of whole numbers from `least` on, and up to `most`."""
+    bound = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
-        return int(text)
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {bound}")
+        return number
 
     return read
+
+
+def folder(text: str) -> Path:
+    """A folder's name, for argparse. An empty one would be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return Path(text).expanduser()
 
 
 def load_workers(asked: int | None, backend: str) -> int:

@@ -1,163 +1,187 @@
-"""Images by class in folders, on disk or in a tar: train/CLASS/*, val/CLASS/*, or CLASS/* alone.
+"""Images by class in folders, on disk or in a tar, to a source of labelled images.
 
-A class is a folder; the labels count the class folders of train in sorted order. Without a
-validation folder, one image in five is held out by the hash of its path.
+What is read:
+
+    train/CLASS/*, val/CLASS/*   both splits; a folder in a class's folder belongs to the class
+    CLASS/*, train/CLASS/*       the training images; the hash of its path holds one in five out
+    train, training              the training split's name, in any letter case
+    val, valid, validation, dev, eval, evaluation     the validation split's
+    test, testing                the validation split where there is none of these names; else it
+                                 is left out, as it is without folders of the classes of train
+    WRAPPER/WRAPPER/...          folders with nothing but one folder of images are passed through
+    *.jpg *.jpeg *.png ...       files with one of ENDINGS, in any letter case; Pillow knows the
+                                 content whatever the ending says
+    links                        symbolic and hard ones, as what they point at
+    names that are no UTF-8      with \\xe9 and the like for the bytes that are none
+
+What is left out, and listed once with its number: hidden files and folders (.git, ._x.jpg), what
+systems put there (__MACOSX, lost+found), files that are no images, images of other kinds (.heic),
+devices and pipes, links to a folder that they lie in, folders without images that are no classes,
+images and folders beside train, a test folder as above, and the earlier of two files of one name
+in a tar.
+
+What is refused, with its path and the remedy: what cannot be listed or read, links that lead
+nowhere, files that are empty or no images, a split or class without an image, an image in no class
+folder, a class of val that train lacks, two folders for one split, val without train, one class
+alone, one folder that is two classes by a link, and compressed or damaged tars.
+
+The labels count the class folders of train in the order of their names as text, as torchvision's
+ImageFolder does: 0, 1, 10, 2. timm's readers have the natural order, 0, 1, 2, 10; `mambaout pack
+SOURCE OUT --class-order natural` packs with it. Where the two differ, that is said.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import tarfile
-from collections.abc import Callable, Mapping
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
 from mambaout.data.files import DataError
+from mambaout.data.image_layout import Layout, find_layout
+from mambaout.data.image_tar import walk_tar
 from mambaout.data.pack import Source, split_by_hash
-from mambaout.data.shards import SPLIT_NAMES
 from mambaout.data.storing import Sample
+from mambaout.data.walk import Parts, Tree, counted, listed, shown, text_of, walk_folder
 
-ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".jfif"),
-)
+NAMES_OF_AN_ORDER = 6  # that show how it differs from another
 
+ClassOrder = Literal["text", "natural"]
 Read = Callable[[], bytes]
 
 
-def read_image_folder(root: Path) -> tuple[Callable[[], Source], str]:
-    """The function that reads the folder, and a key that changes with any of its files."""
-    files: dict[str, int] = {}
-    folders: list[str] = []
+def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[Source, str]:
+    """The folder's images, and a key that changes with any of its files."""
+    tree = walk_folder(root)
     digest = sha256()
-    for directory, below, names in os.walk(root, followlinks=True):
-        below.sort()
-        relative = Path(directory).relative_to(root)
-        folders.append(relative.as_posix())
-        for name in sorted(names):
-            if name.lower().endswith(ENDINGS):
-                path = (relative / name).as_posix()
-                facts = os.stat(os.path.join(directory, name))
-                files[path] = facts.st_size
-                digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-
-    def read() -> Source:
-        reads = {path: partial(checked, root / path, (root / path).read_bytes) for path in files}
-        return _source(root, reads, folders, sum(files.values()))
-
-    return read, digest.hexdigest()[:12]
+    for path, entry in tree.files.items():
+        line = f"{'/'.join(path)} {entry.size} {entry.mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return _source(tree, class_order), digest.hexdigest()[:12]
 
 
-def read_image_tar(archive: Path) -> Source:
+def read_image_tar(archive: Path, class_order: ClassOrder = "text") -> Source:
     """The images of an uncompressed tar, read from it where they lie."""
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            members = tar.getmembers()
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{archive} is not an uncompressed tar ({error}); unpack it, or gunzip it first"
-        ) from error
-    images = {
-        str(PurePosixPath(member.name)): member
-        for member in members
-        if member.isfile() and member.name.lower().endswith(ENDINGS)
-    }
-    folders = [str(PurePosixPath(member.name)) for member in members if member.isdir()]
-    reads: dict[str, Read] = {
-        path: partial(
-            checked, archive / path, partial(_slice, archive, member.offset_data, member.size)
-        )
-        for path, member in images.items()
-    }
-    return _source(archive, reads, folders, sum(member.size for member in images.values()))
-
-
-def _slice(path: Path, start: int, size: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(size)
+    return _source(walk_tar(archive), class_order)
 
 
 def checked(place: Path | str, read: Read) -> bytes:
-    """The file's bytes; DataError if Pillow does not know its header."""
-    data = read()
+    """The file's bytes; DataError if they cannot be had or Pillow does not know their header."""
+    try:
+        data = read()
+    except OSError as error:
+        raise DataError(
+            f"{shown(place)} cannot be read ({error.strerror}); make it readable or take it out"
+        ) from error
     try:
         Image.open(io.BytesIO(data)).close()
     except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
         raise DataError(
-            f"{place} is not an image ({type(error).__name__}); replace it or take it out"
+            f"{shown(place)} is not an image ({type(error).__name__}); replace it or take it out"
         ) from error
     return data
 
 
-def _source(root: Path, reads: Mapping[str, Read], folders: list[str], num_bytes: int) -> Source:
-    if not reads:
-        raise DataError(
-            f"{root} holds no images: wanted train/CLASS/* and val/CLASS/*, or CLASS/*, ending in "
-            f"{' '.join(ENDINGS)}; or Parquet shards; or the four idx files of MNIST"
-        )
-    files = {tuple(path.split("/")): read for path, read in reads.items()}
-    places = {tuple(folder.split("/")) for folder in folders}
-    # An archive often has one folder around everything.
-    while len({path[0] for path in files}) == 1 and min(map(len, files)) > 2:
-        (outer,) = {path[0] for path in files}
-        if outer in (name for names in SPLIT_NAMES.values() for name in names):
-            break
-        files = {path[1:]: read for path, read in files.items()}
-        places = {folder[1:] for folder in places if folder[0] == outer}
-    tops = {path[0] for path in files} | {folder[0] for folder in places if folder}
-    train, val = (
-        next((name for name in SPLIT_NAMES[split] if name in tops), None)
-        for split in ("train", "val")
+def _source(tree: Tree, class_order: ClassOrder) -> Source:
+    layout = find_layout(tree)
+    remarks = list(layout.remarks)
+    names = sorted(layout.class_names, key=_natural if class_order == "natural" else None)
+    if class_order == "text":
+        remarks += _remark_on_order(tree.root, names)
+    labels = {name: label for label, name in enumerate(names)}
+    train = _samples(tree, layout.train, labels)
+    val = None if layout.val is None else _samples(tree, layout.val, labels)
+    num_images = len(train) + len(val or ())
+    remarks += _remarks_on_copies(tree, layout)
+    if left_out := str(tree.left_out):
+        remarks.insert(0, f"left out: {left_out}")
+    if remarks:
+        images = counted(num_images, "image", "images")
+        classes = counted(len(names), "class", "classes")
+        remarks[0] = f"{tree.at(())}: read {images} of {classes}; {remarks[0]}"
+    if val is None:
+        train, val = split_by_hash(train)
+    return Source(
+        tree.root.absolute().stem,
+        tuple(text_of(name) for name in names),
+        train,
+        val,
+        sum(entry.size for path, entry in tree.files.items() if layout.split_of(path)),
+        remark="; ".join(remarks),
     )
-    held_out: list[Sample] | None = None
-    if train is None:
-        if val is not None:
-            raise DataError(f"{root} has {val}/ but no train/; rename it if {val} is a class")
-        names = _classes(root, (), files, places)
-        samples = _samples(root, (), files, names)
-    else:
-        names = _classes(root, (train,), files, places)
-        samples = _samples(root, (train,), files, names)
-        if val is not None:
-            _classes(root, (val,), files, places)  # for its check
-            held_out = _samples(root, (val,), files, names)
-    if held_out is None:
-        samples, held_out = split_by_hash(samples)
-    return Source(root.stem, tuple(names), samples, held_out, num_bytes)
 
 
-def _classes(root: Path, above: tuple[str, ...], files: Mapping, places: set) -> dict[str, int]:
-    """The label of each class folder below `above`; DataError for one without an image."""
-    depth = len(above)
-    full = {path[depth] for path in files if path[:depth] == above and len(path) > depth + 1}
-    there = {folder[depth] for folder in places if len(folder) > depth and folder[:depth] == above}
-    empty = sorted(name for name in there - full - {"."} if not name.startswith("."))
-    if empty:
-        raise DataError(
-            f"{root.joinpath(*above, empty[0])} holds no image ({len(empty)} of "
-            f"{len(full | set(empty))} classes are empty); fill it or remove the folder"
-        )
-    return {name: label for label, name in enumerate(sorted(full))}
-
-
-def _samples(
-    root: Path, above: tuple[str, ...], files: Mapping[tuple[str, ...], Read], names: dict[str, int]
-) -> list[Sample]:
+def _samples(tree: Tree, folder: Parts, labels: dict[str, int]) -> list[Sample]:
+    depth = len(folder)
     samples = []
-    depth = len(above)
-    for path, read in files.items():
-        if path[:depth] != above:
-            continue
-        if len(path) < depth + 2:
-            raise DataError(f"{root.joinpath(*path)} lies in no class folder")
-        if path[depth] not in names:
-            raise DataError(
-                f"{root.joinpath(*path)} is of class {path[depth]!r}, which has no training image"
-            )
-        samples.append(Sample("/".join(path[depth:]), names[path[depth]], read))
+    for path, entry in tree.files.items():
+        if path[:depth] == folder:
+            if not entry.size:
+                raise DataError(
+                    f"{tree.at(path)} is not an image: it is empty; get it again or take it out"
+                )
+            name = text_of("/".join(path[depth:]))
+            samples.append(Sample(name, labels[path[depth]], partial(_read_image, tree, path)))
     return samples
+
+
+def _read_image(tree: Tree, path: Parts) -> bytes:
+    return checked(tree.root.joinpath(*path), partial(tree.read, tree.files[path].place))
+
+
+def _remarks_on_copies(tree: Tree, layout: Layout) -> list[str]:
+    """What is said of files that were met under two names, by links."""
+    places: defaultdict[object, set[tuple[str, str]]] = defaultdict(set)
+    again = 0
+    for path, entry in tree.files.items():
+        if (split := layout.split_of(path)) is not None:
+            own = (split, path[len(layout.folder(split))])
+            again += own in places[entry.identity]
+            places[entry.identity].add(own)
+    several = [place for place in places.values() if len(place) > 1]
+    both = sum(len({split for split, _ in place}) > 1 for place in several)
+    classes = sum(len({name for _, name in place}) > 1 for place in several)
+    return [
+        f"{counted(number, 'file is', 'files are')} {what}"
+        for number, what in (
+            (both, "in train and in the validation set, by links"),
+            (classes, "in more than one class, by links"),
+            (again, "in a class more than once, by links"),
+        )
+        if number
+    ]
+
+
+# -- the order of the classes ---------------------------------------------------------------------
+
+
+def _natural(name: str) -> tuple:
+    """Sorts as timm's readers do: numbers by their value, letters without their case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdecimal() else part for part in parts], name
+
+
+def _remark_on_order(root: Path, names: list[str]) -> list[str]:
+    natural = sorted(names, key=_natural)
+    if natural == names:
+        return []
+    first = next(
+        i for i, (one, other) in enumerate(zip(names, natural, strict=True)) if one != other
+    )
+    begin = max(0, min(first - 2, len(names) - NAMES_OF_AN_ORDER))
+    dots = "..., " * (begin > 0)
+    text, timms = (
+        dots + listed(map(shown, order[begin:]), NAMES_OF_AN_ORDER) for order in (names, natural)
+    )
+    return [
+        f"labels are in the order of the names as text ({text}); timm's readers order them as "
+        f"{timms}: for that, `mambaout pack {shlex.quote(str(root))} OUT --class-order natural` "
+        "and --data OUT"
+    ]

@@ -130,7 +130,11 @@ def run_study(request: Request) -> int:
             raise
         launch.signals.listen()
         cleanup.callback(launch.signals.give_back)
-        return launch.run(cleanup)
+        try:
+            return launch.run(cleanup)
+        except KeyboardInterrupt:
+            launch.say_how_to_go_on()
+            raise
 
 
 def check_batches(request: Request, part: Share) -> None:
@@ -397,7 +401,7 @@ class _Launch:
 
     def _end(self) -> int:
         """Log and print what came out; the exit status."""
-        from mambaout.study.report import ranked_table  # with matplotlib, which --plan needs not
+        from mambaout.study.report import summary  # with matplotlib, which --plan needs not
 
         for trial in self.folder.trials():  # taken over from other studies as they were decided on
             if trial.key not in self.known:
@@ -410,7 +414,7 @@ class _Launch:
         status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
         files = self.follower.finish(status)
         runs = self.follower.runs()
-        self.screen.say("\n" + ranked_table(runs))
+        self.screen.say("\n" + summary(self.folder, runs))
         for notice in self.agenda.notices:
             self.screen.say(f"\n{notice}")
         self._say_what_is_left(runs)
@@ -437,8 +441,20 @@ class _Launch:
                 self.screen.say(f"        {directory / FAILURES_FILE}")
         if self.agenda.num_undecided:
             self.screen.say(f"{counted(self.agenda.num_undecided, 'trial')} not decided on yet")
+        self.screen.say(self._how_to_go_on)
+
+    @property
+    def _how_to_go_on(self) -> str:
         again = "submit the job again" if os.environ.get(JOB_VARIABLE) else self.request.command
-        self.screen.say(f"to go on: {again}")
+        return f"to go on: {again}"
+
+    def say_how_to_go_on(self) -> None:
+        """After a second signal, which ends the launch wherever it is."""
+        runs = [self.folder.run(trial) for trial in self.known.values()]
+        over = sum(run.status != "unfinished" for run in runs)
+        self.screen.say(f"\nstopped at once: {over} of {counted(len(runs), 'trial')} are over")
+        self.screen.say("a running trial goes on from its last checkpoint")
+        self.screen.say(self._how_to_go_on)
 
 
 def _error_of(tune_trial: Any) -> Exception:

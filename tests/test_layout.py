@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 HOMES = {
     "ray": {"launch"},
-    "mlflow": {"study/tracking.py"},
+    "mlflow": {"study/tracking.py", "study/tracked_study.py", "study/mlflow_client.py"},
     "optuna": {"study/search.py"},
     "matplotlib": {"study/reporting"},
     "torch_xla": {"train/backend.py"},

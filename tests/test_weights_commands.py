@@ -191,6 +191,18 @@ def test_list_says_that_there_is_no_study(tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path} holds no study yet\n"
 
 
+def test_a_reader_that_stops_reading_is_no_traceback(tmp_path):
+    finished_study(tmp_path)
+    command = [sys.executable, "-m", "mambaout", "list", "scale", "--storage", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait() == 1
+
+
 def test_account_takes_an_own_shape_and_changes_of_a_published_one(capsys):
     own = "account --depths 1,1,3,1 --dims 16,32,64,96 --stem-stride 2 --hidden-multiple 8"
     assert main([*own.split(), "--image-size", "28", "--num-classes", "10"]) == 0

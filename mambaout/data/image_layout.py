@@ -21,8 +21,9 @@ SPLIT_FOLDERS = {  # in any letter case
 WITHOUT_IMAGES = ("folder without images", "folders without images")
 OUTSIDE = ("image outside the class folders", "images outside the class folders")
 
-IMAGENET_VAL = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+# What tells the classes of validation images that lie in one folder.
 IMAGENET_LABELS = "LOC_val_solution.csv"  # of Kaggle: ILSVRC2012_val_00000001,n01751748 111 108 ...
+TINY_LABELS = "val_annotations.txt"  # of Tiny ImageNet: val_0.JPEG, n03444034 and a box
 
 
 @dataclass(slots=True)
@@ -110,6 +111,12 @@ class _Search:
         layout = Layout(train, None, names)
         if (held_out := splits.get("val") or splits.get("test")) is not None:
             self._find_validation(layout, held_out, is_test="val" not in splits)
+        if not any(self.direct[(*train, name)] for name in names):
+            inner = "/".join((names[0], self.full[(*train, names[0])][0]))
+            layout.remarks.append(
+                f"the images of each class lie in folders of its folder ({shown(inner)}, ...), "
+                "which are not told apart"
+            )
         by_case = Counter(name.lower() for name in names)
         if alike := [name for name in names if by_case[name.lower()] > 1]:
             layout.remarks.append(f"classes that differ in letter case alone: {_names(alike)}")
@@ -206,7 +213,10 @@ class _Search:
         names = self.full.get(inner, [])
         if is_test and not known.intersection(names):
             self._leave(folder, "no class folders of train are in it")
+            layout.remarks.append("one training image in five is held out for validation")
             return
+        if names and not known.intersection(names):
+            raise DataError(self._no_class_folders(inner))
         self._classes(inner)
         if other := [name for name in names if name not in known]:
             path = next(
@@ -234,7 +244,7 @@ class _Search:
         if self.direct[folder]:
             paths = [path for path in self.tree.files if path[:-1] == folder]
             if not names:
-                raise DataError(self._no_class_folders(folder, paths))
+                raise DataError(self._no_class_folders(folder))
             number = "" if len(paths) == 1 else f" ({len(paths):,} images do)"
             raise DataError(
                 f"{at(paths[0])} lies in no class folder{number}; move it into the folder of its "
@@ -242,14 +252,15 @@ class _Search:
             )
         if empty := self.empty.pop(folder, []):
             raise DataError(
-                f"{at((*folder, empty[0]))} holds no image ({len(empty)} of "
-                f"{len(names) + len(empty)} classes are empty); fill it or remove the folder"
+                f"{at((*folder, empty[0]))} holds no image of a kind that is read ({len(empty)} "
+                f"of {len(names) + len(empty)} classes); put .jpg or .png files into it, or remove "
+                "the folder"
             )
         self._refuse_one_folder_twice(folder, names)
         return names
 
     def _refuse_one_folder_twice(self, folder: Parts, names: list[str]) -> None:
-        first: dict[object, str] = {}
+        first: dict[int, str] = {}
         for name in names:
             same = first.setdefault(self.tree.folders[(*folder, name)], name)
             if same != name:
@@ -258,24 +269,33 @@ class _Search:
                     "link; remove one of the two classes"
                 )
 
-    def _no_class_folders(self, folder: Parts, paths: list[Parts]) -> str:
+    def _no_class_folders(self, folder: Parts) -> str:
         root = self.tree.root.joinpath(*folder)
-        images = counted(len(paths), "image", "images")
         text = (
-            f"{shown(root)} holds {images} and no class folders; move each into a folder of its "
-            f"class, {shown(root)}/CLASS/"
+            f"{shown(root)} holds {counted(self.below[folder], 'image', 'images')} and no class "
+            f"folders; move each into the folder of its class, {shown(root)}/CLASS/"
         )
-        if IMAGENET_VAL.fullmatch(paths[0][-1]):
-            text += f". For ImageNet from Kaggle: `{_sort_imagenet(root)}`"
+        beside = [name for name in self.full.get(folder[:-1], []) if _split(name) is None]
+        if folder and _split(folder[-1]) and beside:
+            text += (
+                f". If {shown(folder[-1])} is itself a class, as {_names(beside)}, put the folders "
+                "of all classes into a folder train/"
+            )
+        if self.tree.root.is_dir() and (command := _sorting_command(root)) is not None:
+            text += f"; this command does it: `{command}`"
         return text
 
 
-def _sort_imagenet(val: Path) -> str:
-    """The command that moves ImageNet's validation images into the folders of their classes."""
-    places = (folder / IMAGENET_LABELS for folder in val.absolute().parents)
-    labels = next((place for place in places if place.exists()), Path(IMAGENET_LABELS))
-    return (
-        f"tail -n +2 {shlex.quote(str(labels))} | (cd {shlex.quote(str(val))} && "
-        "while IFS=', ' read -r image class boxes; do "
-        'mkdir -p "$class" && mv "$image.JPEG" "$class/"; done)'
-    )
+def _sorting_command(val: Path) -> str | None:
+    """What moves the validation images of ImageNet or Tiny ImageNet into their classes' folders."""
+    move = 'mkdir -p "$class" && mv {} "$class/"; done'
+    there = shlex.quote(str(val.absolute()))
+    if (val / TINY_LABELS).is_file():
+        loop = "while read -r image class box; do " + move.format('"images/$image"')
+        return f"cd {there} && {loop} < {TINY_LABELS}; rmdir images"
+    for folder in val.absolute().parents:
+        if (folder / IMAGENET_LABELS).is_file():
+            loop = "while IFS=', ' read -r image class boxes; do " + move.format('"$image.JPEG"')
+            labels = shlex.quote(str(folder / IMAGENET_LABELS))
+            return f"cd {there} && tail -n +2 {labels} | {loop}"
+    return None

@@ -12,12 +12,16 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from mambaout.data.files import DataError
-from mambaout.data.walk import Entry, Tree, shown, walk
+from mambaout.data.walk import Entry, Parts, Tree, shown, walk
+
+REPLACED = (
+    "file that a later one of its name replaces",
+    "files that later ones of their names replace",
+)
 
 MOST_LINKS = 40  # from one to the next, as Linux follows them
 
@@ -63,14 +67,10 @@ _Node = _Slice | _Link | _Special | _Folder
 
 def walk_tar(archive: Path) -> Tree:
     """The tree in the tar; DataError, with the remedy, for one that is compressed or damaged."""
-    top, twice = _read_members(archive)
-    tree = walk(archive, Entry("", "folder", id(top), top), _entries, partial(_read, archive))
-    if twice:
-        tree.left_out.parts.append(
-            f"the earlier of {twice:,} files that the tar holds twice"
-            if twice > 1
-            else "the earlier one of a file that the tar holds twice"
-        )
+    top, replaced = _read_members(archive)
+    tree = walk(archive, Entry("", "folder", id(top), top), _entries, _read)
+    for name in replaced:
+        tree.left_out.add(REPLACED, name)
     return tree
 
 
@@ -93,10 +93,11 @@ def refuse_compressed(archive: Path) -> None:
             )
 
 
-def _read_members(archive: Path) -> tuple[_Folder, int]:
-    """The top folder, and the number of files that the tar holds twice."""
+def _read_members(archive: Path) -> tuple[_Folder, list[str]]:
+    """The top folder, and the names of files that later ones of the same name replace."""
     refuse_compressed(archive)
-    top, twice = _Folder(), 0
+    top = _Folder()
+    replaced: list[str] = []
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
@@ -106,10 +107,13 @@ def _read_members(archive: Path) -> tuple[_Folder, int]:
                 elif parts:
                     folder = _folder(archive, top, parts[:-1])
                     node = _node(archive, top, folder, member)
-                    old = folder.entries.get(parts[-1])
-                    if isinstance(old, _Folder):
-                        raise _both(archive, parts)
-                    twice += old is not None
+                    match folder.entries.get(parts[-1]):
+                        case None:
+                            pass
+                        case _Folder():
+                            raise _both(archive, parts)
+                        case _:
+                            replaced.append("/".join(parts))
                     folder.entries[parts[-1]] = node
             end = tar.offset
     except tarfile.TarError as error:
@@ -117,7 +121,7 @@ def _read_members(archive: Path) -> tuple[_Folder, int]:
             f"{shown(archive)} is no whole tar ({error}); get or make it again"
         ) from error
     _check_end(archive, end)
-    return top, twice
+    return top, replaced
 
 
 def _check_end(archive: Path, end: int) -> None:
@@ -221,7 +225,7 @@ def _entries(folder: _Folder) -> Iterator[Entry]:
                 )
 
 
-def _read(archive: Path, place: _Slice) -> bytes:
+def _read(archive: Path, _: Parts, place: _Slice) -> bytes:
     with open(archive, "rb") as file:
         file.seek(place.start)
         return file.read(place.size)

@@ -168,8 +168,8 @@ def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text
         if (files := find_idx_files(path)) is not None:
             named = [file for pair in files.values() for file in pair]
             return Found(partial(read_idx_folder, path, None), _key(named))
-        source, key = read_image_folder(path, class_order)
-        return Found(lambda: source, key, source.remark, is_tree=True)
+        tree, key = read_image_folder(path, class_order)
+        return Found(tree.source, key, tree.remark, is_tree=True)
     if path.is_file():
         if path.suffix.lower() == ".tar":
             read = partial(read_image_tar, path, class_order)

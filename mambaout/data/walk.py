@@ -39,8 +39,8 @@ class Entry(NamedTuple):
 
     name: str
     kind: Literal["folder", "file", "special", "unreadable"]
-    identity: object = None  # the same for two names of one file or folder
-    place: Any = None  # what lists the folder or reads the file
+    identity: int = 0  # the same for two names of one file or folder
+    place: Any = None  # what lists the folder; where a file's bytes are in a tar
     size: int = 0  # bytes
     mtime_ns: int = 0
     trouble: str = ""  # why it is unreadable, and the remedy
@@ -89,29 +89,32 @@ class Tree:
     """The images under a root, in the order of the walk, and the folders that were walked."""
 
     root: Path
-    read: Callable[[Any], bytes]  # of an entry's place
+    read_file: Callable[[Path, Parts, Any], bytes]  # by the root, the path and the entry's place
     files: dict[Parts, Entry] = field(default_factory=dict)
-    folders: dict[Parts, object] = field(default_factory=dict)  # their identities
+    folders: dict[Parts, int] = field(default_factory=dict)  # their identities
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def at(self, path: Parts) -> str:
         return shown(self.root.joinpath(*path))
+
+    def read(self, path: Parts) -> bytes:
+        return self.read_file(self.root, path, self.files[path].place)
 
 
 def walk(
     root: Path,
     top: Entry,
     entries: Callable[[Any], Iterable[Entry]],
-    read: Callable[[Any], bytes],
-    above: frozenset = frozenset(),
+    read_file: Callable[[Path, Parts, Any], bytes],
+    above: frozenset[int] = frozenset(),
 ) -> Tree:
     """The tree below `top`, which lies in the folders of the identities `above`.
 
     DataError for what is there and cannot be read.
     """
-    tree = Tree(root, read)
+    tree = Tree(root, read_file)
     troubles: list[str] = []
-    waiting: list[tuple[Parts, Entry, frozenset]] = [((), top, above)]
+    waiting: list[tuple[Parts, Entry, frozenset[int]]] = [((), top, above)]
     while waiting:
         path, folder, above = waiting.pop()
         tree.folders[path] = folder.identity
@@ -175,16 +178,16 @@ def _entry(found: os.DirEntry[str]) -> Entry:
         kind = "folder"
     elif stat.S_ISREG(facts.st_mode):
         kind = "file"
-    identity = _identity(facts)
-    return Entry(found.name, kind, identity, found.path, facts.st_size, facts.st_mtime_ns)
+    place = found.path if kind == "folder" else None  # of a million files, it would fill memory
+    return Entry(found.name, kind, _identity(facts), place, facts.st_size, facts.st_mtime_ns)
 
 
-def _identity(facts: os.stat_result) -> tuple[int, int]:
-    return facts.st_dev, facts.st_ino
+def _identity(facts: os.stat_result) -> int:
+    return facts.st_dev << 64 | facts.st_ino
 
 
-def _read_file(path: str) -> bytes:
-    return Path(path).read_bytes()
+def _read_file(root: Path, path: Parts, _: None) -> bytes:
+    return root.joinpath(*path).read_bytes()
 
 
 # -- text -----------------------------------------------------------------------------------------

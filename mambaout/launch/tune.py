@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import shutil
 import sys
 import threading
@@ -43,6 +44,7 @@ from mambaout.memory import micro_batches
 from mambaout.study.prediction import PREDICTION_FILE, predict
 from mambaout.study.pricing import NumImages
 from mambaout.study.search import OPTUNA_FILE, agenda
+from mambaout.study.store_uri import default_tracking_uri, hidden
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
@@ -237,6 +239,7 @@ class _Launch:
                 cleanup.callback(leave)
                 start(self.nodes[0])
             self.signals.listen()
+            self.follower.wait_for_tracking()  # it was set up while Ray started
             if self.signals.seen:
                 self.screen.say("interrupted before a trial began")
             else:
@@ -467,9 +470,10 @@ def _error_of(tune_trial: Any) -> Exception:
 
 
 def ui_command(request: Request) -> str:
-    """The command that opens the MLflow UI on the study."""
-    if request.tracking_uri.startswith("http"):
-        return f"open {request.tracking_uri}"
+    """The command that opens the MLflow UI on the study, for a shell."""
+    uri = request.tracking_uri
     # `make demo` runs without the virtual environment's commands on the PATH.
-    ours = "mambaout" if shutil.which("mambaout") else f"{sys.executable} -m mambaout"
-    return f"{ours} ui --storage {request.storage}"
+    ours = ["mambaout"] if shutil.which("mambaout") else [sys.executable, "-m", "mambaout"]
+    if uri == default_tracking_uri(request.storage):
+        return shlex.join([*ours, "ui", "--storage", str(request.storage)])
+    return shlex.join([*ours, "ui", "--tracking-uri", hidden(uri)])

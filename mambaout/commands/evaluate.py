@@ -15,6 +15,7 @@ from mambaout.commands.options import (
     STORAGE_HELP,
     WEIGHTS_HELP,
     WORKERS_HELP,
+    folder,
     load_workers,
     whole_number,
 )
@@ -28,7 +29,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("weights", help=WEIGHTS_HELP)
     parser.add_argument("--data", help="what `mambaout train` takes; default: the run's own")
-    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
+    parser.add_argument("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     parser.add_argument(
         "--split", default="val", choices=["train", "minival", "val"], help="(default val)"
     )

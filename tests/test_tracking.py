@@ -568,7 +568,7 @@ def in_a_browser(address: str, home: Path) -> str:
     options = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
         "--disable-background-networking --disable-component-update --disable-sync "
-        "--window-size=1800,1200 --virtual-time-budget=12000 --dump-dom"
+        "--window-size=1800,1200 --virtual-time-budget=30000 --dump-dom"
     )
     command = [browser, *options.split(), f"--user-data-dir={home / 'browser'}", address]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout

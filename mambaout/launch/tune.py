@@ -78,6 +78,18 @@ class Request:
     command: str = ""
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
+    about_data: str = ""  # a line on the data
+    rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
+
+
+def hello(request: Request) -> list[str]:
+    """What is said of the data and of what follows from it, before a plan or a launch."""
+    if not request.about_data:
+        return []
+    lines = [f"{request.data_name}: {request.about_data}"]
+    if request.rules:
+        lines.append("what follows the data (each is an option, --image-size 64 for one):")
+    return lines + [f"    {rule}" for rule in request.rules]
 
 
 def run_study(request: Request) -> int:
@@ -97,7 +109,7 @@ def run_study(request: Request) -> int:
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
-        _check_batches(request, part)
+        check_batches(request, part)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         if request.rerun:
             _set_aside(request, folder)
@@ -120,10 +132,14 @@ def run_study(request: Request) -> int:
             raise
         launch.signals.listen()
         cleanup.callback(launch.signals.give_back)
-        return launch.run(cleanup)
+        try:
+            return launch.run(cleanup)
+        except KeyboardInterrupt:
+            launch.say_how_to_go_on()
+            raise
 
 
-def _check_batches(request: Request, part: Share) -> None:
+def check_batches(request: Request, part: Share) -> None:
     """ValueError for a recipe whose batch the share's devices cannot split."""
     recipes = {trial.label: trial.recipe for trial in request.trials}
     recipes |= {search.label: search.base for search in request.study.searches}
@@ -239,6 +255,8 @@ class _Launch:
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
         self.screen.say(f"study {self.request.name}: {counted(num_known, 'trial')}{over}{at_once}")
         self.screen.say(f"folder {self.folder.path}")
+        for line in hello(self.request):
+            self.screen.say(line)
         if todo and not self.joined:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
 
@@ -386,7 +404,7 @@ class _Launch:
 
     def _end(self) -> int:
         """Log and print what came out; the exit status."""
-        from mambaout.study.report import ranked_table  # with matplotlib, which --plan needs not
+        from mambaout.study.report import summary  # with matplotlib, which --plan needs not
 
         for trial in self.folder.trials():  # taken over from other studies as they were decided on
             if trial.key not in self.known:
@@ -399,7 +417,7 @@ class _Launch:
         status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
         files = self.follower.finish(status)
         runs = self.follower.runs()
-        self.screen.say("\n" + ranked_table(runs))
+        self.screen.say("\n" + summary(self.folder, runs))
         for notice in self.agenda.notices:
             self.screen.say(f"\n{notice}")
         self._say_what_is_left(runs)
@@ -426,8 +444,20 @@ class _Launch:
                 self.screen.say(f"        {directory / FAILURES_FILE}")
         if self.agenda.num_undecided:
             self.screen.say(f"{counted(self.agenda.num_undecided, 'trial')} not decided on yet")
+        self.screen.say(self._how_to_go_on)
+
+    @property
+    def _how_to_go_on(self) -> str:
         again = "submit the job again" if os.environ.get(JOB_VARIABLE) else self.request.command
-        self.screen.say(f"to go on: {again}")
+        return f"to go on: {again}"
+
+    def say_how_to_go_on(self) -> None:
+        """After a second signal, which ends the launch wherever it is."""
+        runs = [self.folder.run(trial) for trial in self.known.values()]
+        over = sum(run.status != "unfinished" for run in runs)
+        self.screen.say(f"\nstopped at once: {over} of {counted(len(runs), 'trial')} are over")
+        self.screen.say("a running trial goes on from its last checkpoint")
+        self.screen.say(self._how_to_go_on)
 
 
 def _error_of(tune_trial: Any) -> Exception:

@@ -199,7 +199,7 @@ def _revisions() -> tuple[str, frozenset[str]]:
 
 def _check_database(uri: str) -> None:
     """One try with SQLAlchemy, which MLflow uses: MLflow itself would try for minutes."""
-    import sqlalchemy
+    import sqlalchemy.exc
 
     shown = hidden(uri)
     try:

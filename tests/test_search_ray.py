@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaout.study.search import OPTUNA_FILE
+from mambaout.study.search import OPTUNA_FILE, open_store
 from mambaout.study.study import StudyFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(590)]
@@ -63,8 +63,8 @@ def told(storage: Path) -> list[tuple[str, dict, list[float] | None]]:
     """What Optuna's study holds: the state, the values tried and what came of them."""
     import optuna
 
-    url = f"sqlite:///{storage}/{NAME}/{OPTUNA_FILE}"
-    trials = optuna.load_study(study_name="thin", storage=url).get_trials(deepcopy=False)
+    store = open_store(storage / NAME / OPTUNA_FILE)
+    trials = optuna.load_study(study_name="thin", storage=store).get_trials(deepcopy=False)
     return [(t.state.name, t.params, t.values) for t in trials]
 
 

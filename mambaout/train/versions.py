@@ -44,7 +44,9 @@ def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
             others = " and ".join(f"{n} {v}" for n, v in wanted.items() if n != name)
             said.append(f"{name} {there} does not go with {others}, {version_} does: {INSTALL}")
     if said and runtime != "CPU" and sys.version_info[:2] > LIBTPU_PYTHON:
-        said[-1] += "; libtpu {} needs Python {}.{} or older".format(wanted["libtpu"], *LIBTPU_PYTHON)
+        said[-1] += "; libtpu {} needs Python {}.{} or older".format(
+            wanted["libtpu"], *LIBTPU_PYTHON
+        )
     if said and runtime != "CPU" and set(wanted) - {"libtpu"} <= {n for n in found if found[n]}:
         said[-1] += "; to try XLA without a TPU set PJRT_DEVICE=CPU"
     return said

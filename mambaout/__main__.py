@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.recipe import (
     BASELINE,
     Recipe,
@@ -74,6 +75,7 @@ def _train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("variant", nargs="?", help=f"{', '.join(VARIANTS)} (default femto)")
     parser.add_argument("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
+    add_column_options(parser)
     parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
     parser.add_argument("--out", type=Path, help="the run directory")
     parser.add_argument("--recipe", type=Path, help="a recipe.json to train, or to start from")
@@ -110,7 +112,7 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.loop import train
     from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
-    data = open_data(data_name)
+    data = open_data(data_name, **given_columns(options))
     if options.stage:
         data = stage(data, options.stage)
     per_epoch = steps_per_epoch(recipe, data.num_images("train", recipe))
@@ -235,6 +237,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("weights", type=Path, help=".ckpt, .safetensors, .pth")
     parser.add_argument("--data", required=True)
+    add_column_options(parser)
     parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
     parser.add_argument("--split", default="val", choices=["train", "minival", "val"])
     parser.add_argument("--variant", help="the shape, where the file does not say it")
@@ -254,7 +257,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     from mambaout.train.backend import backend
     from mambaout.train.loop import evaluate
 
-    data = open_data(options.data)
+    data = open_data(options.data, **given_columns(options))
     recipe = recipe_of(options.weights) or BASELINE
     if options.variant is not None:
         recipe = replace(recipe, model=variant(options.variant))
@@ -323,6 +326,7 @@ def _pack(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--as-is", action="store_true", help="store the files as they are")
     parser.add_argument("--short-side", type=int, metavar="PX", help="reduce larger images to it")
     parser.add_argument("--quality", type=int, metavar="Q", help="1 to 100; with PX alone 90")
+    add_column_options(parser)
     parser.set_defaults(run=_run_pack)
 
 
@@ -333,7 +337,8 @@ def _run_pack(options: argparse.Namespace) -> int:
     asked = {"short_side": options.short_side, "quality": options.quality}
     asked = {name: value for name, value in asked.items() if value is not None}
     lossy = Lossy(**asked) if asked else None
-    print(pack(options.source, options.out, as_is=options.as_is, lossy=lossy))
+    columns = given_columns(options)
+    print(pack(options.source, options.out, as_is=options.as_is, lossy=lossy, **columns))
     return 0
 
 

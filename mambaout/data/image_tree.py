@@ -18,7 +18,7 @@ from PIL import Image
 
 from mambaout.data.files import DataError
 from mambaout.data.pack import Source, split_by_hash
-from mambaout.data.shards import SPLIT_NAMES
+from mambaout.data.shard_files import SPLIT_NAMES
 from mambaout.data.storing import Sample
 
 ENDINGS = (

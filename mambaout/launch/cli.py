@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mambaout.accounting import train_macs
+from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sources import open_data
@@ -90,6 +91,7 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", metavar="NAME|PATH|URI", help="digits, fashion-mnist, or a folder of images")
+    add_column_options(parser)
     text = "copy the shards to this folder of each machine first, for example /dev/shm"
     add("--stage", metavar="DIR", help=text)
     add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
@@ -153,10 +155,11 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     source = options.data or (SMOKE_DATA if options.smoke else None)
     if source is None:
         raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
-    data = open_data(source)
+    columns = given_columns(options)
+    data = open_data(source, **columns)
     num_train = data.num_images("train", BASELINE)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
-    images, _ = Images(data, "train"), Images(data, "val")
+    images, _ = Images(data, "train"), Images(data, data.source("val"))
     own = {name: getattr(options, name) for name in OWN_OPTIONS if hasattr(options, name)}
     study = build_study(num_train, min(images[0].size), options.smoke, **own)
     if options.seeds is not None:
@@ -176,6 +179,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         fingerprint=data.fingerprint,
         data=str(Path(source).resolve()) if Path(source).exists() else source,
         data_name=source,
+        columns=columns,
         stage=str(Path(options.stage).absolute()) if options.stage else None,
         storage=storage,
         name=name,

@@ -45,7 +45,8 @@ def write_report(folder: StudyFolder) -> list[Path]:
     """
     reading = read(folder)
     data = _data_name(reading.study, reading.runs)
-    commands = {run.trial.key: reproduce_command(run.trial, data) for run in reading.runs}
+    columns = reading.study.get("columns", {})
+    commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in reading.runs}
     pictures = {name: png(draw()) for name, draw in drawings(reading).items()}
     said, parts = answer(reading), sections(reading)
     html = page(

@@ -39,14 +39,19 @@ _NOT_FACTS = {"seed", "data", "label", "key", "status", *FINAL_METRICS}  # colum
 LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # of runs without a result too
 
 
-def reproduce_command(trial: Trial, data: str) -> str:
-    """The command that runs the trial alone: the nearest variant and what differs from BASELINE."""
+def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None = None) -> str:
+    """The command that runs the trial alone: the nearest variant and what differs from BASELINE.
+
+    `columns` are the options that say how `data` is read: {"label_column": "fine_label"}.
+    """
 
     flat = flat_fields(trial.recipe)
     options = min((_differing(flat, start) for start in _starts().values()), key=len)
     name = next(n for n, start in _starts().items() if _differing(flat, start) == options)
     words = ["mambaout", "train", name, "--data", data, "--out", f"runs/{trial.name}"]
     words += ["--seed", str(trial.seed)]
+    for option, column in (columns or {}).items():
+        words += [f"--{option.replace('_', '-')}", column]
     if "global_batch" in options:  # given alone it would scale the learning rate along
         options.setdefault("peak_lr", trial.recipe.optim.peak_lr)
     for field, value in options.items():

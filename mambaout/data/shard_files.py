@@ -160,14 +160,14 @@ def _walked(root: str, left_out: list[str]) -> Iterator[PurePosixPath]:
     seen = {os.path.realpath(root): root}
     for directory, below, names in os.walk(root, followlinks=True, onerror=fail):
         relative = PurePosixPath(Path(directory).relative_to(root))
+        # Folders before links to them.
+        below.sort(key=lambda name: (os.path.islink(os.path.join(directory, name)), name))
         for name in [*below]:
             whole = os.path.join(directory, name)
             first = seen.setdefault(os.path.realpath(whole), whole)
             if first != whole:
                 below.remove(name)
-                left_out.append(f"{whole} (a link to {first})")
-        # Folders before links to them.
-        below.sort(key=lambda name: (os.path.islink(os.path.join(directory, name)), name))
+                left_out.append(f"{whole} (the same folder as {first})")
         for name in names:
             if name.lower().endswith(_ENDING):
                 try:
@@ -247,7 +247,7 @@ def _check_numbers(folder: str, split: str, shards: Mapping[str, PurePosixPath])
         )
     ((name, total), numbered) = next(iter(sets.items()))
     if total:
-        first = 0 if 0 in numbered else 1
+        first = 1 if int(total) in numbered and 0 not in numbered else 0
         missing = sorted({*range(first, first + int(total))} - numbered.keys())
         width = len(total)
         names = [f"{name}-{number:0{width}d}-of-{total}{_ENDING}" for number in missing]

@@ -75,7 +75,7 @@ def _train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("variant", nargs="?", help=f"{', '.join(VARIANTS)} (default femto)")
     parser.add_argument("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
-    add_column_options(parser)
+    add_column_options(parser.add_argument)
     parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
     parser.add_argument("--out", type=Path, help="the run directory")
     parser.add_argument("--recipe", type=Path, help="a recipe.json to train, or to start from")
@@ -237,7 +237,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("weights", type=Path, help=".ckpt, .safetensors, .pth")
     parser.add_argument("--data", required=True)
-    add_column_options(parser)
+    add_column_options(parser.add_argument)
     parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
     parser.add_argument("--split", default="val", choices=["train", "minival", "val"])
     parser.add_argument("--variant", help="the shape, where the file does not say it")
@@ -326,7 +326,7 @@ def _pack(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--as-is", action="store_true", help="store the files as they are")
     parser.add_argument("--short-side", type=int, metavar="PX", help="reduce larger images to it")
     parser.add_argument("--quality", type=int, metavar="Q", help="1 to 100; with PX alone 90")
-    add_column_options(parser)
+    add_column_options(parser.add_argument)
     parser.set_defaults(run=_run_pack)
 
 

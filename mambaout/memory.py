@@ -124,9 +124,10 @@ def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
     batch, unit = recipe.global_batch, num_devices * (2 if recipe.augment.mixes else 1)
     if batch % unit:
         pairs = " in whole pairs of images" if unit > num_devices else ""
+        near = sorted({max(unit, batch // unit * unit), -(-batch // unit) * unit})
         raise ValueError(
             f"global_batch={batch} does not split over {num_devices} devices{pairs}; "
-            f"try {max(unit, batch // unit * unit)} or {-(-batch // unit) * unit}"
+            f"try {' or '.join(map(str, near))}"
         )
     return [n for n in range(batch, 0, -unit) if batch % n == 0]
 

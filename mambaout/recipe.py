@@ -16,130 +16,51 @@ published weights were trained without it.
 from __future__ import annotations
 
 import difflib
-import functools
 import json
-import math
-import types
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from mambaout.variants import FEMTO, ModelConfig
-
-
-def _require(ok: bool, name: str, value: object, bound: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}={value!r} is out of range: {bound}")
-
-
-# A field that came after recipes had been stored: at its default it is left out of JSON, so that it
-# changes no key, and where it is missing its default is meant.
-_LATER = {"later": True}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Optim:
-    """AdamW (paper Table 5). Weight decay never touches biases, norms or other 1-d parameters."""
-
-    peak_lr: float = 4e-3
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.999
-    adam_eps: float = 1e-8
-    clip_norm: float | None = None  # of the global gradient; None: no clipping
-    # dims[0] of the network that peak_lr was tuned on. A matrix between hidden channels learns at
-    # that share of the rate, lr_base_dim / dims[0], everything else at the rate itself: Adam's rule
-    # of muP (arXiv 2203.03466, Table 3), of the rates alone. None: one rate for all.
-    lr_base_dim: int | None = field(default=None, metadata=_LATER)
-
-    def __post_init__(self) -> None:
-        _require(0 < self.peak_lr < 10, "peak_lr", self.peak_lr, "above 0 and below 10")
-        _require(0 <= self.weight_decay < 10, "weight_decay", self.weight_decay, "0 to 10")
-        _require(0 <= self.beta1 < 1, "beta1", self.beta1, "at least 0 and below 1")
-        _require(0 <= self.beta2 < 1, "beta2", self.beta2, "at least 0 and below 1")
-        _require(self.adam_eps > 0, "adam_eps", self.adam_eps, "above 0")
-        if self.clip_norm is not None:
-            _require(self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0, or none")
-        if self.lr_base_dim is not None:
-            _require(self.lr_base_dim >= 1, "lr_base_dim", self.lr_base_dim, "at least 1, or none")
+from mambaout.fields import (
+    KNOB,
+    Bound,
+    Knob,
+    Rule,
+    WrongValues,
+    check,
+    faults,
+    flat_fields,
+    hints,
+    knob,
+    knobs,
+    parsed,
+    typed,
+)
+from mambaout.recipe_parts import AUTHORS_RUN, PAPER, SHARE, Augment, Optim, Schedule
+from mambaout.variants import AUTHORS_CODE, FEMTO, ModelConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """Linear warm-up inside the cosine, then an optional stretch at the final rate."""
-
-    epochs: int = 300  # warm-up and cosine together
-    warmup_epochs: float = 20
-    cooldown_epochs: int = 0
-    warmup_lr: float = 1e-6  # at step 0
-    final_lr: float = 1e-5  # at the cosine's end
-    lr_steps: Literal["step", "epoch"] = "step"  # how often the rate moves
-
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(
-            0 <= self.warmup_epochs < self.epochs,
-            "warmup_epochs",
-            self.warmup_epochs,
-            f"at least 0 and below epochs={self.epochs}",
+def _pairs_to_mix(global_batch: int, mixup: float, cutmix: float, mixup_prob: float) -> str | None:
+    if global_batch % 2 and mixup_prob > 0 and (mixup > 0 or cutmix > 0):
+        return (
+            f"global_batch={global_batch} is odd, and mixup and cutmix mix pairs; "
+            f"try {global_batch - 1 or 2} or {global_batch + 1}, or mixup=0 and cutmix=0"
         )
-        _require(self.cooldown_epochs >= 0, "cooldown_epochs", self.cooldown_epochs, "at least 0")
-        _require(self.warmup_lr >= 0, "warmup_lr", self.warmup_lr, "at least 0")
-        _require(self.final_lr >= 0, "final_lr", self.final_lr, "at least 0")
-
-    @property
-    def total_epochs(self) -> int:
-        return self.epochs + self.cooldown_epochs
+    return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Augment:
-    """What is done to a training image and label (paper Table 5; names as timm and DeiT use)."""
-
-    crop_scale_min: float = 0.08  # least share of the area that a random resized crop keeps
-    crop_ratio_min: float = 3 / 4  # aspect ratios lie between it and its inverse
-    hflip: float = 0.5
-    interpolation: Literal["bicubic", "bilinear", "random"] = "random"
-    randaugment: float = 9.0  # magnitude of 10; 0: off
-    randaugment_std: float = 0.5
-    randaugment_layers: int = 2
-    color_jitter: float = 0.0
-    mixup: float = 0.8  # alpha of its beta distribution; 0: off
-    cutmix: float = 1.0  # alpha; 0: off
-    mixup_prob: float = 1.0  # that a step is mixed at all
-    cutmix_prob: float = 0.5  # that a mixed step is cutmix, where both are on
-    erasing: float = 0.25
-    label_smoothing: float = 0.1
-    # How the host gets an image's pixels: as Pillow and timm do within a grey level, or with one
-    # look into the image and fewer of its bytes (data/resample.py).
-    pixels: Literal["exact", "fast"] = field(default="exact", metadata=_LATER)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether pairs of images are ever mixed."""
-        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-    def __post_init__(self) -> None:
-        for name in ("hflip", "mixup_prob", "cutmix_prob", "erasing"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        for name in ("crop_scale_min", "crop_ratio_min"):
-            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0, at most 1")
-        for name in ("mixup", "cutmix", "randaugment_std", "color_jitter"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(0 <= self.randaugment <= 10, "randaugment", self.randaugment, "0 to 10")
-        _require(
-            self.randaugment_layers >= 0,
-            "randaugment_layers",
-            self.randaugment_layers,
-            "at least 0",
+def _images_for_a_step(train_images: int | None, global_batch: int) -> str | None:
+    if train_images is not None and train_images < global_batch:
+        return (
+            f"train_images={train_images} fills no batch of global_batch={global_batch}; "
+            f"give more images, or a global_batch like {power_of_two_in(train_images)}"
         )
-        _require(
-            0 <= self.label_smoothing < 1,
-            "label_smoothing",
-            self.label_smoothing,
-            "at least 0 and below 1",
-        )
+    return None
+
+
+def power_of_two_in(number: int) -> int:
+    """The largest power of two that is at most `number`, which is at least 1."""
+    return 1 << (number.bit_length() - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,40 +71,57 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
-    global_batch: int = 4096  # images an optimizer step, over all devices and micro-batches
-    image_size: int = 224  # px, training and evaluation
-    eval_crop: float = 1.0  # share of the resized image that the centre crop keeps
-    minival_fraction: float = 0.02  # of the training images, held out to choose on
-    train_images: int | None = None  # use only so many of the training images; None: all
-    eval_every_epochs: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"  # of matrix products; weights stay fp32
+    global_batch: int = knob(
+        4096,
+        "images an optimizer step, over all devices and micro-batches; even where images are mixed",
+        unit="images",
+        source=PAPER,
+        bound=Bound(least=1),
+    )
+    image_size: int = knob(
+        224,
+        "side of the square that images are trained and evaluated at",
+        unit="px",
+        source=PAPER,
+        bound=Bound(least=16, most=2048),
+    )
+    eval_crop: float = knob(
+        1.0,
+        "share of the resized image's side that the centre crop of evaluation keeps",
+        unit="share",
+        source=AUTHORS_CODE,
+        bound=SHARE,
+    )
+    minival_fraction: float = knob(
+        0.02,
+        "share of the training images that is held out to choose on (minival)",
+        unit="share",
+        bound=Bound(above=0, below=0.5),
+    )
+    train_images: int | None = knob(
+        None,
+        "train on so many of the training images; at least a global batch; none: on all",
+        unit="images",
+        source="paper, which trains on all",
+        bound=Bound(least=1),
+    )
+    eval_every_epochs: int = knob(
+        1,
+        "epochs between evaluations on minival",
+        unit="epochs",
+        source=AUTHORS_RUN,
+        bound=Bound(least=1),
+    )
+    precision: Literal["fp32", "bf16"] = knob(
+        "fp32",
+        "number format of matrix products; the weights stay fp32",
+        unit=None,
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (_pairs_to_mix, _images_for_a_step)
 
     def __post_init__(self) -> None:
-        _require(self.global_batch >= 1, "global_batch", self.global_batch, "at least 1")
-        mixes = self.augment.mixup > 0 or self.augment.cutmix > 0
-        if mixes and self.augment.mixup_prob > 0 and self.global_batch % 2:
-            raise ValueError(
-                f"global_batch={self.global_batch} is odd, and mixup and cutmix mix pairs; "
-                f"try {self.global_batch - 1} or {self.global_batch + 1}"
-            )
-        _require(16 <= self.image_size <= 2048, "image_size", self.image_size, "16 to 2048 px")
-        _require(0 < self.eval_crop <= 1, "eval_crop", self.eval_crop, "above 0, at most 1")
-        _require(
-            0 < self.minival_fraction < 0.5,
-            "minival_fraction",
-            self.minival_fraction,
-            "above 0 and below 0.5",
-        )
-        if self.train_images is not None:
-            _require(
-                self.train_images >= self.global_batch,
-                "train_images",
-                self.train_images,
-                f"at least global_batch={self.global_batch}",
-            )
-        _require(
-            self.eval_every_epochs >= 1, "eval_every_epochs", self.eval_every_epochs, "at least 1"
-        )
+        check(self)
 
 
 BASELINE = Recipe()
@@ -229,100 +167,70 @@ def steps_per_epoch(recipe: Recipe, num_train: int) -> int:
     if num_images < recipe.global_batch:
         raise ValueError(
             f"global_batch={recipe.global_batch} is more than the {num_images} training images; "
-            f"try {2 ** int(math.log2(max(num_images, 1)))}"
+            f"try {power_of_two_in(max(num_images, 1))}"
         )
     return num_images // recipe.global_batch
 
 
 # -- fields by name: one flat name space over the recipe and its parts ---------------------------
 
-_PARTS = ("model", "optim", "schedule", "augment")
-
-
-def flat_fields(recipe: Recipe) -> dict[str, Any]:
-    """Every field by its own name, parts opened: {"peak_lr": 0.004, "depths": (3, 3, 9, 3)}..."""
-    flat: dict[str, Any] = {}
-    for item in fields(recipe):
-        value = getattr(recipe, item.name)
-        if is_dataclass(value):
-            flat |= {part.name: getattr(value, part.name) for part in fields(value)}
-        else:
-            flat[item.name] = value
-    return flat
+_PARTS: dict[str, type] = {
+    "model": ModelConfig,
+    "optim": Optim,
+    "schedule": Schedule,
+    "augment": Augment,
+}
+OWNERS = (*_PARTS.values(), Recipe)
 
 
 def field_types() -> dict[str, Any]:
     """The type of every flat field; names are unique over the parts (a test holds that)."""
-    found: dict[str, Any] = {}
-    for owner in (Recipe, ModelConfig, Optim, Schedule, Augment):
-        hints = _hints(owner)
-        found |= {name: hint for name, hint in hints.items() if name not in _PARTS}
-    return found
+    return {name: hints(owner)[name] for owner in OWNERS for name in knobs(owner)}
 
 
-_hints = functools.cache(typing.get_type_hints)  # a study of thousands reads its recipes often
+def field_knobs() -> dict[str, Knob]:
+    """What is said of every flat field: its meaning, unit, source and bound."""
+    return {name: said for owner in OWNERS for name, said in knobs(owner).items()}
 
 
 def tuned(recipe: Recipe, **values: Any) -> Recipe:
     """`recipe` with fields replaced by their flat names: tuned(BASELINE, peak_lr=8e-3, epochs=30).
 
-    A misspelled name, a wrong type or a value out of range is a ValueError.
+    The values are judged together. A misspelled name is a ValueError; wrong types and values that
+    are out of bounds or do not go together are one WrongValues, which has a line for each.
     """
     known = field_types()
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; fields are {', '.join(known)}"
             raise ValueError(f"a recipe has no field {name!r}{hint}")
-        owner = next(
-            (part for part in _PARTS if name in {f.name for f in fields(getattr(recipe, part))}), ""
-        )
-        changes.setdefault(owner, {})[name] = _typed(name, value, known[name])
-    own = changes.pop("", {})
-    parts = {part: replace(getattr(recipe, part), **new) for part, new in changes.items()}
-    return replace(recipe, **own, **parts)
+    return _of_flat(flat_fields(recipe), values)
 
 
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` says; a ValueError names the field where it cannot be."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, args))}")
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _typed(name, value, next(a for a in args if a is not type(None)))
-    if origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(_typed(name, v, args[0]) for v in value)
-    elif hint is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and math.isfinite(value):
-            return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    wanted = "finite number" if hint is float else getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{name}={value!r} must be a {wanted}")
+def _of_flat(flat: dict[str, Any], values: dict[str, Any]) -> Recipe:
+    """The recipe of the fields `flat`, some of them replaced by `values` of unchecked types."""
+    wrong: list[str] = []
+    known = field_types()
+    for name, value in values.items():
+        try:
+            flat[name] = typed(name, value, known[name])
+        except ValueError as error:
+            wrong.append(str(error))
+    wrong += [fault for owner in OWNERS for fault in faults(owner, flat)]
+    if wrong:
+        raise WrongValues(*wrong)
+    parts = {part: _owned(owner, flat) for part, owner in _PARTS.items()}
+    return Recipe(**parts, **{name: flat[name] for name in knobs(Recipe)})
+
+
+def _owned(owner: type, flat: dict[str, Any]) -> Any:
+    return owner(**{name: flat[name] for name in knobs(owner)})
 
 
 def parse_field(name: str, text: str) -> Any:
     """A field's value from the text of a command-line option: "8e-3", "3,3,15,3", "none"."""
-    hint = field_types()[name]
-    args = typing.get_args(hint)
-    if type(None) in args:
-        if text.lower() == "none":
-            return None
-        hint = next(a for a in args if a is not type(None))
-    try:
-        if typing.get_origin(hint) is tuple:
-            return tuple(int(part) for part in text.split(","))
-        return hint(text) if hint in (int, float) else text
-    except ValueError:
-        wanted = "whole numbers joined by commas" if typing.get_origin(hint) is tuple else hint
-        raise ValueError(f"{name}={text!r} must be {getattr(wanted, '__name__', wanted)}") from None
+    return parsed(name, text, field_types()[name])
 
 
 # -- JSON: stored whole, read back typed ----------------------------------------------------------
@@ -343,7 +251,7 @@ def _plain(value: Any) -> Any:
         return {
             name: _plain(part)
             for name, (f, part) in parts.items()
-            if not f.metadata.get("later") or part != f.default
+            if not _is_later(f) or part != f.default
         }
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
@@ -354,34 +262,46 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def recipe_from_json(text: str) -> Recipe:
+def _is_later(item: Field[Any]) -> bool:
+    said = item.metadata.get(KNOB)
+    return said is not None and said.later
+
+
+def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
     """The recipe that `canonical_json` or an indented copy of it holds.
 
-    An unknown, missing or mistyped field is a ValueError that names it.
+    Unknown, missing and mistyped fields are a ValueError that names them, and `where` they stand.
     """
-    return _build(Recipe, json.loads(text), "recipe")
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON ({error}); give a recipe.json") from None
+    flat = _opened(Recipe, data, where)
+    try:
+        return _of_flat(flat_fields(BASELINE), flat)
+    except WrongValues as error:
+        raise WrongValues(*(f"{where}: {fault}" for fault in error.args)) from None
 
 
-def _build(owner: type, data: Any, where: str) -> Any:
+def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
+    """The flat fields of a JSON object, of unchecked types."""
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a JSON object, not {type(data).__name__}")
-    hints = _hints(owner)
-    needed = {f.name for f in fields(owner) if not f.metadata.get("later")}
-    unknown, missing = sorted(data.keys() - hints.keys()), sorted(needed - data.keys())
+    known = {f.name for f in fields(owner)}
+    needed = {f.name for f in fields(owner) if not _is_later(f)}
+    unknown, missing = sorted(data.keys() - known), sorted(needed - data.keys())
     if unknown or missing:
         raise ValueError(
             f"{where} does not fit this version of mambaout: "
             f"unknown fields {unknown or 'none'}, missing fields {missing or 'none'}"
         )
-    return owner(
-        **{
-            name: _build(hint, data[name], name)
-            if name in _PARTS
-            else _typed(name, data[name], hint)
-            for name, hint in hints.items()
-            if name in data
-        }
-    )
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if owner is Recipe and name in _PARTS:
+            flat |= _opened(_PARTS[name], value, f"{where}: {name}")
+        else:
+            flat[name] = value
+    return flat
 
 
 def content_key(*values: Any) -> str:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from mambaout.fields import Bound, Rule, check, knob
 
 NUM_STAGES = 4
 MIXERS = ("gated_conv",)  # the token mixers that model/mixers.py can build
@@ -20,62 +23,144 @@ MIXERS = ("gated_conv",)  # the token mixers that model/mixers.py can build
 ALIGNMENT = 8
 
 
+def _one_number_a_stage(name: str, value: tuple[int, ...], example: tuple[int, ...]) -> str | None:
+    if len(value) == NUM_STAGES and all(type(v) is int for v in value):
+        return None
+    return f"{name}={value!r}: give {NUM_STAGES} whole numbers, one a stage, like {example}"
+
+
+def _four_depths(depths: tuple[int, ...]) -> str | None:
+    return _one_number_a_stage("depths", depths, (3, 3, 9, 3))
+
+
+def _four_dims(dims: tuple[int, ...]) -> str | None:
+    return _one_number_a_stage("dims", dims, (48, 96, 192, 288))
+
+
+def _even_first_dim(dims: tuple[int, ...]) -> str | None:
+    if dims and dims[0] % 2:
+        return (
+            f"dims[0]={dims[0]} is odd, and the stem's first convolution has half of it; "
+            f"try {dims[0] - 1 or 2} or {dims[0] + 1}"
+        )
+    return None
+
+
+def _odd_kernel(kernel_size: int) -> str | None:
+    if kernel_size % 2 == 0:
+        return f"kernel_size={kernel_size} must be odd; try {kernel_size - 1} or {kernel_size + 1}"
+    return None
+
+
+def _hidden_channels_to_convolve(conv_ratio: float, expansion: float) -> str | None:
+    if conv_ratio > expansion:
+        return (
+            f"conv_ratio={conv_ratio:g} is more than expansion={expansion:.4g}, and only hidden "
+            "channels can be convolved; lower conv_ratio or raise expansion"
+        )
+    return None
+
+
+def _some_channel_to_convolve(conv_ratio: float, dims: tuple[int, ...]) -> str | None:
+    if dims and int(conv_ratio * min(dims)) < 1:
+        return (
+            f"conv_ratio={conv_ratio:g} leaves the mixer no channel of dims={dims}; "
+            f"it must be at least {1 / min(dims):.3g}"
+        )
+    return None
+
+
+PAPER_SHAPE = "paper, Table 4"
+AUTHORS_CODE = "authors' code"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The shape of one MambaOut network (paper section 4, Table 4).
 
-    Raises ValueError, naming the field, its value and the bound, for a shape that cannot be built.
+    Raises WrongValues, naming each field, its value and the bound, for a shape that cannot be
+    built.
     """
 
-    depths: tuple[int, ...] = (3, 3, 9, 3)  # Gated CNN blocks in each of the four stages
-    dims: tuple[int, ...] = (48, 96, 192, 288)  # channels of each stage
-    expansion: float = 8 / 3  # hidden channels of a block / its input channels
-    kernel_size: int = 7  # of the depthwise token mixer
-    conv_ratio: float = 1.0  # channels the mixer convolves / input channels
-    mixer: str = "gated_conv"
-    stem_stride: int = 4  # 4: the paper's; 2: for images of 28-64 px
-    hidden_multiple: int = 1  # hidden channels are rounded up to it; 1: the paper's int(8/3 * D)
-    drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
+    depths: tuple[int, ...] = knob(
+        (3, 3, 9, 3),
+        "Gated CNN blocks in each of the four stages",
+        unit="blocks",
+        source=PAPER_SHAPE,
+        bound=Bound(least=1),
+    )
+    dims: tuple[int, ...] = knob(
+        (48, 96, 192, 288),
+        "channels of each of the four stages; the first is even",
+        unit="channels",
+        source=PAPER_SHAPE,
+        bound=Bound(least=1),
+    )
+    expansion: float = knob(
+        8 / 3,
+        "hidden channels of a block, as a multiple of its input channels",
+        unit="ratio",
+        source=AUTHORS_CODE,
+        bound=Bound(above=0),
+    )
+    kernel_size: int = knob(
+        7,
+        "side of the depthwise convolution that mixes tokens; an odd number",
+        unit="pixels of the feature map",
+        source=AUTHORS_CODE,
+        bound=Bound(least=1),
+    )
+    conv_ratio: float = knob(
+        1.0,
+        "channels that are convolved, as a multiple of a block's input channels; at most expansion",
+        unit="ratio",
+        source=AUTHORS_CODE,
+        bound=Bound(above=0),
+    )
+    mixer: str = knob(
+        "gated_conv",
+        "how a block mixes tokens",
+        unit=None,
+        source="paper, Figure 1",
+        choices=MIXERS,
+    )
+    stem_stride: int = knob(
+        4,
+        "pixels to one place of the first feature map; 2 is for images of 28 to 64 px",
+        unit="px",
+        source=AUTHORS_CODE,
+        choices=(4, 2),
+    )
+    hidden_multiple: int = knob(
+        1,
+        "hidden channels are rounded up to a multiple of it",
+        unit="channels",
+        source=f"{AUTHORS_CODE}, which rounds nothing",
+        bound=Bound(least=1),
+    )
+    drop_path: float = knob(
+        0.0,
+        "drop rate of the last block; the rates rise linearly from 0 at the first",
+        unit="probability",
+        source="paper, Table 5",
+        bound=Bound(least=0, below=1),
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        _four_depths,
+        _four_dims,
+        _even_first_dim,
+        _odd_kernel,
+        _hidden_channels_to_convolve,
+        _some_channel_to_convolve,
+    )
 
     def __post_init__(self) -> None:
         for name in ("depths", "dims"):
             value = getattr(self, name)
             if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, name, value)
-            if len(value) != NUM_STAGES or any(type(v) is not int or v < 1 for v in value):
-                femtos = ModelConfig.__dataclass_fields__[name].default
-                raise ValueError(
-                    f"{name}={value!r}: give {NUM_STAGES} whole numbers of at least 1, "
-                    f"one a stage, like femto's {name}={femtos}"
-                )
-        if self.dims[0] % 2:
-            raise ValueError(
-                f"dims[0]={self.dims[0]} is odd, and the stem's first convolution has half of it; "
-                f"try {self.dims[0] - 1} or {self.dims[0] + 1}"
-            )
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size} must be odd and positive, like 7")
-        if not 0 < self.conv_ratio <= self.expansion:
-            raise ValueError(
-                f"conv_ratio={self.conv_ratio} must be above 0 and at most expansion="
-                f"{self.expansion:.4g}: only hidden channels can be convolved"
-            )
-        if self.conv_channels(min(self.dims)) < 1:
-            raise ValueError(
-                f"conv_ratio={self.conv_ratio} leaves the mixer no channel of dims={self.dims}; "
-                f"it must be at least {1 / min(self.dims):.3g}"
-            )
-        if self.mixer not in MIXERS:
-            raise ValueError(f"mixer={self.mixer!r} is unknown; choose from {', '.join(MIXERS)}")
-        if self.stem_stride not in (2, 4):
-            raise ValueError(
-                f"stem_stride={self.stem_stride}: 4 is the paper's stem, 2 the one for small images"
-            )
-        if self.hidden_multiple < 1:
-            raise ValueError(f"hidden_multiple={self.hidden_multiple} must be at least 1")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path} must be at least 0 and below 1")
+                object.__setattr__(self, name, tuple(value))
+        check(self)
 
     def hidden(self, dim: int) -> int:
         """Hidden channels of a block whose input has `dim` channels."""

@@ -9,28 +9,22 @@ Writes: runs/recipe-DATA/: a run directory a trial, optuna.db, report.html; MLfl
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from typing import Any
 
 from mambaout.launch.cli import main
-from mambaout.recipe import BASELINE, Recipe, scaled_to, tuned, with_global_batch
+from mambaout.recipe import Recipe
+from mambaout.rules import SMALL_MODEL
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.start import Start
 from mambaout.study.study import Study
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
-from mambaout.variants import FEMTO, ModelConfig
+from mambaout.variants import FEMTO
 
 # -- the numbers of the study, all of them ---------------------------------------------------------
 
-# Images up to this side, in px, get a stem and a network of their size, and keep it but for ones
-# below the smallest; larger ones get Femto at 224.
-SMALL_SIDE, SMALLEST_SIDE = 64, 28
-SMALL_MODEL = ModelConfig(
-    depths=(1, 1, 3, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
-)
-SMALL_IMAGES = 6000  # of the training images
-SMALL = dict(epochs=9, train_images=SMALL_IMAGES, minival_fraction=0.1)
-LARGE = dict(epochs=30)  # a tenth of the paper's: a trial is a tenth of a training
-SMOKE = dict(epochs=3, train_images=1600, minival_fraction=0.1)
-SMOKE_BATCH = 64
+SMALL_EPOCHS = 3 / 4  # of those that the rules choose for small data
+LARGE_EPOCHS = 30  # a tenth of the paper's: a trial is a tenth of a training
+SMOKE_IMAGES = 1600
 
 # Recipes are stopped early in the first search; the second one wants its whole front.
 NUM_RECIPES, SEEDS, NUM_CONFIRMED = 30, (0, 1, 2), 2
@@ -43,64 +37,61 @@ SMALL_BLOCKS, LARGE_BLOCKS = (-2, 6), (-4, 6)  # added to stage 3, which has 3 o
 # --------------------------------------------------------------------------------------------------
 
 
-def recipe(num_train: int, image_side: int, smoke: bool = False) -> Study:
+def recipe(start: Start) -> Study:
     """Which of the paper's training values should change on this data, and what shape is then
     worth its MACs?"""
-    small = smoke or image_side <= SMALL_SIDE
-    base = _base(num_train, image_side, small, smoke)
+    base = _base(start)
     training = Search(
         label="recipe",
         base=base,
         axes=_training(base),
-        num_trials=SMOKE_RECIPES if smoke else NUM_RECIPES,
+        num_trials=SMOKE_RECIPES if start.smoke else NUM_RECIPES,
         early_stop=True,
-        seeds=SEEDS[:1] if smoke else SEEDS,
+        seeds=SEEDS[:1] if start.smoke else SEEDS,
         num_confirmed=NUM_CONFIRMED,
     )
     # Its recipes have the values that the first search came to, but for the axes it has itself.
     shape = Search(
         label="shape",
         base=base,
-        axes=_shape(base, SMALL_BLOCKS if small else LARGE_BLOCKS),
-        num_trials=SMOKE_SHAPES if smoke else NUM_SHAPES,
+        axes=_shape(base, SMALL_BLOCKS if start.small else LARGE_BLOCKS),
+        num_trials=SMOKE_SHAPES if start.smoke else NUM_SHAPES,
         goals=((MINIVAL_TOP1, "max"), (MACS, "min")),
         follows=training.label,
     )
     return Study(
-        name="recipe-smoke" if smoke else "recipe",
+        name="recipe-smoke" if start.smoke else "recipe",
         question=" ".join(str(recipe.__doc__).split()),
         recipes={},
         searches=(training, shape),
     )
 
 
-def _base(num_train: int, image_side: int, small: bool, smoke: bool) -> Recipe:
-    """The paper's values, its batch and rates scaled to the data, its warm-up to the epochs."""
-    scale = SMOKE if smoke else SMALL if small else LARGE
-    if smoke:
-        base = with_global_batch(BASELINE, SMOKE_BATCH)
-    else:
-        base = scaled_to(BASELINE, min(num_train, SMALL_IMAGES) if small else num_train)
-    schedule, epochs = BASELINE.schedule, scale["epochs"]
-    side = BASELINE.image_size
-    if small:
-        side = SMALLEST_SIDE if smoke else max(image_side, SMALLEST_SIDE)
-    return tuned(
-        replace(base, model=SMALL_MODEL if small else FEMTO),
-        image_size=side,
-        warmup_epochs=schedule.warmup_epochs / schedule.epochs * epochs,
-        **scale,
-    )
+def _base(start: Start) -> Recipe:
+    """The paper's recipe at the size of the data, in a shorter training."""
+    shapes = start.shapes({"small": SMALL_MODEL} if start.small else {"femto": FEMTO})
+    if len(shapes) > 1:
+        raise ValueError(f"--variants {','.join(shapes)}: this study searches around one network")
+    (model,) = shapes.values()
+    wanted: dict[str, Any] = {"epochs": LARGE_EPOCHS}
+    if start.small:
+        share = 1 if start.smoke else SMALL_EPOCHS
+        wanted = {
+            "epochs": max(1, round(share * start.epochs)),
+            "train_images": start.train_images,
+        }
+        if start.smoke and start.facts.num_train >= 2 * SMOKE_IMAGES:
+            wanted["train_images"] = SMOKE_IMAGES
+    return start.paper(model, **wanted)
 
 
 def _training(base: Recipe) -> tuple[Axis, ...]:
-    """What a network is trained with. The linear rule takes the rate of a small batch far down,
-    so there is more room above it than below."""
+    """What a network is trained with."""
     rate = base.optim.peak_lr
     return (
         Log("peak_lr", rate / 2, max(4 * rate, 4e-3)),
         Linear("weight_decay", 0.0, 0.2),
-        Linear("drop_path", 0.0, 0.3),
+        Linear("drop_path", 0.0, max(0.3, 1.5 * base.model.drop_path)),
         Linear("warmup_epochs", 0.0, WARMUP_SHARE * base.schedule.epochs),
         Linear("randaugment", 0.0, 10.0),
         Linear("mixup", 0.0, 1.0),

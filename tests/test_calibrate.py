@@ -25,6 +25,7 @@ from mambaout.recipe import tuned, with_global_batch
 from mambaout.study.axes import Log, Search, Whole
 from mambaout.study.plan import Plan, plan
 from mambaout.study.rates import Rate, calibrated, known_rates
+from mambaout.study.start import Start
 from mambaout.study.study import Run, Study, StudyFolder
 from mambaout.train.backend import backend
 from mambaout.train.calibrate import calibrate
@@ -105,7 +106,7 @@ def test_the_recipes_of_a_search_are_calibrated_too(digits, tmp_path):
         axes=(Log("peak_lr", 1e-3, 4e-3), Whole("blocks", 0, 6)),
     )
 
-    def study(num_train: int, image_side: int, smoke: bool = False) -> Study:
+    def study(start: Start) -> Study:
         return Study(name="tiny", question="?", recipes={}, searches=(search,))
 
     recipes = _recipes(request_of(tmp_path, study))
@@ -121,7 +122,7 @@ def request_of(storage: Path, study=tiny_sweep.tiny):
     return cli._request(study, options, "test")
 
 
-def grown(num_train: int, image_side: int, smoke: bool = False) -> Study:
+def grown(start: Start) -> Study:
     """What does a small study take?"""
     plain = tuned(tiny_sweep.recipe("thin"), train_images=1536, image_size=28, epochs=3)
     shapes = {f"w{w}-d{d}": (w, d) for w in (8, 16, 24) for d in (1, 5)}

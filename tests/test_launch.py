@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starts import start_of
 from tiny_sweep import recipe, tiny
 
 from mambaout.accounting import cost
@@ -33,6 +34,7 @@ from mambaout.launch.outcomes import (
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
 from mambaout.launch.tune import Request, _set_aside, run_study
 from mambaout.recipe import BASELINE, tuned
+from mambaout.study.start import Start
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
 from mambaout.variants import VARIANTS
@@ -217,20 +219,20 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def too_large(num_train: int, image_side: int, smoke: bool) -> Study:
+def too_large(start: Start) -> Study:
     large = tuned(recipe("thin"), train_images=None, global_batch=8192)
     return Study(name="large", question="?", recipes={"large": large})
 
 
-def too_many(num_train: int, image_side: int, smoke: bool) -> Study:
+def too_many(start: Start) -> Study:
     return Study(name="many", question="?", recipes={"x": tuned(recipe("thin"), train_images=9999)})
 
 
-def twins(num_train: int, image_side: int, smoke: bool) -> Study:
+def twins(start: Start) -> Study:
     return Study(name="twins", question="?", recipes={"x": recipe("thin"), "y": recipe("thin")})
 
 
-def out_of_range(num_train: int, image_side: int, smoke: bool) -> Study:
+def out_of_range(start: Start) -> Study:
     return Study(name="range", question="?", recipes={"x": tuned(BASELINE, peak_lr=-1.0)})
 
 
@@ -329,7 +331,7 @@ def test_the_plan_costs_nothing_to_see(tmp_path, data_cache):
 
 
 def test_trials_start_seed_by_seed_and_the_longest_first(digits):
-    study = replace(tiny(4000, 28), seeds=(0, 1))
+    study = replace(tiny(start_of(4000, 28)), seeds=(0, 1))
     trials = cli._in_order(study.trials(digits.fingerprint), digits)
     jobs = [cli._job(digits, trial) for trial in trials]
     assert [j.trial.seed for j in jobs] == [0, 0, 0, 1, 1, 1]
@@ -385,7 +387,7 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
     from mambaout.study.store import default_tracking_uri
     from mambaout.study.tracking import Tracker
 
-    study = tiny(4000, 28)
+    study = tiny(start_of(4000, 28))
     trials = study.trials("d")
     folder = StudyFolder(tmp_path, "tiny")
     for mine in trials[:2]:
@@ -410,27 +412,26 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
 
 @pytest.mark.parametrize("num_train", [4000, 60_000])
 def test_scale_spans_fifteen_fold_in_macs_with_the_baseline_beside_it(num_train):
-    study = scale(num_train, 28)
+    study = scale(start_of(num_train, 28))
     points = {label: r for label, r in study.recipes.items() if label != "baseline"}
     macs = [cost(r.model, r.image_size, 10).macs for r in points.values()]
     assert len(points) >= 8
     assert max(macs) / min(macs) >= 15
     assert study.question.startswith("How should")
-    predicted = scale(num_train, 28, predict=True)
+    predicted = scale(start_of(num_train, 28), predict=True)
     largest = predicted.recipes[predicted.predicted]
     assert cost(largest.model, largest.image_size, 10).macs > 1.5 * max(macs)
     trials = study.trials("d")
     assert len({trial.key for trial in trials}) == len(trials)
     base = study.recipes["baseline"]
-    linear = BASELINE.optim.peak_lr * base.global_batch / BASELINE.global_batch
-    assert base.optim.peak_lr == pytest.approx(linear)
+    assert base.optim.peak_lr == next(iter(points.values())).optim.peak_lr
     assert base.augment == BASELINE.augment
 
 
 def test_scale_smoke_is_small_and_large_images_get_the_published_networks():
-    smoke = scale(4000, 28, smoke=True)
+    smoke = scale(start_of(4000, 28, smoke=True))
     assert 5 <= len(smoke.trials("d")) <= 6
-    large = scale(1_281_167, 500)
+    large = scale(start_of(1_281_167, 500))
     published = {n: replace(BASELINE, model=shape) for n, shape in VARIANTS.items()}
     assert {n: r for n, r in large.recipes.items() if n in VARIANTS} == published
     others = [r.model for n, r in large.recipes.items() if n not in VARIANTS]
@@ -442,7 +443,7 @@ def test_scale_smoke_is_small_and_large_images_get_the_published_networks():
 
 def test_tuned_sizes_get_the_same_search_each_from_the_smallest_up():
     for side in (28, 224):
-        study = scale(60_000, side, tune_per_size=5)
+        study = scale(start_of(60_000, side), tune_per_size=5)
         assert {(s.axes, s.num_trials) for s in study.searches} == {(study.searches[0].axes, 5)}
         macs = [cost(s.base.model, s.base.image_size).macs for s in study.searches]
         assert macs == sorted(macs)
@@ -451,10 +452,10 @@ def test_tuned_sizes_get_the_same_search_each_from_the_smallest_up():
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_baseline_is_the_papers_recipe_at_the_datas_size(smoke):
-    (large,) = baseline(1_281_167, 500).recipes.values()
+    (large,) = baseline(start_of(1_281_167, 500)).recipes.values()
     assert large == BASELINE
-    (small,) = baseline(4000, 28, smoke=smoke).recipes.values()
-    assert small.global_batch == 32
-    assert small.optim == replace(BASELINE.optim, peak_lr=4e-3 * 32 / 4096)
+    (small,) = baseline(start_of(4000, 28, smoke=smoke)).recipes.values()
+    assert small.global_batch == 64
+    assert small.optim == replace(BASELINE.optim, peak_lr=1e-3)
     assert small.augment == BASELINE.augment
     assert smoke or small.schedule.epochs == 300

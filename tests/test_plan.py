@@ -181,6 +181,16 @@ def test_the_plan_says_for_every_recipe_where_its_time_comes_from():
     assert "1 finished trial on Some Xeon (1 thread) (scale)" in plan_table(found)
 
 
+def test_a_plan_says_how_far_beyond_the_measured_networks_it_goes():
+    small, large = sized(8, 1), sized(64, 1)
+    macs = [cost(recipe.model, recipe.image_size, CLASSES).macs for recipe in (large, small)]
+    times = macs[0] / macs[1]
+    basis = plan(trials_of(x=large), TRAIN, CLASSES, rates=[rate(small, 1e-3)], device=CORE).basis
+    assert any(f"extrapolated: the largest network here has {times:.0f} times" in b for b in basis)
+    basis = plan(trials_of(x=small), TRAIN, CLASSES, rates=[rate(small, 1e-3)], device=CORE).basis
+    assert not any("extrapolated" in line for line in basis)
+
+
 def test_a_device_that_no_table_knows_is_priced_once_it_has_been_calibrated():
     recipe = sized(16, 2)
     known = rate(recipe, 2e-3, "calibrated", device="Abacus 9000")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +30,9 @@ from mambaout.launch.resources import (
     tpu_chips,
 )
 from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
-from mambaout.launch.tune import _check_batches
+from mambaout.launch.tune import check_batches
 from mambaout.recipe import tuned
+from mambaout.study.start import Start
 from mambaout.study.study import Study
 
 TWO_CORES = Node({"CPU": 2.0})
@@ -153,9 +155,9 @@ def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
     wide = tuned(recipe("wide"), global_batch=100)
     study = Study(name="odd", question="?", recipes={"wide": wide})
     request: Any = SimpleNamespace(study=study, trials=study.trials("d"))
-    _check_batches(request, share("cpu", [TWO_CORES]))
+    check_batches(request, share("cpu", [TWO_CORES]))
     with pytest.raises(ValueError, match=r"wide on tpu-v3-8: .*=100 .* 8 devices .* 96 or 112"):
-        _check_batches(request, share("tpu-v3-8", [V3_8]))
+        check_batches(request, share("tpu-v3-8", [V3_8]))
 
 
 # -- machines --------------------------------------------------------------------------------------
@@ -211,17 +213,23 @@ def test_a_tpu_host_without_a_cluster_is_one_of_its_own(monkeypatch):
 def test_a_tpu_is_priced_as_its_chips_without_a_cluster(tmp_path, capsys, digits):
     """On a laptop: 8 devices a host, 2 a chip, 32 a slice; four trials of a chip at once."""
     assert device_of(share("tpu-v3-8", plan_nodes("tpu-v3-8"))) == "TPU v3"
+
+    def wide_batches(start: Start) -> Study:
+        return replace(tiny(start), recipes={"x": tuned(recipe("thin"), global_batch=64)})
+
     for accelerator, devices, at_once in (
         ("tpu-v3-8", 8, 1),
         ("tpu-v3-8-chip", 2, 4),
         ("tpu-v3-32", 32, 1),
     ):
         options = ["--data", "digits", "--plan", "--accelerator", accelerator]
-        assert cli.main(tiny, [*options, "--storage", str(tmp_path / "runs")]) == 0
+        assert cli.main(wide_batches, [*options, "--storage", str(tmp_path / "runs")]) == 0
         shown = capsys.readouterr().out
         assert f"{devices} devices a trial" in shown
         assert f"with {at_once} at a time" in shown
         assert "25% of the peak of TPU v3" in shown
+    assert cli.main(tiny, ["--data", "digits", "--plan", "--accelerator", "tpu-v3-32"]) == 2
+    assert "global_batch=32 does not split over 32 devices" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

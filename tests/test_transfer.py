@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from starts import start_of
 from study_files import SMALL, finish, sized
 
 from mambaout.model.network import build
@@ -101,7 +102,7 @@ def test_a_study_without_transfer_says_nothing_of_it():
 
 def test_the_sweep_compares_both_at_each_wider_network_with_the_same_seeds():
     for side in (28, 224):
-        study = scale(60_000, side, transfer=True)
+        study = scale(start_of(60_000, side), transfer=True)
         thinnest, *others = study.recipes.values()
         assert len(study.trials("d")) == 3 * len(study.recipes)
         for recipe in others:
@@ -109,4 +110,4 @@ def test_the_sweep_compares_both_at_each_wider_network_with_the_same_seeds():
         bases = {r.optim.lr_base_dim for r in others}
         assert bases == {None, thinnest.model.dims[0]}
     with pytest.raises(ValueError, match="three studies"):
-        scale(60_000, 28, transfer=True, predict=True)
+        scale(start_of(60_000, 28), transfer=True, predict=True)

@@ -11,12 +11,13 @@ from tiny_sweep import recipe
 from mambaout.launch.cli import main
 from mambaout.recipe import tuned
 from mambaout.study.axes import Choice, Linear, Log, Search
+from mambaout.study.start import Start
 from mambaout.study.study import Study
 
 NUM_TRIALS = int(os.environ.get("TINY_TRIALS", 7))
 
 
-def searched(num_train: int, image_side: int, smoke: bool = False) -> Study:
+def searched(start: Start) -> Study:
     """Do searches survive?"""
     base = tuned(recipe("thin"), warmup_epochs=0.5)
     tried = Search(

@@ -11,6 +11,7 @@ import sys
 
 from mambaout.launch.cli import main
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
+from mambaout.study.start import Start
 from mambaout.study.study import Study
 
 SHAPES = {"thin": (8, 16, 24, 32), "wide": (16, 32, 48, 64), "third": (8, 16, 24, 40)}
@@ -33,7 +34,7 @@ def recipe(label: str) -> Recipe:
     )
 
 
-def tiny(num_train: int, image_side: int, smoke: bool = False) -> Study:
+def tiny(start: Start) -> Study:
     """Do studies survive?"""
     labels = os.environ.get("TINY_LABELS", ",".join(SHAPES)).split(",")
     recipes = {label: recipe(label) for label in labels}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TypedDict
 
 KINDS = ("image", "label")
@@ -15,10 +16,11 @@ class GivenColumns(TypedDict, total=False):
     label_column: str
 
 
-def add_column_options(parser: argparse.ArgumentParser) -> None:
+def add_column_options(add: Callable[..., argparse.Action]) -> None:
+    """Add both to a parser or a group, by its add_argument."""
     for kind in KINDS:
         text = f"the {kind}'s column of Parquet shards, where names and types do not tell it"
-        parser.add_argument(f"--{kind}-column", metavar="NAME", help=text)
+        add(f"--{kind}-column", metavar="NAME", help=text)
 
 
 def given_columns(options: argparse.Namespace) -> GivenColumns:

@@ -16,27 +16,35 @@ import re
 import shlex
 import sys
 import tempfile
+import types
+import typing
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
 
 from mambaout.accounting import train_macs
 from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
+from mambaout.data.sizes import facts_of
 from mambaout.data.sources import open_data
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
-from mambaout.launch.tune import Request, run_study
-from mambaout.recipe import BASELINE, steps_per_epoch
+from mambaout.launch.tune import Request, check_batches, hello, run_study
+from mambaout.options import add_recipe_options, field_text, given_fields
+from mambaout.recipe import BASELINE, content_key, steps_per_epoch
+from mambaout.rules import rule_lines
 from mambaout.study.plan import Plan, plan, plan_table
 from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
+from mambaout.study.start import Start, check_given
 from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import Study, StudyFolder, Trial
 
@@ -47,10 +55,11 @@ STORAGE = "runs"
 # belong there.
 JOB_STORAGE = "~/mambaout-runs"
 
-# (training images, short side of an image in px, whether --smoke is given) -> the study. One that
-# takes `predict`, `tune_per_size` or `transfer` as a keyword gets the option of that name.
+# The study, from what the data and the command line say. A keyword that it takes is an option of
+# its own: `predict: Annotated[bool, "help"] = False` is --predict.
 BuildStudy = Callable[..., Study]
-OWN_OPTIONS = ("predict", "tune_per_size", "transfer")
+
+MOST_SUFFIX = 40  # characters of a study's name that say which fields were given
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,9 +78,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         if options.calibrate:
             run_calibration(request)
         if options.plan or options.calibrate:
-            print(
-                f"{request.name}: {request.study.question}\n\n{plan_table(_plan(request, options))}"
-            )
+            table = plan_table(_plan(request, options))
+            about = [f"{request.name}: {request.study.question}", *hello(request)]
+            print("\n".join([*about, "", table]))
             return 0
         return run_study(request)
     except ValueError as error:
@@ -84,43 +93,71 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
 
 def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     parser = _Parser(
+        usage="%(prog)s --data NAME|PATH|URI [options]",
         description=inspect.getdoc(build_study),
         epilog="Exit status: 0 all done, 1 some trials did not finish (the same command goes on), "
         "2 the request was wrong (nothing started), 130 interrupted. Running the same command "
         "again starts nothing that has finished and continues what has not.",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("what to study").add_argument
     add("--data", metavar="NAME|PATH|URI", help="digits, fashion-mnist, or a folder of images")
-    add_column_options(parser)
-    text = "copy the shards to this folder of each machine first, for example /dev/shm"
-    add("--stage", metavar="DIR", help=text)
-    add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
-    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
-    add("--name", help="of the study and its folder (default: the script's name and the data's)")
-    add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
-    where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
-    add("--tracking-uri", metavar="URI", help=where)
-    add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
-    text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
-    add("--accelerator", metavar="NAME", help=text)
+    add_column_options(add)
+    text = "train these shapes of the study's, or published ones, joined by commas"
+    add("--variants", type=_names, metavar="A,B", help=text)
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
+    for name, kind in _own_options(build_study).items():
+        add(f"--{name.replace('_', '-')}", **kind)
+    add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
+    add("--name", help="of the study and its folder (default: script, data and given fields)")
+    add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
+
+    add = parser.add_argument_group("what it costs").add_argument
+    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
     add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
     device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
     add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
     add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
-    add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
     add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")
-    add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
-    takes = inspect.signature(build_study).parameters
-    if "predict" in takes:
-        add("--predict", action="store_true", help="predict the largest size, then train it")
-    if "tune_per_size" in takes:
-        text = "search each size's recipe with N trials; the best is tried first at the next size"
-        add("--tune-per-size", type=_count, metavar="N", help=text)
-    if "transfer" in takes:
-        text = "compare one learning rate for all widths with muP's transfer of it"
-        add("--transfer", action="store_true", help=text)
+
+    add = parser.add_argument_group("where it runs and what it writes").add_argument
+    text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
+    add("--accelerator", metavar="NAME", help=text)
+    add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
+    add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
+    add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
+    text = "copy the shards to this folder of each machine first, for example /dev/shm"
+    add("--stage", metavar="DIR", help=text)
+    where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
+    add("--tracking-uri", metavar="URI", help=where)
+    add_recipe_options(parser)
     return parser
+
+
+def _own_options(build_study: BuildStudy) -> dict[str, dict[str, Any]]:
+    """What argparse is told of each keyword of the study's function."""
+    hints = typing.get_type_hints(build_study, include_extras=True)
+    found: dict[str, dict[str, Any]] = {}
+    for name, parameter in inspect.signature(build_study).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        hint, *texts = typing.get_args(hints[name])
+        kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
+        kind: dict[str, Any] = {"help": texts[0], "default": parameter.default}
+        if kinds == [bool]:
+            kind |= {"action": "store_true"}
+        elif kinds == [int]:
+            kind |= {"type": _count, "metavar": "N"}
+        else:  # several words
+            kind |= {"nargs": "+", "metavar": "X"}
+        found[name] = kind
+    return found
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if not names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} must be different names joined by commas")
+    return names
 
 
 def _count(text: str) -> int:
@@ -157,17 +194,23 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
     columns = given_columns(options)
     data = open_data(source, **columns)
-    num_train = data.num_images("train", BASELINE)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
     images, _ = Images(data, "train"), Images(data, data.source("val"))
-    own = {name: getattr(options, name) for name in OWN_OPTIONS if hasattr(options, name)}
-    study = build_study(num_train, min(images[0].size), options.smoke, **own)
+    start = Start(
+        facts=facts_of(data, images),
+        given=given_fields(options),
+        variants=options.variants,
+        smoke=options.smoke,
+    )
+    own = {name: getattr(options, name) for name in _own_options(build_study)}
+    study = build_study(start, **own)
+    check_given(study, start)
     if options.seeds is not None:
         seeds = tuple(range(options.seeds))
         searches = tuple(replace(search, seeds=seeds) for search in study.searches)
         study = replace(study, seeds=seeds, searches=searches)
     check_all(study.searches, study.recipes)
-    name = options.name or f"{study.name}-{_plain(data.name)}"
+    name = options.name or _study_name(study, data, start)
     if name != _plain(name):
         raise ValueError(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     trials = _trials(study, data)
@@ -190,7 +233,9 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         budget_hours=options.budget_hours,
         rerun=options.rerun,
         command=f"python {command}",
-        facts={"num_train": num_train, "num_classes": data.num_classes},
+        rules=rule_lines(start.rules),
+        about_data=str(start.facts),
+        facts=_facts(data, trials, start),
     )
 
 
@@ -207,6 +252,33 @@ def _check_price(options: argparse.Namespace) -> None:
                 f"{name} {value:g} is for the plan, and this would start the study; add --plan, or "
                 "limit the study itself with --budget-hours"
             )
+
+
+def _study_name(study: Study, data: DataSet, start: Start) -> str:
+    """Which study, of which data, and with which fields given: each is a study of its own."""
+    given = [f"{name}{field_text(value)}" for name, value in sorted(start.given.items())]
+    given += start.variants or ()
+    suffix = _plain("-".join(given)) if given else ""
+    if len(suffix) > MOST_SUFFIX:
+        suffix = f"{suffix[:MOST_SUFFIX].rstrip('-.')}-{content_key(given)[:6]}"
+    return "-".join(filter(None, [_plain(study.name), _plain(data.name), suffix]))
+
+
+def _facts(data: DataSet, trials: Sequence[Trial], start: Start) -> dict[str, Any]:
+    """What study.json keeps of the data and of the command line."""
+    labels = data.labels["train"]
+    facts: dict[str, Any] = {
+        "num_train": data.num_images("train", BASELINE),
+        "num_classes": data.num_classes,
+        # percent: what an answer that never looks at the image reaches
+        "chance_top1": 100 * float(np.bincount(labels).max()) / len(labels),
+        "given": {name: field_text(value) for name, value in start.given.items()},
+        "variants": start.variants,
+        "rules": rule_lines(start.rules),
+    }
+    if trials:
+        facts["num_minival"] = min(data.num_images("minival", t.recipe) for t in trials)
+    return facts
 
 
 def _plain(name: str) -> str:
@@ -283,6 +355,7 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
         asked = "cpu"  # to ask for GPUs takes torch's time; a plan is to be there at once
     nodes = plan_nodes(asked)
     part = share(asked, nodes)
+    check_batches(request, part)
     concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name)
     device = device_of(part)

@@ -78,6 +78,18 @@ class Request:
     command: str = ""
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
+    about_data: str = ""  # a line on the data
+    rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
+
+
+def hello(request: Request) -> list[str]:
+    """What is said of the data and of what follows from it, before a plan or a launch."""
+    if not request.about_data:
+        return []
+    lines = [f"{request.data_name}: {request.about_data}"]
+    if request.rules:
+        lines.append("what follows the data (each is an option, --image-size 64 for one):")
+    return lines + [f"    {rule}" for rule in request.rules]
 
 
 def run_study(request: Request) -> int:
@@ -97,7 +109,7 @@ def run_study(request: Request) -> int:
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
-        _check_batches(request, part)
+        check_batches(request, part)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         if request.rerun:
             _set_aside(request, folder)
@@ -124,7 +136,7 @@ def run_study(request: Request) -> int:
         return launch.run(cleanup)
 
 
-def _check_batches(request: Request, part: Share) -> None:
+def check_batches(request: Request, part: Share) -> None:
     """ValueError for a recipe whose batch the share's devices cannot split."""
     recipes = {trial.label: trial.recipe for trial in request.trials}
     recipes |= {search.label: search.base for search in request.study.searches}
@@ -239,6 +251,8 @@ class _Launch:
         at_once = f"; {self.slots} at a time on {where} ({self.part.accelerator})" if todo else ""
         self.screen.say(f"study {self.request.name}: {counted(num_known, 'trial')}{over}{at_once}")
         self.screen.say(f"folder {self.folder.path}")
+        for line in hello(self.request):
+            self.screen.say(line)
         if todo and not self.joined:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
 

@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from mambaout.accounting import cost
 from mambaout.study.axes import Search
 from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.pricing import NumImages, PlanRow, Pricing, checkpoint_bytes
@@ -26,6 +27,8 @@ from mambaout.study.study import Run, Trial
 # step; between two trials a worker opens the data and writes its outcome (an estimate).
 LAUNCH_SECONDS = 10.0
 TRIAL_SECONDS = 2.0
+
+EXTRAPOLATED = 4  # times the MACs of the largest network that was timed: further is a guess
 
 STUDY_BYTES = 3_000_000  # the report, its figures, and MLflow's copies
 MOST_LINES, WIDTH = 60, 100  # recipes listed in the table; columns of the text below
@@ -161,6 +164,13 @@ def _basis(rows: Sequence[PlanRow], forecast: Forecast, rates: Sequence[Rate]) -
         error = forecast.error(kind)
         if error is not None:
             text += f"; each forecast from the others is off by {error:.0%} (median)"
+        largest = max(cost(r.recipe.model, r.recipe.image_size, r.num_classes).macs for r in own)
+        beyond = max(row.macs for row in rows if row.kind == kind) / largest
+        if beyond > EXTRAPOLATED:
+            text += (
+                f"; extrapolated: the largest network here has {beyond:.0f} times the MACs of the "
+                "largest that was timed; --calibrate times some of the study's own"
+            )
         found.append(text)
     if "assumed" in kinds:
         precisions = sorted({row.recipe.precision for row in rows if row.kind == "assumed"})

@@ -1,0 +1,118 @@
+"""The options of a command line that set a recipe's fields: one a field, by its name.
+
+    add_recipe_options(parser)                   --peak-lr X, --depths A,B,C,D, ... in groups
+    values = given_fields(parser.parse_args())   {"peak_lr": 0.008}
+    recipe = tuned(BASELINE, **values)
+
+What the help says of a field stands where the field is defined (recipe.py, variants.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from typing import Any, Literal, get_args, get_origin
+
+from mambaout.fields import Knob, WrongValues, fault_of, knobs, type_in_words
+from mambaout.recipe import BASELINE, Recipe, field_knobs, field_types, flat_fields, parse_field
+from mambaout.recipe_parts import Augment, Optim, Schedule
+from mambaout.variants import NUM_STAGES, ModelConfig
+
+GROUPS: dict[type, tuple[str, str | None]] = {
+    ModelConfig: ("network", "The defaults are femto's."),
+    Optim: ("optimizer", None),
+    Schedule: ("schedule", None),
+    Augment: ("augmentation", None),
+    Recipe: ("data and batch", None),
+}
+_DEST = "field_"
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
+    """Give `parser` an option for each field of a recipe but the ones in `skip`."""
+    for owner, (title, description) in GROUPS.items():
+        group = parser.add_argument_group(title, description)
+        for name, said in knobs(owner).items():
+            if name not in skip:
+                group.add_argument(
+                    option(name),
+                    dest=f"{_DEST}{name}",
+                    metavar=_metavar(name),
+                    help=_help(name, said).replace("%", "%%"),
+                )
+
+
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields that the command line gives, typed, by their flat names.
+
+    Each is in its own bound; `tuned` judges them together. Raises WrongValues, with a line for
+    each option that is wrong.
+    """
+    values, wrong = {}, []
+    said = field_knobs()
+    for name in said:
+        text = getattr(options, f"{_DEST}{name}", None)
+        if text is None:
+            continue
+        try:
+            values[name] = parse_field(name, text)
+        except ValueError:
+            wrong.append(_refusal(name, text))
+            continue
+        if fault_of(name, values[name], said[name]) is not None:
+            wrong.append(_refusal(name, text))
+    if wrong:
+        raise WrongValues(*wrong)
+    return values
+
+
+def option(name: str) -> str:
+    """The option of a field: "--peak-lr" of "peak_lr"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def field_text(value: Any) -> str:
+    """A field's value as it is written on a command line; `parse_field` reads it."""
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _refusal(name: str, text: str) -> str:
+    """What an option's text must be, in one line."""
+    example = field_text(flat_fields(BASELINE)[name])
+    wanted = _allowed(name) or type_in_words(field_types()[name])
+    like = "" if example == "none" else f", like {example}"
+    return f"{option(name)} {text!r} must be {wanted}{like}"
+
+
+def _allowed(name: str) -> str:
+    """The values that a field can have, in words."""
+    said, hint = field_knobs()[name], field_types()[name]
+    if said.choices:
+        return f"one of {', '.join(map(str, said.choices))}"
+    words = type_in_words(hint)
+    return words if said.bound is None else f"{words}, {said.bound}"
+
+
+def _metavar(name: str) -> str:
+    kinds = {int: "N", float: "X", str: "NAME"}
+    hint = field_types()[name]
+    if get_origin(hint) is tuple:
+        return ",".join("ABCD"[:NUM_STAGES])
+    if get_origin(hint) is Literal:
+        return "NAME"
+    return next(kinds[kind] for kind in (hint, *get_args(hint)) if kind in kinds)
+
+
+def _help(name: str, said: Knob) -> str:
+    """Meaning, unit, what is allowed, default and its source."""
+    hint = field_types()[name]
+    choices = said.choices or (get_args(hint) if get_origin(hint) is Literal else ())
+    allowed = f"one of {', '.join(map(str, choices))}" if choices else str(said.bound or "")
+    facts = [fact for fact in (said.unit, allowed) if fact]
+    default = field_text(flat_fields(BASELINE)[name])
+    source = said.source or "our choice"
+    return f"{said.help} [{'; '.join(facts)}]. Default: {default} ({source})"

@@ -1,0 +1,275 @@
+"""Which recipe fits a data set: the rules for what follows the data.
+
+The paper's recipe is for 1.28 million photographs of 224 px. On fewer or smaller images its batch,
+learning rate, warm-up and augmentation do not train a network, so these rules choose. Every sweep
+and `mambaout train` use them, and print each rule that acts. A field that is given on the command
+line is kept, and the rules for the other fields start from it.
+
+Data are small with under 50,000 images, or with images of at most 64 px.
+
+| field | small data | other data |
+|---|---|---|
+| image_size | 64 px and less: as they are, 28 at least; photographs: 128 at most | 224 at most |
+| stem_stride | 2 up to 64 px, so that four stages are left; above, the paper's 4 | the same |
+| minival_fraction | a tenth, or enough for 120 images, a quarter at most | 0.02 |
+| train_images | in a study on small images 6,000 | all |
+| global_batch | 64; less below 1,600 images; more above 12,000 | 4096 to 100 steps an epoch |
+| peak_lr | 0.001 at 64, times the root of the batch | 0.004 at 4096, linear |
+| epochs | 12, or as many as make 1,116 steps | 300 |
+| warmup_epochs | 47 steps | 20 of 300 |
+| augmentation | crops of 60 % and more; photographs are flipped | the paper's |
+
+Where these values come from: LOG.md, 2026-11-29. Pure values: no torch, no I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mambaout.fields import flat_fields
+from mambaout.options import field_text
+from mambaout.recipe import BASELINE, Recipe, power_of_two_in, tuned
+from mambaout.variants import FEMTO, ModelConfig
+
+SMALL_DATA = 50_000  # training images; below it the paper's recipe has too few steps
+SMALL_SIDE, SMALLEST_SIDE = 64, 28  # px: up to the first an image keeps its size
+SMALL_DATA_SIDE = 128  # px of photographs where they are few
+SIDE_MULTIPLE = 32  # what the paper's stem and stages divide a side by
+
+MINIVAL_SHARE, LARGEST_MINIVAL_SHARE = 0.1, 0.25
+MINIVAL_IMAGES = 120  # wanted: at least 100 to choose on, and the draw scatters by some ten
+LEAST_MINIVAL = 100  # below it a difference of ten points is within chance
+
+STUDY_IMAGES = 6_000  # a study trains many networks: the size of its epochs on small images
+
+BATCH, LEAST_BATCH, MOST_BATCH = 64, 8, 1024
+BATCH_LR = 1e-3  # at BATCH
+LEAST_STEPS_PER_EPOCH = 25  # of small data
+STEPS_PER_EPOCH = 93  # 6,000 images in batches of 64: what the values here were chosen at
+EPOCHS = 12
+WARMUP_STEPS, WARMUP_SHARE = 47, 1 / 6
+NUM_EVALUATIONS = 12
+
+LARGE_STEPS_PER_EPOCH = 100  # at least; the paper's 4096 of 1.28 million images are 312 steps
+
+SMOKE_EPOCHS, SMOKE_IMAGES = 3, 4_000
+
+# One block a stage at D, 2D, 4D, 6D channels as Femto has, and two blocks more in stage 3.
+SMALL_MODEL = ModelConfig(
+    depths=(1, 1, 3, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """What the rules ask of a data set."""
+
+    num_train: int  # training images, minival among them
+    num_classes: int
+    image_side: int  # px: median of the images' short sides
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_train:,} training images of {self.num_classes} classes, "
+            f"short side {self.image_side} px (median)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRule:
+    """One field that follows the data."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def rule_lines(rules: Sequence[AppliedRule]) -> list[str]:
+    """The rules as text: fields that follow one reason to one value share a line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    paper = flat_fields(BASELINE)
+    for rule in rules:
+        value = field_text(rule.value)
+        groups.setdefault((value, rule.reason), []).append(rule.name)
+    lines = []
+    for (value, reason), names in groups.items():
+        before = f" (paper: {field_text(paper[names[0]])})" if len(names) == 1 else ""
+        lines.append(f"{', '.join(names)} {value}{before}: {reason}")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class FittedRecipe:
+    """A recipe for a data set, and which of its fields follow the data."""
+
+    recipe: Recipe
+    rules: tuple[AppliedRule, ...]
+
+
+def is_small(facts: DataFacts) -> bool:
+    """Whether the rules for small data hold: few images, or small ones."""
+    return facts.num_train < SMALL_DATA or facts.image_side <= SMALL_SIDE
+
+
+def fitted(
+    facts: DataFacts,
+    shape: ModelConfig | None = None,
+    *,
+    given: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    paper: bool = False,
+    study: bool = False,
+    smoke: bool = False,
+) -> FittedRecipe:
+    """The recipe for the data: `given` fields first, then `defaults`, then the rules.
+
+    `shape` is the network (None: Femto, or a small one for small data). With `paper` length and
+    augmentation are the paper's whatever the data. With `study` a trial on small images trains on
+    6,000 of them. With `smoke` all is cut down to seconds.
+    Raises ValueError for fields that do not go together.
+    """
+    chosen = dict(defaults or {}) | dict(given or {})
+    fit = _Fit(facts, chosen, paper, study, smoke)
+    fit.data()
+    fit.image()
+    fit.batch_and_rate()
+    fit.length()
+    fit.augmentation()
+    model = shape if shape is not None else SMALL_MODEL if fit.small else FEMTO
+    fit.stem(model)
+    recipe = tuned(
+        replace(BASELINE, model=model), **{rule.name: rule.value for rule in fit.rules}, **chosen
+    )
+    base = flat_fields(BASELINE)
+    told = [rule for rule in fit.rules if rule.value != base[rule.name] and rule.reason]
+    return FittedRecipe(recipe, tuple(told))
+
+
+class _Fit:
+    """The rules one after another; each sees the fields decided before it."""
+
+    def __init__(
+        self, facts: DataFacts, chosen: Mapping[str, Any], paper: bool, study: bool, smoke: bool
+    ) -> None:
+        self.facts, self.chosen = facts, chosen
+        self.paper, self.study, self.smoke = paper, study, smoke
+        self.rules: list[AppliedRule] = []
+        self.photographs = facts.image_side > SMALL_SIDE
+        few = min(facts.num_train, chosen.get("train_images") or facts.num_train) < SMALL_DATA
+        self.few = few or smoke
+        self.small = self.few or not self.photographs
+
+    def value(self, name: str) -> Any:
+        """The field as decided so far."""
+        decided = {rule.name: rule.value for rule in self.rules} | dict(self.chosen)
+        return decided.get(name, flat_fields(BASELINE)[name])
+
+    def add(self, name: str, value: Any, reason: str = "") -> None:
+        if name not in self.chosen:
+            self.rules.append(AppliedRule(name, value, reason))
+
+    def data(self) -> None:
+        """minival_fraction and train_images."""
+        num = self.facts.num_train
+        share = MINIVAL_SHARE if self.small else BASELINE.minival_fraction
+        wanted = min(max(share, MINIVAL_IMAGES / max(num, 1)), LARGEST_MINIVAL_SHARE)
+        wanted = float(f"{wanted:.2g}")
+        expected = round(num * wanted)
+        if expected < LEAST_MINIVAL:
+            bound = 50 / math.sqrt(max(expected, 1))
+            reason = (
+                f"a quarter is only about {expected} images to choose on: two recipes that differ "
+                f"by less than about {2 * bound:.0f} points cannot be told apart"
+            )
+        elif wanted > share:
+            reason = f"{MINIVAL_IMAGES} images to choose on, at least"
+        else:
+            reason = "few or small images: a tenth of them to choose on"
+        self.add("minival_fraction", wanted, reason)
+        left = num * (1 - self.value("minival_fraction"))
+        least = left - 5 * math.sqrt(max(num, 1))  # the draw of minival scatters
+        if self.smoke and least > SMOKE_IMAGES:
+            self.add("train_images", SMOKE_IMAGES, "a smoke run trains on few images")
+        elif self.study and not self.photographs and least > STUDY_IMAGES:
+            self.add(
+                "train_images",
+                STUDY_IMAGES,
+                f"a study trains many networks; --train-images none takes all {num:,}",
+            )
+        self.num_images = int(min(self.value("train_images") or left, left))
+
+    def image(self) -> None:
+        side = self.facts.image_side
+        if self.smoke:
+            self.add("image_size", SMALLEST_SIDE, "a smoke run trains on small images")
+        elif not self.photographs:
+            self.add("image_size", max(side, SMALLEST_SIDE), f"the images have {side} px")
+        else:
+            most = SMALL_DATA_SIDE if self.few else BASELINE.image_size
+            size = min(side // SIDE_MULTIPLE * SIDE_MULTIPLE, most)
+            reason = "few photographs" if size == SMALL_DATA_SIDE else f"the images have {side} px"
+            self.add("image_size", size, f"{reason}; --image-size changes it")
+
+    def stem(self, model: ModelConfig) -> None:
+        size = self.value("image_size")
+        stride = 2 if size <= SMALL_SIDE else 4
+        if stride != model.stem_stride:
+            self.add("stem_stride", stride, f"the stem for images of {size} px")
+
+    def batch_and_rate(self) -> None:
+        num, optim = self.num_images, BASELINE.optim
+        if self.small and not (self.paper and not self.few):
+            ample = max(float(BATCH), min(num / STEPS_PER_EPOCH, float(MOST_BATCH)))
+            batch = min(max(num / LEAST_STEPS_PER_EPOCH, LEAST_BATCH), ample, max(num, 1))
+            self.add("global_batch", power_of_two_in(int(batch)), f"{num:,} images an epoch")
+            batch = self.value("global_batch")
+            # Adam's rate goes with the root of the batch; above the paper's 0.004 it diverges.
+            rate = min(BATCH_LR * math.sqrt(batch / BATCH), optim.peak_lr)
+            reason = f"{BATCH_LR:g} at a batch of {BATCH}, with the root of the batch"
+        else:
+            batch = BASELINE.global_batch
+            while batch > 2 and num // batch < LARGE_STEPS_PER_EPOCH:
+                batch //= 2
+            reason = f"at least {LARGE_STEPS_PER_EPOCH} steps in an epoch of {num:,} images"
+            self.add("global_batch", batch, reason)
+            batch = self.value("global_batch")
+            rate = optim.peak_lr * batch / BASELINE.global_batch
+            reason = f"the paper's linear rule at a batch of {batch}"
+        self.add("peak_lr", float(f"{rate:.3g}"), reason)
+        # The ends of the schedule keep their ratio to the peak.
+        ratio = self.value("peak_lr") / optim.peak_lr
+        if not self.small or self.paper:
+            self.add("warmup_lr", BASELINE.schedule.warmup_lr * ratio)
+            self.add("final_lr", BASELINE.schedule.final_lr * ratio)
+
+    def length(self) -> None:
+        schedule = BASELINE.schedule
+        steps = max(1, self.num_images // max(self.value("global_batch"), 1))
+        if self.smoke:
+            self.add("epochs", SMOKE_EPOCHS, "a smoke run")
+        elif self.small and not self.paper:
+            epochs = max(EPOCHS, math.ceil(EPOCHS * STEPS_PER_EPOCH / steps))
+            reason = f"{epochs * steps:,} steps" if epochs > EPOCHS else "small data"
+            self.add("epochs", epochs, reason)
+        epochs = self.value("epochs")
+        if self.small and not self.paper:
+            warmup = min(WARMUP_STEPS / steps, WARMUP_SHARE * epochs)
+            self.add("warmup_epochs", max(round(warmup, 1), 0.1), f"about {WARMUP_STEPS} steps")
+            self.add("eval_every_epochs", max(1, round(epochs / NUM_EVALUATIONS)), "")
+        elif epochs != schedule.epochs:
+            share = schedule.warmup_epochs / schedule.epochs
+            reason = f"the paper's share, {schedule.warmup_epochs:g} of {schedule.epochs}"
+            self.add("warmup_epochs", float(f"{share * epochs:.3g}"), reason)
+
+    def augmentation(self) -> None:
+        if not self.small or self.paper:
+            return
+        reason = "a short training does worse with stronger augmentation"
+        self.add("crop_scale_min", 0.6, reason)
+        for name in ("randaugment", "mixup", "cutmix", "erasing"):
+            self.add(name, 0.0, reason)
+        if not self.photographs:
+            self.add("hflip", 0.0, "small images may be digits, which a flip makes wrong")

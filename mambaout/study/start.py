@@ -1,0 +1,145 @@
+"""What a sweep's function starts from: the data, what the user asked for, recipes that fit both.
+
+    def kernels(start: Start) -> Study:
+        "Does a kernel of 3, 5 or 7 matter on my images?"
+        recipes = {f"k{k}": tuned(start.recipe(), kernel_size=k) for k in (3, 5, 7)}
+        return Study(name="kernels", question=str(kernels.__doc__), recipes=recipes)
+
+`start.recipe()` is the recipe that the rules (mambaout/rules.py) choose for the data, with every
+field that the user gave on the command line. What a study replaces in it afterwards is what the
+study varies; `check_given` refuses a given field that the study varies.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mambaout.fields import flat_fields
+from mambaout.options import option
+from mambaout.recipe import Recipe
+from mambaout.rules import AppliedRule, DataFacts, fitted, is_small
+from mambaout.study.axes import Search, axis_names
+from mambaout.study.space import BLOCKS, WIDTH
+from mambaout.study.study import Study
+from mambaout.variants import VARIANTS, ModelConfig
+
+# What the axes that are no fields of a recipe change.
+_FIELDS_OF_AXIS = {WIDTH: ("dims", "hidden_multiple"), BLOCKS: ("depths",)}
+_SHAPE_FIELDS = ("depths", "dims")
+
+
+@dataclass(kw_only=True)
+class Start:
+    """The ground that a study is built on."""
+
+    facts: DataFacts
+    given: Mapping[str, Any] = field(default_factory=dict)  # fields of the command line
+    variants: Sequence[str] | None = None  # what --variants names; None: the study's own
+    smoke: bool = False
+    rules: list[AppliedRule] = field(default_factory=list)  # those that have acted so far
+    took_variants: bool = False  # the study has asked for its shapes
+
+    @property
+    def epochs(self) -> int:
+        """Of the recipe that fits the data."""
+        return self._rules_recipe.schedule.epochs
+
+    @property
+    def train_images(self) -> int | None:
+        """Of the recipe that fits the data: how many images a trial trains on; None: all."""
+        return self._rules_recipe.train_images
+
+    @property
+    def _rules_recipe(self) -> Recipe:
+        return fitted(self.facts, given=self.given, study=True, smoke=self.smoke).recipe
+
+    @property
+    def small(self) -> bool:
+        """Whether the data are few or small, or the run is a smoke run: small shapes fit then."""
+        return self.smoke or is_small(self.facts)
+
+    def recipe(self, shape: ModelConfig | None = None, **defaults: Any) -> Recipe:
+        """The recipe that fits the data, for `shape` (None: a shape that fits, too).
+
+        `defaults` are fields that this study wants; a field that the user gave comes before them,
+        and a rule fills in what neither says.
+        """
+        return self._fitted(shape, defaults, paper=False)
+
+    def paper(self, shape: ModelConfig | None = None, **defaults: Any) -> Recipe:
+        """The paper's recipe at the size of the data: its length and augmentation as they are."""
+        return self._fitted(shape, defaults, paper=True)
+
+    def _fitted(
+        self, shape: ModelConfig | None, defaults: Mapping[str, Any], paper: bool
+    ) -> Recipe:
+        found = fitted(
+            self.facts,
+            shape,
+            given=self.given,
+            defaults=defaults,
+            paper=paper,
+            study=not paper,
+            smoke=self.smoke,
+        )
+        told = {rule.name for rule in self.rules}
+        self.rules += [rule for rule in found.rules if rule.name not in told]
+        return found.recipe
+
+    def shapes(self, catalogue: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
+        """The shapes to train: those that --variants names, else the whole catalogue.
+
+        A published variant can be named beside the catalogue's shapes.
+        """
+        self.took_variants = True
+        known = dict(VARIANTS) | dict(catalogue)
+        names = list(catalogue) if self.variants is None else list(self.variants)
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"--variants: {name!r} is no shape of this study; "
+                    f"choose from {', '.join(known)}{hint}"
+                )
+        own = [option(name) for name in _SHAPE_FIELDS if name in self.given]
+        if own and len(names) > 1:
+            raise ValueError(
+                f"{own[0]}: this study varies it, over the shapes {', '.join(names)}; "
+                "sweeps/mine.py --shapes NAME=1,1,3,1/16,32,64,96 takes shapes of your own"
+            )
+        return {name: known[name] for name in names}
+
+
+def check_given(study: Study, start: Start) -> None:
+    """ValueError where the study does not do as the command line says: it varies a given field,
+    or has no use for --variants."""
+    if start.variants is not None and not start.took_variants:
+        raise ValueError(f"--variants: study {study.name} has no catalogue of shapes")
+    for name, value in start.given.items():
+        found = {_plain(flat_fields(recipe)[name]) for recipe in study.recipes.values()}
+        found |= {_plain(flat_fields(search.base)[name]) for search in study.searches}
+        if any(name in _searched(search) for search in study.searches):
+            raise ValueError(
+                f"{option(name)}: study {study.name} searches {name} itself; leave it out, or "
+                "see sweeps/mine.py for a study of your own"
+            )
+        if found != {_plain(value)}:
+            values = ", ".join(sorted(map(str, found)))
+            raise ValueError(
+                f"{option(name)}: study {study.name} varies {name} itself ({values}); leave "
+                "it out, or see sweeps/mine.py for a study of your own"
+            )
+
+
+def _searched(search: Search) -> set[str]:
+    """The fields that a search's axes change."""
+    names = axis_names(search.axes)
+    return {field for name in names for field in _FIELDS_OF_AXIS.get(name, (name,))}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 RECIPE = tuned(BASELINE, global_batch=8, image_size=16, minival_fraction=0.2)
 
 
-def structs(paths: list[str | None] | None = None, kind: pa.DataType = STRUCT) -> pa.Array:
-    paths = paths or [None] * len(IMAGES)
+def structs(paths: Sequence[Any] = (None,) * 60, kind: pa.DataType = STRUCT) -> pa.Array:
     rows = [{"bytes": image, "path": path} for image, path in zip(IMAGES, paths, strict=True)]
     return pa.array(rows, kind)
 
@@ -315,7 +315,7 @@ def test_metadata_that_says_nothing_is_none(tmp_path, caplog, raw):
 
 @pytest.mark.parametrize("odd", ["", None, "1.png"])
 def test_a_path_that_is_no_identity_leaves_it_to_the_bytes(tmp_path, odd):
-    paths = [f"{i}.png" for i in range(60)]
+    paths: list[str | None] = [f"{i}.png" for i in range(60)]
     paths[7] = odd
     data = opened(tmp_path, write(tmp_path / "set", {"image": structs(paths), "label": NUMBERS}))
     plain = {"image": pa.array(IMAGES), "label": NUMBERS}

@@ -13,11 +13,12 @@ from image_files import pictures, write_folder, write_parquet
 
 from mambaout.data.encoded import EncodedImages
 from mambaout.data.files import DataError
-from mambaout.data.shards import DataSet
+from mambaout.data.shards import DataSet, Split
 from mambaout.data.sources import open_data, pack
 from mambaout.data.stage import stage
 from mambaout.recipe import BASELINE, tuned
 
+SPLITS: tuple[Split, ...] = ("train", "minival", "val")
 RECIPE = tuned(BASELINE, minival_fraction=0.2)
 IMAGES = pictures(60)
 
@@ -34,7 +35,7 @@ def opened(tmp_path: Path, location: str) -> DataSet:
     return open_data(location, tmp_path / "cache")
 
 
-def read(data: DataSet, split: str) -> list[bytes]:
+def read(data: DataSet, split: Split) -> list[bytes]:
     """The encoded images of a split."""
     rows = EncodedImages(data.shards[data.source(split)])
     return [bytes(rows[row].image) for row in data.rows(split, RECIPE).tolist()]
@@ -161,11 +162,11 @@ def test_images_by_class_with_hugging_faces_metadata_beside_are_a_folder_of_imag
 def test_where_only_train_came_one_in_five_images_is_held_out(tmp_path, caplog, names):
     location = write(tmp_path / "set", *names, rows=60 // len(names))
     data = opened(tmp_path, location)
-    train, minival, val = (read(data, split) for split in ("train", "minival", "val"))
+    train, minival, val = (read(data, split) for split in SPLITS)
     assert sorted(train + minival + val) == sorted(IMAGES)
     assert len(val) == pytest.approx(12, abs=7)
     assert "one in five training images is held out" in caplog.text
-    sizes = [data.num_images(split, RECIPE) for split in ("train", "minival", "val")]
+    sizes = [data.num_images(split, RECIPE) for split in SPLITS]
     assert sizes == [len(train), len(minival), len(val)]
 
 
@@ -186,7 +187,7 @@ def test_what_is_held_out_is_the_same_packed_staged_and_read_where_it_lies(tmp_p
     packed = opened(tmp_path, str(tmp_path / "packed"))
     staged = stage(data, tmp_path / "staged", progress=False)
     val_alone = stage(data, tmp_path / "alone", split="val", progress=False)
-    for split in ("train", "minival", "val"):
+    for split in SPLITS:
         assert read(packed, split) == read(staged, split) == read(data, split)
     assert packed.labels["val"].tolist() == data.labels["train"][data.held_out].tolist()
     assert read(val_alone, "val") == read(data, "val")
@@ -197,7 +198,7 @@ def test_what_is_held_out_is_the_same_packed_staged_and_read_where_it_lies(tmp_p
 def test_the_same_image_twice_is_on_one_side_of_every_cut(tmp_path):
     write_parquet(tmp_path / "set/train.parquet", IMAGES[:30] * 2, [i % 3 for i in range(30)] * 2)
     data = opened(tmp_path, str(tmp_path / "set"))
-    parts = [set(read(data, split)) for split in ("train", "minival", "val")]
+    parts = [set(read(data, split)) for split in SPLITS]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 30
 
 

@@ -125,7 +125,10 @@ def is_parquet_file(location: str) -> bool:
     if not location.lower().endswith(_ENDING):
         return False
     files, path = filesystem(location)
-    info = tried_again(f"looking for {location}", lambda: files.get_file_info(path))
+    try:
+        info = tried_again(f"looking for {location}", lambda: files.get_file_info(path))
+    except OSError as error:
+        raise DataError(f"{location} cannot be looked for: {error}") from error
     return info.type == pyarrow.fs.FileType.File
 
 

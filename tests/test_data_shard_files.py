@@ -11,9 +11,12 @@ import pytest
 from flaky_store import open_store
 from image_files import pictures, write_folder, write_parquet
 
+from mambaout.data.decode import Images
+from mambaout.data.draws import hash64
 from mambaout.data.encoded import EncodedImages
 from mambaout.data.files import DataError
 from mambaout.data.shards import DataSet, Split
+from mambaout.data.sizes import facts_of
 from mambaout.data.sources import open_data, pack
 from mambaout.data.stage import stage
 from mambaout.recipe import BASELINE, tuned
@@ -168,6 +171,12 @@ def test_where_only_train_came_one_in_five_images_is_held_out(tmp_path, caplog, 
     assert "one in five training images is held out" in caplog.text
     sizes = [data.num_images(split, RECIPE) for split in SPLITS]
     assert sizes == [len(train), len(minival), len(val)]
+
+
+def test_what_a_recipe_follows_from_is_without_the_images_held_out(tmp_path):
+    data = opened(tmp_path, write(tmp_path / "set", "photos.parquet", rows=60))
+    num_train = data.num_images("train", RECIPE) + data.num_images("minival", RECIPE)
+    assert facts_of(data, Images(data, "train")).num_train == num_train < 60
 
 
 def test_one_parquet_file_is_a_data_set(tmp_path):
@@ -351,7 +360,5 @@ def test_what_was_read_before_keeps_its_fingerprint_and_ids(tmp_path, caplog):
     write_folder(tmp_path / "set", paths=[f"{i}.png" for i in range(60)], names=list("abcde"))
     data = opened(tmp_path, str(tmp_path / "set"))
     assert not caplog.records
-    from mambaout.data.draws import hash64
-
     assert data.sample_ids.tolist() == [hash64(f"{i}.png".encode()) for i in range(50)]
     np.testing.assert_array_equal(data.rows("val", RECIPE), np.arange(10))

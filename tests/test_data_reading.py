@@ -339,9 +339,9 @@ def test_an_epoch_of_many_windows_reads_a_row_group_once(tmp_path, monkeypatch):
     shard = Shard(str(path), (10,) * 120, 120 << 10)  # so much for each row group's size
     read, groups_read = encoded._read_group, []
 
-    def counted(location: str, group: int):
+    def counted(shard: Shard, group: int):
         groups_read.append(group)
-        return read(location, group)._replace(num_bytes=1 << 10)
+        return read(shard, group)._replace(num_bytes=1 << 10)
 
     monkeypatch.setattr(encoded, "_read_group", counted)
     monkeypatch.setattr(encoded, "WINDOW_BYTES", 16 << 10)  # 8 windows of 16 row groups

@@ -7,10 +7,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mambaout.data.column_options import GivenColumns
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, StudyFolder, Trial
 
 # What a folder is asked for, in this order: a run's checkpoint, then Hugging Face's two files.
@@ -24,6 +25,7 @@ class NamedWeights:
 
     path: Path
     data: str | None = None  # what --data was; None where no file says it
+    columns: GivenColumns = field(default_factory=GivenColumns)  # how that was read
     is_unfinished: bool = False  # of a run that has not ended
 
 
@@ -73,17 +75,20 @@ def named_errors(folder: StudyFolder) -> Iterator[None]:
 
 def _in_folder(folder: Path, path: Path) -> NamedWeights:
     """The weights at `path`, with what the run's folder and its study's say."""
-    data, outcome = None, folder / OUTCOME_FILE
+    data, columns, outcome = None, GivenColumns(), folder / OUTCOME_FILE
     study = folder.resolve().parent.parent / STUDY_FILE
     if study.is_file():
-        data = _json(study).get("data")
+        said = _json(study)
+        data, columns = said.get("data"), said.get("columns") or columns
     elif outcome.is_file():
         from mambaout.data.sources import NAMED
 
         name = _json(outcome).get("facts", {}).get("data_name")
         data = name if name in NAMED else None  # of a folder the name alone is kept
     is_run = (folder / "recipe.json").exists()
-    return NamedWeights(path=path, data=data, is_unfinished=is_run and not outcome.exists())
+    return NamedWeights(
+        path=path, data=data, columns=columns, is_unfinished=is_run and not outcome.exists()
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

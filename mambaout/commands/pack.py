@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mambaout.data.column_options import add_column_options, given_columns
+
 
 def add_pack(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
@@ -26,6 +28,7 @@ def add_pack(commands: argparse._SubParsersAction) -> None:
         default="text",
         help="of the labels of class folders: 0, 1, 10, 2 (text), or 0, 1, 2, 10 as timm's readers",
     )
+    add_column_options(parser.add_argument)
     parser.set_defaults(run=_run_pack)
 
 
@@ -42,6 +45,7 @@ def _run_pack(options: argparse.Namespace) -> int:
             as_is=options.as_is,
             lossy=lossy,
             class_order=options.class_order,
+            **given_columns(options),
         )
     )
     return 0

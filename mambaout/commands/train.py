@@ -22,6 +22,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
+from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.fields import all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
@@ -54,6 +55,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     text = f"the network's shape: {', '.join(VARIANTS)} (default: one that fits the data)"
     add("variant", nargs="?", metavar="VARIANT", help=text)
     add("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
+    add_column_options(add)
     add("--out", metavar="DIR", help="the run directory, new or of this run")
     text = "a recipe.json to train or to start from, or `paper` for the paper's, whatever the data"
     add("--recipe", metavar="FILE", help=text)
@@ -86,7 +88,7 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.loop import train
     from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
-    data = open_data(data_name)
+    data = open_data(data_name, **given_columns(options))
     recipe = choice(data)
     per_epoch, _, where = all_of(
         lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),

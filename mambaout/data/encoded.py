@@ -24,12 +24,30 @@ READ_AHEAD_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
+class ImageColumn:
+    """The column that holds the encoded images: a struct of bytes and path, or plain bytes."""
+
+    name: str = "image"
+    is_struct: bool = True
+
+    @property
+    def bytes_leaf(self) -> str:
+        return f"{self.name}.bytes" if self.is_struct else self.name
+
+    @property
+    def path_leaf(self) -> str:
+        """The stored column of the paths, if the images have any."""
+        return f"{self.name}.path"
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One Parquet file."""
 
     location: str  # a path, or a URI such as gs://bucket/train-00000-of-00010.parquet
     group_rows: tuple[int, ...]  # rows of each row group
     num_bytes: int
+    image: ImageColumn = ImageColumn()
 
     @property
     def num_rows(self) -> int:
@@ -92,8 +110,9 @@ class EncodedImages:
         image = loaded.images[index]
         if image is None:
             raise DataError(
-                f"{place(self.shards, row)} has no image.bytes, only a path; embed the images: "
-                "`mambaout pack SOURCE OUT` from the folder that holds them"
+                f"{place(self.shards, row)} has no {self.shards[0].image.bytes_leaf}, only a path "
+                "at most; embed the images: `mambaout pack SOURCE OUT` from the folder that holds "
+                "them"
             )
         return Encoded(image, None if loaded.segments is None else loaded.segments[index])
 
@@ -157,7 +176,7 @@ class EncodedImages:
 
     def _read_and_keep(self, group: int) -> _Group:
         shard, index = self.group_of[group]
-        found = _read_group(shard.location, index)
+        found = _read_group(shard, index)
         if len(found.images) != shard.group_rows[index]:
             raise DataError(
                 f"row group {index} of {shard.location} has {len(found.images)} rows and had "
@@ -217,11 +236,28 @@ class _Group(NamedTuple):
     num_bytes: int
 
 
-def _read_group(location: str, row_group: int) -> _Group:
-    columns = ["image.bytes"]
-    with_segments = SEGMENTS in leaf_columns(location)
-    table = read_columns(location, columns + [SEGMENTS] * with_segments, [row_group])
-    images = _Values(table, "image", "bytes")
+def _read_group(shard: Shard, row_group: int) -> _Group:
+    location, image = shard.location, shard.image
+    # Others' columns may have that name too: of another type, or an index that is not the file's,
+    # which jpeg.py finds.
+    with_segments = leaf_columns(location).get(SEGMENTS) == "BYTE_ARRAY"
+    columns = [image.bytes_leaf] + [SEGMENTS] * with_segments
+    table = read_columns(location, columns, [row_group])
+    images = _Values(table, image.name, "bytes" if image.is_struct else None)
     segments = _Values(table, SEGMENTS) if with_segments else None
     num_bytes = images.num_bytes + (0 if segments is None else segments.num_bytes)
     return _Group(images, segments, num_bytes)
+
+
+def read_paths(shard: Shard, row_groups: Sequence[int] | None = None) -> list[str | None]:
+    """The paths that a shard's images came from, of some row groups or of all; None for none."""
+    leaf = shard.image.path_leaf
+    if not shard.image.is_struct or leaf not in leaf_columns(shard.location):
+        groups = range(len(shard.group_rows)) if row_groups is None else row_groups
+        return [None] * sum(shard.group_rows[group] for group in groups)
+    found: list[str | None] = []
+    for chunk in read_columns(shard.location, [leaf], row_groups).column(shard.image.name).chunks:
+        found += [
+            path if isinstance(path, str) else None for path in chunk.field("path").to_pylist()
+        ]
+    return found

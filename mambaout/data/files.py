@@ -184,14 +184,33 @@ def read_footer(location: str) -> pq.FileMetaData:
     """What the file says of itself; DataError if it is no Parquet file or cannot be had."""
     try:
         return _open(location).footer
-    except (pa.ArrowException, OSError) as error:
+    except OSError as error:
         raise DataError(f"{location} cannot be read as a Parquet file: {_said(error)}") from error
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{location} cannot be read as a Parquet file: {_what_it_is(location, error)}"
+        ) from error
 
 
-def leaf_columns(location: str) -> set[str]:
-    """The names of the stored columns, those inside a struct with its name: "image.bytes"."""
+def _what_it_is(location: str, error: pa.ArrowException) -> str:
+    """What a file is that is no whole Parquet file, and what to do about it."""
+    size = file_size(location)
+    head = read_range(location, 0, min(size, 64)).to_pybytes() if size else b""
+    if head.startswith(b"version https://git-lfs"):
+        return "it is the pointer that Git LFS keeps for it; run `git lfs pull` in its repository"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page, not the file that was asked for; download it again"
+    if not size:
+        return "it is empty; download it again"
+    if head.startswith(b"PAR1"):
+        return f"it is cut off or damaged ({size:,} bytes: {_said(error)}); download it again"
+    return f"{_said(error)}; download it again"
+
+
+def leaf_columns(location: str) -> dict[str, str]:
+    """The stored columns with their physical types: {"image.bytes": "BYTE_ARRAY", ...}."""
     schema = read_footer(location).schema
-    return {schema.column(i).path for i in range(len(schema))}
+    return {schema.column(i).path: schema.column(i).physical_type for i in range(len(schema))}
 
 
 def file_size(location: str) -> int:

@@ -271,9 +271,7 @@ class EvaluationMaker(_Maker):
         self, data: DataSet, split: Split, recipe: Recipe, batch_size: int, host: Host
     ) -> None:
         self.part, self.batch_size = host.rows(batch_size), batch_size
-        # minival is cut from train's shards
-        source = "val" if split == "val" else "train"
-        super().__init__(data, source, recipe, self.part.stop - self.part.start)
+        super().__init__(data, data.source(split), recipe, self.part.stop - self.part.start)
         self.split_rows = data.rows(split, recipe)
         self.num_batches = -(-len(self.split_rows) // batch_size)
 

@@ -25,13 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mambaout.data.bar import progress_bar
+from mambaout.data.columns import HUGGING_FACE
 from mambaout.data.draws import draw, hash64
 from mambaout.data.encoded import SEGMENTS
 from mambaout.data.files import DataError
-from mambaout.data.shards import CONTENT, HUGGING_FACE, LOSSY
+from mambaout.data.shards import CONTENT, LOSSY, VAL_FRACTION
 from mambaout.data.storing import Lossy, Row, Sample, Storing
-
-VAL_FRACTION = 0.2  # of a source without a validation split
 
 SHARD_BYTES = 256 << 20
 GROUP_BYTES = 16 << 20  # about 150 ImageNet photographs

@@ -1,47 +1,49 @@
 """Parquet shards in Hugging Face's image convention, and which of their rows are which split.
 
-A shard has the columns `image: struct<bytes, path>` and `label` (any integer type); the class
-names are read from Hugging Face's metadata where they are. `pack` adds `segments: binary`, where
-the restart segments of its JPEGs begin. `read_data_set` describes a folder of shards, local or at
-a URI that pyarrow opens; `EncodedImages` gives any row's bytes.
+A shard has an image column (a struct of bytes and path, or plain bytes) and a label column (whole
+numbers or words): columns.py finds them, shard_files.py the files. `pack` adds `segments: binary`,
+where the restart segments of its JPEGs begin. `read_data_set` describes a folder of shards, local
+or at a URI that pyarrow opens; `EncodedImages` gives any row's bytes.
 
 minival is cut from the training rows by a hash of the sample's id, and so is a reduced training
-set: whether a sample is in depends on that sample alone, not on its place or its neighbours.
+set, and val where no split came for it: whether a sample is in depends on that sample alone, not
+on its place or its neighbours.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs
 
-from mambaout.data.draws import draws, hash64, uniforms
-from mambaout.data.encoded import EncodedImages, Shard, place
-from mambaout.data.files import (
-    DataError,
-    filesystem,
-    leaf_columns,
-    read_columns,
-    read_ends,
-    read_footer,
-    stored_array,
-    tried_again,
+from mambaout.data.columns import (
+    CONVENTION,
+    UNLABELLED,
+    Columns,
+    check_columns,
+    class_names,
+    find_columns,
+    read_labels,
 )
+from mambaout.data.draws import draws, hash64, uniforms
+from mambaout.data.encoded import EncodedImages, Shard, place, read_paths
+from mambaout.data.files import DataError, file_size, read_ends, read_footer, stored_array
+from mambaout.data.shard_files import described_split, find_shards
 from mambaout.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "minival", "val"]
 
-HUGGING_FACE = b"huggingface"  # the schema metadata that holds the class names
+VAL_FRACTION = 0.2  # of a data set without a validation split
+
 CONTENT = b"mambaout.content"  # what `pack` read, in hex: the same whoever encodes it again
 LOSSY = b"mambaout.lossy"  # how `pack` was told to re-encode, where it changed pixels
 
@@ -57,8 +59,9 @@ class DataSet:
     name: str
     fingerprint: str  # twelve hex digits of the content, wherever the folder lies
     class_names: tuple[str, ...]
-    shards: dict[str, tuple[Shard, ...]] = field(repr=False)  # of "train" and of "val"
-    labels: dict[str, np.ndarray] = field(repr=False)  # int64 (rows,), of "train" and of "val"
+    # Of "train", and of "val" unless that is held out of train.
+    shards: dict[str, tuple[Shard, ...]] = field(repr=False)
+    labels: dict[str, np.ndarray] = field(repr=False)  # int64 (rows,), of the same
     cache: Path = field(repr=False)  # where sample ids and small decoded images are kept
     lossy: str | None = None  # how `pack` re-encoded the images, where it changed their pixels
 
@@ -69,24 +72,32 @@ class DataSet:
     def num_images(self, split: Split, recipe: Recipe) -> int:
         return len(self.rows(split, recipe))
 
+    def source(self, split: Split) -> str:
+        """Whose shards the rows of `split` lie in."""
+        return "val" if split == "val" and "val" in self.shards else "train"
+
     def rows(self, split: Split, recipe: Recipe) -> np.ndarray:
-        """The rows of `split`, ascending int64 places in the shards of "train" or of "val".
+        """The rows of `split`, ascending int64 places in the shards of its source.
 
         Raises DataError where the split is empty or train_images asks for more than there are.
         """
         if split == "val":
-            return np.arange(len(self.labels["val"]))
+            if self.source("val") == "val":
+                return np.arange(len(self.labels["val"]))
+            return np.flatnonzero(self.held_out)
         ids = self.sample_ids
-        held_out = uniforms("minival", each=ids) < recipe.minival_fraction
+        is_minival = uniforms("minival", each=ids) < recipe.minival_fraction
+        is_minival &= ~self.held_out
         if split == "minival":
-            rows = np.flatnonzero(held_out)
+            rows = np.flatnonzero(is_minival)
             if not len(rows):
+                num_train = len(ids) - np.count_nonzero(self.held_out)
                 raise DataError(
-                    f"minival_fraction={recipe.minival_fraction} of the {len(ids)} training "
+                    f"minival_fraction={recipe.minival_fraction} of the {num_train} training "
                     f"images of {self.name} leaves no image to choose on; raise it"
                 )
             return rows
-        rows = np.flatnonzero(~held_out)
+        rows = np.flatnonzero(~is_minival & ~self.held_out)
         wanted = recipe.train_images
         if wanted is None:
             return rows
@@ -99,87 +110,146 @@ class DataSet:
         return np.sort(rows[rank[:wanted]])
 
     @functools.cached_property
-    def sample_ids(self) -> np.ndarray:
-        """uint64 of every training row: the hash of its path, or of its bytes.
+    def held_out(self) -> np.ndarray:
+        """bool of every row of the training shards: is it val, since no split came for that?"""
+        if "val" in self.shards:
+            return np.zeros(len(self.labels["train"]), bool)
+        held_out = uniforms("val", each=self.sample_ids) < VAL_FRACTION
+        if held_out.all() or not held_out.any():
+            raise DataError(
+                f"{self.name} has no validation split, and its {len(held_out)} images are too few "
+                "to hold one in five out; add validation-*.parquet beside them"
+            )
+        return held_out
 
-        Of the paths if every row of the split has one of its own; else of the encoded images.
+    @functools.cached_property
+    def sample_ids(self) -> np.ndarray:
+        """uint64 of every row of the training shards: the hash of its path, or of its bytes.
+
+        Of the paths if every row has one of its own; else of the encoded images, so that equal
+        ones fall on the same side of every cut.
         """
-        name = f"ids-1-{self.fingerprint}.npy"
+        name = f"ids-2-{self.fingerprint}.npy"
         return stored_array(self.cache / name, lambda: _sample_ids(self.shards["train"]))
 
 
 # -- describing a folder --------------------------------------------------------------------------
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("validation", "val", "valid", "test"),  # the first of them that there is
-}
 
+def read_data_set(
+    name: str,
+    location: str,
+    cache: Path,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DataSet:
+    """The data set in a folder of Parquet shards, local or at a URI, or in one Parquet file.
 
-def find_shards(folder: str) -> dict[str, list[str]]:
-    """The Parquet files under `folder` by split: by file name, or by the name of their folder.
-
-    Reads the file names that Hugging Face gives: train-00000-of-00010.parquet,
-    data/validation-*.parquet, train/0000.parquet. Empty where there are no Parquet files.
+    Reads footers and labels, no images, and logs what it leaves out. The columns are named where
+    they cannot be told by names and types. Raises DataError for shards that are missing or of
+    another schema, or a label out of range, naming shard and row.
     """
-    files, root = filesystem(folder)
-    everything = pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True)
-    try:
-        found = tried_again(f"listing {folder}", lambda: files.get_file_info(everything))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error}") from error
-    by_name: dict[str, list[str]] = {}
-    for info in sorted(found, key=lambda info: info.path):
-        if info.type == pyarrow.fs.FileType.File and info.path.endswith(".parquet"):
-            relative = PurePosixPath(info.path).relative_to(root)
-            words = [re.split(r"[-_.]", relative.name)[0], *reversed(relative.parts[:-1])]
-            known = [w for w in words if any(w in names for names in SPLIT_NAMES.values())]
-            if known:
-                by_name.setdefault(known[0], []).append(f"{folder.rstrip('/')}/{relative}")
-    return {
-        split: next(by_name[name] for name in names if name in by_name)
-        for split, names in SPLIT_NAMES.items()
-        if any(name in by_name for name in names)
-    }
-
-
-def read_data_set(name: str, folder: str, cache: Path) -> DataSet:
-    """The data set in a folder of Parquet shards, local or at a URI.
-
-    Reads footers and labels, no images. Raises DataError for a missing split, another schema, or
-    a label out of range, naming shard and row.
-    """
-    files = find_shards(folder)
-    for split, example in (("train", "train"), ("val", "validation")):
-        if split not in files:
-            raise DataError(
-                f"{folder} has no {example} shards: wanted {example}-*.parquet there, in data/ or "
-                f"in {example}/"
-            )
-    digest = sha256()
-    names: tuple[str, ...] | None = None
-    lossy: set[str | None] = set()
-    shards: dict[str, tuple[Shard, ...]] = {}
-    labels: dict[str, np.ndarray] = {}
+    files = find_shards(location)
+    first = files.train[0]
+    schema = read_footer(first).schema.to_arrow_schema()
+    columns = find_columns(first, schema, image_column, label_column)
+    left_out = list(files.left_out)
+    known: dict[str, list[_Described]] = {}
     with ThreadPoolExecutor(DESCRIBE_THREADS) as pool:
-        for split, locations in sorted(files.items()):
-            described = list(pool.map(_describe, locations))
-            shards[split] = tuple(known.shard for known in described)
-            digest.update(f"{split} {len(locations)}".encode())
-            for known in described:
-                digest.update(known.identity)
-                if names is not None and known.class_names not in (None, names):
-                    raise DataError(
-                        f"the shards of {folder} do not agree on the names of the classes"
-                    )
-                names = names or known.class_names
-                lossy.add(known.lossy)
-            labels[split] = np.concatenate([known.labels for known in described])
+
+        def describe(locations: Sequence[str], *, is_train: bool = False) -> list[_Described]:
+            each = functools.partial(_describe, columns=columns, is_train=is_train)
+            return list(pool.map(each, locations))
+
+        known["train"] = describe(files.train, is_train=True)
+        if not any(shard.is_labelled for shard in known["train"]):
+            raise DataError(
+                f"the training images of {location} have no labels: {columns.label} is empty or -1 "
+                "in every row; if the labels are in another column, name it: --label-column NAME"
+            )
+        for split, locations in files.val.items():
+            unlabelled = ""
+            if "val" not in known:
+                found = describe(locations)
+                if any(shard.is_labelled for shard in found):
+                    known["val"] = found
+                    if "test" in split:
+                        log.warning("%s: the val split is its %s shards", name, split)
+                    continue
+                unlabelled = ", without labels"
+            left_out.append(described_split(split, len(locations)) + unlabelled)
+    if left_out:
+        log.warning("%s: left out: %s", name, "; ".join(left_out))
+    if "val" not in known:
+        log.warning("%s: no validation split: one in five training images is held out", name)
+    return _data_set(name, location, cache, columns, known)
+
+
+class _Described(NamedTuple):
+    shard: Shard
+    identity: bytes  # stands for the content
+    is_whole: bool  # and two shards with the same are copies
+    class_names: tuple[str, ...] | None
+    odd: str | None  # about its metadata
+    lossy: str | None
+    labels: np.ndarray  # int64, or an object array of str
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.labels.dtype == object or bool((self.labels != UNLABELLED).any())
+
+
+def _describe(location: str, columns: Columns, is_train: bool) -> _Described:
+    """What is known of a shard before an image is read."""
+    metadata = read_footer(location)
+    schema = metadata.schema.to_arrow_schema()
+    check_columns(location, schema, columns, with_label=is_train)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    shard = Shard(
+        location,
+        tuple(group.num_rows for group in groups),
+        sum(group.total_byte_size for group in groups),
+        columns.image,
+    )
+    written = metadata.metadata or {}
+    # Whoever packs the same images again, with another pyarrow, has the same data. Of others'
+    # shards the whole file, or the footer: the place, sizes and statistics of every column.
+    identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES)
+    names, odd = class_names(schema, columns.label)
+    return _Described(
+        shard,
+        sha256(identity).digest(),
+        CONTENT in written or file_size(location) <= WHOLE_FILE_BYTES,
+        names,
+        odd,
+        written[LOSSY].decode() if LOSSY in written else None,
+        read_labels(location, schema, columns.label, shard.num_rows),
+    )
+
+
+def _data_set(
+    name: str, location: str, cache: Path, columns: Columns, known: dict[str, list[_Described]]
+) -> DataSet:
+    digest = sha256()
+    for split, described in known.items():
+        _check_once(split, described)
+        digest.update(f"{split} {len(described)}".encode())
+        for shard in described:
+            digest.update(shard.identity)
+    if columns != CONVENTION:  # the same files with other labels are another data set
+        digest.update(repr((columns.image.name, columns.label)).encode())
+    every = [shard for described in known.values() for shard in described]
+    lossy = {shard.lossy for shard in every}
     if len(lossy) > 1:
         raise DataError(
-            f"the shards of {folder} do not agree on how their images were re-encoded "
+            f"the shards of {location} do not agree on how their images were re-encoded "
             f"({', '.join(sorted(str(way) for way in lossy))}); pack them together"
         )
+    for shard in [shard for shard in every if shard.odd][:1]:
+        log.warning("%s: %s; its classes are named by number", shard.shard.location, shard.odd)
+    shards = {split: tuple(d.shard for d in described) for split, described in known.items()}
+    labels, names = _labels(shards, known, _class_names(every))
     _check_labels(shards, labels, names)
     if names is None:
         names = tuple(str(label) for label in range(int(labels["train"].max()) + 1))
@@ -194,60 +264,65 @@ def read_data_set(name: str, folder: str, cache: Path) -> DataSet:
     )
 
 
-class _Described(NamedTuple):
-    shard: Shard
-    identity: bytes  # stands for the content
-    class_names: tuple[str, ...] | None
-    lossy: str | None
-    labels: np.ndarray
+def _check_once(split: str, described: Sequence[_Described]) -> None:
+    """Raises DataError where two of the split's shards hold the same."""
+    seen: dict[bytes, str] = {}
+    for shard, identity, is_whole, *_ in described:
+        other = seen.setdefault(identity, shard.location) if is_whole and shard.num_rows else None
+        if other not in (None, shard.location):
+            raise DataError(
+                f"{other} and {shard.location} hold the same rows, both of {split}; remove one"
+            )
 
 
-def _describe(location: str) -> _Described:
-    """What is known of a shard before an image is read."""
-    metadata = read_footer(location)
-    schema = metadata.schema.to_arrow_schema()
-    image = schema.field("image").type if "image" in schema.names else None
-    ok = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not ok or "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
-        columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
+def _class_names(every: Sequence[_Described]) -> tuple[str, ...] | None:
+    """The names of the classes that the shards have, none of them or the same ones."""
+    named = [shard for shard in every if shard.class_names]
+    for other in named[1:]:
+        if other.class_names != named[0].class_names:
+            raise DataError(
+                f"{named[0].shard.location} and {other.shard.location} do not agree on the names "
+                "of the classes; take out the one that is not of this data set"
+            )
+    return named[0].class_names if named else None
+
+
+def _labels(
+    shards: dict[str, tuple[Shard, ...]],
+    known: dict[str, list[_Described]],
+    names: tuple[str, ...] | None,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+    """int64 labels, and the names of the classes: words are classes in their sorted order."""
+    labels = {
+        split: np.concatenate([shard.labels for shard in described])
+        for split, described in known.items()
+    }
+    for split, values in labels.items():
+        if not len(values):
+            raise DataError(f"the {split} shards, {shards[split][0].location} first, have no rows")
+    in_words = [d.shard.location for of in known.values() for d in of if d.labels.dtype == object]
+    if not in_words:
+        return labels, names
+    numbers = [d for of in known.values() for d in of if d.labels.dtype != object and len(d.labels)]
+    for other in numbers:
         raise DataError(
-            f"{location} has the columns {columns}; wanted image: struct<bytes, path> and "
-            "label: int64, as Hugging Face's Image and ClassLabel features are stored"
+            f"the labels of {in_words[0]} are words, and those of {other.shard.location} are "
+            "numbers or missing; take out the one that is not of this data set"
         )
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    shard = Shard(
-        location,
-        tuple(group.num_rows for group in groups),
-        sum(group.total_byte_size for group in groups),
-    )
-    written = metadata.metadata or {}
-    # Whoever packs the same images again, with another pyarrow, has the same data. Of others'
-    # shards the whole file, or the footer: the place, sizes and statistics of every column.
-    identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES)
-    return _Described(
-        shard,
-        sha256(identity).digest(),
-        _class_names(schema),
-        written[LOSSY].decode() if LOSSY in written else None,
-        _labels(location),
-    )
-
-
-def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    metadata = (schema.metadata or {}).get(HUGGING_FACE)
-    if metadata is None:
-        return None
-    label = json.loads(metadata).get("info", {}).get("features", {}).get("label", {})
-    names = label.get("names") if label.get("_type") == "ClassLabel" else None
-    return tuple(names) if names else None
-
-
-def _labels(location: str) -> np.ndarray:
-    column = read_columns(location, ["label"]).column("label")
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise DataError(f"{location} row {row} has no label")
-    return column.to_numpy().astype(np.int64, copy=False)
+    names = names or tuple(sorted(set(labels["train"])))
+    number = {word: label for label, word in enumerate(names)}
+    for split, words in labels.items():
+        unknown = np.array([word not in number for word in words])
+        if unknown.any():
+            row = int(np.flatnonzero(unknown)[0])
+            raise DataError(
+                f"{place(shards[split], row)} has the label {words[row]!r}, which no training "
+                f"image has; {np.count_nonzero(unknown)} rows of {split} are like it"
+            )
+    return {
+        split: np.array([number[word] for word in words], np.int64)
+        for split, words in labels.items()
+    }, names
 
 
 def _check_labels(
@@ -255,9 +330,6 @@ def _check_labels(
     labels: dict[str, np.ndarray],
     names: Sequence[str] | None,
 ) -> None:
-    for split, values in labels.items():
-        if not len(values):
-            raise DataError(f"the {split} shards, {shards[split][0].location} first, have no rows")
     train = labels["train"]
     num_classes = len(names) if names else int(train.max()) + 1
     for split, values in labels.items():
@@ -278,13 +350,8 @@ def _check_labels(
 
 
 def _sample_ids(shards: Sequence[Shard]) -> np.ndarray:
-    paths: list[str | None] = []
-    for shard in shards:
-        if "image.path" in leaf_columns(shard.location):
-            for chunk in read_columns(shard.location, ["image.path"]).column("image").chunks:
-                paths += chunk.field("path").to_pylist()
-    num_rows = sum(shard.num_rows for shard in shards)
-    if len(paths) == num_rows and None not in paths and len(set(paths)) == num_rows:
+    paths = [path for shard in shards for path in read_paths(shard)]
+    if all(paths) and len(set(paths)) == len(paths):
         return np.array([hash64(path.encode()) for path in paths if path], np.uint64)
     images = EncodedImages(shards, keep_bytes=0)
-    return np.array([hash64(images[row].image) for row in range(num_rows)], np.uint64)
+    return np.array([hash64(images[row].image) for row in range(len(paths))], np.uint64)

@@ -19,7 +19,7 @@ NUM_PLACES, IMAGES_A_PLACE = 8, 25
 def facts_of(data: DataSet, images: Images) -> DataFacts:
     """The facts that a recipe follows from; `images` are those of the train split."""
     return DataFacts(
-        num_train=len(data.labels["train"]),
+        num_train=len(data.labels["train"]) - int(np.count_nonzero(data.held_out)),
         num_classes=data.num_classes,
         image_side=image_side(images, len(data.labels["train"])),
     )

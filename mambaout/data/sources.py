@@ -15,25 +15,20 @@ from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from mambaout.data.encoded import EncodedImages, Shard, place
-from mambaout.data.files import (
-    CACHE_VARIABLE,
-    DataError,
-    default_cache,
-    leaf_columns,
-    locked,
-    read_columns,
-)
+from mambaout.data.column_options import GivenColumns
+from mambaout.data.encoded import EncodedImages, place, read_paths
+from mambaout.data.files import CACHE_VARIABLE, DataError, default_cache, locked
 from mambaout.data.idx import array_samples, find_idx_files, read_idx_folder
 from mambaout.data.image_tar import refuse_compressed
 from mambaout.data.image_tree import ClassOrder, checked, read_image_folder, read_image_tar
 from mambaout.data.jpeg import has_jpegtran
 from mambaout.data.pack import Packed, Source, split_by_hash, write_shards
-from mambaout.data.shards import DataSet, read_data_set
+from mambaout.data.shard_files import holds_parquet
+from mambaout.data.shards import DataSet, Split, read_data_set
 from mambaout.data.storing import Lossy, Sample
 
 log = logging.getLogger(__name__)
@@ -50,17 +45,23 @@ class Found(NamedTuple):
     is_tree: bool = False  # its splits and classes are folders, which have their rules
 
 
-def open_data(name_or_path: str, cache: Path | None = None) -> DataSet:
+def open_data(
+    name_or_path: str,
+    cache: Path | None = None,
+    **columns: Unpack[GivenColumns],
+) -> DataSet:
     """The data set of that name, or in that folder, archive or bucket.
 
     "digits", "fashion-mnist"; a folder of Parquet shards, of idx files or of images by class
-    (train/CLASS/* with val/CLASS/*, or CLASS/*); a .tar of such a folder; gs:// or s3:// shards.
-    `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else ~/.cache/mambaout.
+    (train/CLASS/* with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file; gs://
+    or s3:// shards. `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else
+    ~/.cache/mambaout. The columns are those of Parquet shards, where they are to be named.
     Raises DataError, with the remedy, for anything else.
     """
     cache = _usable(cache or default_cache())
-    if "://" in name_or_path or _holds_parquet(Path(name_or_path)):
-        return read_data_set(PurePosixPath(name_or_path).name, name_or_path, cache)
+    if holds_parquet(name_or_path):
+        return read_data_set(_name_of(name_or_path), name_or_path, cache, **columns)
+    _check_no_columns(name_or_path, columns)
     found = _find_source(name_or_path, cache)
     name = name_or_path if name_or_path in NAMED else Path(name_or_path).absolute().stem
     packed = cache / "packed" / f"{name}-{found.key}"
@@ -126,6 +127,7 @@ def pack(
     as_is: bool = False,
     lossy: Lossy | None = None,
     class_order: ClassOrder = "text",
+    **columns: Unpack[GivenColumns],
 ) -> Packed:
     """Write the images of a named set, a folder, a .tar or Parquet shards into the folder `out`.
 
@@ -133,9 +135,10 @@ def pack(
     `class_order` is that of the labels of an image folder or a tar: image_tree.py says more.
     Raises DataError, with the remedy, for what cannot be read and where jpegtran is missing.
     """
-    if "://" in source or _holds_parquet(Path(source)):
-        found = Found(partial(_read_parquet, source), "")
+    if holds_parquet(source):
+        found = Found(partial(_read_parquet, source, columns), "")
     else:
+        _check_no_columns(source, columns)
         found = _find_source(source, default_cache(), class_order)
     if class_order != "text" and not found.is_tree:
         raise DataError(
@@ -157,10 +160,16 @@ def _usable(cache: Path) -> Path:
     return cache
 
 
-def _holds_parquet(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        next(folder.glob(pattern), None) is not None for pattern in ("*.parquet", "*/*.parquet")
-    )
+def _name_of(location: str) -> str:
+    """What the shards at a path or a URI are called: their folder, or the file without ending."""
+    path = PurePosixPath(location) if "://" in location else Path(location).absolute()
+    return path.name.removesuffix(".parquet")
+
+
+def _check_no_columns(source: str, columns: GivenColumns) -> None:
+    for name, value in columns.items():
+        option = f"--{name.replace('_', '-')} {value}"
+        raise DataError(f"{option}: {source} is no set of Parquet shards; leave the option out")
 
 
 def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text") -> Found:
@@ -266,39 +275,35 @@ NAMED: dict[str, Callable[[Path], Found]] = {"digits": _digits, "fashion-mnist":
 
 
 class _ShardSamples:
-    """The rows of a split's shards in their order, a row group or two in memory."""
+    """The rows of a split in the order of its shards, a row group or two in memory."""
 
-    def __init__(self, shards: tuple[Shard, ...], labels: np.ndarray) -> None:
-        self.shards, self.labels = shards, labels
+    def __init__(self, data: DataSet, split: Split) -> None:
+        source = data.source(split)
+        self.shards, self.labels = data.shards[source], data.labels[source]
+        of_source = data.held_out if source == "train" else np.ones(len(self.labels), bool)
+        self.is_in = of_source if split == "val" else ~of_source
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return int(np.count_nonzero(self.is_in))
 
     def __iter__(self) -> Iterator[Sample]:
         images = EncodedImages(self.shards, keep_bytes=0)
-        row = 0
         for number, (shard, group) in enumerate(images.group_of):
-            paths = _paths(shard, group)
-            encoded = [images[row + index].image for index in range(len(paths))]
+            first = int(images.starts[number])
+            paths = read_paths(shard, [group])
+            rows = [first + i for i in range(len(paths)) if self.is_in[first + i]]
+            encoded = [images[row].image for row in rows]
             images.prefetch(range(number + 1, min(number + 2, len(images.group_of))))
-            for path, image in zip(paths, encoded, strict=True):
+            for row, image in zip(rows, encoded, strict=True):
                 read = partial(checked, place(self.shards, row), partial(bytes, image))
-                yield Sample(path, int(self.labels[row]), read)
-                row += 1
+                yield Sample(paths[row - first], int(self.labels[row]), read)
         images.close()
 
 
-def _paths(shard: Shard, group: int) -> list[str | None]:
-    if "image.path" not in leaf_columns(shard.location):
-        return [None] * shard.group_rows[group]
-    table = read_columns(shard.location, ["image.path"], [group])
-    return [image["path"] if image else None for image in table.column("image").to_pylist()]
-
-
-def _read_parquet(folder: str) -> Source:
-    data = read_data_set(PurePosixPath(folder).name, folder, default_cache())
-    train, val = (_ShardSamples(data.shards[s], data.labels[s]) for s in ("train", "val"))
+def _read_parquet(location: str, columns: GivenColumns) -> Source:
+    data = read_data_set(_name_of(location), location, default_cache(), **columns)
     num_bytes = sum(shard.num_bytes for shards in data.shards.values() for shard in shards)
+    train, val = _ShardSamples(data, "train"), _ShardSamples(data, "val")
     return Source(
         *(data.name, data.class_names, train, val, num_bytes), is_stream=True, lossy=data.lossy
     )

@@ -63,8 +63,7 @@ def stage(
     # The same images packed in another way have the same fingerprint, and other row groups.
     packing = sha256(repr(sizes).encode()).hexdigest()[:6]
     home = folder.absolute() / f"{data.name}-{data.fingerprint}-{packing}"
-    # minival is cut from train's shards
-    wanted = list(data.shards) if split is None else ["val" if split == "val" else "train"]
+    wanted = list(data.shards) if split is None else [data.source(split)]
     copies = {
         shard.location: _Copy(shard.location, home / name, size)
         for (source, shard, name), size in zip(shards, sizes, strict=True)

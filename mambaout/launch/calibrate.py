@@ -139,6 +139,7 @@ class _Crew:
         )(_calibrate)
         self._task = {
             "data": request.data,
+            "columns": request.columns,
             "stage": request.stage,
             "backend": part.backend,
             "cpus": part.cpus,
@@ -209,7 +210,7 @@ def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
     if task["chips"]:
         prepare(task["chips"], task["env"])
     use_torch(task["cpus"], task["gpus"])
-    data = open_data(task["data"])
+    data = open_data(task["data"], **task["columns"])
     if task["stage"]:
         data = stage(data, Path(task["stage"]), progress=False)
     where = backend(task["backend"])

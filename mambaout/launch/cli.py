@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mambaout.accounting import train_macs
+from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sizes import facts_of
@@ -102,6 +103,7 @@ def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("what to study").add_argument
     add("--data", metavar="NAME|PATH|URI", help="digits, fashion-mnist, or a folder of images")
+    add_column_options(add)
     text = "train these shapes of the study's, or published ones, joined by commas"
     add("--variants", type=_names, metavar="A,B", help=text)
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
@@ -188,9 +190,10 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     source = options.data or (SMOKE_DATA if options.smoke else None)
     if source is None:
         raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
-    data = open_data(source)
+    columns = given_columns(options)
+    data = open_data(source, **columns)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
-    images, _ = Images(data, "train"), Images(data, "val")
+    images, _ = Images(data, "train"), Images(data, data.source("val"))
     start = Start(
         facts=facts_of(data, images),
         given=given_fields(options),
@@ -217,6 +220,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         fingerprint=data.fingerprint,
         data=str(Path(source).resolve()) if Path(source).exists() else source,
         data_name=source,
+        columns=columns,
         stage=str(Path(options.stage).absolute()) if options.stage else None,
         storage=storage,
         name=name,

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mambaout.data.column_options import GivenColumns
 from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
@@ -58,6 +59,7 @@ class Task:
     num_workers: int
     commit: str  # of the code, as the driver sees it
     trainer: str  # MODULE:FUNCTION, called as `train_trial` here is
+    columns: GivenColumns = field(default_factory=GivenColumns)  # and is told of them
     stage: str | None = None  # the folder of each machine that the shards are copied to
     gpus: float = 0
     chips: int = 0  # of a TPU, of each host
@@ -172,7 +174,7 @@ def train_trial(
 
     use_torch(task.cpus, task.gpus)
     os.environ[COMMIT_VARIABLE] = task.commit
-    data = open_data(task.data)
+    data = open_data(task.data, **task.columns)
     if data.fingerprint != trial.data:
         raise ValueError(
             f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from mambaout.data.column_options import GivenColumns
 from mambaout.launch.cluster import JOB_VARIABLE, Signals, cluster_address, join, leave, start
 from mambaout.launch.feed import KEY, TASK, callback, searcher
 from mambaout.launch.follow import Follower
@@ -69,6 +70,7 @@ class Request:
     storage: Path
     name: str
     tracking_uri: str
+    columns: GivenColumns = field(default_factory=GivenColumns)  # that open_data is told of
     stage: str | None = None  # the folder of each machine that the shards are copied to
     address: str | None = None
     accelerator: str | None = None
@@ -122,6 +124,7 @@ def run_study(request: Request) -> int:
             [*request.trials, *searched],
             data=request.data,
             data_name=request.data_name,
+            columns=request.columns,
             command=request.command,
             **request.facts,
         )
@@ -268,6 +271,7 @@ class _Launch:
             storage=str(self.folder.path.parent),
             study=self.folder.path.name,
             data=self.request.data,
+            columns=self.request.columns,
             stage=self.request.stage,
             launch=self.id,
             stop_file=str(self.stop_file),

@@ -52,7 +52,8 @@ def write_report(folder: StudyFolder) -> list[Path]:
     """
     reading = read(folder)
     data = _data_name(reading.study, reading.runs)
-    commands = {run.trial.key: reproduce_command(run.trial, data) for run in reading.runs}
+    columns = reading.study.get("columns", {})
+    commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in reading.runs}
     found = {run.trial.key: checkpoint_path(folder, run.trial) for run in reading.runs}
     checkpoints = {key: path for key, path in found.items() if path}
     pictures = {name: png(draw()) for name, draw in drawings(reading).items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import sys
 import types
 import typing
@@ -32,6 +31,27 @@ class WrongValues(ValueError):
         return "\n  ".join([f"{len(self.args)} things are wrong:", *self.args])
 
 
+def neighbours(number: int) -> str:
+    """The numbers below and above `number` that are at least 1, to try instead."""
+    return " or ".join(str(n) for n in (number - 1, number + 1) if n >= 1)
+
+
+def all_of(*parts: Callable[[], Any]) -> list[Any]:
+    """The result of each part; one WrongValues with what all of them have to say where some are
+    wrong, so that a user mends everything at once."""
+    results, wrong = [], []
+    for part in parts:
+        try:
+            results.append(part())
+        except WrongValues as error:
+            wrong += error.args
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise WrongValues(*wrong)
+    return results
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
     """The range of a number: its ends belong to it (`least`, `most`) or do not (`above`, `below`).
@@ -47,8 +67,9 @@ class Bound:
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(part in self for part in value)
-        return not math.isnan(value) and (
-            (self.least is None or value >= self.least)
+        return (  # nan is in no range, not even in one without ends
+            value == value
+            and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
@@ -120,24 +141,29 @@ def flat_fields(value: Any) -> dict[str, Any]:
 
 def faults(owner: type, values: Mapping[str, Any]) -> list[str]:
     """A line for each of `owner`'s fields that is out of its bound, and for each of its RULES that
-    is broken by values that are each in their bounds."""
+    is broken by values that are each in their bounds.
+
+    A field that `values` lacks is not known yet, and neither are the rules that look at it.
+    """
+    known = {name: said for name, said in knobs(owner).items() if name in values}
     alone = {
         name: fault
-        for name, said in knobs(owner).items()
+        for name, said in known.items()
         if (fault := fault_of(name, values[name], said)) is not None
     }
+    right = values.keys() - alone.keys()
     together = [
         fault
         for rule, names in _rules(owner)
-        if not alone.keys() & set(names)
-        and (fault := rule(*(values[name] for name in names))) is not None
+        if right >= names.keys() and (fault := rule(**{n: values[n] for n in names})) is not None
     ]
     return [*alone.values(), *together]
 
 
 @functools.cache
-def _rules(owner: Any) -> list[tuple[Rule, tuple[str, ...]]]:
-    return [(rule, tuple(inspect.signature(rule).parameters)) for rule in owner.RULES]
+def _rules(owner: Any) -> list[tuple[Rule, Mapping[str, Any]]]:
+    """The rules with the names of the fields that each looks at."""
+    return [(rule, inspect.signature(rule).parameters) for rule in owner.RULES]
 
 
 def fault_of(name: str, value: Any, said: Knob) -> str | None:
@@ -173,7 +199,11 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and abs(value) <= sys.float_info.max:
             return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif hint is int:
+        # Larger ones are no floats, and no database holds them.
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+            return value
+    elif isinstance(value, hint):
         return value
     raise ValueError(f"{name}={value!r} must be {type_in_words(hint)}")
 
@@ -196,16 +226,18 @@ def parsed(name: str, text: str, hint: Any) -> Any:
         raise ValueError(f"{name}={text!r} must be {type_in_words(hint)}") from None
 
 
-def type_in_words(hint: Any) -> str:
-    """What a value of this type is: "a finite number", "one of fp32, bf16"."""
+def type_in_words(hint: Any, bound: Bound | None = None) -> str:
+    """What a value of this type is: "a finite number, above 0, or none", "one of fp32, bf16"."""
     plain = _without_none(hint)
     origin, args = typing.get_origin(plain), typing.get_args(plain)
     if origin is Literal:
         words = f"one of {', '.join(map(str, args))}"
     elif origin is tuple:
-        words = "whole numbers joined by commas"
+        words = "whole numbers, one a stage"
     else:
         words = {int: "a whole number", float: "a finite number", str: "a text"}[plain]
+    if bound is not None:
+        words += f", {bound}"
     return words if plain is hint else f"{words}, or none"
 
 

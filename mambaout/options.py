@@ -10,11 +10,20 @@ What the help says of a field stands where the field is defined (recipe.py, vari
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from mambaout.fields import Knob, WrongValues, fault_of, knobs, type_in_words
-from mambaout.recipe import BASELINE, Recipe, field_knobs, field_types, flat_fields, parse_field
+from mambaout.recipe import (
+    BASELINE,
+    Recipe,
+    field_knobs,
+    field_types,
+    flat_fields,
+    following,
+    judged,
+    parse_field,
+)
 from mambaout.recipe_parts import Augment, Optim, Schedule
 from mambaout.variants import NUM_STAGES, ModelConfig
 
@@ -48,22 +57,40 @@ def given_fields(options: argparse.Namespace) -> dict[str, Any]:
     Each is in its own bound; `tuned` judges them together. Raises WrongValues, with a line for
     each option that is wrong.
     """
-    values, wrong = {}, []
-    said = field_knobs()
-    for name in said:
+    values, wrong = _read(options)
+    if wrong:
+        raise WrongValues(*wrong.values())
+    return values
+
+
+def given_recipe(flat: Mapping[str, Any], options: argparse.Namespace) -> Recipe:
+    """The recipe of the fields `flat` with those that the command line gives, and with what follows
+    from these (`following`). WrongValues has a line for everything that is wrong with it."""
+    values, wrong = _read(options)
+    moved, said = following(flat, values), field_knobs()
+    for name, value in moved.items():
+        if (fault := fault_of(name, value, said[name])) is not None:
+            wrong[name] = f"{fault}; it follows from the other options, so give {option(name)} too"
+    return judged(flat, moved | values, wrong)
+
+
+def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields that are given and right, and what is wrong with the others, by name."""
+    values, wrong = {}, {}
+    for name, said in field_knobs().items():
         text = getattr(options, f"{_DEST}{name}", None)
         if text is None:
             continue
         try:
-            values[name] = parse_field(name, text)
+            value = parse_field(name, text)
         except ValueError:
-            wrong.append(_refusal(name, text))
+            wrong[name] = _refusal(name, text)
             continue
-        if fault_of(name, values[name], said[name]) is not None:
-            wrong.append(_refusal(name, text))
-    if wrong:
-        raise WrongValues(*wrong)
-    return values
+        if fault_of(name, value, said) is None:
+            values[name] = value
+        else:
+            wrong[name] = _refusal(name, text)
+    return values, wrong
 
 
 def option(name: str) -> str:
@@ -82,19 +109,12 @@ def field_text(value: Any) -> str:
 
 def _refusal(name: str, text: str) -> str:
     """What an option's text must be, in one line."""
-    example = field_text(flat_fields(BASELINE)[name])
-    wanted = _allowed(name) or type_in_words(field_types()[name])
-    like = "" if example == "none" else f", like {example}"
-    return f"{option(name)} {text!r} must be {wanted}{like}"
-
-
-def _allowed(name: str) -> str:
-    """The values that a field can have, in words."""
-    said, hint = field_knobs()[name], field_types()[name]
+    said, example = field_knobs()[name], field_text(flat_fields(BASELINE)[name])
     if said.choices:
-        return f"one of {', '.join(map(str, said.choices))}"
-    words = type_in_words(hint)
-    return words if said.bound is None else f"{words}, {said.bound}"
+        return f"{option(name)} {text!r} must be one of {', '.join(map(str, said.choices))}"
+    wanted = type_in_words(field_types()[name], said.bound)
+    shown = example != "none" and get_origin(field_types()[name]) is not Literal
+    return f"{option(name)} {text!r} must be {wanted}{f', like {example}' if shown else ''}"
 
 
 def _metavar(name: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, ClassVar, Literal
@@ -33,6 +34,7 @@ from mambaout.fields import (
     hints,
     knob,
     knobs,
+    neighbours,
     parsed,
     typed,
 )
@@ -44,7 +46,7 @@ def _pairs_to_mix(global_batch: int, mixup: float, cutmix: float, mixup_prob: fl
     if global_batch % 2 and mixup_prob > 0 and (mixup > 0 or cutmix > 0):
         return (
             f"global_batch={global_batch} is odd, and mixup and cutmix mix pairs; "
-            f"try {global_batch - 1 or 2} or {global_batch + 1}, or mixup=0 and cutmix=0"
+            f"try {neighbours(global_batch)}, or mixup=0 and cutmix=0"
         )
     return None
 
@@ -128,24 +130,33 @@ BASELINE = Recipe()
 RELEASED_CODE = replace(
     BASELINE, schedule=replace(BASELINE.schedule, cooldown_epochs=10, lr_steps="epoch")
 )
+# ImageNet's, of pixel values 0 to 1 in the order red, green, blue; what timm and the authors take
+# off and divide by. Every run and every evaluation does.
+PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def following(flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
+    """What else moves where the fields `given` replace some of `flat`, and is not given itself.
+
+    The learning rates follow the global batch linearly, unless peak_lr is given (paper section
+    4.2: lr = global_batch / 1024 * 1e-3, which is 4e-3 at 4096). The warm-up stays the same share
+    of the epochs.
+    """
+    moved: dict[str, float] = {}
+    if "global_batch" in given and "peak_lr" not in given:
+        scale = given["global_batch"] / flat["global_batch"]
+        moved |= {name: flat[name] * scale for name in ("peak_lr", "warmup_lr", "final_lr")}
+    if "epochs" in given:
+        moved["warmup_epochs"] = flat["warmup_epochs"] * given["epochs"] / flat["epochs"]
+    return {
+        name: value for name, value in moved.items() if name not in given and value != flat[name]
+    }
 
 
 def with_global_batch(recipe: Recipe, global_batch: int) -> Recipe:
-    """`recipe` at another global batch, its learning rates scaled linearly (paper section 4.2).
-
-    The paper's rule is lr = global_batch / 1024 * 1e-3, which is 4e-3 at 4096.
-    """
-    scale = global_batch / recipe.global_batch
-    return replace(
-        recipe,
-        global_batch=global_batch,
-        optim=replace(recipe.optim, peak_lr=recipe.optim.peak_lr * scale),
-        schedule=replace(
-            recipe.schedule,
-            warmup_lr=recipe.schedule.warmup_lr * scale,
-            final_lr=recipe.schedule.final_lr * scale,
-        ),
-    )
+    """`recipe` at another global batch, its learning rates scaled linearly."""
+    given = {"global_batch": global_batch}
+    return tuned(recipe, **given, **following(flat_fields(recipe), given))
 
 
 # The paper's 4096 of 1.28 million images are 312 steps an epoch.
@@ -205,23 +216,30 @@ def tuned(recipe: Recipe, **values: Any) -> Recipe:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; fields are {', '.join(known)}"
             raise ValueError(f"a recipe has no field {name!r}{hint}")
-    return _of_flat(flat_fields(recipe), values)
+    return judged(flat_fields(recipe), values)
 
 
-def _of_flat(flat: dict[str, Any], values: dict[str, Any]) -> Recipe:
-    """The recipe of the fields `flat`, some of them replaced by `values` of unchecked types."""
-    wrong: list[str] = []
-    known = field_types()
+def judged(
+    flat: Mapping[str, Any], values: Mapping[str, Any], wrong: Mapping[str, str] | None = None
+) -> Recipe:
+    """The recipe of the fields `flat`, some of them replaced by `values` of unchecked types.
+
+    `wrong` says what is wrong with further fields, by name, that could not even be read. Raises
+    WrongValues, with a line for each fault.
+    """
+    known, wrong = field_types(), dict(wrong or {})
+    fields_now = dict(flat)
     for name, value in values.items():
         try:
-            flat[name] = typed(name, value, known[name])
+            fields_now[name] = typed(name, value, known[name])
         except ValueError as error:
-            wrong.append(str(error))
-    wrong += [fault for owner in OWNERS for fault in faults(owner, flat)]
-    if wrong:
-        raise WrongValues(*wrong)
-    parts = {part: _owned(owner, flat) for part, owner in _PARTS.items()}
-    return Recipe(**parts, **{name: flat[name] for name in knobs(Recipe)})
+            wrong[name] = str(error)
+    right = {name: value for name, value in fields_now.items() if name not in wrong}
+    found = [*wrong.values(), *(fault for owner in OWNERS for fault in faults(owner, right))]
+    if found:
+        raise WrongValues(*found)
+    parts = {part: _owned(owner, right) for part, owner in _PARTS.items()}
+    return Recipe(**parts, **{name: right[name] for name in knobs(Recipe)})
 
 
 def _owned(owner: type, flat: dict[str, Any]) -> Any:
@@ -274,11 +292,11 @@ def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON ({error}); give a recipe.json") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON ({error}); give the recipe.json of a run") from None
     flat = _opened(Recipe, data, where)
     try:
-        return _of_flat(flat_fields(BASELINE), flat)
+        return judged(flat_fields(BASELINE), flat)
     except WrongValues as error:
         raise WrongValues(*(f"{where}: {fault}" for fault in error.args)) from None
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mambaout.fields import Bound, Rule, check, knob
+from mambaout.fields import Bound, Rule, check, knob, neighbours
 
 NUM_STAGES = 4
 MIXERS = ("gated_conv",)  # the token mixers that model/mixers.py can build
@@ -41,7 +41,7 @@ def _even_first_dim(dims: tuple[int, ...]) -> str | None:
     if dims and dims[0] % 2:
         return (
             f"dims[0]={dims[0]} is odd, and the stem's first convolution has half of it; "
-            f"try {dims[0] - 1 or 2} or {dims[0] + 1}"
+            f"try {neighbours(dims[0])}"
         )
     return None
 
@@ -100,7 +100,7 @@ class ModelConfig:
         8 / 3,
         "hidden channels of a block, as a multiple of its input channels",
         unit="ratio",
-        source=AUTHORS_CODE,
+        source=f"8/3 in the {AUTHORS_CODE}",
         bound=Bound(above=0),
     )
     kernel_size: int = knob(

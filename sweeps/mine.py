@@ -72,17 +72,18 @@ def mine(
         *(["search"] if search else []),
         *names,
     ]
+    seeds = SEEDS[:1] if start.smoke else SEEDS
     study = Study(
         name="-".join(["mine-smoke" if start.smoke else "mine", *asked]),
         question=str(mine.__doc__),
         recipes={},
-        seeds=SEEDS[:1] if start.smoke else SEEDS,
+        seeds=seeds,
     )
     if not search:
         return replace(study, recipes=_grid(start, networks, values))
     axes = [_axis(name, text) for name, text in values]
     bases = {label: _search_base(start, shape, axes) for label, shape in networks.items()}
-    searches = tuning(bases, axes, NUM_TRIALS if trials is None else trials, seeds=study.seeds)
+    searches = tuning(bases, axes, NUM_TRIALS if trials is None else trials, seeds=seeds)
     return replace(study, searches=searches)
 
 

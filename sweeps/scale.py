@@ -118,9 +118,12 @@ def _small(start: Start, predict: bool) -> Study:
     if predict:
         predicted = add(PREDICTED_SHAPE, _shape(PREDICTED_SHAPE), epochs)
     if BASELINE in shapes:
-        wanted = {"epochs": epochs, "eval_every_epochs": min(lengths)}
-        wanted["train_images"] = start.train_images
-        recipes[BASELINE] = start.paper(shapes[BASELINE], **wanted)
+        recipes[BASELINE] = start.paper(
+            shapes[BASELINE],
+            epochs=epochs,
+            eval_every_epochs=min(lengths),
+            train_images=start.train_images,
+        )
         seeds[BASELINE] = (0,)
     return Study(
         name=_name(start), question=_question(), recipes=recipes, seeds=seeds, predicted=predicted

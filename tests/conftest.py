@@ -72,6 +72,16 @@ def digits(data_cache):
     return open_data("digits")
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A store with its tables made, which takes seconds, once."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
 def tiny_recipe() -> Recipe:
     """The whole recipe, all augmentations on, in a second: 4 steps an epoch, 2 epochs."""

@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
+
+from mambaout.data.files import DataError
+from mambaout.data.image_tree import read_image_folder
+from mambaout.data.pack import Source
 
 
 def encoded(pixels: np.ndarray, form: str = "png") -> bytes:
@@ -39,6 +44,22 @@ def pictures(count: int, *, size: int = 12, seed: int = 0) -> list[bytes]:
     places = np.random.default_rng(seed).permutation(500 * 400)[:count]
     cuts = [divmod(int(place), 400) for place in places]
     return [encoded(np.ascontiguousarray(whole[y : y + size, x : x + size])) for y, x in cuts]
+
+
+def image_folder(
+    root: Path,
+    layout: str = "train/{}/{}",
+    *,
+    count: int = 24,
+    classes: Sequence[str] = "abc",
+    seed: int = 0,
+) -> Path:
+    """`count` pictures, dealt out to the folders of the classes in turn."""
+    for i, image in enumerate(pictures(count, seed=seed)):
+        path = root / layout.format(classes[i % len(classes)], f"{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    return root
 
 
 def write_parquet(
@@ -87,3 +108,33 @@ def write_folder(
         own = None if paths is None else paths[part]
         write_parquet(root / name, images[part], labels[part], paths=own, **options)
     return images, labels
+
+
+# -- what is read of a folder of images ----------------------------------------------------------
+
+
+def put(path: Path, content: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def remark(root: Path) -> str:
+    return read_image_folder(root)[0].remark
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(DataError) as raised:
+        source_of(root)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def source_of(root: Path) -> Source:
+    return read_image_folder(root)[0].source()
+
+
+def counts(root: Path) -> tuple[int, int]:
+    source = source_of(root)
+    return len(source.train), len(source.val)

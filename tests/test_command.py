@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from study_files import finished_study
 
+import mambaout
 from mambaout.__main__ import main
 from mambaout.model.network import build
-from mambaout.recipe import recipe_from_json
+from mambaout.recipe import field_types, recipe_from_json
 from mambaout.train.metrics import read_records
 
 OPTIONS = (
@@ -88,20 +95,46 @@ def test_account_prints_the_published_numbers(capsys):
     assert "61 % used" in tiny
 
 
+ON_DIGITS = "train --data digits --out {new}"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("train --data digits --out {new} --peak-lr fast", "peak_lr='fast' must be float"),
-        ("train --data digits --out {new} --peak-lr 50", "peak_lr=50.0 is out of range"),
-        ("train --data digits --out {new} --precision fp8", "must be one of fp32, bf16"),
-        ("train --data digits --out {new} --dims 8,16", "dims=(8, 16): give 4 whole numbers"),
-        ("train --data digits --out {new}", "global_batch=4096 is more than the"),
-        ("train --data digits --out {new} --global-batch 63", "global_batch=63 is odd"),
+        (f"{ON_DIGITS} --peak-lr fast", "--peak-lr 'fast' must be a finite number, above 0"),
+        (f"{ON_DIGITS} --peak-lr 50", "--peak-lr '50' must be a finite number, above 0 and below"),
+        (f"{ON_DIGITS} --precision fp8", "must be one of fp32, bf16"),
+        (f"{ON_DIGITS} --dims 8,16", "dims=(8, 16): give 4 whole numbers"),
+        (ON_DIGITS, "global_batch=4096 is more than the"),
+        (f"{ON_DIGITS} --global-batch 63", "global_batch=63 is odd"),
+        (f"{ON_DIGITS} --train-images 1000", "give more images, or a global_batch like 512"),
         ("train fempto --data digits --out {new}", "did you mean 'femto'?"),
         ("train --data {new}/missing --out {new}", "is not there"),
         ("train --out {new}", "--data is missing"),
         ("train --data digits", "--out is missing"),
-        ("train --data digits --out {new} --recipe {new}.json", "No such file"),
+        ("train --data digits --out=", "--out is empty"),
+        ("train --data digits --out {file}", "--out {file}: {file} is a file; give a folder"),
+        ("train --data digits --out {file}/in/it", "{file} is a file; give a folder"),
+        ("train --data digits --out {link}", "{link} is a link to nothing; give a folder"),
+        ("train --data digits --out gs://bucket/run", "run directories are plain files"),
+        ("train --data digits --out /proc/run", "/proc/run cannot be written"),
+        (f"train --data digits --out {300 * 'x'}", "a name of 300 bytes, where . allows 255"),
+        (f"train --data digits --out {60 * ('x' * 99 + '/')}", "allows 4096; give a shorter one"),
+        (f"{ON_DIGITS} --global-batch 64 --stage {{file}}", "cannot be staged in {file}"),
+        (f"{ON_DIGITS} --recipe {{new}}.json", "{new}.json cannot be read: No such file"),
+        (f"{ON_DIGITS} --recipe {{file}}", "--recipe {file} is no JSON"),
+        (f"{ON_DIGITS} --recipe {{binary}}", "--recipe {binary} is no text"),
+        (
+            f"{ON_DIGITS} --recipe {{folder}}",
+            "{folder} is a folder; give a file, like {folder}/rec",
+        ),
+        (f"{ON_DIGITS} --recipe {{file}}/x", "{file}/x cannot be read: Not a directory"),
+        (f"{ON_DIGITS} --recipe {{list}}", "--recipe {list} must be a JSON object, not list"),
+        (
+            f"{ON_DIGITS} --recipe {{other}}",
+            "{other} does not fit this version of mambaout: unknown",
+        ),
+        (f"{ON_DIGITS} --recipe=", "--recipe (empty) is a folder; give a file, like recipe.json"),
         ("evaluate {new}.ckpt --data digits", "{new}.ckpt"),
         ("report none --storage {new}", "no study 'none'"),
         ("account colossal", "unknown variant 'colossal'"),
@@ -110,19 +143,188 @@ def test_account_prints_the_published_numbers(capsys):
 def test_bad_input_is_one_clear_line_status_2_and_nothing_written(
     words, said, digits, tmp_path, capsys
 ):
-    new = tmp_path / "new"
-    assert main([word.format(new=new) for word in words.split()]) == 2
+    places = {
+        name: tmp_path / name for name in ("new", "file", "folder", "binary", "list", "other")
+    }
+    places["file"].write_text("plain text")
+    places["folder"].mkdir()
+    places["binary"].write_bytes(bytes(range(255, 0, -1)))
+    places["list"].write_text("[1, 2]")
+    places["other"].write_text('{"momentum": 0.9}')
+    places["link"] = tmp_path / "link"
+    places["link"].symlink_to(tmp_path / "nothing")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([word.format(**places) for word in words.split()]) == 2
     shown = capsys.readouterr()
-    assert said.format(new=new) in shown.err
+    assert said.format(**places) in shown.err
     assert shown.err.strip().count("\n") == 0
-    assert not new.exists()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_misspelled_field_is_refused(capsys):
+def test_everything_that_is_wrong_with_a_request_is_said_at_once(digits, tmp_path, capsys):
+    command = "train --peak-lr fast --global-batch 63 --kernel-size 4"
+    assert main(command.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("mambaout train: 5 things are wrong:\n")
+    for said in ("--peak-lr 'fast'", "=63 is odd", "=4 must be odd", "--data is", "--out is"):
+        assert shown.count(said) == 1
+    out = ["--data", "digits", "--out", str(tmp_path / "new")]
+    assert main(["train", "fempto", *out, "--peak-lr", "fast"]) == 2
+    assert "2 things are wrong" in capsys.readouterr().err
+    # What only the data can tell is said at once too.
+    assert main(["train", *out, "--minival-fraction", "1e-5", "--backend", "cpu"]) == 2
+    shown = capsys.readouterr().err
+    assert "global_batch=4096 is more than the" in shown
+    assert "leaves no image to choose on" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--peak-lrr 1", "mambaout train: there is no option --peak-lrr (did you mean --peak-lr?)"),
+        ("--seed -1", "--seed: '-1' must be a whole number from 0 to 9223372036854775807"),
+        (f"--seed {2**63}", "must be a whole number from 0 to"),
+        (f"--seed {2**64}", "must be a whole number from 0 to"),
+        ("--seed x", "--seed: 'x' must be a whole number"),
+        ("--seed=", "--seed: '' must be a whole number"),
+        ("--log-every-steps 0", "--log-every-steps: '0' must be a whole number of at least 1"),
+        ("--log-every-steps -3", "--log-every-steps: '-3' must be a whole number of at least 1"),
+        ("--max-steps 0", "--max-steps: '0' must be a whole number of at least 1"),
+        ("--max-steps -5", "--max-steps: '-5' must be a whole number of at least 1"),
+        ("--max-steps 1e3", "--max-steps: '1e3' must be a whole number of at least 1"),
+        ("--workers x", "--workers: 'x' must be a whole number of at least 0"),
+        ("--workers -1", "--workers: '-1' must be a whole number of at least 0"),
+        ("--stage=", "argument --stage: the name is empty; give a folder"),
+        ("--backend tpu", "invalid choice: 'tpu'"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(words, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["train", "--data", "digits", "--peak-lrr", "1"])
+        main(["train", "--data", "digits", "--out", "new", *words.split()])
     assert ended.value.code == 2
-    assert "--peak-lrr" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_largest_seed_trains(digits, tmp_path):
+    command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
+    assert main([*command, "--seed", str(2**63 - 1), "--max-steps", "1"]) == 1
+
+
+def test_a_batch_of_one_is_fine_where_nothing_is_mixed(digits, tmp_path):
+    plain = "--global-batch 1 --mixup 0 --cutmix 0 --max-steps 1"
+    command = ["train", "--data", "digits", "--out", str(tmp_path), *plain.split(), *TINY]
+    assert main(command) == 1
+    recipe = recipe_from_json((tmp_path / "recipe.json").read_text())
+    assert (recipe.global_batch, recipe.augment.mixes) == (1, False)
+
+
+def test_warm_up_follows_the_epochs_and_the_rate_the_batch_and_both_are_printed(
+    digits, tmp_path, capsys
+):
+    options = TINY[: TINY.index("--epochs")]
+    short = ["--global-batch", "64", "--epochs", "3", "--max-steps", "1"]
+    command = ["train", "--data", "digits", "--out", str(tmp_path), *options, *short]
+    assert main(command) == 1
+    recipe = recipe_from_json((tmp_path / "recipe.json").read_text())
+    assert recipe.schedule.warmup_epochs == pytest.approx(0.2)
+    shown = capsys.readouterr().out
+    assert "peak_lr=6.25e-05" in shown
+    assert "warmup_epochs=0.2" in shown
+
+
+def test_the_recipe_of_a_run_trains_the_same_again(trained, tmp_path):
+    again = ["train", "--data", "digits", "--out", str(tmp_path), "--max-steps", "1"]
+    assert main([*again, "--recipe", str(trained / "recipe.json")]) == 1
+    assert (tmp_path / "recipe.json").read_text() == (trained / "recipe.json").read_text()
+
+
+def test_a_folder_with_another_run_is_refused_by_what_differs(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    command = ["train", "--data", "digits", "--out", str(run), "--global-batch", "64", *TINY]
+
+    def refusal(*words: str) -> str:
+        assert main([*command, *words]) == 2
+        return capsys.readouterr().err
+
+    assert f"{run} holds another run, of seed 0, not 3; give another --out" in refusal(
+        "--seed", "3"
+    )
+    assert f"{run} holds a run of another recipe (epochs 1 not 2)" in refusal("--epochs", "2")
+    for text in ("{", "[]", '{"status": "finished"}'):
+        (run / "outcome.json").write_text(text)
+        assert f"{run / 'outcome.json'} is not what a run writes" in refusal()
+    (run / "recipe.json").write_bytes(bytes(range(128, 256)))
+    assert f"{run / 'recipe.json'} is no JSON" in refusal()
+
+
+def test_a_removed_working_directory_is_one_line(tmp_path):
+    script = "mkdir gone; cd gone; rmdir ../gone; exec {} -m mambaout account femto"
+    ended = subprocess.run(
+        ["sh", "-c", script.format(sys.executable)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(mambaout.__file__).parents[1])},
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "the folder that you are in is no longer there" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(digits, tmp_path):
+    command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
+    endless = ["--epochs", "100000", "--log-every-steps", "1"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "mambaout", *command, *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(mambaout.__file__).parents[1])},
+    )
+    assert run.stdout is not None
+    for line in run.stdout:
+        if line.startswith("step"):
+            break
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "mambaout train: interrupted; the same command continues it" in said
+    assert "Traceback" not in said
+
+
+def test_the_help_needs_no_torch_and_shows_every_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("Default: ") == len(field_types())
+    code = (
+        "import sys\nfrom mambaout.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: print([m for m in ('torch', 'numpy', 'ray') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_keeps_to_the_terminals_width(words, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= int(columns)
+
+
+def test_the_version_names_what_a_report_of_a_fault_needs(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert f"torch {torch.__version__.split('+')[0]}" in capsys.readouterr().out
 
 
 def test_the_front_door_builds_what_the_readme_shows():

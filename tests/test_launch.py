@@ -402,7 +402,7 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
     assert kept == {mine.key: mine.label for mine in trials[:2]}
     assert not any(folder.run_directory(mine).exists() for mine in trials)
     tracker = Tracker(uri, "tiny", "?")
-    assert trials[0].key not in tracker._known
+    assert trials[0].key not in tracker._study.runs
     _set_aside(request, folder)  # nothing is there any more: nothing to move
     assert len(list((folder.path / "aside").iterdir())) == 1
 

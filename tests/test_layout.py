@@ -19,12 +19,14 @@ BOTTOM = {
     "recipe",
     "recipe_parts",
     "options",
+    "command_line",
     "rules",
     "variants",
     "accounting",
     "memory",
 }
 MAY_IMPORT = {
+    "commands": {"launch", "study", "dense", "train", "model", "data"} | BOTTOM,
     "launch": {"study", "dense", "train", "model", "data"} | BOTTOM,
     "study": {"train"} | BOTTOM,  # of train, only the metrics' names and the record: see below
     "dense": {"train", "model", "data"} | BOTTOM,
@@ -34,13 +36,14 @@ MAY_IMPORT = {
 }
 HOMES = {
     "ray": {"launch"},
-    "mlflow": {"study/tracking.py"},
+    "mlflow": {"study/tracking.py", "study/tracked_study.py", "study/mlflow_client.py"},
     "optuna": {"study/search.py"},
     "matplotlib": {"study/reporting"},
     "torch_xla": {"train/backend.py"},
     "pyarrow": {"data"},
     "PIL": {"data"},
-    "timm": {"data", "model/weights.py"},
+    "timm": {"data", "model/timm_call.py"},
+    "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
 }
 
@@ -91,7 +94,7 @@ def test_the_pure_values_import_no_library(path):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("mambaout.train.loop", ("ray", "mlflow", "optuna", "torch_xla")),
+        ("mambaout.train.loop", ("ray", "mlflow", "optuna", "torch_xla", "timm")),
         ("mambaout.study.report", ("torch", "ray")),
         ("mambaout.study.plan", ("torch", "ray", "mlflow")),
         ("mambaout.__main__", ("torch", "ray", "mlflow")),

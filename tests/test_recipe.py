@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import typing
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
+from mambaout.fields import Bound, WrongValues
 from mambaout.recipe import (
     BASELINE,
     RELEASED_CODE,
@@ -19,8 +22,10 @@ from mambaout.recipe import (
     Schedule,
     canonical_json,
     content_key,
+    field_knobs,
     field_types,
     flat_fields,
+    following,
     parse_field,
     recipe_from_json,
     steps_per_epoch,
@@ -160,6 +165,7 @@ def test_a_misspelled_field_is_an_error_that_names_the_nearest(name, message):
         ("clip_norm", 0.0),
         ("epochs", 0),
         ("epochs", 2.5),
+        ("epochs", 10**400),
         ("warmup_epochs", 300),
         ("warmup_epochs", -1),
         ("cooldown_epochs", -1),
@@ -202,6 +208,73 @@ def test_a_value_out_of_range_or_of_another_type_is_an_error_that_names_the_fiel
         tuned(BASELINE, **{name: value})
 
 
+def test_everything_that_is_wrong_is_said_at_once():
+    with pytest.raises(WrongValues) as caught:
+        tuned(BASELINE, peak_lr="x", beta1=2.0, kernel_size=4, depths=(1, 1), global_batch=63)
+    named = ("peak_lr='x'", "beta1=2.0", "kernel_size=4", "depths=(1, 1)", "global_batch=63")
+    assert len(caught.value.args) == len(named)
+    for name in named:
+        assert sum(name in fault for fault in caught.value.args) == 1
+    assert str(caught.value).splitlines()[0] == "5 things are wrong:"
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"global_batch": 1, "mixup": 0.0, "cutmix": 0.0},
+        {"global_batch": 1, "mixup_prob": 0.0},
+        {"epochs": 10, "warmup_epochs": 1},
+        {"train_images": 100, "global_batch": 64},
+        {"conv_ratio": 4.0, "expansion": 4.0},
+        {"conv_ratio": 0.01, "dims": (100, 200, 300, 400)},
+    ],
+)
+def test_fields_that_are_given_together_are_judged_together_in_any_order(values):
+    one = tuned(BASELINE, **values)
+    assert tuned(BASELINE, **dict(reversed(values.items()))) == one
+    assert recipe_from_json(canonical_json(one)) == one
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"global_batch": "x", "train_images": 100}, 1),
+        ({"expansion": 0.0, "conv_ratio": 2.0}, 1),
+        ({"epochs": 0, "warmup_epochs": 5}, 1),
+    ],
+)
+def test_a_field_that_is_wrong_by_itself_is_not_blamed_on_another(values, wrong):
+    with pytest.raises(WrongValues) as caught:
+        tuned(BASELINE, **values)
+    assert len(caught.value.args) == wrong
+
+
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        ({"global_batch": 63}, {"global_batch": 62}),
+        ({"global_batch": 1}, {"global_batch": 2}),
+        ({"global_batch": 63}, {"mixup": 0, "cutmix": 0}),
+        ({"epochs": 10}, {"warmup_epochs": 0.667}),
+        ({"train_images": 1000}, {"global_batch": 512}),
+        ({"kernel_size": 4}, {"kernel_size": 3}),
+        ({"dims": (1, 2, 3, 4)}, {"dims": (2, 2, 3, 4)}),
+        ({"conv_ratio": 0.01}, {"conv_ratio": 0.0209}),
+        ({"conv_ratio": 3.0}, {"expansion": 3.0}),
+    ],
+)
+def test_the_remedy_of_a_conflict_can_be_followed(values, remedy):
+    with pytest.raises(WrongValues) as caught:
+        tuned(BASELINE, **values)
+    (said,) = caught.value.args
+    for name, value in remedy.items():
+        number = value[0] if isinstance(value, tuple) else value
+        assert name in said or "expansion" in said
+        assert f"{number:g}" in said or name in ("conv_ratio", "expansion")
+    assert tuned(BASELINE, **(values | remedy))
+
+
 def test_an_odd_batch_is_fine_where_nothing_mixes():
     plain = tuned(BASELINE, mixup=0.0, cutmix=0.0)
     assert tuned(plain, global_batch=4095).global_batch == 4095
@@ -239,6 +312,54 @@ def test_every_variant_round_trips_through_the_command_line():
         assert tuned(BASELINE, **parsed).model.dims == config.dims
 
 
+# -- what is said of a field ----------------------------------------------------------------------
+
+# Of MambaOut, arXiv 2405.07992: what its Table 4 and Table 5 list.
+PAPERS_FIELDS = {
+    *("depths", "dims", "drop_path", "peak_lr", "weight_decay", "beta1", "beta2", "adam_eps"),
+    *("clip_norm", "epochs", "warmup_epochs", "randaugment", "randaugment_std", "mixup", "cutmix"),
+    *("cutmix_prob", "erasing", "label_smoothing", "global_batch", "image_size"),
+}
+
+
+def test_every_field_says_what_it_means_its_unit_and_where_its_default_comes_from():
+    assert field_knobs().keys() == field_types().keys()
+    for name, said in field_knobs().items():
+        assert len(said.help) > 15, name
+        assert said.unit is None or said.unit, name  # None is written where the field is defined
+        if name in PAPERS_FIELDS:
+            assert "paper, Table" in str(said.source), name
+
+
+def test_every_number_has_a_bound_that_its_default_is_in():
+    for name, said in field_knobs().items():
+        value = flat_fields(BASELINE)[name]
+        hint = field_types()[name]
+        assert said.bound or said.choices or typing.get_origin(hint) is typing.Literal, name
+        if said.bound is not None:
+            assert value is None or value in said.bound, name
+        if said.choices:
+            assert value in said.choices, name
+
+
+@pytest.mark.parametrize(
+    ("bound", "words", "inside", "outside"),
+    [
+        (Bound(least=0, most=1), "0 to 1", (0, 1), (-1e-9, 1.1)),
+        (Bound(above=0, below=10), "above 0 and below 10", (1e-9, 9.9), (0, 10)),
+        (Bound(least=0, below=1), "at least 0 and below 1", (0,), (1, -1)),
+        (Bound(above=0, most=1), "above 0 and at most 1", (1,), (0, 1.1)),
+        (Bound(least=1), "at least 1", (1, 10**400), (0,)),
+        (Bound(least=1), "at least 1", ((1, 2),), ((1, 0),)),
+        (Bound(least=0), "at least 0", (0,), (float("nan"),)),
+    ],
+)
+def test_a_bound_says_what_it_holds(bound, words, inside, outside):
+    assert str(bound) == words
+    assert all(value in bound for value in inside)
+    assert not any(value in bound for value in outside)
+
+
 # -- JSON -----------------------------------------------------------------------------------------
 
 
@@ -267,6 +388,22 @@ def test_a_recipe_that_does_not_fit_is_an_error_that_says_where(change, message)
         recipe_from_json(json.dumps(body))
 
 
+@pytest.mark.parametrize("text", ["", "no JSON", "{", "[" * 100_000])
+def test_a_file_that_is_no_json_is_an_error_that_names_it(text):
+    with pytest.raises(ValueError, match=r"^a/recipe\.json is no JSON .*; give the recipe.json"):
+        recipe_from_json(text, "a/recipe.json")
+
+
+def test_all_that_is_wrong_in_a_file_is_said_at_once_and_names_it():
+    body = json.loads(canonical_json(BASELINE))
+    body["optim"] |= {"peak_lr": 1e400, "beta1": 2}
+    body |= {"global_batch": 63, "image_size": 10**400}
+    with pytest.raises(WrongValues) as caught:
+        recipe_from_json(json.dumps(body), "old.json")
+    assert len(caught.value.args) == 4
+    assert all(fault.startswith("old.json: ") for fault in caught.value.args)
+
+
 # -- the batch ------------------------------------------------------------------------------------
 
 
@@ -277,6 +414,17 @@ def test_learning_rates_follow_the_batch_linearly():
     small = with_global_batch(BASELINE, 64)
     assert small.schedule.final_lr == pytest.approx(1e-5 / 64)
     assert tuned(small, peak_lr=4e-3, final_lr=1e-5, warmup_lr=1e-6, global_batch=4096) == BASELINE
+
+
+def test_rates_follow_the_batch_and_warm_up_the_epochs_unless_they_are_given():
+    flat = flat_fields(BASELINE)
+    assert following(flat, {"global_batch": 1024}) == pytest.approx(
+        {"peak_lr": 1e-3, "warmup_lr": 2.5e-7, "final_lr": 2.5e-6}
+    )
+    assert following(flat, {"global_batch": 1024, "peak_lr": 2e-3}) == {}
+    assert following(flat, {"epochs": 30}) == {"warmup_epochs": 2.0}
+    assert following(flat, {"epochs": 30, "warmup_epochs": 1.0}) == {}
+    assert following(flat, {"epochs": 300, "global_batch": 4096, "mixup": 0.0}) == {}
 
 
 def test_steps_an_epoch_drop_the_remainder():

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from study_files import (
     SMALL,
+    final_metrics,
     finish,
     finished_study,
     mixed_study,
@@ -28,19 +29,20 @@ from study_files import (
     write_study,
 )
 
-from mambaout import __main__ as command_line
-from mambaout.recipe import RELEASED_CODE, tuned, with_global_batch
+from mambaout.commands.train import add_train, recipe_from
+from mambaout.recipe import BASELINE, RELEASED_CODE, tuned, with_global_batch
 from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.report import write_report
 from mambaout.study.reporting.charts import COST_AXES, accuracy
 from mambaout.study.reporting.curves import learning_curves, training_loss
 from mambaout.study.reporting.families import families
 from mambaout.study.reporting.findings import answer, gain_per_doubling, rank_correlation
-from mambaout.study.reporting.noise import chosen, seed_noise
+from mambaout.study.reporting.noise import seed_noise
 from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.ranking import standing
 from mambaout.study.reporting.reading import read
 from mambaout.study.reporting.rows import rows
-from mambaout.study.reporting.tables import markdown_table, ranked_table
+from mambaout.study.reporting.tables import ranked_cells, ranked_table
 from mambaout.study.reporting.trial_files import reproduce_command
 from mambaout.study.study import Study, StudyFolder, Trial
 
@@ -78,13 +80,20 @@ def said(folder: StudyFolder) -> str:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def test_recipes_are_ranked_by_val_top1_with_their_spread_over_seeds(finished):
-    table = rows(finished.runs())
-    values = [row.mean("top1").value for row in table]
+def table_of(folder: StudyFolder) -> list[dict[str, str]]:
+    """The ranked table, a row a recipe, by column."""
+    table = ranked_cells(standing(folder.runs(), folder.read()))
+    return [dict(zip(table.header, cells, strict=True)) for cells in table.cells]
+
+
+def test_recipes_are_ranked_on_minival_less_half_the_interval_over_seeds(finished):
+    found = standing(finished.runs())
+    values = [found.score(row) for row in found.rows]
     assert values == sorted(values, reverse=True)
-    assert all(len(row.mean("top1").values) == 2 for row in table)
+    assert all(len(row.mean("top1").values) == 2 for row in found.rows)
     first = ranked_table(finished.runs()).splitlines()[2]
-    assert re.match(r"1  w32-d6 +\d\d\.\d\d ± \d\.\d\d \(n=2\)", first)
+    number = r"\d\d\.\d\d ± \d\.\d\d"
+    assert re.match(rf"1  w32-d6 +{number}  {number} \(n=2\)", first)
 
 
 def test_a_single_seed_has_no_spread(tmp_path):
@@ -94,19 +103,37 @@ def test_a_single_seed_has_no_spread(tmp_path):
 
 
 def test_the_table_marks_the_baseline_and_the_choice_of_minival(finished):
-    notes = {line[1]: line[-1] for line in map(split_cells, markdown_lines(finished))}
-    assert notes["baseline"] == "baseline recipe, after 10 of its 300 epochs"
-    choice = chosen(rows(finished.runs()))
-    assert choice is not None
-    assert notes[choice.label] == "chosen on minival"
+    first, *others = table_of(finished)
+    assert (first["#"], first["note"]) == ("1", "chosen")
+    base = next(line for line in others if line["recipe"] == "baseline")
+    assert base["note"].startswith("baseline recipe, after 10 of its 300 epochs")
 
 
-def markdown_lines(folder: StudyFolder) -> list[str]:
-    return markdown_table(folder.runs()).splitlines()[2:]
+def test_what_all_recipes_have_in_common_stands_once_under_the_table(tmp_path):
+    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
+    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
+    lines = ranked_table(folder.runs(), folder.read()).splitlines()
+    assert lines[0].split()[:2] == ["#", "recipe"]
+    assert "peak_lr" in lines[0]
+    assert not {"MACs", "params", "epochs"} & set(lines[0].split())
+    macs, params = (final_metrics(SMALL, 0)[name] for name in ("macs", "params"))
+    assert f"all: {count_text(macs)} MACs, {count_text(params)} parameters, 10 epochs" in lines
+    assert {line["peak_lr"] for line in table_of(folder)} == {"0.001", "0.002", "0.004"}
 
 
-def split_cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def test_trainings_of_equal_cost_have_no_chart_of_cost_but_one_of_what_was_varied(tmp_path):
+    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
+    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
+    for number, trial in enumerate(folder.trials()):  # equal trainings are not equally fast
+        metrics = dict(folder.run(trial).metrics)
+        metrics |= {name: metrics[name] * (1 + number) for name in MEASURED}
+        write_outcome(folder.run_directory(trial), "finished", metrics)
+    names = {path.name for path in write_report(folder)}
+    assert "varied.png" in names
+    assert not names & set(COST_AXES)
+
+
+MEASURED = ("images_per_second", "train_device_hours")
 
 
 def test_what_has_not_finished_stands_last_and_says_where_it_is(tmp_path):
@@ -114,11 +141,11 @@ def test_what_has_not_finished_stands_last_and_says_where_it_is(tmp_path):
     *_, other, last = folder.trials()
     finish(folder, last)
     start(folder, other, num_epochs=3)
-    lines = ranked_table(folder.runs()).splitlines()[2:]
-    assert lines[0].lstrip().startswith("1")
-    below = {line.split()[0]: line for line in lines[1:]}
+    first, *lines = table_of(folder)
+    assert first["#"] == "1"
+    below = {line["recipe"]: line["note"] for line in lines}
     assert below.pop(other.label).endswith("s0 at epoch 0 of 10, s1 at epoch 3 of 10")
-    assert all(line.endswith("not begun") for line in below.values())
+    assert all(note.endswith("not begun") for note in below.values())
 
 
 def test_a_diverged_seed_is_named_and_left_out_of_the_numbers(mixed):
@@ -142,9 +169,9 @@ def test_numbers_are_written_for_people():
 
 def parsed(command: str):
     parser = argparse.ArgumentParser()
-    command_line._train(parser.add_subparsers())
+    add_train(parser.add_subparsers())
     options = parser.parse_args(shlex.split(command)[1:])
-    return options, command_line._recipe_from(options)
+    return options, recipe_from(options)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +182,8 @@ def parsed(command: str):
         RELEASED_CODE,
         with_global_batch(SMALL, 256),
         tuned(SMALL, global_batch=2048),  # the learning rate stays, against the linear rule
+        tuned(SMALL, epochs=100),  # the warm-up stays, against the rule of its share
+        tuned(BASELINE, epochs=100),
         tuned(SMALL, clip_norm=1.0, train_images=3000, precision="bf16", lr_steps="epoch"),
     ],
 )
@@ -215,7 +244,10 @@ def test_the_noise_is_pooled_over_recipes_with_more_than_one_seed(tmp_path):
 
 def test_without_a_second_seed_nothing_is_said_of_noise(tmp_path):
     text = said(study_with(tmp_path, {"w8-d2": [80.0], "w32-d6": [85.0]}))
-    assert text.count("whether any of these differences is beyond seed noise cannot be said") == 1
+    assert text.startswith("No verdict: no recipe has finished with two seeds")
+    assert "--seeds 3" in text
+    assert "comes out best" not in text
+    assert "Bigger was" not in text
     assert not re.search(r"points, (beyond|within) seed noise", text)
 
 
@@ -256,7 +288,8 @@ def test_the_choice_is_made_on_minival_and_a_higher_val_is_admitted(tmp_path):
 
 def test_depth_and_width_are_priced_apart(tmp_path):
     # Four times the MACs by width bring nothing, the blocks bring points.
-    flat = {"w8-d2": [80.0], "w8-d6": [84.0], "w16-d2": [80.0], "w16-d6": [84.0]}
+    flat = {"w8-d2": 80.0, "w8-d6": 84.0, "w16-d2": 80.0, "w16-d6": 84.0}
+    flat = {label: [value - 0.1, value + 0.1] for label, value in flat.items()}
     text = said(study_with(tmp_path, flat))
     pattern = r"([+-][\d.]+) \(.*?\) points by depth and ([+-][\d.]+) \(.*?\) points by width"
     match = re.search(pattern, text)
@@ -362,7 +395,7 @@ def test_the_report_is_one_small_offline_page_beside_its_tables_and_charts(mixed
     assert html.count("data:image/png;base64,") == sum(name.endswith(".png") for name in names)
     for trial in mixed.trials():
         assert f"<b>{trial.name}</b>" in html
-        assert f"--out runs/{trial.name}" in html
+        assert f"--out again/{trial.name}" in html
 
 
 def test_the_page_and_the_markdown_carry_the_question_and_the_answer(mixed):

@@ -31,16 +31,17 @@ from study_files import (
 )
 
 from mambaout.recipe import Recipe, tuned
-from mambaout.study.axes import Choice
+from mambaout.study.axes import Choice, search_from_json
 from mambaout.study.report import write_report
 from mambaout.study.reporting.charts import COST_AXES, accuracy
 from mambaout.study.reporting.findings import answer
-from mambaout.study.reporting.noise import chosen, seed_noise
+from mambaout.study.reporting.noise import seed_noise
 from mambaout.study.reporting.page import MAX_TRIALS
 from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.ranking import standing
 from mambaout.study.reporting.reading import read
 from mambaout.study.reporting.rows import Row, rows
-from mambaout.study.reporting.search_findings import search_from_json, searched
+from mambaout.study.reporting.search_findings import searched
 from mambaout.study.reporting.tables import ranked_table
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 
@@ -99,14 +100,17 @@ def test_the_noise_of_a_length_is_its_own_where_it_has_seeds_enough():
 def test_a_lucky_seed_is_not_preferred_to_a_recipe_that_was_confirmed():
     lucky = row_of("lucky", [90.2], metric="minival/top1")
     sure = row_of("sure", [90.0, 90.1, 90.2], metric="minival/top1")
-    assert chosen([lucky, sure]) is sure
+    best = standing([*lucky.runs, *sure.runs]).best
+    assert best is not None
+    assert best.label == "sure"
 
 
 def test_what_does_not_differ_from_the_first_is_marked_so(tmp_path):
     table = ranked_table(finished_study(tmp_path, noise=1.5).runs()).splitlines()
-    assert "not significant to #1" not in table[2]
-    assert "not significant to #1" in table[3]
-    assert "not significant to #1" not in table[-1]
+    assert "within noise of #1" not in table[2]
+    assert "within noise of #1" in table[3]
+    assert "within noise of #1" not in table[8]
+    assert "within noise of #1: its distance to #1 on minival is too small" in "\n".join(table)
 
 
 # -- lengths of training --------------------------------------------------------------------------

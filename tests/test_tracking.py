@@ -34,16 +34,9 @@ from mambaout.recipe import flat_fields
 from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.study.tracking import Tracker, compare_url, ui_command
+from mambaout.study.views import ui_variables
 
 QUESTION = "Does it scale?"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """A store with its tables made, which takes seconds, once."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
@@ -295,12 +288,14 @@ def test_a_launch_logs_what_a_killed_driver_left_unlogged(uri, folder):
     start(folder, cut)
 
     again = open_tracker(uri)
-    assert again.sync(folder) == 2
+    assert again.sync(folder) == 3
     assert {key: [run.info.status for run in runs] for key, runs in children(uri).items()} == {
         done.key: ["FINISHED"],
         half_logged.key: ["FINISHED"],
+        cut.key: ["KILLED"],
     }
     assert len(series(uri, half_logged, "minival/top1")) == 10
+    assert len(series(uri, cut, "minival/top1")) == 3
     assert again.sync(folder) == 0
     assert open_tracker(uri).sync(folder) == 0
 
@@ -502,6 +497,7 @@ def server(empty_store, tmp_path_factory) -> Iterator[tuple[str, subprocess.Pope
     process = subprocess.Popen(
         ui_command(f"sqlite:///{home}/mlflow.db", port),
         cwd=home,
+        env=os.environ | ui_variables(f"sqlite:///{home}/mlflow.db"),
         stdout=log,
         stderr=log,
         start_new_session=True,

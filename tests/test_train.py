@@ -306,7 +306,7 @@ def test_a_directory_of_another_run_is_refused(digits, tiny_recipe, tmp_path):
     run(tiny_recipe, digits, tmp_path, max_steps=1)
     with pytest.raises(ValueError, match=r"another recipe \(peak_lr 0.002 not 0.001\)"):
         run(tuned(tiny_recipe, peak_lr=1e-3), digits, tmp_path)
-    with pytest.raises(ValueError, match="'seed': 0"):
+    with pytest.raises(ValueError, match="of seed 0, not 1"):
         run(tiny_recipe, digits, tmp_path, seed=1)
 
 
@@ -331,7 +331,7 @@ def test_a_finished_run_of_another_seed_is_not_taken_for_this_one(digits, tiny_r
     short = tuned(tiny_recipe, epochs=1)
     assert isinstance(run(short, digits, tmp_path), Finished)
     assert isinstance(run(short, digits, tmp_path), Finished)
-    with pytest.raises(ValueError, match="'seed': 0"):
+    with pytest.raises(ValueError, match="of seed 0, not 1"):
         run(short, digits, tmp_path, seed=1)
 
 

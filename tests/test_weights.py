@@ -17,8 +17,15 @@ from torch import Tensor
 
 from mambaout import build
 from mambaout.model.network import MambaOut
-from mambaout.model.weights import from_authors, load_weights, recipe_of, save_weights
+from mambaout.model.weights import (
+    difference,
+    from_authors,
+    load_weights,
+    read_weights,
+    save_weights,
+)
 from mambaout.recipe import BASELINE, canonical_json, tuned
+from mambaout.train import checkpoint
 from mambaout.variants import VARIANTS, ModelConfig
 
 SMALL = ModelConfig(depths=(1, 1, 2, 1), dims=(12, 24, 48, 72), stem_stride=2)
@@ -95,14 +102,14 @@ def test_weights_load_from_every_form(form, tmp_path):
         torch.save(state, path)
     else:
         torch.save({form: state, "epoch": 3}, path)
-    load_weights(target, path)
+    load_weights(target, read_weights(path))
     assert same(source, target)
 
 
 def test_weights_load_from_half_precision(tmp_path):
     source, target = random_model(), random_model()
     torch.save({n: v.bfloat16() for n, v in source.state_dict().items()}, tmp_path / "w.pth")
-    load_weights(target, tmp_path / "w.pth")
+    load_weights(target, read_weights(tmp_path / "w.pth"))
     assert next(target.parameters()).dtype == torch.float32
     assert same(source.bfloat16().float(), target)
 
@@ -119,12 +126,13 @@ def test_timm_loads_what_we_save(tmp_path):
 def test_a_saved_file_loads_back_and_says_what_to_build(tmp_path):
     path, model = tmp_path / "small.safetensors", random_model()
     save_weights(model, path)
-    assert recipe_of(path) == replace(BASELINE, model=SMALL)
+    assert read_weights(path).recipe == replace(BASELINE, model=SMALL)
     recipe = tuned(replace(BASELINE, model=SMALL), image_size=28, peak_lr=1e-3)
     save_weights(model, path, recipe)
-    assert recipe_of(path) == recipe
+    assert read_weights(path).recipe == recipe
+    assert read_weights(path).num_classes == 10
     again = build(SMALL, 10)
-    load_weights(again, path)
+    load_weights(again, read_weights(path))
     assert same(model, again)
     assert [file.name for file in tmp_path.iterdir()] == ["small.safetensors"]
 
@@ -134,29 +142,58 @@ def test_a_checkpoint_says_its_recipe_and_others_files_say_none(tmp_path):
     torch.save({"model": model.state_dict(), "recipe": canonical_json(BASELINE)}, tmp_path / "a.pt")
     torch.save(model.state_dict(), tmp_path / "b.pt")
     save_file(model.state_dict(), tmp_path / "c.safetensors")
-    assert recipe_of(tmp_path / "a.pt") == BASELINE
-    assert recipe_of(tmp_path / "b.pt") is None
-    assert recipe_of(tmp_path / "c.safetensors") is None
+    assert read_weights(tmp_path / "a.pt").recipe == BASELINE
+    assert read_weights(tmp_path / "b.pt").recipe is None
+    assert read_weights(tmp_path / "c.safetensors").recipe is None
 
 
-def test_a_file_of_another_network_is_refused_and_every_difference_listed(tmp_path):
+def test_a_file_of_another_network_is_refused_with_a_few_names_and_their_count(tmp_path):
     model = random_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = random_model(num_classes=12).state_dict()
+    state = random_model(replace(SMALL, kernel_size=5)).state_dict()
     del state["stem.norm1.bias"], state["stages.2.blocks.1.fc1.weight"]
-    torch.save(state | {"ls.gamma": torch.ones(3)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="does not fit the model") as error:
-        load_weights(model, tmp_path / "w.pth")
-    for difference in (
-        "missing stem.norm1.bias",
-        "missing stages.2.blocks.1.fc1.weight",
-        "unexpected ls.gamma",
-        "head.fc.weight is (12, 288), the model's (10, 288)",
-        "head.fc.bias is (12,), the model's (10,)",
+    torch.save(state | {"ls\n.gamma": torch.ones(3)}, tmp_path / "w.pth")
+    weights = read_weights(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="does not fit the network") as error:
+        load_weights(model, weights)
+    for said in (
+        str(tmp_path / "w.pth"),
+        "2 missing: stem.norm1.bias, stages.2.blocks.1.fc1.weight",
+        "1 unexpected: 'ls\\n.gamma'",
+        "5 misshapen: stages.0.blocks.0.conv.weight is (12, 1, 5, 5), the model's (12, 1, 7, 7)",
+        "and 2 more",
         "10 classes",
     ):
-        assert difference in str(error.value)
+        assert said in str(error.value)
+    assert "\n" not in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    differing = difference(model, weights)
+    assert differing.missing == ("stem.norm1.bias", "stages.2.blocks.1.fc1.weight")
+    assert differing.unexpected == ("ls\n.gamma",)
+    assert len(differing.misfits) == 5
+
+
+def test_a_file_of_nothing_in_common_is_refused_in_a_short_line(tmp_path):
+    torch.save({f"layer{i}.weight": torch.ones(1) for i in range(500)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="500 unexpected") as error:
+        load_weights(random_model(), read_weights(tmp_path / "w.pth"))
+    assert len(str(error.value)) < 600
+
+
+def test_a_head_of_other_classes_is_said_with_both_numbers(tmp_path):
+    torch.save(random_model(num_classes=12).state_dict(), tmp_path / "w.pth")
+    weights = read_weights(tmp_path / "w.pth")
+    assert difference(random_model(), weights).in_classifier_alone
+    with pytest.raises(ValueError, match="a head of 12 classes, and the data has 10"):
+        load_weights(random_model(), weights)
+
+
+def test_tensors_that_are_no_dense_numbers_are_refused(tmp_path):
+    model = random_model()
+    for odd in (torch.ones(12).long(), torch.ones(12, device="meta"), torch.ones(12).to_sparse()):
+        torch.save(model.state_dict() | {"stem.norm2.bias": odd}, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"stem\.norm2\.bias .* not dense numbers"):
+            load_weights(model, read_weights(tmp_path / "w.pth"))
 
 
 class Trap:
@@ -174,16 +211,30 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": random_model().state_dict(), "x": Trap(sprung)}, tmp_path / "w.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Trap(sprung), protocol=2))
     for name in ("w.pth", "raw.pth"):
-        with pytest.raises(ValueError, match="could run code"):
-            load_weights(random_model(), tmp_path / name)
+        with pytest.raises(ValueError, match="could run code") as error:
+            read_weights(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+        assert "pathlib.Path" in str(error.value) or "getattr" in str(error.value)
+        assert "\n" not in str(error.value)
     assert not sprung.exists()
+
+
+def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_its_own(tmp_path):
+    torch.save({"format": 1, "x": Trap(tmp_path / "sprung")}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is not read: it holds"):
+        checkpoint.load_latest(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+    for other, found in (([1], "None"), ({"format": 9}, "9")):
+        torch.save(other, tmp_path / "last.ckpt")
+        with pytest.raises(ValueError, match=rf"last\.ckpt has checkpoint format {found}"):
+            checkpoint.load_latest(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_a_damaged_file_and_a_missing_one_are_named(name, tmp_path):
     path, model = tmp_path / name, random_model()
     with pytest.raises(FileNotFoundError, match=name):
-        load_weights(model, path)
+        read_weights(path)
     if path.suffix == ".pth":
         torch.save(model.state_dict(), path)
     else:
@@ -191,15 +242,14 @@ def test_a_damaged_file_and_a_missing_one_are_named(name, tmp_path):
     for damaged in (path.read_bytes()[:-1000], b"no weights", b""):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=name):
-            load_weights(model, path)
-        with pytest.raises(ValueError, match=name):
-            recipe_of(path)
+            read_weights(path)
 
 
-def test_a_file_without_tensors_is_refused(tmp_path):
-    torch.save({"model": {"epoch": 3}}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        load_weights(random_model(), tmp_path / "w.pth")
+@pytest.mark.parametrize("saved", [{"model": {"epoch": 3}}, {}, [1, 2], {3: torch.ones(1)}, None])
+def test_a_file_without_weights_is_refused(saved, tmp_path):
+    torch.save(saved, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth holds no weights"):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_two_naming_schemes_in_one_file_are_an_error():

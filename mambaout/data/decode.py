@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
-from tqdm import tqdm
 
+from mambaout.data.bar import progress_bar
 from mambaout.data.encoded import Encoded, EncodedImages
 from mambaout.data.files import DataError, stored_array
 from mambaout.data.jpeg import segment_lengths, splice
@@ -212,7 +212,7 @@ class Images:
             return None
         pixels = np.empty(shape, np.uint8)
         # Seconds, once a machine; a bar from the third on.
-        for row in tqdm(range(num_rows), desc="decode", unit="image", delay=3):
+        for row in progress_bar(range(num_rows), desc="decode", unit=" images", delay=3):
             image = self[row]
             if image.size != (width, height):
                 return None

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from mambaout.data.draws import draw, draws, uniforms
-from mambaout.recipe import Augment, Recipe
+from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Augment, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,8 +147,7 @@ def prepare_eval(images: Tensor) -> Tensor:
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     """Of pixel values 0 to 255, each (3, 1, 1)."""
     mean, deviation = (
-        (255 * torch.tensor(values)).view(3, 1, 1).to(device)
-        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        (255 * torch.tensor(values)).view(3, 1, 1).to(device) for values in (PIXEL_MEAN, PIXEL_STD)
     )
     return mean, deviation
 

@@ -1,163 +1,217 @@
-"""Images by class in folders, on disk or in a tar: train/CLASS/*, val/CLASS/*, or CLASS/* alone.
+"""Images by class in folders, on disk or in a tar, as a source of labelled images.
 
-A class is a folder; the labels count the class folders of train in sorted order. Without a
-validation folder, one image in five is held out by the hash of its path.
+What is read:
+
+    train/CLASS/*, val/CLASS/*   both splits; a folder in a class's folder belongs to the class
+    CLASS/*, or train/CLASS/*    the training images; one in five is held out by its path's hash
+    train, training              the name of the training split, in any letter case
+    val, valid, validation, dev, eval, evaluation     that of the validation split
+    test, testing                the validation split where none of these names is there
+    WRAPPER/WRAPPER/...          a folder is passed through if one folder in it has all images
+    *.jpg *.jpeg *.png ...       files with one of walk.ENDINGS, in any letter case
+    links                        symbolic and hard ones, as what they point at
+    names that are no UTF-8      with \\xe9 and the like for the bytes that are none
+
+What is left out, and listed with its number each time the data is opened:
+
+    hidden files and folders     .git, .ipynb_checkpoints, .DS_Store, ._x.jpg
+    what systems put there       __MACOSX, @eaDir, lost+found, $RECYCLE.BIN
+    files that are no images     with their endings; and images of other kinds, like .heic
+    special files                pipes, sockets, devices
+    links back                   to a folder that they lie in
+    test                         where there is a validation split, or no class of train in it
+    what lies beside             images and folders beside train, or around the folder of classes
+    folders without images       that are no classes
+    files that are replaced      the earlier of two files of one name in a tar
+
+What is refused, with its path and the remedy:
+
+    what cannot be read          folders, files, links that lead nowhere; a damaged, cut or
+                                 compressed tar
+    files that are no images     by their content, whatever their ending says; empty files
+    what has no class            an image beside the class folders, or a split without them
+    what has no image            a class or a split
+    what does not fit            val without train, a class of val that train lacks, two folders of
+                                 names for one split, splits under other names (train_set/,
+                                 test_set/), one class alone, two classes that are one folder
+
+What is odd is said: classes that val lacks, classes that differ in letter case alone, files that
+links put into two places, classes with all images in folders of their own.
+
+The labels count the class folders of train in the order of their names as text, as torchvision's
+ImageFolder does: 0, 1, 10, 2. timm's readers have the natural order, 0, 1, 2, 10; `mambaout pack
+SOURCE OUT --class-order natural` packs with it. Where the two differ, that is said.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import tarfile
-from collections.abc import Callable, Mapping
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from PIL import Image
 
 from mambaout.data.files import DataError
+from mambaout.data.image_layout import Layout, find_layout
+from mambaout.data.image_tar import walk_tar
 from mambaout.data.pack import Source, split_by_hash
-from mambaout.data.shard_files import SPLIT_NAMES
 from mambaout.data.storing import Sample
+from mambaout.data.walk import Parts, Tree, counted, listed, shown, text_of, walk_folder
 
-ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".jfif"),
-)
+NAMES_OF_AN_ORDER = 6  # that show how it differs from another
 
+ClassOrder = Literal["text", "natural"]
 Read = Callable[[], bytes]
 
 
-def read_image_folder(root: Path) -> tuple[Callable[[], Source], str]:
-    """The function that reads the folder, and a key that changes with any of its files."""
-    files: dict[str, int] = {}
-    folders: list[str] = []
+class ReadTree(NamedTuple):
+    """What was found in a tree of images; `source` makes the list of its samples."""
+
+    source: Callable[[], Source]
+    remark: str  # a line of what was left out and of what is odd, or nothing
+
+
+def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[ReadTree, str]:
+    """The folder's images, and a key that changes with any of its files."""
+    tree = walk_folder(root)
     digest = sha256()
-    for directory, below, names in os.walk(root, followlinks=True):
-        below.sort()
-        relative = Path(directory).relative_to(root)
-        folders.append(relative.as_posix())
-        for name in sorted(names):
-            if name.lower().endswith(ENDINGS):
-                path = (relative / name).as_posix()
-                facts = os.stat(os.path.join(directory, name))
-                files[path] = facts.st_size
-                digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-
-    def read() -> Source:
-        reads = {path: partial(checked, root / path, (root / path).read_bytes) for path in files}
-        return _source(root, reads, folders, sum(files.values()))
-
-    return read, digest.hexdigest()[:12]
+    for path, entry in tree.files.items():
+        line = f"{'/'.join(path)} {entry.size} {entry.mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return _read_tree(tree, class_order), digest.hexdigest()[:12]
 
 
-def read_image_tar(archive: Path) -> Source:
+def read_image_tar(archive: Path, class_order: ClassOrder = "text") -> Source:
     """The images of an uncompressed tar, read from it where they lie."""
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            members = tar.getmembers()
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{archive} is not an uncompressed tar ({error}); unpack it, or gunzip it first"
-        ) from error
-    images = {
-        str(PurePosixPath(member.name)): member
-        for member in members
-        if member.isfile() and member.name.lower().endswith(ENDINGS)
-    }
-    folders = [str(PurePosixPath(member.name)) for member in members if member.isdir()]
-    reads: dict[str, Read] = {
-        path: partial(
-            checked, archive / path, partial(_slice, archive, member.offset_data, member.size)
-        )
-        for path, member in images.items()
-    }
-    return _source(archive, reads, folders, sum(member.size for member in images.values()))
-
-
-def _slice(path: Path, start: int, size: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(size)
+    return _read_tree(walk_tar(archive), class_order).source()
 
 
 def checked(place: Path | str, read: Read) -> bytes:
-    """The file's bytes; DataError if Pillow does not know its header."""
-    data = read()
+    """The file's bytes; DataError if they cannot be had or Pillow does not know their header."""
+    try:
+        data = read()
+    except OSError as error:
+        raise DataError(
+            f"{shown(place)} cannot be read ({error.strerror}); make it readable or take it out"
+        ) from error
     try:
         Image.open(io.BytesIO(data)).close()
     except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
         raise DataError(
-            f"{place} is not an image ({type(error).__name__}); replace it or take it out"
+            f"{shown(place)} is not an image ({type(error).__name__}); replace it or take it out"
         ) from error
     return data
 
 
-def _source(root: Path, reads: Mapping[str, Read], folders: list[str], num_bytes: int) -> Source:
-    if not reads:
-        raise DataError(
-            f"{root} holds no images: wanted train/CLASS/* and val/CLASS/*, or CLASS/*, ending in "
-            f"{' '.join(ENDINGS)}; or Parquet shards; or the four idx files of MNIST"
-        )
-    files = {tuple(path.split("/")): read for path, read in reads.items()}
-    places = {tuple(folder.split("/")) for folder in folders}
-    # An archive often has one folder around everything.
-    while len({path[0] for path in files}) == 1 and min(map(len, files)) > 2:
-        (outer,) = {path[0] for path in files}
-        if outer in (name for names in SPLIT_NAMES.values() for name in names):
-            break
-        files = {path[1:]: read for path, read in files.items()}
-        places = {folder[1:] for folder in places if folder[0] == outer}
-    tops = {path[0] for path in files} | {folder[0] for folder in places if folder}
-    train, val = (
-        next((name for name in SPLIT_NAMES[split] if name in tops), None)
-        for split in ("train", "val")
-    )
-    held_out: list[Sample] | None = None
-    if train is None:
-        if val is not None:
-            raise DataError(f"{root} has {val}/ but no train/; rename it if {val} is a class")
-        names = _classes(root, (), files, places)
-        samples = _samples(root, (), files, names)
+def _read_tree(tree: Tree, class_order: ClassOrder) -> ReadTree:
+    layout = find_layout(tree)
+    names = sorted(layout.class_names, key=_natural if class_order == "natural" else None)
+    remarks = layout.remarks + _remarks_on_copies(tree, layout)
+    if class_order == "text":
+        remarks += _remark_on_order(tree.root, names)
+    if left_out := str(tree.left_out):
+        remarks.insert(0, f"left out: {left_out}")
+    if remarks:
+        number = sum(layout.split_of(path) is not None for path in tree.files)
+        images = counted(number, "image", "images")
+        classes = counted(len(names), "class", "classes")
+        remarks[0] = f"{tree.at(())}: read {images} of {classes}; {remarks[0]}"
+    remark = "; ".join(remarks)
+    return ReadTree(partial(_source, tree, layout, names, remark), remark)
+
+
+def _source(tree: Tree, layout: Layout, names: list[str], remark: str) -> Source:
+    labels = {name: label for label, name in enumerate(names)}
+    train = _samples(tree, layout.train, labels)
+    if layout.val is None:
+        train, val = split_by_hash(train)
     else:
-        names = _classes(root, (train,), files, places)
-        samples = _samples(root, (train,), files, names)
-        if val is not None:
-            _classes(root, (val,), files, places)  # for its check
-            held_out = _samples(root, (val,), files, names)
-    if held_out is None:
-        samples, held_out = split_by_hash(samples)
-    return Source(root.stem, tuple(names), samples, held_out, num_bytes)
+        val = _samples(tree, layout.val, labels)
+    return Source(
+        tree.root.absolute().stem,
+        tuple(text_of(name) for name in names),
+        train,
+        val,
+        sum(entry.size for path, entry in tree.files.items() if layout.split_of(path)),
+        remark=remark,
+    )
 
 
-def _classes(root: Path, above: tuple[str, ...], files: Mapping, places: set) -> dict[str, int]:
-    """The label of each class folder below `above`; DataError for one without an image."""
-    depth = len(above)
-    full = {path[depth] for path in files if path[:depth] == above and len(path) > depth + 1}
-    there = {folder[depth] for folder in places if len(folder) > depth and folder[:depth] == above}
-    empty = sorted(name for name in there - full - {"."} if not name.startswith("."))
-    if empty:
-        raise DataError(
-            f"{root.joinpath(*above, empty[0])} holds no image ({len(empty)} of "
-            f"{len(full | set(empty))} classes are empty); fill it or remove the folder"
-        )
-    return {name: label for label, name in enumerate(sorted(full))}
-
-
-def _samples(
-    root: Path, above: tuple[str, ...], files: Mapping[tuple[str, ...], Read], names: dict[str, int]
-) -> list[Sample]:
+def _samples(tree: Tree, folder: Parts, labels: dict[str, int]) -> list[Sample]:
+    depth = len(folder)
     samples = []
-    depth = len(above)
-    for path, read in files.items():
-        if path[:depth] != above:
-            continue
-        if len(path) < depth + 2:
-            raise DataError(f"{root.joinpath(*path)} lies in no class folder")
-        if path[depth] not in names:
-            raise DataError(
-                f"{root.joinpath(*path)} is of class {path[depth]!r}, which has no training image"
-            )
-        samples.append(Sample("/".join(path[depth:]), names[path[depth]], read))
+    for path, entry in tree.files.items():
+        if path[:depth] == folder:
+            if not entry.size:
+                raise DataError(
+                    f"{tree.at(path)} is not an image: it is empty; get it again or take it out"
+                )
+            name = text_of("/".join(path[depth:]))
+            samples.append(Sample(name, labels[path[depth]], partial(_read_image, tree, path)))
     return samples
+
+
+def _read_image(tree: Tree, path: Parts) -> bytes:
+    return checked(tree.root.joinpath(*path), partial(tree.read, path))
+
+
+def _remarks_on_copies(tree: Tree, layout: Layout) -> list[str]:
+    """What is said of files that were met under two names, by links."""
+    read = [path for path in tree.files if layout.split_of(path) is not None]
+    if len({tree.files[path].identity for path in read}) == len(read):
+        return []
+    places: defaultdict[object, set[tuple[str, str]]] = defaultdict(set)
+    again = 0
+    for path in read:
+        split = layout.split_of(path)
+        assert split is not None
+        place = places[tree.files[path].identity]
+        own = (split, path[len(layout.folder(split))])
+        again += own in place
+        place.add(own)
+    several = [place for place in places.values() if len(place) > 1]
+    both = sum(len({split for split, _ in place}) > 1 for place in several)
+    classes = sum(len({name for _, name in place}) > 1 for place in several)
+    return [
+        f"{counted(number, 'file is', 'files are')} {what}"
+        for number, what in (
+            (both, "in train and in the validation set, by links"),
+            (classes, "in more than one class, by links"),
+            (again, "in a class more than once, by links"),
+        )
+        if number
+    ]
+
+
+# -- the order of the classes ---------------------------------------------------------------------
+
+
+def _natural(name: str) -> tuple:
+    """Sorts as timm's readers do: numbers by their value, letters without their case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdecimal() else part for part in parts], name
+
+
+def _remark_on_order(root: Path, names: list[str]) -> list[str]:
+    natural = sorted(names, key=_natural)
+    if natural == names:
+        return []
+    first = next(
+        i for i, (one, other) in enumerate(zip(names, natural, strict=True)) if one != other
+    )
+    begin = max(0, min(first - 2, len(names) - NAMES_OF_AN_ORDER))
+    dots = "..., " * (begin > 0)
+    text, timms = (
+        dots + listed(map(shown, order[begin:]), NAMES_OF_AN_ORDER) for order in (names, natural)
+    )
+    return [
+        f"labels are in the order of the names as text ({text}); timm's readers order them as "
+        f"{timms}: for that, `mambaout pack {shlex.quote(str(root))} OUT --class-order natural` "
+        "and --data OUT"
+    ]

@@ -23,8 +23,8 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from mambaout.data.bar import progress_bar
 from mambaout.data.columns import HUGGING_FACE
 from mambaout.data.draws import draw, hash64
 from mambaout.data.encoded import SEGMENTS
@@ -58,6 +58,7 @@ class Source:
     num_bytes: int = 0  # that the shards will take, where it is known
     is_stream: bool = False  # read in its own order, and labels may be few; else sorted by hash
     lossy: str | None = None  # how its images were re-encoded before
+    remark: str = ""  # a line that whoever reads it is told: what was left out, and what is odd
 
 
 @dataclass(slots=True)
@@ -137,8 +138,8 @@ def write_shards(
         total = len(source.train) + len(source.val)
         with (
             Storing(as_is=as_is, lossy=lossy) as storing,
-            tqdm(
-                total=total, unit="image", desc=f"pack {source.name}", disable=not progress
+            progress_bar(
+                total=total, unit=" images", desc=f"pack {source.name}", disable=not progress
             ) as bar,
         ):
             packed = Packed(not as_is, text, storing.num_cores)

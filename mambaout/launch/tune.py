@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import shutil
 import sys
 import threading
@@ -44,6 +45,7 @@ from mambaout.memory import micro_batches
 from mambaout.study.prediction import PREDICTION_FILE, predict
 from mambaout.study.pricing import NumImages
 from mambaout.study.search import OPTUNA_FILE, agenda
+from mambaout.study.store_uri import default_tracking_uri, hidden
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
@@ -133,7 +135,11 @@ def run_study(request: Request) -> int:
             raise
         launch.signals.listen()
         cleanup.callback(launch.signals.give_back)
-        return launch.run(cleanup)
+        try:
+            return launch.run(cleanup)
+        except KeyboardInterrupt:
+            launch.say_how_to_go_on()
+            raise
 
 
 def check_batches(request: Request, part: Share) -> None:
@@ -236,6 +242,7 @@ class _Launch:
                 cleanup.callback(leave)
                 start(self.nodes[0])
             self.signals.listen()
+            self.follower.wait_for_tracking()  # it was set up while Ray started
             if self.signals.seen:
                 self.screen.say("interrupted before a trial began")
             else:
@@ -401,7 +408,7 @@ class _Launch:
 
     def _end(self) -> int:
         """Log and print what came out; the exit status."""
-        from mambaout.study.report import ranked_table  # with matplotlib, which --plan needs not
+        from mambaout.study.report import summary  # with matplotlib, which --plan needs not
 
         for trial in self.folder.trials():  # taken over from other studies as they were decided on
             if trial.key not in self.known:
@@ -414,7 +421,7 @@ class _Launch:
         status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
         files = self.follower.finish(status)
         runs = self.follower.runs()
-        self.screen.say("\n" + ranked_table(runs))
+        self.screen.say("\n" + summary(self.folder, runs))
         for notice in self.agenda.notices:
             self.screen.say(f"\n{notice}")
         self._say_what_is_left(runs)
@@ -441,8 +448,20 @@ class _Launch:
                 self.screen.say(f"        {directory / FAILURES_FILE}")
         if self.agenda.num_undecided:
             self.screen.say(f"{counted(self.agenda.num_undecided, 'trial')} not decided on yet")
+        self.screen.say(self._how_to_go_on)
+
+    @property
+    def _how_to_go_on(self) -> str:
         again = "submit the job again" if os.environ.get(JOB_VARIABLE) else self.request.command
-        self.screen.say(f"to go on: {again}")
+        return f"to go on: {again}"
+
+    def say_how_to_go_on(self) -> None:
+        """After a second signal, which ends the launch wherever it is."""
+        runs = [self.folder.run(trial) for trial in self.known.values()]
+        over = sum(run.status != "unfinished" for run in runs)
+        self.screen.say(f"\nstopped at once: {over} of {counted(len(runs), 'trial')} are over")
+        self.screen.say("a running trial goes on from its last checkpoint")
+        self.screen.say(self._how_to_go_on)
 
 
 def _error_of(tune_trial: Any) -> Exception:
@@ -455,9 +474,10 @@ def _error_of(tune_trial: Any) -> Exception:
 
 
 def ui_command(request: Request) -> str:
-    """The command that opens the MLflow UI on the study."""
-    if request.tracking_uri.startswith("http"):
-        return f"open {request.tracking_uri}"
+    """The command that opens the MLflow UI on the study, for a shell."""
+    uri = request.tracking_uri
     # `make demo` runs without the virtual environment's commands on the PATH.
-    ours = "mambaout" if shutil.which("mambaout") else f"{sys.executable} -m mambaout"
-    return f"{ours} ui --storage {request.storage}"
+    ours = ["mambaout"] if shutil.which("mambaout") else [sys.executable, "-m", "mambaout"]
+    if uri == default_tracking_uri(request.storage):
+        return shlex.join([*ours, "ui", "--storage", str(request.storage)])
+    return shlex.join([*ours, "ui", "--tracking-uri", hidden(uri)])

@@ -1,9 +1,13 @@
 """Weights to and from files: timm's, the authors', our own checkpoints; written as timm reads them.
 
-Read:  .safetensors, and .pth/.pt/.ckpt by torch.load(weights_only=True), so that a file can hold
-       nothing that runs. A state dict may lie at the top or under "model" or "state_dict".
-Write: .safetensors with timm's names, which timm.create_model(..., checkpoint_path=...) loads; its
-       metadata holds the shape, so that the file alone tells what to build.
+    weights = read_weights("model_best.pth.tar")     # the EMA weights, where the file holds them
+    load_weights(build(weights.recipe.model, weights.num_classes), weights)
+
+Read:  .safetensors, and .pth, .pth.tar, .pt, .bin, .ckpt as torch_file.py reads them, so that a
+       file can hold nothing that runs. The tensors may lie at the top or where timm's own loader
+       looks, and carry the prefixes of torch.compile and of DataParallel.
+Write: .safetensors with timm's names; its metadata holds the shape, so that the file alone tells
+       what to build. Which call of timm's is right for that shape is timm_call.py's.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mambaout.model.network import MambaOut
+from mambaout.model.torch_file import printable, read_torch
 from mambaout.recipe import BASELINE, Recipe, canonical_json, recipe_from_json
+from mambaout.variants import VARIANTS
 
 SAFETENSORS = ".safetensors"
-CONTAINERS = ("model", "state_dict")  # where a checkpoint keeps its state dict: ours, timm's
+# Where a checkpoint keeps its tensors, in the order in which timm's loader looks for them.
+EMA_SETS = ("state_dict_ema", "model_ema")
+PLAIN_SETS = ("state_dict", "model")
+CLASSIFIER = "head.fc"  # the only layer whose shape depends on the number of classes
+SHOWN_NAMES = 3  # of tensors, in an error
 
 # The authors' names and ours, which are timm's. Tried in order, the first that fits counts.
 _FROM_AUTHORS = (
@@ -36,72 +47,138 @@ _FROM_AUTHORS = (
     (r"head\.norm\.(.+)", r"head.pre_logits.norm.\1"),
     (r"head\.fc2\.(.+)", r"head.fc.\1"),
 )
+# What DataParallel and torch.compile put before every name, in either order.
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
-def load_weights(model: MambaOut, path: Path | str) -> None:
-    """Put the weights of the file at `path` into `model`, all of them or none.
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One set of tensors out of a file, under our names, and what the file says of it."""
 
-    A file of another network is a ValueError that lists every missing, unexpected and misshapen
-    tensor; a damaged file, or one that holds more than tensors and plain values, is one too.
+    path: Path
+    tensors: Mapping[str, Tensor]
+    place: str  # where they lay: one of EMA_SETS or PLAIN_SETS, "" for the top of the file
+    is_ema: bool
+    other: str | None  # the set that was passed over for them
+    recipe: Recipe | None  # None: the file does not say the network's shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the head tells apart; None for a file without a head."""
+        weight = self.tensors.get(f"{CLASSIFIER}.weight")
+        return None if weight is None or weight.ndim == 0 else len(weight)
+
+    @property
+    def text(self) -> str:
+        """Which weights these are, for people: "EMA weights (state_dict_ema; ...)"."""
+        kind = "EMA weights" if self.is_ema else "plain weights"
+        if self.other is None:
+            return f"{kind}, the only ones in the file"
+        way = "--no-ema takes" if self.is_ema else "without --no-ema it is"
+        return f"{kind} ({self.place}; {way} {self.other})"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a file's tensors are not a model's; false where they all fit."""
+
+    missing: tuple[str, ...]  # names that the model has alone
+    unexpected: tuple[str, ...]  # names that the file has alone
+    misfits: Mapping[str, str]  # name -> what the file has and what the model needs
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misfits)
+
+    @property
+    def in_classifier_alone(self) -> bool:
+        """Whether another number of classes is all that differs."""
+        names = {f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias"}
+        elsewhere = self.missing or self.unexpected or self.misfits.keys() - names
+        return bool(self.misfits) and not elsewhere
+
+    @property
+    def text(self) -> str:
+        """At most a few names of each kind, and how many there are."""
+        found = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": [f"{printable(name)} is {what}" for name, what in self.misfits.items()],
+        }
+        return "; ".join(_few(kind, names) for kind, names in found.items() if names)
+
+
+def _few(kind: str, names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:SHOWN_NAMES])
+    more = len(names) - SHOWN_NAMES
+    return f"{len(names)} {kind}: {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
+    """The weights in the file at `path`, on the CPU.
+
+    With `ema` the EMA weights where the file holds them, as timm takes them, else the plain ones;
+    without it the plain ones. Raises ValueError, in one line that names the file, for a damaged
+    file, for one that holds what could run code, and for one without weights.
     """
     path = Path(path)
-    state = read_state(path)
-    wanted = model.state_dict()
-    wrong = [f"missing {name}" for name in wanted.keys() - state.keys()]
-    wrong += [f"unexpected {name}" for name in state.keys() - wanted.keys()]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, the model's {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path} does not fit the model (dims {model.config.dims}, depths "
-            f"{model.config.depths}, {model.num_classes} classes): {'; '.join(sorted(wrong))}"
+    saved = _read_safetensors(path) if path.suffix == SAFETENSORS else read_torch(path)
+    if not isinstance(saved, Mapping):
+        raise _no_weights(path)
+    present = [name for name in (*EMA_SETS, *PLAIN_SETS) if isinstance(saved.get(name), Mapping)]
+    averaged = [name for name in present if name in EMA_SETS]
+    plain = [name for name in present if name in PLAIN_SETS]
+    if averaged and not plain and not ema:
+        raise ValueError(f"{path} holds EMA weights alone ({averaged[0]}); leave --no-ema out")
+    place = next(iter((averaged if ema else []) + plain), "")
+    passed_over = (plain if place in averaged else averaged)[:1]
+    state = saved[place] if place else saved.get(_TENSORS, saved)
+    if not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()) or not state:
+        raise _no_weights(path)
+    try:
+        return Weights(
+            path=path,
+            tensors=from_authors(_unwrapped(state)),
+            place=place,
+            is_ema=place in EMA_SETS or saved.get(_IS_EMA) == "true",
+            other=passed_over[0] if passed_over else None,
+            recipe=_recipe_in(saved),
         )
-    model.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def save_weights(model: MambaOut, path: Path | str, recipe: Recipe | None = None) -> None:
-    """Write `model` as safetensors, whole or not at all.
-
-    The metadata says the network's shape and, where it is given, the recipe that trained it.
-    """
-    path = Path(path)
-    if path.suffix != SAFETENSORS:
-        raise ValueError(f"{path} must end in {SAFETENSORS}, by which timm tells the format")
-    metadata = {
-        "format": "pt",
-        "model": canonical_json(model.config),
-        "num_classes": str(model.num_classes),
-    }
-    if recipe is not None:
-        metadata["recipe"] = canonical_json(recipe)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, aside, metadata)
-    aside.replace(path)
+_TENSORS = "tensors"  # where _read_safetensors puts them, beside what the metadata says
+_IS_EMA = "ema"  # metadata: "true" in a file that was exported from EMA weights
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in the file at `path`, on the CPU, under our names."""
-    if path.suffix == SAFETENSORS:
-        try:
-            state: Any = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-    else:
-        state = _torch_load(path)
-        for name in CONTAINERS:
-            if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-                state = state[name]
-                break
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, at the top or under "
-            f"{' or '.join(map(repr, CONTAINERS))}"
-        )
-    return from_authors(state)
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return metadata | {_TENSORS: load_file(path)}
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError) as error:
+        reason = printable(str(error))
+        raise ValueError(f"{path} is no whole safetensors file: {reason}") from error
+
+
+def _no_weights(path: Path) -> ValueError:
+    places = ", ".join((*EMA_SETS, *PLAIN_SETS))
+    return ValueError(
+        f"{path} holds no weights: expected tensors by name, at the top or under one of {places}"
+    )
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names that the model had before it was wrapped."""
+    found: dict[str, Tensor] = {}
+    for wrapped, value in state.items():
+        name = _WRAPPERS.sub("", wrapped)
+        if name in found:
+            raise ValueError(f"two tensors are called {printable(name)}, one with a prefix")
+        found[name] = value
+    return found
 
 
 def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +193,9 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         ours = _our_name(name)
         if ours in renamed:
-            raise ValueError(f"two tensors are called {ours}: the file mixes two naming schemes")
+            raise ValueError(
+                f"two tensors are called {printable(ours)}: the file mixes two naming schemes"
+            )
         renamed[ours] = value
     return renamed
 
@@ -128,39 +207,87 @@ def _our_name(name: str) -> str:
     return name
 
 
-def recipe_of(path: Path | str) -> Recipe | None:
-    """The recipe that a file of ours, checkpoint or safetensors, carries; None in others'.
-
-    A file that says its shape alone gives BASELINE with that shape.
-    """
-    path = Path(path)
-    saved = _metadata(path) if path.suffix == SAFETENSORS else _torch_load(path)
-    if not isinstance(saved, Mapping):
-        return None
+def _recipe_in(saved: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that a file carries. One that says its shape alone gives BASELINE with that shape:
+    our own, or one of timm's that names a published variant."""
     if isinstance(text := saved.get("recipe"), str):
         return recipe_from_json(text)
-    if isinstance(text := saved.get("model"), str):
+    if isinstance(text := saved.get("model"), str) and text.startswith("{"):
         body = json.loads(canonical_json(BASELINE)) | {"model": json.loads(text)}
         return recipe_from_json(json.dumps(body))
+    named = str(saved.get("arch")).partition(".")[0].removeprefix("mambaout_")
+    # timm's train.py can change a published shape by this option, and the name stays.
+    if named in VARIANTS and not getattr(saved.get("args"), "model_kwargs", None):
+        return replace(BASELINE, model=VARIANTS[named])
     return None
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+def difference(model: MambaOut, weights: Weights) -> Difference:
+    """What keeps `weights` from being all of `model`'s parameters."""
+    wanted, found = model.state_dict(), weights.tensors
+    misfits = {}
+    for name, tensor in wanted.items():
+        if name not in found:
+            continue
+        given = found[name]
+        if given.shape != tensor.shape:
+            misfits[name] = f"{tuple(given.shape)}, the model's {tuple(tensor.shape)}"
+        elif not given.is_floating_point() or given.layout != torch.strided or given.is_meta:
+            misfits[name] = f"{given.dtype} {given.layout}, not dense numbers"
+    return Difference(
+        missing=tuple(name for name in wanted if name not in found),
+        unexpected=tuple(name for name in found if name not in wanted),
+        misfits=misfits,
+    )
 
 
-def _torch_load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # no such file, no permission: it says so itself
-        raise
-    except Exception as error:  # a damaged pickle can stumble over any of its instructions
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+def load_weights(model: MambaOut, weights: Weights) -> None:
+    """Put `weights` into `model`, all of them or none; a ValueError says what does not fit."""
+    differing = difference(model, weights)
+    if differing.in_classifier_alone and weights.num_classes != model.num_classes:
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is not read "
-            f"because it could run code: {reason}"
-        ) from error
+            f"{weights.path} has a head of {weights.num_classes} classes, and the data has "
+            f"{model.num_classes}"
+        )
+    if differing:
+        raise ValueError(
+            f"{weights.path} does not fit the network (dims {model.config.dims}, depths "
+            f"{model.config.depths}, {model.num_classes} classes): {differing.text}"
+        )
+    model.load_state_dict(dict(weights.tensors))
+
+
+def save_weights(
+    model: MambaOut,
+    path: Path | str,
+    recipe: Recipe | None = None,
+    *,
+    is_ema: bool = False,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write `model` as safetensors, whole or not at all.
+
+    The metadata says the network's shape, the recipe that trained it where it is given, whether
+    the weights are an average, and `facts`. Raises ValueError where `path` cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != SAFETENSORS:
+        raise ValueError(f"{path} must end in {SAFETENSORS}, by which timm tells the format")
+    metadata = {
+        "format": "pt",
+        "model": canonical_json(model.config),
+        "num_classes": str(model.num_classes),
+        _IS_EMA: "true" if is_ema else "false",
+        **(facts or {}),
+    }
+    if recipe is not None:
+        metadata["recipe"] = canonical_json(recipe)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(state, aside, metadata)
+        aside.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be written: {printable(str(error))}") from error
+    finally:
+        aside.unlink(missing_ok=True)

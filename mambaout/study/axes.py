@@ -10,11 +10,11 @@ Pure values, so that a study with searches is listed and priced without Optuna.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from mambaout.recipe import Recipe, canonical_json
+from mambaout.recipe import Recipe, canonical_json, recipe_from_json
 from mambaout.train.metrics import MINIVAL_TOP1
 
 
@@ -85,3 +85,30 @@ class Search:
 
 def axis_names(axes: Sequence[Axis]) -> list[str]:
     return [axis.name for axis in axes]
+
+
+_KINDS = {kind.__name__.lower(): kind for kind in (Log, Linear, Whole, Choice)}
+
+
+def search_from_json(body: Mapping[str, Any]) -> Search:
+    """The search that `Search.to_json` wrote."""
+    values = {f.name: body[f.name] for f in fields(Search) if f.name in body}
+    return Search(
+        **values
+        | {
+            "base": recipe_from_json(json.dumps(body["base"])),
+            "axes": tuple(map(_axis, body["axes"])),
+            "goals": tuple((str(metric), way) for metric, way in body["goals"]),
+            "seeds": tuple(body["seeds"]),
+        }
+    )
+
+
+def _axis(body: Mapping[str, Any]) -> Axis:
+    kind = _KINDS[body["kind"]]
+    values = {name: value for name, value in body.items() if name != "kind"}
+    if kind is Choice:
+        values["values"] = tuple(
+            tuple(value) if isinstance(value, list) else value for value in values["values"]
+        )
+    return kind(**values)

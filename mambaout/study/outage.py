@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from mambaout.study.store_uri import hidden
+
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 120.0  # doubled at every failed try
@@ -15,10 +17,13 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Guards calls to `name`, whose outages show as `errors`; other errors travel."""
+    """Guards calls to `name`, whose outages show as `errors`; other errors travel.
+
+    Its reports show no password that stands in an address.
+    """
 
     def __init__(self, name: str, errors: tuple[type[Exception], ...]) -> None:
-        self.name, self.errors = name, errors
+        self.name, self.errors = hidden(name), errors
         self._pause, self._again_at, self._away = FIRST_PAUSE_SECONDS, 0.0, False
 
     def guarded(self, act: Callable[[], T]) -> T | None:
@@ -33,7 +38,7 @@ class Patience:
                     "%s did not take a report (%s); training goes on, and what is missing is "
                     "logged when it answers again",
                     self.name,
-                    first_line(error),
+                    hidden(first_line(error)),
                 )
             self._away = True
             self._again_at = time.monotonic() + self._pause

@@ -5,37 +5,44 @@ Writes: report.html (one file, works offline, under 1 MB), results.md, trials.cs
         and the page's charts as PNG into the study's folder
 
 Works at any time, also while trials run: what has not finished stands below what has. Numbers
-over seeds are means with 95 % intervals.
+over seeds are means with 95 % intervals. Where the numbers cannot carry an answer, near chance or
+with one seed each, there is none.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mambaout.study.reporting.findings import answer
-from mambaout.study.reporting.page import page
+from mambaout.study.reporting.page import Section, page
 from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.ranking import standing
 from mambaout.study.reporting.reading import Reading, read
 from mambaout.study.reporting.sections import CAPTIONS, drawings, sections
 from mambaout.study.reporting.tables import (
     MARKDOWN_ROWS,
+    RankedTable,
     markdown_lines,
     markdown_table,
+    ranked_cells,
     ranked_table,
-    table_cells,
+    terminal_text,
 )
 from mambaout.study.reporting.trial_files import (
+    checkpoint_path,
     csv_text,
     parquet_bytes,
     reproduce_command,
     trial_lines,
 )
 from mambaout.study.study import Run, StudyFolder
+from mambaout.train.metrics import MINIVAL_TOP1
 
-__all__ = ["ranked_table", "write_report"]
+__all__ = ["ranked_table", "summary", "write_report"]
 
 
 def write_report(folder: StudyFolder) -> list[Path]:
@@ -47,23 +54,27 @@ def write_report(folder: StudyFolder) -> list[Path]:
     data = _data_name(reading.study, reading.runs)
     columns = reading.study.get("columns", {})
     commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in reading.runs}
+    found = {run.trial.key: checkpoint_path(folder, run.trial) for run in reading.runs}
+    checkpoints = {key: path for key, path in found.items() if path}
     pictures = {name: png(draw()) for name, draw in drawings(reading).items()}
     said, parts = answer(reading), sections(reading)
+    ranked = ranked_cells(reading.standing)
     html = page(
         reading.study,
         reading.table,
         said,
         parts,
-        table_cells(reading.table),
+        ranked,
         pictures,
         CAPTIONS,
         commands,
+        checkpoints,
     )
-    lines = trial_lines(reading.runs, commands)
+    lines = trial_lines(folder, reading.runs, commands)
     files = pictures | {
         "trials.csv": csv_text(lines).encode(),
         "trials.parquet": parquet_bytes(lines),
-        "results.md": _markdown(reading, said, parts, commands).encode(),
+        "results.md": _markdown(reading, said, parts, ranked, commands, checkpoints).encode(),
         "report.html": html.encode(),
     }
     for name, body in files.items():
@@ -75,6 +86,24 @@ def write_report(folder: StudyFolder) -> list[Path]:
     return [folder.path / name for name in files]
 
 
+def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
+    """What a launch ends with: the ranked table, what it means, and where the best trial lies."""
+    found = standing(folder.runs() if runs is None else runs, folder.read())
+    lines = [terminal_text(ranked_cells(found))]
+    run = found.best_run
+    if run is None or checkpoint_path(folder, run.trial) is None:
+        return lines[0]
+    name = f"{folder.path.name}/{run.trial.name}"
+    of = "near chance" if found.guessing else f"minival {run.metrics[MINIVAL_TOP1]:.2f} %"
+    storage = shlex.join(["--storage", str(folder.path.parent)])
+    lines += [
+        f"\nhighest trial: {run.trial.name} ({of})",
+        f"  checkpoint: {folder.path / str(checkpoint_path(folder, run.trial))}",
+        f"  for timm:   mambaout export {shlex.quote(name)} best.safetensors {storage}",
+    ]
+    return "\n".join(lines)
+
+
 def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """What --data was: as study.json has it, else as a run does, else a place to fill in."""
     for facts in (study, *(run.facts for run in runs)):
@@ -84,13 +113,21 @@ def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
 
 
 def _markdown(
-    reading: Reading, said: Sequence[str], parts: Sequence[Any], commands: Mapping[str, str]
+    reading: Reading,
+    said: Sequence[str],
+    parts: Sequence[Section],
+    ranked: RankedTable,
+    commands: Mapping[str, str],
+    checkpoints: Mapping[str, str],
 ) -> str:
-    study, runs = reading.study, reading.runs
+    study = reading.study
     lines = [f"# {study['name']}", "", study["question"], ""]
     for text in said:
         lines += [text, ""]
-    lines += [markdown_table(runs), ""]
+    lines += [markdown_table(ranked), ""]
+    best = reading.standing.best_run
+    if best and best.trial.key in checkpoints:
+        lines += [f"Highest trial: {best.trial.name}, `{checkpoints[best.trial.key]}`", ""]
     for part in parts:
         if part.said or part.tables:
             lines += [f"## {part.title}", ""]
@@ -101,8 +138,8 @@ def _markdown(
             lines += [markdown_lines(table.header, table.cells, left), ""]
     if study.get("command"):
         lines += [f"The study: `{study['command']}`", ""]
-    lines += ["Each trial alone:", "", "```"]
-    ranked = [run for row in reading.table for run in row.runs]
-    lines += [commands[run.trial.key] for run in ranked[:MARKDOWN_ROWS]]
-    more = [f"and {len(ranked) - MARKDOWN_ROWS} more in trials.csv", ""]
-    return "\n".join([*lines, "```", "", *(more if len(ranked) > MARKDOWN_ROWS else [])])
+    lines += ["Each trial alone, trained into a new folder:", "", "```"]
+    order = [run for row in reading.table for run in row.runs]
+    lines += [commands[run.trial.key] for run in order[:MARKDOWN_ROWS]]
+    more = [f"and {len(order) - MARKDOWN_ROWS} more in trials.csv", ""]
+    return "\n".join([*lines, "```", "", *(more if len(order) > MARKDOWN_ROWS else [])])

@@ -35,6 +35,7 @@ from mambaout.study.best import Best, at_edge, best, edges, runs_of, scores_of
 from mambaout.study.chain import Chain
 from mambaout.study.search_agenda import Ledger, SearchAgenda
 from mambaout.study.space import Values, check, check_all, rounded, tuning, values_of
+from mambaout.study.store_uri import sqlite_uri
 from mambaout.study.study import CODE_VERSION, Run, Study, StudyFolder, Trial
 
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ def open_store(path: Path) -> optuna.storages.BaseStorage:
     import optuna
 
     engine = {"connect_args": {"timeout": LOCK_SECONDS}}
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=engine)
+    return optuna.storages.RDBStorage(sqlite_uri(path), engine_kwargs=engine)
 
 
 def _quiet() -> None:

@@ -1,73 +1,141 @@
-"""Where MLflow keeps a study's runs: the default place, and whether a place can be used.
+"""Whether MLflow can keep a study's runs at an address: asked before anything starts.
 
-Free of mlflow, whose import takes seconds: a wrong address is answered at once.
+A sqlite file and a database are looked at without mlflow, whose import takes seconds. A server is
+asked by MLflow's own client, so that whatever lets MLflow in lets the check in.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import importlib.util
+import re
+import shlex
+import sqlite3
 import tempfile
-import urllib.error
-import urllib.request
+from collections.abc import Collection
+from contextlib import closing
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
-ANSWER_SECONDS = 5.0  # that a server may take
-OTHER_STORES = (
-    "sqlite",
-    "postgresql",
-    "mysql",
-    "mssql",
-    "databricks",
-)  # MLflow's own; not looked at
-_ENDPOINT = "/api/2.0/mlflow/experiments/search?max_results=1"
-_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
-_SQLITE_HEAD = b"SQLite format 3\0"
+from mambaout.study.outage import first_line
+from mambaout.study.store_uri import (
+    TrackingError,
+    default_tracking_uri,
+    hidden,
+    is_database,
+    sqlite_path,
+    sqlite_uri,
+)
 
+__all__ = ["TrackingError", "check_tracking", "default_tracking_uri"]
 
-def default_tracking_uri(storage: Path | str) -> str:
-    """A sqlite file in the storage folder; its artifacts go to `mlartifacts` beside it."""
-    return f"sqlite:///{Path(storage).expanduser().resolve() / 'mlflow.db'}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file behind a sqlite:/// URI, or None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
+ANSWER_SECONDS = 10  # that a database may take
+MLFLOW_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # of every version
+TABLES_SHOWN = 3
+# Python's name of a database driver -> its name on PyPI.
+DRIVERS = {
+    "psycopg2": "psycopg2-binary",
+    "psycopg": "psycopg[binary]",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "pymysql",
+    "pyodbc": "pyodbc",
+    "pymssql": "pymssql",
+}
+ELSEWHERE = "give another with --tracking-uri"
 
 
 def check_tracking(uri: str) -> None:
-    """Raise a ValueError with the remedy where the store cannot be used; creates nothing.
+    """Raise a TrackingError with the remedy where the store cannot be used; creates nothing."""
+    scheme = uri.partition(":")[0] if ":" in uri else ""
+    if scheme.startswith("sqlite"):
+        _check_sqlite_uri(uri)
+    elif (user_info := uri.partition("?")[0].rpartition("@")[0].partition("://")[2]) and set(
+        user_info
+    ) & set("@/#"):
+        # The address would end early, and its error would show a part of the password as the host.
+        raise TrackingError(
+            f"tracking uri {hidden(uri)}: in a user's name or password write %40 for @, %2F for / "
+            "and %23 for #"
+        )
+    elif is_database(uri):
+        _check_database(uri)
+    elif uri.startswith("databricks") or scheme not in ("", "file"):
+        from mambaout.study.mlflow_client import ask_server
 
-    A server must answer within seconds; a sqlite file, or the folder that is to hold it, must be
-    writable.
-    """
-    scheme = urlsplit(uri).scheme
-    if (path := sqlite_path(uri)) is not None:
-        _check_sqlite(path)
-    elif is_server(uri):
-        _check_server(uri)
-    elif scheme in ("", "file"):
-        folder = Path(uri.removeprefix("file://") or ".").absolute()
-        raise ValueError(
+        ask_server(uri)
+    else:
+        folder = Path(unquote(re.sub("^file:(//)?", "", uri)) or ".").absolute()
+        raise TrackingError(
             f"tracking uri {uri!r}: MLflow no longer keeps runs in a plain folder; "
-            f"give sqlite:///{folder}/mlflow.db, or the http address of a server"
+            f"give {default_tracking_uri(folder)}, or the http address of a server"
         )
-    elif scheme.split("+")[0] not in OTHER_STORES:
-        raise ValueError(
-            f"tracking uri {uri!r}: MLflow has no store of the kind {scheme!r}; "
-            "give sqlite:///FOLDER/mlflow.db, or the http address of a server"
+
+
+# -- a sqlite file --------------------------------------------------------------------------------
+
+
+def _check_sqlite_uri(uri: str) -> None:
+    path = sqlite_path(uri)
+    if "?" in uri:
+        raise TrackingError(
+            f"tracking uri {uri!r}: a sqlite file takes no options; write %3F for a ? in its path"
         )
+    if path is None or uri.endswith(("///", ":memory:")):
+        raise TrackingError(
+            f"tracking uri {uri!r} names no file; give sqlite:///FOLDER/mlflow.db (four slashes "
+            "before an absolute folder)"
+        )
+    as_written = Path(uri.partition(":///")[2]).absolute()
+    if as_written != path and as_written.parent.exists() and not path.parent.exists():
+        raise TrackingError(
+            f"tracking uri {uri!r} means {path}, since % starts a code in an address; "
+            f"for {as_written} give {sqlite_uri(as_written)}"
+        )
+    _check_sqlite(path)
 
 
 def _check_sqlite(path: Path) -> None:
     if path.is_dir():
-        raise ValueError(f"tracking store {path} is a folder; name a file in it: {path}/mlflow.db")
-    holder = path.parent
+        raise TrackingError(
+            f"tracking store {path} is a folder; name a file in it: {path}/mlflow.db"
+        )
+    for folder in (path.parent, path.parent / "mlartifacts"):
+        _check_writable(path, folder)
+    if not path.exists():
+        return
+    try:
+        with path.open("r+b"):
+            pass
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in names}
+            revision = None
+            if "alembic_version" in tables:
+                rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+                revision = rows[0][0] if rows else None
+    except PermissionError as error:
+        raise TrackingError(
+            f"tracking store {path} is not writable; try chmod u+rw {shlex.quote(str(path))}"
+        ) from error
+    except OSError as error:
+        raise TrackingError(
+            f"tracking store {path} cannot be written ({error.strerror}); choose another with "
+            "--storage or --tracking-uri"
+        ) from error
+    except sqlite3.OperationalError as error:  # locked, cut off
+        raise TrackingError(
+            f"tracking store {path} cannot be read ({error}); end what uses it, or {ELSEWHERE}"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(
+            f"tracking store {path} is not a sqlite file; move it away, or {ELSEWHERE}"
+        ) from error
+    _check_schema(f"tracking store {path}", sqlite_uri(path), tables, revision)
+
+
+def _check_writable(store: Path, folder: Path) -> None:
+    holder = folder
     while not holder.exists():
         holder = holder.parent
     try:
@@ -75,47 +143,94 @@ def _check_sqlite(path: Path) -> None:
         with tempfile.TemporaryFile(dir=holder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"tracking store {path} cannot be written: {holder} is not a writable folder "
+        raise TrackingError(
+            f"tracking store {store} cannot be written: {holder} is not a writable folder "
             f"({error.strerror}); choose another with --storage or --tracking-uri"
         ) from error
-    if not path.exists():
+
+
+# -- the tables -----------------------------------------------------------------------------------
+
+
+def _check_schema(what: str, uri: str, tables: Collection[str], revision: str | None) -> None:
+    """`tables` are those of the database, `revision` is what its alembic_version holds."""
+    own = {name for name in tables if not name.startswith(("alembic_", "sqlite_"))}
+    if not own:
         return
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise ValueError(f"tracking store {path} is not writable; try chmod u+rw {path}")
-    with path.open("rb") as file:
-        if file.read(len(_SQLITE_HEAD)) not in (b"", _SQLITE_HEAD):
-            raise ValueError(
-                f"tracking store {path} is not a sqlite file; move it away, or give another "
-                "with --tracking-uri"
-            )
+    newest, known = _revisions()
+    if not own >= MLFLOW_TABLES:
+        some = ", ".join(sorted(own)[:TABLES_SHOWN]) + (", ..." if len(own) > TABLES_SHOWN else "")
+        raise TrackingError(
+            f"{what} is a database of something else than MLflow (tables {some}); {ELSEWHERE}"
+        )
+    if revision is None or (revision in known and revision != newest):
+        raise TrackingError(
+            f"{what} was made by an older MLflow; copy it, then run "
+            f"`mlflow db upgrade {shlex.quote(hidden(uri))}`, or {ELSEWHERE}"
+        )
+    if revision != newest:
+        raise TrackingError(
+            f"{what} was made by a newer MLflow than the {version('mlflow')} installed here; "
+            f"`pip install --upgrade mlflow`, or {ELSEWHERE}"
+        )
 
 
-def _check_server(uri: str) -> None:
+@cache
+def _revisions() -> tuple[str, frozenset[str]]:
+    """The schema that the installed MLflow makes, and every one that it knows.
+
+    Read from its migration scripts as text: to load them is to import mlflow.
+    """
+    package = importlib.util.find_spec("mlflow")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    folder = Path(package.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
+    text = "\n".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    named = {
+        name: set(re.findall(rf"^{name}(?:: .*?)? = [\"'](\w+)[\"']", text, re.MULTILINE))
+        for name in ("revision", "down_revision")
+    }
+    (newest,) = named["revision"] - named["down_revision"]
+    return newest, frozenset(named["revision"])
+
+
+# -- a database -----------------------------------------------------------------------------------
+
+
+def _check_database(uri: str) -> None:
+    """One try with SQLAlchemy, which MLflow uses: MLflow itself would try for minutes."""
+    import sqlalchemy.exc
+
+    shown = hidden(uri)
     try:
-        host, port = urlsplit(uri).hostname, urlsplit(uri).port or 5000
-    except ValueError as error:
-        raise ValueError(f"tracking uri {uri!r} is no address: {error}") from error
-    remedy = (
-        f"start one with `mlflow server --host {host} --port {port}`, correct --tracking-uri, "
-        "or leave it out to use a local sqlite file"
-    )
-    no_mlflow = f"{uri} answers, but not as an MLflow server does"
+        url = sqlalchemy.make_url(uri)
+        limit = {} if url.get_backend_name() == "mssql" else {"connect_timeout": ANSWER_SECONDS}
+        engine = sqlalchemy.create_engine(url, connect_args=limit)
+    except ImportError as error:
+        module = error.name or "its driver"
+        raise TrackingError(
+            f"tracking uri {shown}: the database driver {module} is not installed; "
+            f"`pip install {shlex.quote(DRIVERS.get(module, module))}`"
+        ) from error
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise TrackingError(
+            f"tracking uri {shown} is no address of a database ({hidden(first_line(error))}); "
+            "give it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE; in a password write %40 "
+            "for @ and %2F for /"
+        ) from error
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + _ENDPOINT, timeout=ANSWER_SECONDS) as answer:
-            if "experiments" not in json.load(answer):
-                raise ValueError(f"{no_mlflow}; {remedy}")
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code not in (401, 403):
-                raise ValueError(f"{no_mlflow} (HTTP {error.code}); {remedy}") from error
-            if not any(name in os.environ for name in _CREDENTIALS):
-                raise ValueError(
-                    f"{uri} refuses (HTTP {error.code}); set {' or '.join(_CREDENTIALS)}, "
-                    "or leave --tracking-uri out to use a local sqlite file"
-                ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{no_mlflow}; {remedy}") from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(f"no tracking server answers at {uri} ({reason}); {remedy}") from error
+        with engine.connect() as connection:
+            tables = set(sqlalchemy.inspect(connection).get_table_names())
+            revision = None
+            if "alembic_version" in tables:
+                query = sqlalchemy.text("SELECT version_num FROM alembic_version")
+                revision = connection.execute(query).scalar()
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = hidden(first_line(getattr(error, "orig", None) or error))
+        raise TrackingError(
+            f"tracking uri {shown}: the database does not let us in ({reason}); start it, correct "
+            "--tracking-uri, or leave it out to use a local sqlite file"
+        ) from error
+    finally:
+        engine.dispose()
+    _check_schema(f"tracking store {shown}", uri, tables, revision)

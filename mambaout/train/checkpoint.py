@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from mambaout.model.torch_file import read_torch
+
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FORMAT = 1
 
@@ -67,10 +69,10 @@ def is_whole(path: Path) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path`; a format this version does not know is a ValueError."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}"
-        )
+    """The checkpoint at `path`; one that is not ours, or of a format that this version does not
+    know, is a ValueError."""
+    state = read_torch(path)
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has checkpoint format {found!r}; this version reads {FORMAT}")
     return state

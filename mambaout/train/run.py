@@ -109,17 +109,25 @@ class Run:
         path = self.out / "outcome.json"
         if not path.exists():
             return None
-        outcome = json.loads(path.read_text())
-        self._require_same({name: outcome["facts"][name] for name in self.identity})
-        if outcome["status"] == "diverged":
-            return Diverged(outcome["facts"]["step"])
-        return Finished(outcome["metrics"])
+        try:
+            outcome = json.loads(path.read_text(encoding="utf-8"))
+            kept = {name: outcome["facts"][name] for name in self.identity}
+            if outcome["status"] == "diverged":
+                ended: Outcome = Diverged(outcome["facts"]["step"])
+            else:
+                ended = Finished(outcome["metrics"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not what a run writes ({error}); give another --out or remove it"
+            ) from None
+        self._require_same(kept)
+        return ended
 
     def _check_and_claim(self) -> None:
         """Write recipe.json, or find that the directory holds this very run."""
         path = self.out / "recipe.json"
         if path.exists():
-            kept = recipe_from_json(path.read_text())
+            kept = recipe_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
             if kept != self.recipe:
                 raise ValueError(
                     f"{self.out} holds a run of another recipe "
@@ -133,8 +141,13 @@ class Run:
 
     def _require_same(self, identity: dict[str, Any]) -> None:
         if identity != self.identity:
+            other = [
+                f"{name} {identity[name]}, not {value}"
+                for name, value in self.identity.items()
+                if identity[name] != value
+            ]
             raise ValueError(
-                f"{self.out} holds a run of {identity}, not of {self.identity}; "
+                f"{self.out} holds another run, of {' and '.join(other)}; "
                 "give another --out or remove it"
             )
 

@@ -12,7 +12,8 @@ from mambaout.study.numbers import count_text, rate_text
 from mambaout.study.pareto import front
 from mambaout.study.reporting.families import Family, longest
 from mambaout.study.reporting.growing import deeper_or_wider, stopped_paying
-from mambaout.study.reporting.noise import Noise, chosen, judged
+from mambaout.study.reporting.noise import Noise, judged
+from mambaout.study.reporting.ranking import Standing
 from mambaout.study.reporting.reading import Reading
 from mambaout.study.reporting.rows import Row
 from mambaout.study.reporting.search_findings import search_answer
@@ -25,47 +26,70 @@ MOST_NAMES = 6  # in a list inside a sentence
 
 
 def answer(reading: Reading) -> list[str]:
-    """Paragraphs that answer the study's question as far as its runs do."""
-    table, noise = reading.table, reading.noise
-    ready = [row for row in table if row.mean(TOP1)]
+    """Paragraphs that answer the study's question as far as its runs do.
+
+    What speaks against the numbers comes first. Near chance nothing else is said, and without a
+    second seed nothing that would need one.
+    """
+    found = reading.standing
+    table, noise, ready = found.rows, found.noise, found.ready
     if not ready:
         return ["No trial has finished yet, so there is no answer yet."]
+    warnings = [*_missing(table), *found.warnings()]
+    if found.guessing:
+        return [*warnings, *_stopped(table)]
     tuned = [one.family for one in reading.grown if one.family.title]
     steps = tuned[0] if tuned else longest(reading.families)
     return [
-        *_missing(table),
+        *warnings,
         *deeper_or_wider(reading),
         *transfer_said(table, noise),
-        _best(ready, noise),
+        _best(found),
         *(_bigger(steps, noise, alone=len(reading.grown) == 1) if steps else []),
         *search_answer(reading.searches),
-        *stopped_paying(reading),
+        *(stopped_paying(reading) if found.has_verdict else []),
         *_predicted(reading),
         *_value(ready),
         *_baseline(ready, noise),
         *_stopped(table),
-        *_unsure(ready, noise),
     ]
 
 
-def _best(ready: Sequence[Row], noise: Noise | None) -> str:
+def _best(found: Standing) -> str:
     """Which recipe is best, at what cost, and how sure that is."""
-    best = chosen(ready) or ready[0]
-    text = (
-        f"{best.label} comes out best: {interval_text(best, TOP1, noise, ' %')} top-1 on val for "
+    best = found.best or found.ready[0]
+    others = [row for row in found.ready if row is not best]
+    near = [row for row in others if found.is_within_noise(row)]
+    result = (
+        f"{interval_text(best, TOP1, found.noise, ' %')} top-1 on val for "
         f"{count_text(best.mean(MACS).value)} MACs, {count_text(best.mean(PARAMS).value)} "
-        f"parameters and {rate_text(best.mean(IMAGES_PER_SECOND).value)} images/s in training; "
-        f"it was chosen on minival ({best.mean(MINIVAL_TOP1).value:.2f} %)."
+        f"parameters and {rate_text(best.mean(IMAGES_PER_SECOND).value)} images/s in training"
     )
-    others = sorted((row for row in ready if row is not best), key=_top1, reverse=True)
+    minival = f"{best.mean(MINIVAL_TOP1).value:.2f} %"
+    if found.noise is None and others:
+        return f"{best.label} is the highest on minival ({minival}): {result}."
+    if not near:
+        text = f"{best.label} comes out best: {result}"
+    else:
+        verb = "recipe is" if len(others) == 1 else "recipes are"
+        text = (
+            f"{best.label} is the highest, but not clearly the best ({len(near)} of {len(others)} "
+            f"other {verb} within noise of it): {result}"
+        )
+    text += f"; it was chosen on minival ({minival})."
     if not others:
         return text
-    other = others[0]
-    lead = _top1(best) - _top1(other)
-    told = judged(abs(lead), best, other, noise)
-    if lead >= 0:
-        return f"{text} Its lead over {other.label}, the next on val, is {told}."
-    return f"{text} On val {other.label} is higher by {told}."
+    if found.minival_noise:
+        other = others[0]
+        lead = best.mean(MINIVAL_TOP1).value - other.mean(MINIVAL_TOP1).value
+        told = judged(abs(lead), best, other, found.minival_noise)
+        side = "above" if lead >= 0 else "below"
+        text += f" On minival it is {side} {other.label}, the next, by {told}."
+    higher = max(others, key=_top1)
+    if _top1(higher) > _top1(best):
+        gap = judged(_top1(higher) - _top1(best), higher, best, found.noise)
+        text += f" On val {higher.label} is higher by {gap}."
+    return text
 
 
 def _value(ready: Sequence[Row]) -> list[str]:
@@ -76,9 +100,11 @@ def _value(ready: Sequence[Row]) -> list[str]:
     best = max(priced, key=_top1)
     near = [row for row in priced if _top1(best) - _top1(row) <= CLOSE_POINTS]
     cheap = min(near, key=lambda row: row.mean(MACS).value)
+    if best.mean(MACS).value < 1.05 * min(row.mean(MACS).value for row in priced):
+        return []
     on_front = front([(row.mean(MACS).value, _top1(row)) for row in priced])
     names = ", ".join(priced[i].label for i in on_front)
-    text = f"On the front of accuracy against MACs: {names}."
+    text = f"No other recipe has both fewer MACs and a higher top-1 than these: {names}."
     share = best.mean(MACS).value / cheap.mean(MACS).value
     if cheap is not best and share > 1.2:
         text += (
@@ -107,7 +133,9 @@ def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
     slope = gain_per_doubling(steps)
     falls = [(a, b) for a, b in pairwise(steps) if _top1(b) < _top1(a)]
     clear = noise is None or abs(gain) > noise.bound(low, high)
-    if gain > 0 and not falls:
+    if noise is None:
+        verdict = "With one seed each, not told from luck"
+    elif gain > 0 and not falls:
         verdict = "Bigger was better at every step"
     elif gain > 0 and order >= 0.6:
         verdict = "Bigger was better on the whole"
@@ -169,15 +197,6 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
     return [
         f"{text}; {rival.label}, the nearest in MACs ({count_text(rival.mean(MACS).value)}), is "
         f"{side} it by {judged(abs(gap), rival, base, noise)}."
-    ]
-
-
-def _unsure(ready: Sequence[Row], noise: Noise | None) -> list[str]:
-    if noise is not None or len(ready) < 2:
-        return []
-    return [
-        "No recipe has finished with two seeds, so whether any of these differences is beyond "
-        "seed noise cannot be said; launch the study again with --seeds 3."
     ]
 
 

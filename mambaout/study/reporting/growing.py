@@ -12,8 +12,8 @@ from mambaout.study.reporting.reading import Grown, Reading
 def deeper_or_wider(reading: Reading) -> list[str]:
     """The direct answer, where the study has grown networks by both."""
     told = [one for one in reading.grown if one.growth.difference is not None]
-    if not told:
-        return _one_way(reading.grown)
+    if not told or not reading.standing.has_verdict:
+        return _gains_alone(reading)
     gains = "; ".join(_gains(one) for one in told)
     lengths = [one for one in told if not one.family.title]
     tuned = [one for one in told if one.family.title]
@@ -61,15 +61,16 @@ def _lengths(which: Sequence[Grown]) -> str:
     return f"{', '.join(most)} and {last} {ending}" if most else f"{last} {ending}"
 
 
-def _gains(one: Grown) -> str:
-    growth = one.growth
+def _gains(one: Grown, *, sure: bool = True) -> str:
+    """What depth and width bought; without intervals and verdict where nothing is `sure`."""
+    growth, signed = one.growth, _signed if sure else _value
     parts = [
-        f"{_signed(gain)} points by {axis}"
+        f"{signed(gain)} points by {axis}"
         for axis, gain in (("depth", growth.depth), ("width", growth.width))
         if gain is not None
     ]
     text = f"{one.family.where} {' and '.join(parts)}"
-    if growth.difference is not None:
+    if growth.difference is not None and sure:
         text += f", width over depth {_signed(growth.difference)}"
         text += "" if growth.difference.excludes_zero else ", not significant"
     return text
@@ -97,17 +98,26 @@ def _change(told: Sequence[Grown]) -> str:
     return f"{text}: not significant, so no dependence on the length is shown."
 
 
-def _one_way(grown: Sequence[Grown]) -> list[str]:
-    told = [one for one in grown if one.growth.depth is not None or one.growth.width is not None]
+def _gains_alone(reading: Reading) -> list[str]:
+    told = [
+        one for one in reading.grown if one.growth.depth is not None or one.growth.width is not None
+    ]
     if not told:
         return []
-    return [f"A doubling of MACs bought {'; '.join(_gains(one) for one in told)}."]
+    sure = reading.standing.has_verdict
+    unsure = "" if sure else ", not told from luck"
+    gains = "; ".join(_gains(one, sure=sure) for one in told)
+    return [f"A doubling of MACs bought{unsure}: {gains}."]
 
 
 def _signed(gain: Interval) -> str:
     if not math.isfinite(gain.low):
-        return f"{gain.value:+.2f}"
-    return f"{gain.value:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})"
+        return _value(gain)
+    return f"{_value(gain)} ({gain.low:+.2f} to {gain.high:+.2f})"
+
+
+def _value(gain: Interval) -> str:
+    return f"{gain.value:+.2f}"
 
 
 def stopped_paying(reading: Reading) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mambaout.study.reporting.rows import Row
-from mambaout.train.metrics import MINIVAL_TOP1, TOP1
+from mambaout.train.metrics import TOP1
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
 _T95 = (
@@ -99,21 +99,6 @@ def _pooled(table: Sequence[Row], metric: str) -> Pool | None:
             squares += statistics.variance(values) * (len(values) - 1)
             degrees += len(values) - 1
     return Pool(math.sqrt(squares / degrees), degrees) if degrees else None
-
-
-def chosen(table: Sequence[Row]) -> Row | None:
-    """The row that minival, the split to choose on, prefers; None before any has finished.
-
-    By the lower end of its interval, so that of many recipes with one seed the luckiest is not
-    preferred to one that has been confirmed.
-    """
-    ready = [row for row in table if row.mean(MINIVAL_TOP1)]
-    noise = seed_noise(ready, MINIVAL_TOP1)
-
-    def sure(row: Row) -> float:
-        return row.mean(MINIVAL_TOP1).value - (noise.half_width(row) if noise else 0.0)
-
-    return max(ready, key=sure, default=None)
 
 
 def judged(points: float, first: Row, second: Row, noise: Noise | None) -> str:

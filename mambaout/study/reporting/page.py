@@ -17,7 +17,7 @@ from typing import Any
 from mambaout.study.numbers import hours_text, percent_text, rate_text
 from mambaout.study.reporting.page_style import STYLE
 from mambaout.study.reporting.rows import Row
-from mambaout.study.reporting.tables import HEADERS, LEFT
+from mambaout.study.reporting.tables import CHOSEN, NAME, NOTE, RankedTable
 from mambaout.study.study import Run
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, TOP1, TRAIN_DEVICE_HOURS
 
@@ -46,14 +46,17 @@ class Section:
 
 
 _NOTES = (
-    "Top-1 in percent of val, which is looked at once, after the last step; recipes are chosen on "
-    "minival, a part of the training images that is not trained on.",
-    "± is half the 95 % interval of the mean over seeds, n their number: where the mean of ever "
-    "more seeds would lie, by Student's t with the spread pooled over the recipes of the same "
-    "length of training, or over all recipes where fewer than four seeds of that length can be "
-    "compared. What the number of val images adds is the same for all recipes and not in it.",
-    "A difference is significant where it leaves the 95 % interval of the difference of two such "
-    "means. That is for two recipes named beforehand: the best of many is flattered.",
+    "Top-1 is in percent. Minival is training images that are held out to choose on: recipes are "
+    "ranked on it. Val is the test set, which is looked at once, after the last step.",
+    "± is half the 95 % interval of the mean over n seeds: where the mean of many more seeds would "
+    "lie, by Student's t. The spread is pooled over the recipes of the same length of training, or "
+    "over all recipes where fewer than four seeds of that length can be compared. All recipes see "
+    "the same val images, so what their number adds is not in it.",
+    "Two recipes differ beyond noise where the difference leaves its own 95 % interval. That holds "
+    "for two recipes that were named beforehand: the best of many looks better than it is.",
+    "A result is near chance where a network that guesses could have reached it, minival and val "
+    "together; with many recipes the bound is higher, since the best of many guesses is lucky. "
+    "A minival of under 100 images is too small to choose by.",
     "MACs are multiply-adds of one image, one forward; training MACs are those of the whole "
     "training, forward and backward. Images/s count the whole trial's global batch in training, "
     "without the first step, while other trials shared the machine; device-hours include the "
@@ -66,16 +69,17 @@ def page(
     table: Sequence[Row],
     said: Sequence[str],
     sections: Sequence[Section],
-    cells: Sequence[Sequence[str]],
+    ranked: RankedTable,
     charts: Mapping[str, bytes],
     captions: Mapping[str, str],
     commands: Mapping[str, str],
+    checkpoints: Mapping[str, str],
 ) -> str:
     """The page's HTML.
 
-    `study` is what study.json holds, `said` the answer's paragraphs, `cells` the ranked table (a
-    row of cells a row of `table`), `charts` PNG bytes and `captions` text by file name,
-    `commands` by trial key.
+    `study` is what study.json holds, `said` the answer's paragraphs, `ranked` has a row of cells a
+    row of `table`, `charts` PNG bytes and `captions` text by file name, `commands` and
+    `checkpoints` (paths from the page, of the trials that have one) by trial key.
     """
     runs = [run for row in table for run in row.runs]
     top = [
@@ -85,9 +89,13 @@ def page(
         f'<section class="answer">{_answer(said)}</section>',
         *(_section(section, charts, captions) for section in sections),
         "<h2>Recipes, best first</h2>",
-        f'<div class="scroll">{_ranked(table[:MAX_ROWS], cells[:MAX_ROWS])}</div>',
+        f'<div class="scroll">{_ranked(table[:MAX_ROWS], ranked)}</div>',
         _more(len(table) - MAX_ROWS, "recipes"),
-        "<h2>Every trial, and the command that runs it again</h2>",
+        f'<div class="legend">{_paragraphs([ranked.shared] * bool(ranked.shared))}'
+        f"{_paragraphs(ranked.legend)}</div>",
+        "<h2>Every trial: its checkpoint, and the command that trains it again</h2>",
+        '<p class="question">Paths are seen from the folder of this page. The command trains the '
+        "trial alone, into a new folder.</p>",
     ]
     bottom = [
         "<h2>Where this comes from</h2>",
@@ -98,7 +106,8 @@ def page(
     room = MAX_BYTES - len(STYLE) - sum(len(part.encode()) + 1 for part in top + bottom) - 2000
     trials: list[str] = []
     for run in runs[:MAX_TRIALS]:
-        text = _trial(run, commands[run.trial.key])
+        key = run.trial.key
+        text = _trial(run, commands[key], checkpoints.get(key))
         room -= len(text.encode()) + 1
         if room < 0:
             break
@@ -173,25 +182,26 @@ def _table(table: Table) -> str:
     return f"<table>{head}<tbody>{rows}</tbody></table>"
 
 
-def _ranked(table: Sequence[Row], cells: Sequence[Sequence[str]]) -> str:
+def _ranked(table: Sequence[Row], ranked: RankedTable) -> str:
     # The name leads, so that it can stay in view while a narrow screen scrolls the rest.
-    order = [1, 0, *range(2, len(HEADERS))]
-    classes = {i: "text" for i in LEFT} | {1: "text name", len(HEADERS) - 1: "text note"}
+    order = [1, 0, *range(2, len(ranked.header))]
+    kinds_of = {NAME: "text name", NOTE: "text note"}
+    classes = [kinds_of.get(name, "") for name in ranked.header]
 
     def line(tag: str, texts: Sequence[str]) -> str:
-        return "".join(f'<{tag} class="{classes.get(i, "")}">{texts[i]}</{tag}>' for i in order)
+        return "".join(f'<{tag} class="{classes[i]}">{texts[i]}</{tag}>' for i in order)
 
     rows = []
-    for row, texts in zip(table, cells, strict=True):
-        kinds = ["baseline"] * row.is_baseline + ["chosen"] * ("chosen" in texts[-1])
+    for row, texts in zip(table, ranked.cells, strict=False):
+        kinds = ["baseline"] * row.is_baseline + ["chosen"] * (CHOSEN in texts[-1].split("; "))
         shown = [escape(text) for text in texts]
         shown[1] = f'<a href="#{row.runs[0].trial.key}">{shown[1]}</a>'  # to its command
         rows.append(f'<tr class="{" ".join(kinds)}">{line("td", shown)}</tr>')
-    head = f"<thead><tr>{line('th', [escape(name) for name in HEADERS])}</tr></thead>"
+    head = f"<thead><tr>{line('th', [escape(name) for name in ranked.header])}</tr></thead>"
     return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
 
 
-def _trial(run: Run, command: str) -> str:
+def _trial(run: Run, command: str, checkpoint: str | None) -> str:
     figures = ["stopped early" if run.status == "stopped" else run.status]
     for name, text in (
         (TOP1, lambda value: f"top-1 {percent_text(value)}"),
@@ -205,8 +215,9 @@ def _trial(run: Run, command: str) -> str:
         figures.append(str(why))
     shown = "".join(f"<span>{escape(text)}</span>" for text in figures)
     name = f"<b>{escape(run.trial.name)}</b>"
+    kept = f"<p>Checkpoint: <code>{escape(checkpoint)}</code></p>" if checkpoint else ""
     return (
-        f'<details class="trial"><summary>{name}{shown}</summary>'
+        f'<details class="trial"><summary>{name}{shown}</summary>{kept}'
         f'<pre id="{run.trial.key}"><code>{escape(command)}</code></pre></details>'
     )
 

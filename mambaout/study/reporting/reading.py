@@ -12,8 +12,9 @@ from mambaout.study.fit import Law, Size, TooFew, fit_law
 from mambaout.study.plateau import Plateau, plateaus
 from mambaout.study.prediction import PREDICTION_FILE
 from mambaout.study.reporting.families import Family, families, size
-from mambaout.study.reporting.noise import Noise, seed_noise
-from mambaout.study.reporting.rows import Row, rows
+from mambaout.study.reporting.noise import Noise
+from mambaout.study.reporting.ranking import Standing, standing
+from mambaout.study.reporting.rows import Row
 from mambaout.study.reporting.search_findings import Searched, searched
 from mambaout.study.shape import Growth, Slice, growth, iso_mac
 from mambaout.study.study import Run, StudyFolder
@@ -51,14 +52,22 @@ class Reading:
 
     study: Mapping[str, Any] = field(default_factory=dict)  # what study.json holds
     runs: tuple[Run, ...]
-    table: tuple[Row, ...]  # best first
-    noise: Noise | None
+    standing: Standing  # the recipes in order
     families: tuple[Family, ...]  # shortest training first
     laws: tuple[FamilyLaw, ...]
     grown: tuple[Grown, ...]  # one a family of at least two recipes
     exponents: ShapeFit | str  # or why there are none
     searches: tuple[Searched, ...] = ()
     prediction: Mapping[str, Any] | None = None  # prediction.json
+
+    @property
+    def table(self) -> tuple[Row, ...]:
+        """Best first."""
+        return self.standing.rows
+
+    @property
+    def noise(self) -> Noise | None:
+        return self.standing.noise
 
     @property
     def predicted(self) -> Row | None:
@@ -79,7 +88,8 @@ def reading(
     study: Mapping[str, Any] | None = None,
     prediction: Mapping[str, Any] | None = None,
 ) -> Reading:
-    table = tuple(rows(runs))
+    stands = standing(runs, study)
+    table = stands.rows
     searches = searched(study or {}, runs)
     found = families(table)
     tuned = [*found, *_tuned(searches)]
@@ -88,8 +98,7 @@ def reading(
     return Reading(
         study=study or {},
         runs=tuple(runs),
-        table=table,
-        noise=seed_noise(table),
+        standing=stands,
         families=tuple(found),
         laws=tuple(_laws(tuned, num_val)),
         grown=tuple(_grown(family, tuned, num_val) for family in tuned if len(family.rows) > 1),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from mambaout.accounting import train_macs
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.study import Run
-from mambaout.train.metrics import TOP1
 
 BASELINE_LABEL = "baseline"  # labels of the baseline recipe start with it
 
@@ -70,6 +70,11 @@ class Row:
         return Mean(tuple(value for value in found if math.isfinite(value)))
 
     @property
+    def facts(self) -> Mapping[str, Any]:
+        """What its first finished run says of data and machine; empty where none has finished."""
+        return next((run.facts for run in self.finished), {})
+
+    @property
     def epochs(self) -> int:
         return self.recipe.schedule.total_epochs
 
@@ -84,10 +89,10 @@ class Row:
     @cached_property
     def train_macs(self) -> float:
         """Multiply-adds of one whole training, evaluations left out; nan where no run ended."""
-        facts = next((run.facts for run in self.finished), {})
-        if "num_train" not in facts or "num_classes" not in facts:
+        if "num_train" not in self.facts or "num_classes" not in self.facts:
             return math.nan
-        return train_macs(self.recipe, int(facts["num_train"]), int(facts["num_classes"]))
+        num_train, num_classes = (int(self.facts[n]) for n in ("num_train", "num_classes"))
+        return train_macs(self.recipe, num_train, num_classes)
 
     @property
     def state(self) -> str:
@@ -106,11 +111,8 @@ class Row:
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:
-    """The runs by recipe, best val top-1 first, recipes without a finished seed last."""
+    """The runs by recipe, in the order of the study."""
     groups: dict[tuple[str, Recipe], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.trial.label, run.trial.recipe), []).append(run)
-    found = [
-        Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()
-    ]
-    return sorted(found, key=lambda row: -row.mean(TOP1).value if row.mean(TOP1) else math.inf)
+    return [Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mambaout.recipe import recipe_from_json
-from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Axis, Choice, Log, Search, search_from_json
 from mambaout.study.best import Best, best, edges, runs_of
 from mambaout.study.numbers import count_text
 from mambaout.study.reporting.noise import Noise
@@ -22,13 +20,13 @@ from mambaout.study.reporting.page import Section, Table
 from mambaout.study.reporting.picture import FAINT, INK, grid, legend_below, new, shades
 from mambaout.study.reporting.rows import Row, rows
 from mambaout.study.reporting.tables import interval_text
+from mambaout.study.reporting.varied import value_text
 from mambaout.study.space import values_of
 from mambaout.study.study import Run
 from mambaout.train.metrics import MACS, TOP1
 
 MOST_TOLD = 2  # searches whose best values stand in the answer; the table has all
 MOST_SHOWN = 5  # recipes of a search's table
-_KINDS = {kind.__name__.lower(): kind for kind in (Log, Linear, Whole, Choice)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,7 @@ class Searched:
 
 def searched(study: Mapping[str, Any], runs: Sequence[Run]) -> list[Searched]:
     """The searches that study.json names, read from the runs alone."""
-    found = [search_from_json(body) for body in study.get("searches", ())]
-    return [_searched(search, runs) for search in found]
+    return [_searched(search_from_json(body), runs) for body in study.get("searches", ())]
 
 
 def _searched(search: Search, runs: Sequence[Run]) -> Searched:
@@ -64,30 +61,6 @@ def _searched(search: Search, runs: Sequence[Run]) -> Searched:
         edges=tuple(edges(search, own)),
         importances=importances(own, search),
     )
-
-
-def search_from_json(body: Mapping[str, Any]) -> Search:
-    """The search that `Search.to_json` wrote."""
-    values = {f.name: body[f.name] for f in fields(Search) if f.name in body}
-    return Search(
-        **values
-        | {
-            "base": recipe_from_json(json.dumps(body["base"])),
-            "axes": tuple(map(_axis, body["axes"])),
-            "goals": tuple((str(metric), way) for metric, way in body["goals"]),
-            "seeds": tuple(body["seeds"]),
-        }
-    )
-
-
-def _axis(body: Mapping[str, Any]) -> Axis:
-    kind = _KINDS[body["kind"]]
-    values = {name: value for name, value in body.items() if name != "kind"}
-    if kind is Choice:
-        values["values"] = tuple(
-            tuple(value) if isinstance(value, list) else value for value in values["values"]
-        )
-    return kind(**values)
 
 
 # -- for the report -------------------------------------------------------------------------------
@@ -208,7 +181,7 @@ def _best_table(one: Searched, noise: Noise | None) -> Table:
             *(_goal(row, goal) for goal in goals),
             interval_text(row, TOP1, noise),
             count_text(row.mean(MACS).value),
-            *(_value(values_of(one.search, row.recipe)[name]) for name in names),
+            *(value_text(values_of(one.search, row.recipe)[name]) for name in names),
         ]
         for row in ready[:MOST_SHOWN]
     ]
@@ -221,11 +194,7 @@ def _goal(row: Row, goal: str) -> str:
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
 
 
 def _share(one: Searched, name: str) -> float:

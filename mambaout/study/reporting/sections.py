@@ -24,10 +24,13 @@ from mambaout.study.reporting.search_findings import (
     importance_chart,
     search_sections,
 )
+from mambaout.study.reporting.varied_chart import charted_fields, varied_chart
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
     "other beats on both axes; an arrow at the lower edge is a recipe that lies below the chart.",
+    "varied.png": "Top-1 on minival over each field that the study varies, with 95 % intervals "
+    "over seeds where they are known. Other fields may differ between two dots of a panel.",
     "accuracy_params.png": "Parameters count nothing at run time and little in memory while "
     "training; they are what a checkpoint weighs.",
     "accuracy_throughput.png": "Up and to the right is better. Images/s as measured while the "
@@ -57,40 +60,50 @@ CAPTIONS = {
 
 
 LAW_CHARTS = {"law.png": IMAGE_MACS, "law_training.png": TRAINING_MACS}
+ONE_SEED = (
+    "No recipe has a second seed. The intervals here hold only what the number of val images and "
+    "the scatter of the sizes show; seeds would make them wider."
+)
 MOST_LEFT_OUT = 4  # sizes that a law leaves out and that are named
 
 
 def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
     """The charts that the study has something for, by file name, to be drawn."""
     table = reading.table
+    curves = {
+        "learning_curves.png": partial(learning_curves, table),
+        "training_loss.png": partial(training_loss, table),
+    }
     found: dict[str, Callable[[], Figure]] = {
         name: partial(accuracy, table, axis)
         for name, axis in COST_AXES.items()
         if is_drawn(table, axis)
     }
+    if not reading.searches and (fields := charted_fields(table)):
+        found["varied.png"] = partial(varied_chart, reading.standing, fields)
+    if any(one.best for one in reading.searches):
+        found["axes.png"] = partial(axes_chart, reading.searches)
+    if reading.standing.guessing:  # nothing is fitted to luck
+        return found | curves
     for name, cost in LAW_CHARTS.items():
         if any(one.law for one in reading.laws if one.cost == cost):
             found[name] = partial(law_chart, reading, cost)
     if any(one.importances for one in reading.searches):
         found["importances.png"] = partial(importance_chart, reading.searches)
-    if any(one.best for one in reading.searches):
-        found["axes.png"] = partial(axes_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
         found["published.png"] = partial(published_chart, table)
     if any(one.growth.depth or one.growth.width for one in reading.grown):
         found["growth.png"] = partial(growth_chart, reading)
     if any(one.slices for one in reading.grown):
         found["iso_mac.png"] = partial(iso_chart, reading)
-    return found | {
-        "learning_curves.png": partial(learning_curves, table),
-        "training_loss.png": partial(training_loss, table),
-    }
+    return found | curves
 
 
 def sections(reading: Reading) -> list[Section]:
     drawn = drawings(reading)
     parts = [
         *_costs(drawn),
+        *([Section("What was varied", (), (), ["varied.png"])] if "varied.png" in drawn else []),
         *_shapes(reading, drawn),
         *_laws(reading, drawn),
         *search_sections(reading.searches, reading.noise, list(drawn)),
@@ -105,6 +118,8 @@ def sections(reading: Reading) -> list[Section]:
 def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
     charts = [name for name in ("growth.png", "iso_mac.png") if name in drawn]
     said = [*at_equal_macs(reading), *shape_exponents(reading)]
+    if not reading.standing.has_verdict:
+        said = [ONE_SEED, *said]
     return [Section("Deeper or wider", said, (), charts)] if charts else []
 
 
@@ -128,7 +143,7 @@ def _few(reading: Reading) -> list[str]:
 
 def _laws(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
     """The fitted laws, each beside how it predicts the largest size from the others."""
-    if not reading.laws:
+    if not reading.laws or reading.standing.guessing:
         return []
     header = ("ladder", "law", "scatter", "largest held out", "remarks")
     cells = []
@@ -157,5 +172,5 @@ def _notes(law: Law) -> list[str]:
     if count <= MOST_LEFT_OUT:
         return list(law.notes)
     names = ", ".join(size.label for size in law.left_out)
-    short = f"{count} of {count + len(law.sizes)} sizes stand behind cheaper ones and are no part"
+    short = f"{count} of {count + len(law.sizes)} sizes are beaten by cheaper ones and are left out"
     return [short if names in note else note for note in law.notes]

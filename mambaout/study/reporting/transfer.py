@@ -34,7 +34,7 @@ def transfer_said(table: Sequence[Row], noise: Noise | None) -> list[str]:
         gain = carried_row.mean(TOP1).value - common.mean(TOP1).value
         text = f"{gain:+.2f} points"
         if noise is None:
-            verdict = "one seed each, not told from noise"
+            verdict = "one seed each, not told from luck"
         else:
             bound = noise.bound(carried_row, common)
             text += f" ({gain - bound:+.2f} to {gain + bound:+.2f})"
@@ -44,7 +44,9 @@ def transfer_said(table: Sequence[Row], noise: Noise | None) -> list[str]:
                 sure.append(verdict)
         parts.append(f"{text} over {common.label}, {verdict}")
     base = found[0][0].recipe.optim.lr_base_dim
-    if not sure:
+    if noise is None:
+        answer = "makes a difference that one seed each cannot tell from luck"
+    elif not sure:
         answer = "makes no significant difference at any width"
     elif len(set(sure)) > 1:
         answer = "is better at some widths and worse at others"

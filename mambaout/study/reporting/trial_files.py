@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from mambaout.recipe import BASELINE, flat_fields
+from mambaout.recipe import BASELINE, flat_fields, following
 from mambaout.study.reporting.rows import rows
-from mambaout.study.study import Run, Trial
+from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
 from mambaout.train.metrics import (
     ACTIVATIONS,
     IMAGES_PER_SECOND,
@@ -40,20 +40,18 @@ LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # of runs without 
 
 
 def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None = None) -> str:
-    """The command that runs the trial alone: the nearest variant and what differs from BASELINE.
-
-    `columns` are the options that say how `data` is read: {"label_column": "fine_label"}.
-    """
-
+    """The command that trains the trial alone, into a new folder: the nearest variant and what
+    differs from BASELINE. `columns` say how `data` is read: {"label_column": "fine_label"}."""
     flat = flat_fields(trial.recipe)
     options = min((_differing(flat, start) for start in _starts().values()), key=len)
     name = next(n for n, start in _starts().items() if _differing(flat, start) == options)
-    words = ["mambaout", "train", name, "--data", data, "--out", f"runs/{trial.name}"]
+    words = ["mambaout", "train", name, "--data", data, "--out", f"again/{trial.name}"]
     words += ["--seed", str(trial.seed)]
     for option, column in (columns or {}).items():
         words += [f"--{option.replace('_', '-')}", column]
-    if "global_batch" in options:  # given alone it would scale the learning rate along
-        options.setdefault("peak_lr", trial.recipe.optim.peak_lr)
+    for field in ("peak_lr", "warmup_epochs"):  # given alone, batch and epochs would move them
+        if field in following(_starts()[name], options):
+            options[field] = flat[field]
     for field, value in options.items():
         words += [f"--{field.replace('_', '-')}", option_text(value)]
     return shlex.join(words)
@@ -78,10 +76,19 @@ def option_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def trial_lines(runs: Sequence[Run], commands: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One line a trial: label, key, seed, outcome, final metrics, facts, recipe, command.
+def checkpoint_path(folder: StudyFolder, trial: Trial) -> str | None:
+    """Where the trial's checkpoint lies, from the study's folder; None where there is none."""
+    path = folder.run_directory(trial) / CHECKPOINT_FILE
+    return path.relative_to(folder.path).as_posix() if path.exists() else None
 
-    Every line has the same names; what a trial lacks is None.
+
+def trial_lines(
+    folder: StudyFolder, runs: Sequence[Run], commands: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One line a trial: label, key, seed, outcome, final metrics, paths, facts, recipe, command.
+
+    Paths are seen from the study's folder. Every line has the same names; what a trial lacks is
+    None.
     """
     facts = sorted({name for run in runs for name in run.facts} - _NOT_FACTS)
     train_macs = {row.recipe: row.train_macs for row in rows(runs)}
@@ -100,6 +107,8 @@ def trial_lines(runs: Sequence[Run], commands: Mapping[str, str]) -> list[dict[s
             | {name: run.facts.get(name) for name in facts}
             | {name: _cell(value) for name, value in flat_fields(trial.recipe).items()}
             | {"command": commands[key]}
+            | {"run_directory": folder.run_directory(trial).relative_to(folder.path).as_posix()}
+            | {"checkpoint": checkpoint_path(folder, trial)}
         )
     return lines
 

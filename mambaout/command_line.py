@@ -1,0 +1,101 @@
+"""What `mambaout` and the sweeps share: errors of one line, a folder that can be written to."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+WRONG = 2  # the exit status of a request that is wrong; nothing has been started then
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the usage before it.
+
+    An option must be written whole: every field of a recipe is an option, so that a short form
+    which is clear today may mean two options tomorrow.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"{self.prog}: {message}; --help lists the options\n")
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        found, left = super().parse_known_args(_with_negative_values(words), namespace)
+        if left and left[0].startswith("-"):
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(left[0].partition("=")[0], known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            self.error(f"there is no option {left[0]}{hint}")
+        return found, left
+
+
+def _with_negative_values(words: Sequence[str]) -> list[str]:
+    """The words with `--option -1e-3` as `--option=-1e-3`: argparse takes only plain negative
+    numbers for values, so that what is wrong with the others would not be said."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and re.match(r"-[.\din]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def check_working_directory() -> None:
+    """ValueError where the folder that the command runs in has been removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError(
+            "the folder that you are in is no longer there; change to one that is, for example "
+            "with: cd ~"
+        ) from None
+
+
+def writable_folder(text: str, option: str) -> Path:
+    """The folder that `option` names, which may be new; ValueError where it cannot be written.
+
+    Nothing is left behind by the check.
+    """
+    if not text:
+        raise ValueError(f"{option} is empty; give a folder, like runs/femto")
+    if "://" in text:
+        raise ValueError(
+            f"{option} {text}: run directories are plain files; give a folder, for example of a "
+            "mounted bucket or NFS"
+        )
+    path = Path(text).expanduser()
+    whole = str(path.absolute() / "previous.ckpt")  # of the names inside the longest
+    try:
+        holder = path
+        while not os.path.lexists(holder):
+            holder = holder.parent
+        if not holder.is_dir():
+            what = "a file" if holder.exists() else "a link to nothing"
+            raise ValueError(f"{option} {text}: {holder} is {what}; give a folder")
+        parts = [(part, "PC_NAME_MAX") for part in path.parts]
+        for name, limit in (*parts, (whole, "PC_PATH_MAX")):
+            length, most = len(os.fsencode(name)), os.pathconf(holder, limit)
+            if length > most:
+                raise ValueError(
+                    f"{option} {name[:40]}...: a name of {length} bytes, where {holder} allows "
+                    f"{most}; give a shorter one"
+                )
+        tempfile.TemporaryFile(dir=holder).close()  # gone again; permissions do not tell it all
+    except OSError as error:
+        raise ValueError(
+            f"{option} {text} cannot be written ({error.strerror}); give another folder"
+        ) from error
+    return path

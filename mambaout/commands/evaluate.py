@@ -1,0 +1,114 @@
+"""`mambaout evaluate`: top-1 and top-5 of weights on a split."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from mambaout.commands.named import named_weights
+from mambaout.commands.options import (
+    DEFAULT_STORAGE,
+    NO_EMA_HELP,
+    STAGE_HELP,
+    STORAGE_HELP,
+    WEIGHTS_HELP,
+    WORKERS_HELP,
+    load_workers,
+    whole_number,
+)
+from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.recipe import BASELINE, tuned
+from mambaout.variants import VARIANTS, variant
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "evaluate", help="top-1 and top-5 of weights: ours, timm's or the authors'"
+    )
+    parser.add_argument("weights", help=WEIGHTS_HELP)
+    parser.add_argument("--data", help="what `mambaout train` takes; default: the run's own")
+    add_column_options(parser.add_argument)
+    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
+    parser.add_argument(
+        "--split", default="val", choices=["train", "minival", "val"], help="(default val)"
+    )
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
+    parser.add_argument("--no-ema", action="store_true", help=NO_EMA_HELP)
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help=f"the shape, where the file does not say it: {', '.join(VARIANTS)}",
+    )
+    parser.add_argument(
+        "--backend", choices=["cpu", "cuda", "xla"], help="default: what the machine has"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        default=256,
+        metavar="N",
+        help="images at a time, over all devices (default 256); it changes no number",
+    )
+    parser.add_argument("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    parser.add_argument(
+        "--image-size", type=int, metavar="PX", help="default: the weights' own, else 224"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    named = named_weights(options.weights, options.storage)
+
+    from mambaout.data.files import DataError, default_cache
+    from mambaout.data.sources import NAMED, open_data
+    from mambaout.data.stage import stage
+    from mambaout.model.network import build
+    from mambaout.model.weights import load_weights, read_weights
+    from mambaout.train.backend import backend
+    from mambaout.train.loop import evaluate
+
+    weights = read_weights(named.path, ema=not options.no_ema)
+    recipe = weights.recipe
+    if options.variant is not None:
+        recipe = replace(recipe or BASELINE, model=variant(options.variant))
+    if recipe is None:
+        raise ValueError(f"{named.path} does not say its shape; add --variant")
+    if options.image_size is not None:
+        recipe = tuned(recipe, image_size=options.image_size)
+    source = options.data or named.data
+    if source is None:
+        raise ValueError(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")
+    try:
+        columns = given_columns(options)
+        data = open_data(source, **(columns if options.data else named.columns | columns))
+    except DataError as error:
+        hint = "" if options.data else f" (the data of {named.path}; --data gives another)"
+        raise DataError(f"{error}{hint}") from error
+    model = build(recipe.model, data.num_classes)
+    load_weights(model, weights)
+    if options.stage:
+        data = stage(data, options.stage, split=options.split)
+    device = backend(options.backend, cache=default_cache() / "xla")
+    unfinished = ", of a run that has not finished" if named.is_unfinished else ""
+    print(f"{named.path}: {weights.text}{unfinished}", flush=True)
+    started = time.monotonic()
+    values = evaluate(
+        device.move(model),
+        data,
+        options.split,
+        recipe,
+        backend=device,
+        batch_size=options.batch_size,
+        num_workers=load_workers(options.workers, device.name),
+    )
+    count = data.num_images(options.split, recipe)
+    print(
+        f"{data.name} {options.split} ({count} images at {recipe.image_size} px): "
+        f"top-1 {values[f'{options.split}/top1']:.3f} %, "
+        f"top-5 {values[f'{options.split}/top5']:.3f} %, "
+        f"loss {values[f'{options.split}/loss']:.4f}, "
+        f"{count / (time.monotonic() - started):.0f} images/s"
+    )
+    return 0

@@ -1,0 +1,110 @@
+"""`mambaout list`: the studies there are, and a study's trials with their checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mambaout.commands.named import named_errors, studies, study_folder
+from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
+from mambaout.study.numbers import count_text
+from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
+from mambaout.train.metrics import MACS, MINIVAL_TOP1, TOP1
+
+
+def add_list(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("list", help="the studies, or a study's trials and checkpoints")
+    parser.add_argument("study", nargs="?", help="its name; default: list the studies")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.study is not None:
+        print(trial_table(study_folder(options.storage, options.study)))
+        return 0
+    if not options.storage.is_dir():
+        raise ValueError(f"{options.storage} is no folder; give that of the studies with --storage")
+    found = studies(options.storage)
+    print(study_table(found) if found else f"{options.storage} holds no study yet")
+    return 0
+
+
+def study_table(folders: Sequence[StudyFolder]) -> str:
+    """A line a study: trials finished of all, when it last changed, the result of its choice."""
+    rows = [("study", "finished", "changed", "top-1 %", "of the trial chosen on minival")]
+    unread = []
+    for folder in folders:
+        try:
+            with named_errors(folder):
+                runs = folder.runs()
+        except ValueError as error:
+            unread.append(str(error))
+            continue
+        finished = sum(run.status == "finished" for run in runs)
+        rows.append((folder.path.name, f"{finished}/{len(runs)}", _changed(folder), *_best(runs)))
+    return "\n".join([_aligned(rows, numbers={1, 3}), *unread])
+
+
+def trial_table(folder: StudyFolder) -> str:
+    """A line a trial, in the order they were decided on: its numbers and where its weights are."""
+    rows = [("trial", "status", "top-1 %", "minival %", "MACs", "checkpoint")]
+    with named_errors(folder):
+        runs = folder.runs()
+    for run in runs:
+        path = folder.run_directory(run.trial) / CHECKPOINT_FILE
+        rows.append(
+            (
+                run.trial.name,
+                run.status,
+                _percent(run.metrics.get(TOP1)),
+                _minival(run),
+                count_text(run.metrics.get(MACS, math.nan)),
+                str(path) if path.exists() else "none",
+            )
+        )
+    return _aligned(rows, numbers={2, 3, 4})
+
+
+def _best(runs: Sequence[Run]) -> tuple[str, str]:
+    """The result of the recipe that minival prefers, over its seeds, and its label."""
+    from mambaout.study.reporting.ranking import standing
+
+    best = standing(runs).best
+    if best is None:
+        return "-", "-"
+    return f"{best.mean(TOP1).value:.2f}", f"{best.label} (n={len(best.finished)})"
+
+
+def _minival(run: Run) -> str:
+    if MINIVAL_TOP1 in run.metrics:
+        return _percent(run.metrics[MINIVAL_TOP1])
+    so_far = [
+        record.values[MINIVAL_TOP1] for record in run.records if MINIVAL_TOP1 in record.values
+    ]
+    return f"{so_far[-1]:.2f} so far" if so_far else "-"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _changed(folder: StudyFolder) -> str:
+    """When a launch or a trial last wrote to the study, in local time."""
+    paths = [folder.path / STUDY_FILE, *folder.path.glob("trials/*")]
+    newest = max(path.stat().st_mtime for path in paths)
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))
+
+
+def _aligned(rows: Sequence[Sequence[str]], numbers: set[int]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,148 @@
+"""Which file of weights a user means: a file, a run's folder, or STUDY/TRIAL by their names."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mambaout.data.column_options import GivenColumns
+from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, StudyFolder, Trial
+
+# What a folder is asked for, in this order: a run's checkpoint, then Hugging Face's two files.
+FILES = (CHECKPOINT_FILE, "model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedWeights:
+    """A file of weights, and what its folder says of it."""
+
+    path: Path
+    data: str | None = None  # what --data was; None where no file says it
+    columns: GivenColumns = field(default_factory=GivenColumns)  # with which it was read
+    is_unfinished: bool = False  # of a run that has not ended
+
+
+def named_weights(text: str, storage: Path) -> NamedWeights:
+    """The file that `text` means; a ValueError says what there is instead."""
+    path = Path(text)
+    if os.path.isfile(path):
+        return _in_folder(path.parent, path) if path.name in FILES else NamedWeights(path=path)
+    if os.path.isdir(path) and not (path / STUDY_FILE).exists():
+        return _in_folder(path, _file_in(path))
+    folder, name = _study_and_trial(path, storage)
+    trial = _trial(folder, name)
+    directory = folder.run_directory(trial)
+    if not (directory / CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"{text} is {folder.run(trial).status} and has no checkpoint in {directory}"
+        )
+    return _in_folder(directory, directory / CHECKPOINT_FILE)
+
+
+def study_folder(storage: Path, name: str) -> StudyFolder:
+    """The folder of the study of that name; a ValueError lists those there are."""
+    folder = StudyFolder(storage, name)
+    if not os.path.isfile(folder.path / STUDY_FILE):
+        known = [folder.path.name for folder in studies(storage)]
+        there_are = f"there are: {', '.join(known)}" if known else "there is none"
+        raise ValueError(f"no study {name!r} under {storage}{_near(name, known)}; {there_are}")
+    return folder
+
+
+def studies(storage: Path) -> list[StudyFolder]:
+    """Every study under `storage`, by name."""
+    files = sorted(storage.glob(f"*/{STUDY_FILE}"))
+    return [StudyFolder(storage, file.parent.name) for file in files]
+
+
+@contextmanager
+def named_errors(folder: StudyFolder) -> Iterator[None]:
+    """What goes wrong in reading the study, as a ValueError that names it: files of another
+    version, or damaged ones."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{folder.path} cannot be read: {reason}") from error
+
+
+def _in_folder(folder: Path, path: Path) -> NamedWeights:
+    """The weights at `path`, with what the run's folder and its study's say."""
+    data, columns, outcome = None, GivenColumns(), folder / OUTCOME_FILE
+    study = folder.resolve().parent.parent / STUDY_FILE
+    if study.is_file():
+        told = _json(study)
+        data, columns = told.get("data"), told.get("columns", columns)
+    elif outcome.is_file():
+        from mambaout.data.sources import NAMED
+
+        name = _json(outcome).get("facts", {}).get("data_name")
+        data = name if name in NAMED else None  # of a folder the name alone is kept
+    is_run = (folder / "recipe.json").exists()
+    is_unfinished = is_run and not outcome.exists()
+    return NamedWeights(path=path, data=data, columns=columns, is_unfinished=is_unfinished)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _file_in(folder: Path) -> Path:
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES))
+    there = f"; name one of {', '.join(others[:5])}" if others else ""
+    raise ValueError(f"{folder} holds no {', '.join(FILES[:-1])} or {FILES[-1]}{there}")
+
+
+def _study_and_trial(path: Path, storage: Path) -> tuple[StudyFolder, str]:
+    """The study's folder, under `storage` or as a path of its own, and the trial's name."""
+    for study in (path, Path(storage) / path):
+        if os.path.isfile(study / STUDY_FILE):
+            raise ValueError(
+                f"{path} is a study; name one of its trials, like {path}/NAME: "
+                f"`mambaout list {study.name} --storage {study.parent}` lists them"
+            )
+    for study in (Path(storage) / path.parent, path.parent):
+        if path.parent.name and os.path.isfile(study / STUDY_FILE):
+            return StudyFolder(study.parent, study.name), path.name
+    if len(path.parts) == 2:
+        try:
+            return study_folder(storage, path.parts[0]), path.name
+        except ValueError as error:
+            raise ValueError(f"{path} is not there, and there is {error}") from None
+    raise ValueError(f"{path} is not there; give a file, a run's folder, or STUDY/TRIAL")
+
+
+def _trial(folder: StudyFolder, name: str) -> Trial:
+    with named_errors(folder):
+        trials = folder.trials()
+    found = {trial.key: trial for trial in trials if name in (trial.name, trial.key)}
+    found = found or {trial.key: trial for trial in trials if name == trial.label}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        names = [trial.name for trial in found.values()]
+        several = ", ".join(names if len(set(names)) == len(names) else found)
+        raise ValueError(f"{folder.path.name} has {len(found)} trials {name!r}: {several}")
+    known = list(dict.fromkeys(trial.name for trial in trials))
+    raise ValueError(
+        f"{folder.path.name} has no trial {name!r}{_near(name, known)}; "
+        f"`mambaout list {folder.path.name} --storage {folder.path.parent}` lists its {len(known)}"
+    )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -1,0 +1,49 @@
+"""What several subcommands share: defaults, help lines, and numbers that are checked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+DEFAULT_STORAGE = Path("runs")
+STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
+WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
+STORAGE_HELP = f"the folder of the studies (default {DEFAULT_STORAGE})"
+WEIGHTS_HELP = (
+    "a file of weights (.ckpt, .safetensors, .pth, .pth.tar, .bin), a run's folder, or STUDY/TRIAL "
+    "by their names, as `mambaout list` shows them"
+)
+NO_EMA_HELP = "take the plain weights where the file holds EMA weights too; default: EMA, as timm"
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A reader, for argparse, of whole numbers from `least` on, and up to `most`."""
+    bound = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {bound}")
+        return number
+
+    return read
+
+
+def folder(text: str) -> Path:
+    """A folder's name, for argparse. An empty one would be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return Path(text).expanduser()
+
+
+def load_workers(asked: int | None, backend: str) -> int:
+    """The processes that load images: what was asked for, or what the machine has to spare."""
+    from mambaout.data.cores import usable_cores
+
+    if asked is not None:
+        return asked
+    return 0 if backend == "cpu" else max(1, usable_cores() - 1)

@@ -1,0 +1,109 @@
+"""The subcommands on a finished or running study: `mambaout report`, `sync` and `ui`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from mambaout.commands.named import study_folder
+from mambaout.commands.options import DEFAULT_STORAGE
+
+TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
+
+
+def add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("report", help="write a study's report and tables anew")
+    parser.add_argument("study", help="its name")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser.set_defaults(run=_run_report)
+
+
+def _run_report(options: argparse.Namespace) -> int:
+    from mambaout.study.report import summary, write_report
+
+    folder = study_folder(options.storage, options.study)
+    print(summary(folder), flush=True)
+    try:
+        paths = write_report(folder)
+    except OSError as error:
+        raise _NotWritable(folder.path, error) from error
+    for path in paths:
+        print(path)
+    return 0
+
+
+class _NotWritable(ValueError):
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(
+            f"the report cannot be written to {folder} ({error.strerror or error}); for a report "
+            "of your own copy the study's folder to a place that you can write to, and name that "
+            "place with --storage"
+        )
+
+
+def add_sync(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("sync", help="log what MLflow lacks of a study")
+    parser.add_argument("study", help="its name")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
+    parser.set_defaults(run=_run_sync)
+
+
+def _run_sync(options: argparse.Namespace) -> int:
+    from mambaout.launch.lock import held
+    from mambaout.study.report import write_report
+    from mambaout.study.store import check_tracking
+    from mambaout.study.store_uri import chosen_uri, hidden
+
+    folder = study_folder(options.storage, options.study)
+    uri = chosen_uri(options.tracking_uri, options.storage)
+    check_tracking(uri)
+    with ExitStack() as cleanup:
+        try:
+            # A running study logs its trials itself.
+            cleanup.enter_context(held(folder.path, f"study {folder.path}"))
+            files = write_report(folder)
+        except OSError as error:
+            print(f"mambaout sync: {_NotWritable(folder.path, error)}", file=sys.stderr)
+            files = [path for path in [folder.path / "report.html"] if path.exists()]
+        from mambaout.study.tracking import Tracker
+
+        name, question = folder.path.name, folder.read()["question"]
+        tracker = Tracker(uri, name, question, options.storage / "mlartifacts")
+        tracker.describe(folder)
+        missing = tracker.sync(folder)
+        tracker.attach(files)
+        unfinished = any(run.status == "unfinished" for run in folder.runs())
+        whole = tracker.close("FAILED" if unfinished else "FINISHED")
+    print(f"{hidden(uri)}: {missing} trials of {name} were missing or incomplete")
+    return 0 if whole else 1
+
+
+def add_ui(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("ui", help="open the MLflow UI on the studies' store")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser.add_argument("--tracking-uri", help=TRACKING_HELP)
+    parser.add_argument("--port", type=int, default=5000)
+    parser.set_defaults(run=_run_ui)
+
+
+def _run_ui(options: argparse.Namespace) -> int:
+    from mambaout.study.store_uri import chosen_uri, hidden, is_server
+    from mambaout.study.ui import check_port, serve
+    from mambaout.study.views import study_pages
+
+    uri = chosen_uri(options.tracking_uri, options.storage)
+    pages = study_pages(uri, options.port)
+    if not is_server(uri):
+        check_port(options.port)
+    for page in reversed(pages):
+        print(
+            f"{page.name}\n  trials side by side  {page.trials}\n  learning curves  {page.charts}"
+        )
+    if is_server(uri):
+        print(f"{hidden(uri)} is a server already: open the links in a browser")
+        return 0
+    print(f"starting the MLflow UI on port {options.port}, which takes some seconds", flush=True)
+    return serve(uri, options.port)

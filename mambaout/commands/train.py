@@ -1,0 +1,222 @@
+"""The subcommand `mambaout train`: from its options to a run.
+
+Nothing here imports torch before the request is known to be right, so that help and refusals come
+at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from mambaout.command_line import writable_folder
+from mambaout.commands.options import (
+    DEFAULT_STORAGE,
+    STAGE_HELP,
+    WORKERS_HELP,
+    folder,
+    load_workers,
+    whole_number,
+)
+from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.fields import WrongValues, all_of
+from mambaout.options import add_recipe_options, given_fields, given_recipe
+from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
+from mambaout.variants import VARIANTS, variant
+
+MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
+SMOKE_DATA = "digits"
+# What `train --smoke` trains: a minute on the digits.
+SMOKE = {
+    "dims": (16, 32, 48, 64),
+    "depths": (1, 1, 2, 1),
+    "stem_stride": 2,
+    "global_batch": 128,
+    "image_size": 28,
+    "epochs": 4,
+    "warmup_epochs": 1.0,
+    "peak_lr": 2e-3,
+    "minival_fraction": 0.1,
+    "randaugment": 0.0,
+    "erasing": 0.0,
+    "crop_scale_min": 0.5,
+    "hflip": 0.0,
+}
+
+
+def add_train(commands: argparse._SubParsersAction) -> None:
+    """Give the command line the subcommand `train`."""
+    parser = commands.add_parser(
+        "train",
+        help="train one recipe; the same command again continues it",
+        usage="mambaout train [VARIANT] --data DATA --out DIR [--FIELD VALUE ...]",
+        description="Train one recipe on one data set into a run directory. The same command again "
+        "continues a run that was stopped.",
+        epilog="Where --global-batch is given without --peak-lr, the learning rates follow it "
+        "linearly; where --epochs is given without --warmup-epochs, the warm-up stays the same "
+        "share of them. Exit status: 0 finished, 1 not finished (the same command goes on), 2 the "
+        "request was wrong (nothing started), 130 interrupted.",
+    )
+    add = parser.add_argument
+    text = f"the network's shape: {', '.join(VARIANTS)} (default: the recipe's, femto)"
+    add("variant", nargs="?", metavar="VARIANT", help=text)
+    add("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
+    add_column_options(add)
+    add("--out", metavar="DIR", help="the run directory, new or of this run")
+    add("--recipe", metavar="FILE", help="a recipe.json to train, or to start from")
+    add("--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="default 0")
+    add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
+    add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
+    add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    text = "stop after step N; resumable (default: train to the end)"
+    add("--max-steps", type=whole_number(1), metavar="N", help=text)
+    text = "steps between records and lines of progress (default 50)"
+    add("--log-every-steps", type=whole_number(1), default=50, metavar="N", help=text)
+    add("--smoke", action="store_true", help="a minute on the digits: does it run?")
+    add_recipe_options(parser)
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    recipe, data_name, out = all_of(
+        lambda: recipe_from(options), lambda: _data_of(options), lambda: _out_of(options)
+    )
+    if options.workers or options.backend in ("cuda", "xla"):
+        from mambaout.data.makers import warm_workers
+
+        warm_workers()  # beside this process's own imports
+    from mambaout.data.files import default_cache
+    from mambaout.data.sources import open_data
+    from mambaout.data.stage import stage
+    from mambaout.recipe import steps_per_epoch
+    from mambaout.train.backend import backend
+    from mambaout.train.loop import train
+    from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
+
+    data = open_data(data_name, **given_columns(options))
+    per_epoch, _, where = all_of(
+        lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
+        lambda: data.num_images("minival", recipe),
+        lambda: backend(options.backend, cache=default_cache() / "xla"),
+    )
+    if options.stage is not None:
+        data = stage(data, options.stage)
+    num_steps = per_epoch * recipe.schedule.total_epochs
+    stop = _stop_on_signal()
+    print(
+        f"{data.name}: {data.num_images('train', recipe)} training images, "
+        f"{data.num_classes} classes; {num_steps} steps of {recipe.global_batch} into {out}"
+    )
+    outcome = train(
+        recipe,
+        data,
+        out=out,
+        backend=where,
+        seed=options.seed,
+        sinks=[_progress_printer(num_steps)],
+        max_steps=options.max_steps,
+        log_every_steps=options.log_every_steps,
+        num_workers=load_workers(options.workers, where.name),
+        stop=stop,
+    )
+    match outcome:
+        case Finished(metrics=final):
+            print(
+                f"finished: top-1 {final['top1']:.2f} %, top-5 {final['top5']:.2f} %, "
+                f"{final['images_per_second']:.0f} images/s; {out / 'outcome.json'}"
+            )
+            return 0
+        case Preempted(step=step):
+            print(f"stopped at step {step} of {num_steps}; the same command continues")
+            return 1
+        case Diverged(step=step):
+            print(f"diverged: the loss was not finite at step {step}; try a smaller --peak-lr")
+            return 1
+        case OutOfMemory(micro_batch=size, error=error):
+            print(f"out of memory even with a micro-batch of {size}: {error}")
+            return 1
+
+
+def _data_of(options: argparse.Namespace) -> str:
+    name = options.data or (SMOKE_DATA if options.smoke else None)
+    if name is None:
+        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
+    return name
+
+
+def _out_of(options: argparse.Namespace) -> Path:
+    text = str(DEFAULT_STORAGE / "train-smoke") if options.smoke else None
+    text = options.out if options.out is not None else text
+    if text is None:
+        raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
+    return writable_folder(text, "--out")
+
+
+def recipe_from(options: argparse.Namespace) -> Recipe:
+    """The recipe that the options of `train` describe; what follows from them is printed."""
+    parts = (
+        lambda: BASELINE if options.recipe is None else _recipe_in(options.recipe),
+        lambda: None if options.variant is None else variant(options.variant),
+    )
+    try:
+        base, shape = all_of(*parts)
+    except WrongValues:
+        all_of(*parts, lambda: given_fields(options))  # what is wrong with the fields as well
+        raise
+    flat = flat_fields(base)
+    if options.smoke:
+        flat |= following(flat, {"global_batch": SMOKE["global_batch"]}) | SMOKE
+    if shape is not None:
+        flat |= flat_fields(shape)
+    recipe = given_recipe(flat, options)
+    moved = following(flat, given_fields(options))
+    if moved:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in moved.items())
+        print(f"following the options that are given: {shown}")
+    return recipe
+
+
+def _recipe_in(name: str) -> Recipe:
+    """The recipe of a file; ValueError names the file where there is none in it."""
+    path, where = Path(name), f"--recipe {name}" if name else "--recipe (empty)"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is no text; give the recipe.json of a run") from None
+    except IsADirectoryError:
+        raise ValueError(f"{where} is a folder; give a file, like {path / 'recipe.json'}") from None
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error.strerror}") from None
+    return recipe_from_json(text, where)
+
+
+def _stop_on_signal() -> Callable[[], bool]:
+    """True once SIGTERM has come: a spot machine's notice, time enough for a checkpoint."""
+    seen = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+    return lambda: bool(seen)
+
+
+def _progress_printer(num_steps: int) -> Callable:
+    def show(record) -> None:
+        left = record.seconds / record.step * (num_steps - record.step)
+        names = {
+            "train/loss": ("loss", ".3f"),
+            "minival/top1": ("minival top-1", ".2f"),
+            "val/top1": ("val top-1", ".2f"),
+            "images_per_second": ("images/s", ".0f"),
+        }
+        shown = [
+            f"{label} {record.values[name]:{style}}"
+            for name, (label, style) in names.items()
+            if name in record.values
+        ]
+        print(
+            f"step {record.step}/{num_steps}  epoch {record.epoch:.1f}  {'  '.join(shown)}"
+            f"  ETA {left // 60:.0f}:{left % 60:02.0f}",
+            flush=True,
+        )
+
+    return show

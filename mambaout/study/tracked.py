@@ -1,0 +1,92 @@
+"""What MLflow is to hold of a trial: the params, tags, values and status of its run."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from mambaout.recipe import flat_fields
+from mambaout.study.study import Run, Trial
+from mambaout.train.metrics import Record
+
+KEY_TAG = "mambaout.key"
+ROLE_TAG = "mambaout.role"  # "study" on the parent run, "trial" on its children
+PARENT_TAG = "mlflow.parentRunId"
+NAME_TAG = "mlflow.runName"
+EPOCH = "epoch"  # series: how far a running trial is
+MAX_TEXT = 4000  # characters of a tag or a param, below MLflow's bounds
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def params_of(trial: Trial) -> dict[str, str]:
+    return {k: _text(v) for k, v in flat_fields(trial.recipe).items()} | {"seed": str(trial.seed)}
+
+
+def tags_of(trial: Trial, parent_id: str) -> dict[str, str]:
+    """What a run is found by and shown under, from its beginning on."""
+    return {
+        KEY_TAG: trial.key,
+        ROLE_TAG: "trial",
+        PARENT_TAG: parent_id,
+        NAME_TAG: trial.name,
+        "variant": trial.label,
+        "data": trial.data,
+    }
+
+
+def end_tags_of(run: Run) -> dict[str, str]:
+    """How a run ended and what it ran on."""
+    tags = {"outcome": run.status} | {name: _text(value) for name, value in run.facts.items()}
+    if commit := run.facts.get("git_commit"):
+        tags["mlflow.source.git.commit"] = _text(commit)  # the page's Version
+    return tags
+
+
+def status_of(run: Run) -> RunStatus:
+    """What MLflow calls the way a trial ended; KILLED is one that can go on."""
+    if run.status == "finished":
+        return "FINISHED"
+    return "KILLED" if run.status in ("unfinished", "stopped") else "FAILED"
+
+
+def values_of(record: Record) -> dict[str, float]:
+    return {EPOCH: float(record.epoch)} | {k: float(v) for k, v in record.values.items()}
+
+
+def finals_of(run: Run) -> dict[str, float]:
+    """The final metrics; minival/top1 and the like are in their series already."""
+    return {name: float(value) for name, value in run.metrics.items() if "/" not in name}
+
+
+def last_values(run: Run) -> dict[str, float]:
+    """What MLflow shows of each metric once everything is logged: its last value."""
+    last: dict[str, float] = {}
+    for record in run.records:
+        last |= values_of(record)
+    return last | finals_of(run)
+
+
+def same(one: float, other: float | None) -> bool:
+    """Whether a value came back from MLflow as it went in; its databases hold no infinity."""
+    if other is None or math.isnan(one) or math.isnan(other):
+        return other is not None and math.isnan(one) and math.isnan(other)
+    largest = sys.float_info.max
+    return math.isclose(max(-largest, min(one, largest)), other, rel_tol=1e-12)
+
+
+def batches(values: list, size: int) -> Iterator[list]:
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
+
+
+def lacking(expected: dict[str, str], there: dict[str, str], *, but: Iterable[str] = ()) -> list:
+    """The names and texts of `expected` that are not `there`, or are there with another text."""
+    return [(k, v) for k, v in expected.items() if there.get(k) != v and k not in but]
+
+
+def _text(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return text[:MAX_TEXT]

@@ -85,11 +85,13 @@ def test_a_sweeps_trials_calibration_and_report_have_the_columns(
     train_trial(task, trial, study.run_directory(trial), lambda record: None, lambda: False)
     outcome = json.loads((study.run_directory(trial) / "outcome.json").read_text())
     assert outcome["facts"]["num_classes"] == 2
-    study.write(request.study, [trial], data_name="flowers", columns=request.columns)
+    told = {"data_name": "flowers", "data": request.data, "columns": request.columns}
+    study.write(request.study, [trial], **told)
+    assert main(["evaluate", str(study.run_directory(trial))]) == 0  # on the study's own data
     write_report(study)
-    told = "--image-column left --label-column coarse"
+    options = "--image-column left --label-column coarse"
     assert (
-        f"--data flowers --out runs/{trial.name} --seed 0 {told}"
+        f"--data flowers --out again/{trial.name} --seed 0 {options}"
         in (study.path / "results.md").read_text()
     )
 

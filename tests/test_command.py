@@ -44,7 +44,7 @@ def test_train_writes_the_run_directory_that_the_readme_names(trained):
     }
     recipe = recipe_from_json((trained / "recipe.json").read_text())
     assert recipe.global_batch == 64
-    assert recipe.optim.peak_lr == pytest.approx(4e-3 * 64 / 4096), "the linear rule"
+    assert recipe.optim.peak_lr == pytest.approx(1e-3), "the rule for small data"
     assert json.loads((trained / "outcome.json").read_text())["status"] == "finished"
 
 
@@ -106,9 +106,12 @@ ON_DIGITS = "train --data digits --out {new}"
         (f"{ON_DIGITS} --peak-lr 50", "--peak-lr '50' must be a finite number, above 0 and below"),
         (f"{ON_DIGITS} --precision fp8", "must be one of fp32, bf16"),
         (f"{ON_DIGITS} --dims 8,16", "dims=(8, 16): give 4 whole numbers"),
-        (ON_DIGITS, "global_batch=4096 is more than the"),
-        (f"{ON_DIGITS} --global-batch 63", "global_batch=63 is odd"),
-        (f"{ON_DIGITS} --train-images 1000", "give more images, or a global_batch like 512"),
+        (f"{ON_DIGITS} --recipe paper", "global_batch=4096 is more than the"),
+        (f"{ON_DIGITS} --mixup 0.8 --global-batch 63", "global_batch=63 is odd"),
+        (
+            f"{ON_DIGITS} --recipe paper --train-images 1000",
+            "give more images, or a global_batch like 512",
+        ),
         ("train fempto --data digits --out {new}", "did you mean 'femto'?"),
         ("train --data {new}/missing --out {new}", "is not there"),
         ("train --out {new}", "--data is missing"),
@@ -163,7 +166,7 @@ def test_bad_input_is_one_clear_line_status_2_and_nothing_written(
 
 
 def test_everything_that_is_wrong_with_a_request_is_said_at_once(digits, tmp_path, capsys):
-    command = "train --peak-lr fast --global-batch 63 --kernel-size 4"
+    command = "train --recipe paper --peak-lr fast --global-batch 63 --kernel-size 4"
     assert main(command.split()) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("mambaout train: 5 things are wrong:\n")
@@ -173,7 +176,8 @@ def test_everything_that_is_wrong_with_a_request_is_said_at_once(digits, tmp_pat
     assert main(["train", "fempto", *out, "--peak-lr", "fast"]) == 2
     assert "2 things are wrong" in capsys.readouterr().err
     # What only the data can tell is said at once too.
-    assert main(["train", *out, "--minival-fraction", "1e-5", "--backend", "cpu"]) == 2
+    paper = ["--recipe", "paper", "--minival-fraction", "1e-5", "--backend", "cpu"]
+    assert main(["train", *out, *paper]) == 2
     shown = capsys.readouterr().err
     assert "global_batch=4096 is more than the" in shown
     assert "leaves no image to choose on" in shown
@@ -245,7 +249,7 @@ def test_warm_up_follows_the_epochs_and_the_rate_the_batch_and_both_are_printed(
     digits, tmp_path, capsys
 ):
     options = TINY[: TINY.index("--epochs")]
-    short = ["--global-batch", "64", "--epochs", "3", "--max-steps", "1"]
+    short = ["--recipe", "paper", "--global-batch", "64", "--epochs", "3", "--max-steps", "1"]
     command = ["train", "--data", "digits", "--out", str(tmp_path), *options, *short]
     assert main(command) == 1
     recipe = recipe_from_json((tmp_path / "recipe.json").read_text())

@@ -166,7 +166,7 @@ def test_the_reproduce_command_gives_the_trials_recipe_back(recipe, digits):
     assert (options.seed, options.data) == (3, "some data")
 
 
-def test_the_csv_has_a_line_a_trial_with_recipe_metrics_facts_and_command(tmp_path):
+def test_the_csv_has_a_line_a_trial_with_recipe_metrics_facts_and_command(tmp_path, digits):
     folder = mixed_study(tmp_path)
     write_report(folder)
     lines = list(csv.DictReader(io.StringIO((folder.path / "trials.csv").read_text())))
@@ -175,7 +175,7 @@ def test_the_csv_has_a_line_a_trial_with_recipe_metrics_facts_and_command(tmp_pa
     assert float(lines[0]["top1"]) == first.metrics["top1"], "unrounded"
     assert lines[0]["dims"] == "8,16,32,48"
     assert lines[0]["git_commit"] == "abcdef123456"
-    _, found = parsed(lines[0]["command"])
+    _, found = parsed(lines[0]["command"], digits)
     assert found == folder.trials()[0].recipe
     assert {line["status"] for line in lines} == {"finished", "unfinished", "diverged"}
 

@@ -19,7 +19,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
-from mambaout.data.column_options import GivenColumns, add_column_options, given_columns
+from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
 
@@ -81,7 +81,9 @@ def _run(options: argparse.Namespace) -> int:
     source = options.data or named.data
     if source is None:
         raise ValueError(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")
-    columns = given_columns(options) or (GivenColumns() if options.data else named.columns)
+    columns = given_columns(options)
+    if not options.data:
+        columns = named.columns | columns
     try:
         data = open_data(source, **columns)
     except DataError as error:

@@ -23,7 +23,7 @@ from mambaout.commands.options import (
     whole_number,
 )
 from mambaout.data.column_options import add_column_options, given_columns
-from mambaout.fields import all_of
+from mambaout.fields import WrongValues, all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
 from mambaout.variants import VARIANTS, ModelConfig, variant
@@ -153,18 +153,23 @@ def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], Recipe]:
 
     Everything that is wrong whatever the data is raised now.
     """
-    known, shape, given = all_of(
+    parts = (
         lambda: None if options.recipe is None else _recipe_in(options.recipe),
         lambda: None if options.variant is None else variant(options.variant),
-        lambda: given_fields(options),
     )
-    if known is not None and options.smoke:
-        raise ValueError("--smoke trains a small recipe of its own; leave --recipe out")
+    try:
+        known, shape = all_of(*parts)
+    except WrongValues:
+        all_of(*parts, lambda: given_fields(options))  # what is wrong with the fields as well
+        raise
     if known is None:
+        given = given_fields(options)
         return partial(_fitting, shape=shape, given=given, smoke=options.smoke)
+    if options.smoke:
+        raise ValueError("--smoke trains a small recipe of its own; leave --recipe out")
     flat = flat_fields(known) | ({} if shape is None else flat_fields(shape))
     recipe = given_recipe(flat, options)
-    if moved := following(flat, given):
+    if moved := following(flat, given_fields(options)):
         shown = ", ".join(f"{name}={value:.4g}" for name, value in moved.items())
         print(f"following the options that are given: {shown}")
     return lambda data: recipe

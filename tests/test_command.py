@@ -408,8 +408,11 @@ def test_a_study_whose_folder_was_renamed_is_reported_and_synced(tmp_path, capsy
 def test_a_study_file_that_is_no_json_is_named(tmp_path, capsys):
     path = finished_study(tmp_path).path / "study.json"
     path.write_text("{")
-    assert main(["report", "scale", "--storage", str(tmp_path)]) == 2
-    assert f"{path} is no JSON" in capsys.readouterr().err
+    for command in ("report", "sync"):
+        assert main([command, "scale", "--storage", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert str(path.parent) in said
+        assert said.count("\n") == 1
 
 
 @pytest.fixture

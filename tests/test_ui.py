@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -14,9 +15,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from study_files import mixed_study
+from study_files import mixed_study, scaling_study
 
 from mambaout.__main__ import main
+from mambaout.launch.progress import Job
+from mambaout.launch.tune import Request
+from mambaout.launch.tune import ui_command as ui_line
 from mambaout.study.store import default_tracking_uri
 from mambaout.study.tracking import Tracker
 from mambaout.study.ui import _free_port
@@ -107,3 +111,28 @@ def test_a_signal_ends_the_server_and_all_its_processes(storage, number):
         for process in marked(value):
             os.kill(process, signal.SIGKILL)
         ui.communicate()
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        (default_tracking_uri("/a b?"), ["--storage", "/a b?"]),
+        ("sqlite:////c d/other.db", ["--tracking-uri", "sqlite:////c d/other.db"]),
+        ("http://host:5000", ["--tracking-uri", "http://host:5000"]),
+        ("http://ann:s3cret@host:5000", ["--tracking-uri", "http://***@host:5000"]),
+    ],
+)
+def test_the_line_at_the_end_of_a_study_opens_its_store_from_a_shell(uri, words):
+    request = Request(
+        study=scaling_study(),
+        trials=[],
+        job=lambda trial: Job(trial=trial, num_steps=1, train_macs=1),
+        num_images=lambda *_: 1,
+        fingerprint="f",
+        data="digits",
+        data_name="digits",
+        storage=Path("/a b?"),
+        name="scale",
+        tracking_uri=uri,
+    )
+    assert shlex.split(ui_line(request))[-3:] == ["ui", *words]

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from mambaout.commands.named import study_folder
+from mambaout.commands.named import named_errors, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE
 
 TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
@@ -24,7 +24,8 @@ def _run_report(options: argparse.Namespace) -> int:
     from mambaout.study.report import summary, write_report
 
     folder = study_folder(options.storage, options.study)
-    print(summary(folder), flush=True)
+    with named_errors(folder):
+        print(summary(folder), flush=True)
     try:
         paths = write_report(folder)
     except OSError as error:
@@ -59,6 +60,8 @@ def _run_sync(options: argparse.Namespace) -> int:
 
     folder = study_folder(options.storage, options.study)
     uri = chosen_uri(options.tracking_uri, options.storage)
+    with named_errors(folder):
+        question = folder.read()["question"]
     check_tracking(uri)
     with ExitStack() as cleanup:
         try:
@@ -70,7 +73,7 @@ def _run_sync(options: argparse.Namespace) -> int:
             files = [path for path in [folder.path / "report.html"] if path.exists()]
         from mambaout.study.tracking import Tracker
 
-        name, question = folder.path.name, folder.read()["question"]
+        name = folder.path.name
         tracker = Tracker(uri, name, question, options.storage / "mlartifacts")
         tracker.describe(folder)
         missing = tracker.sync(folder)

@@ -13,7 +13,6 @@ set -euo pipefail
 UV=0.13.9          # brings the Python below; Ubuntu 22.04, which TPU hosts run, has 3.10
 PYTHON=3.11.18
 PIP=26.3
-SETUPTOOLS=84.2.1  # builds the package itself, in place of a newest one fetched for the occasion
 
 kind=${1:-}
 case $kind in
@@ -53,7 +52,9 @@ else
     "$boot/bin/uv" venv --quiet --clear --seed --python "$PYTHON" "$venv"
 fi
 
-"$venv/bin/python" -m pip install --quiet "pip==$PIP" "setuptools==$SETUPTOOLS"
+# setuptools builds the package itself, in place of a newest one fetched for the occasion.
+setuptools=$(grep '^setuptools==' "$root/constraints.txt")
+"$venv/bin/python" -m pip install --quiet "pip==$PIP" "$setuptools"
 "$venv/bin/python" -m pip install --quiet --no-build-isolation \
     --constraint "$root/constraints.txt" --editable "$root$extra"
 "$venv/bin/python" - "$root/constraints.txt" <<'PYTHON'
@@ -63,7 +64,7 @@ from importlib.metadata import distributions
 plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 pinned = {plain(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line}
 found = {plain(each.metadata["Name"]) for each in distributions()}
-if loose := sorted(found - pinned - {"pip", "setuptools", "mambaout"}):
+if loose := sorted(found - pinned - {"pip", "mambaout"}):
     print("not pinned, add to constraints.txt:", *loose, file=sys.stderr)
 PYTHON
 echo "$wanted" >"$venv/.mambaout"

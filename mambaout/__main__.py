@@ -20,6 +20,7 @@ interrupted. Each subcommand imports what it needs: train and evaluate know no R
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         check_working_directory()
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except (
         ValueError,
         FileNotFoundError,
@@ -64,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"mambaout {options.command}: {error}", file=sys.stderr)
         return WRONG
+    except BrokenPipeError:  # `mambaout list | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         again = "; the same command continues it" if options.command == "train" else ""
         print(f"mambaout {options.command}: interrupted{again}", file=sys.stderr)

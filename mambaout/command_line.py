@@ -76,7 +76,7 @@ def writable_folder(text: str, option: str) -> Path:
             f"{option} {text}: run directories are plain files; give a folder, for example of a "
             "mounted bucket or NFS"
         )
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # a home that is not known stays as it is written
     whole = str(path.absolute() / "previous.ckpt")  # of the names inside the longest
     try:
         holder = path

@@ -159,19 +159,6 @@ def with_global_batch(recipe: Recipe, global_batch: int) -> Recipe:
     return tuned(recipe, **given, **following(flat_fields(recipe), given))
 
 
-# The paper's 4096 of 1.28 million images are 312 steps an epoch.
-LEAST_STEPS_PER_EPOCH = 100
-
-
-def scaled_to(recipe: Recipe, num_train: int) -> Recipe:
-    """`recipe` for a data set of `num_train` training images: its global batch halved, and its
-    learning rates with it, until an epoch has at least 100 steps."""
-    batch = recipe.global_batch
-    while batch > 1 and num_train // batch < LEAST_STEPS_PER_EPOCH:
-        batch //= 2
-    return with_global_batch(recipe, batch)
-
-
 def steps_per_epoch(recipe: Recipe, num_train: int) -> int:
     """Optimizer steps an epoch; the remainder that fills no batch is dropped, as timm does."""
     num_images = min(num_train, recipe.train_images or num_train)

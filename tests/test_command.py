@@ -17,6 +17,7 @@ from study_files import finished_study
 
 import mambaout
 from mambaout.__main__ import main
+from mambaout.launch.lock import held
 from mambaout.model.network import build
 from mambaout.recipe import field_types, recipe_from_json
 from mambaout.train.metrics import read_records
@@ -207,6 +208,26 @@ def test_a_wrong_option_is_refused_in_one_line(words, said, capsys):
     assert shown.count("\n") == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_folder_that_is_another_users_is_refused_by_name(tmp_path):
+    tmp_path.chmod(0o700)
+    code = (
+        "import os, sys\nfrom mambaout.command_line import writable_folder\n"
+        "os.setgid(65534)\nos.setuid(65534)\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: writable_folder(name, '--out')\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    places = [str(tmp_path / "run"), "/run-of-nobody"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *places], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines() == [
+        f"--out {place} cannot be written (Permission denied); give another folder"
+        for place in places
+    ]
+
+
 def test_the_largest_seed_trains(digits, tmp_path):
     command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
     assert main([*command, "--seed", str(2**63 - 1), "--max-steps", "1"]) == 1
@@ -345,6 +366,90 @@ def test_sync_brings_a_study_into_an_mlflow_that_lacks_it_once(tmp_path, capsys)
     assert "14 trials of scale were missing" in capsys.readouterr().out
     assert main(command) == 0
     assert "0 trials of scale were missing" in capsys.readouterr().out
+
+
+def test_sync_of_an_address_with_a_password_does_not_print_it(tmp_path, capsys):
+    finished_study(tmp_path)
+    command = ["sync", "scale", "--storage", str(tmp_path)]
+    assert main([*command, "--tracking-uri", "http://ann:s3cret@127.0.0.1:1"]) == 2
+    shown = capsys.readouterr()
+    assert "no tracking server answers at http://***@127.0.0.1:1" in shown.err
+    assert "s3cret" not in shown.out + shown.err
+
+
+def test_sync_leaves_a_study_alone_that_is_running(tmp_path, capsys):
+    folder = finished_study(tmp_path)
+    with held(folder.path, "the study"):
+        assert main(["sync", "scale", "--storage", str(tmp_path)]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report", "sync"])
+@pytest.mark.parametrize("name", ["none", "x" * 300, "a/b", "", "50% (copy)?"])
+def test_a_study_that_is_not_there_is_one_line_with_those_that_are(name, command, tmp_path, capsys):
+    finished_study(tmp_path)
+    assert main([command, name, "--storage", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("there are: scale\n")
+
+
+def test_a_study_whose_folder_was_renamed_is_reported_and_synced(tmp_path, capsys):
+    name = "it's 50% #1 (copy)?"
+    finished_study(tmp_path).path.rename(tmp_path / name)
+    assert main(["report", name, "--storage", str(tmp_path)]) == 0
+    assert str(tmp_path / name / "report.html") in capsys.readouterr().out
+    assert main(["sync", name, "--storage", str(tmp_path)]) == 0
+    assert f"14 trials of {name} were missing" in capsys.readouterr().out
+
+
+def test_a_study_file_that_is_no_json_is_named(tmp_path, capsys):
+    path = finished_study(tmp_path).path / "study.json"
+    path.write_text("{")
+    assert main(["report", "scale", "--storage", str(tmp_path)]) == 2
+    assert f"{path} is no JSON" in capsys.readouterr().err
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A storage folder that nobody, root neither, can write to; with a study in it."""
+    finished_study(tmp_path / "there")
+    (tmp_path / "seen").mkdir()
+    source, target = str(tmp_path / "there"), str(tmp_path / "seen")
+    mounts = [["--bind", source, target], ["-o", "remount,ro,bind", target]]
+    for options in mounts:
+        done = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            subprocess.run(["umount", target], capture_output=True, check=False)
+            pytest.skip(f"wants the right to mount: {done.stderr.strip()}")
+    yield tmp_path / "seen"
+    subprocess.run(["umount", target], check=True)
+
+
+def test_report_on_read_only_storage_prints_the_table_and_one_line(read_only, capsys):
+    assert main(["report", "scale", "--storage", str(read_only)]) == 2
+    shown = capsys.readouterr()
+    assert "w32-d6" in shown.out
+    assert shown.err.count("\n") == 1
+    assert f"cannot be written to {read_only / 'scale'} (Read-only file system)" in shown.err
+
+
+def test_sync_of_read_only_storage_logs_the_trials_elsewhere(read_only, tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path}/other.db"
+    command = ["sync", "scale", "--storage", str(read_only), "--tracking-uri", uri]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "14 trials of scale were missing" in shown.out
+    assert shown.err.count("\n") == 1
+    assert "Read-only file system" in shown.err
+
+
+def test_report_where_a_file_cannot_be_replaced_is_one_line(tmp_path, capsys):
+    folder = finished_study(tmp_path)
+    (folder.path / "report.html" / "in the way").mkdir(parents=True)
+    assert main(["report", "scale", "--storage", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "w32-d6" in shown.out
+    assert shown.err.count("\n") == 1
+    assert not list(folder.path.glob(".report.html.*")), "nothing is left lying about"
 
 
 def test_report_prints_the_ranked_table_and_names_its_files(tmp_path, capsys):

@@ -14,8 +14,8 @@ import pytest
 from image_files import encoded, photograph, pictures, write_folder, write_parquet
 from PIL import Image
 
+from mambaout.data import bar, storing
 from mambaout.data import pack as packing
-from mambaout.data import storing
 from mambaout.data.cores import usable_cores
 from mambaout.data.files import DataError
 from mambaout.data.jpeg import splice
@@ -106,7 +106,8 @@ def test_the_fingerprint_is_that_of_the_files_recut_or_not(tmp_path, monkeypatch
     assert str(packed).endswith("; all stored as they are")
 
 
-def test_what_is_stored_as_it_is_is_counted_by_its_kind(tmp_path, capsys):
+def test_what_is_stored_as_it_is_is_counted_by_its_kind(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bar, "LINE_SECONDS", 0)
     files = write_files(tmp_path / "own")
     whole = next(iter(files.values()))
     for name, content in (
@@ -124,7 +125,7 @@ def test_what_is_stored_as_it_is_is_counted_by_its_kind(tmp_path, capsys):
     assert text.endswith(
         "; 4 stored as they are: 1 GIF, 1 JPEG that jpegtran cannot re-cut without a change, 2 PNG"
     )
-    assert f"{number + 4}/{number + 4}" in capsys.readouterr().err  # the bar
+    assert f"{number + 4} of {number + 4} images (100 %)" in capsys.readouterr().err  # the bar
     found = {row["image"]["path"]: row for row in rows(tmp_path / "shards")}
     assert found["b/cut.jpg"]["image"]["bytes"] == whole[:-300]
     assert found["b/cut.jpg"]["segments"] is None

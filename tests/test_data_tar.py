@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from image_files import image_folder, pictures
+from image_files import image_folder, nobody, open_folder, pictures
 
 from mambaout.data.files import DataError
 from mambaout.data.image_tree import read_image_folder, read_image_tar
@@ -191,6 +191,14 @@ def test_a_tar_that_is_not_whole_is_refused_wherever_it_was_cut(tmp_path):
     for start in starts[1:-1]:  # a header with a wrong check sum
         archive.write_bytes(whole[:start] + b"damage" + whole[start + 6 :])
         assert f"its end mark is not at byte {start:,}" in refused(archive)
+
+
+def test_a_tar_that_may_not_be_read_is_refused_by_name():
+    with open_folder() as folder:
+        archive = packed_tar(image_folder(folder / "own"), folder / "own.tar")
+        archive.chmod(0)
+        with nobody():
+            assert "own.tar cannot be read (Permission denied)" in refused(archive)
 
 
 def test_tars_that_were_put_together_are_refused(tmp_path):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,8 @@ from image_files import (
     counts,
     encoded,
     image_folder,
+    nobody,
+    open_folder,
     photograph,
     pictures,
     put,
@@ -27,38 +27,14 @@ from image_files import (
 )
 
 from mambaout.data.files import DataError
+from mambaout.data.image_tree import read_image_folder
 from mambaout.data.pack import Source
 from mambaout.data.sources import open_data
-
-NOBODY = 65534
 
 
 def read_all(source: Source) -> None:
     for sample in (*source.train, *source.val):
         sample.read()
-
-
-@contextlib.contextmanager
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter, which pytest's are not."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def nobody() -> Iterator[None]:
-    """No permission goes beyond its bits here, which root's would."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 # -- what is left out -----------------------------------------------------------------------------
@@ -245,3 +221,22 @@ def test_names_of_any_bytes_are_read_and_shown_in_one_line(tmp_path):
     assert sum(map(len, data.labels.values())) == 63
     put(root / "a" / odd, b"")
     assert r"a/two\nlines é 中 caf\xe9.png is not an image: it is empty" in refused(root)
+
+
+# -- identity -------------------------------------------------------------------------------------
+
+
+def test_the_key_of_a_folder_is_that_of_the_images_in_the_order_of_os_walk(tmp_path):
+    root = image_folder(tmp_path / "own", "train/{}/{}", classes=("a", "B", "a b", "a.x"))
+    image_folder(root, "train/{}/deeper/{}", classes=("a", "a.x"), count=4, seed=1)
+    image_folder(root, "test/{}/{}", classes=("a",), count=2, seed=2)
+    put(root / "cover.png", pictures(1)[0])
+    put(root / "train" / "a" / "notes.txt")
+    digest = sha256()
+    for folder, below, names in os.walk(root):
+        below.sort()
+        for path in (Path(folder, name) for name in sorted(names) if name.endswith(".png")):
+            facts = path.stat()
+            line = f"{path.relative_to(root).as_posix()} {facts.st_size} {facts.st_mtime_ns}\n"
+            digest.update(line.encode())
+    assert read_image_folder(root)[1] == digest.hexdigest()[:12]  # as packed caches have it

@@ -72,6 +72,13 @@ def test_what_does_not_go_together_is_named_with_what_to_install(changed, runtim
     assert all("pip install -c constraints.txt '.[tpu]'" in text for text in found)
 
 
+def test_a_python_that_libtpu_has_no_package_for_is_named(monkeypatch):
+    lacking = {**TOGETHER, "libtpu": None}
+    monkeypatch.setattr(versions, "LIBTPU_PYTHON", (3, 10))
+    assert "libtpu 0.0.21 needs Python 3.10 or older" in misfits(lacking, "TPU")[0]
+    assert misfits(lacking, "CPU") == []
+
+
 def test_versions_that_do_not_fit_are_refused_before_torch_xla_starts(monkeypatch, capsys):
     monkeypatch.setattr(versions, "installed", lambda: TOGETHER | {"libtpu": "0.0.1"})
     monkeypatch.delenv("PJRT_DEVICE", raising=False)

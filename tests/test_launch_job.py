@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -45,9 +48,15 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
+class Head(NamedTuple):
+    """A Ray head started for the test."""
+
+    jobs: str  # the address that jobs are submitted to
+    gcs: str  # the one that a driver joins
+
+
 @pytest.fixture
-def head() -> Iterator[str]:
-    """The address that jobs are submitted to, of a Ray head started for the test."""
+def ray_head() -> Iterator[Head]:
     port, dashboard, client, agent = free_ports(4)
     # A short path, for the sockets in it; dying workers may still write to it.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
@@ -71,10 +80,15 @@ def head() -> Iterator[str]:
         try:
             wait_for(lambda: answers(f"{address}/api/version") or process.poll() is not None)
             assert process.poll() is None, f"ray start ended with {process.returncode}"
-            yield address
+            yield Head(address, f"127.0.0.1:{port}")
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # its workers follow it
             process.wait()
+
+
+@pytest.fixture
+def head(ray_head) -> str:
+    return ray_head.jobs
 
 
 def answers(url: str) -> bool:
@@ -152,3 +166,32 @@ def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tm
     assert "1/1  thin-s0  top-1" in shown
     assert len(list(trials.glob("*/outcome.json"))) == 1
     assert records.read_text().splitlines()[: len(begun)] == begun  # it went on from there
+
+
+# What a head started by another Python would have written about itself.
+OTHER_PYTHON = """
+import json, sys
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._raylet import GcsClient
+gcs = GcsClient(address=sys.argv[1])
+found = json.loads(gcs.internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER))
+found["python_version"] = "3.9.1"
+gcs.internal_kv_put(
+    CLUSTER_METADATA_KEY, json.dumps(found).encode(), True, namespace=KV_NAMESPACE_CLUSTER
+)
+"""
+
+
+def test_a_cluster_of_another_python_is_refused_in_one_line(ray_head, tmp_path):
+    subprocess.run([sys.executable, "-c", OTHER_PYTHON, ray_head.gcs], env=ENVIRONMENT, check=True)
+    words = ["--data", "digits", "--storage", str(tmp_path / "runs"), "--address", ray_head.gcs]
+    done = subprocess.run(
+        [sys.executable, "tests/tiny_sweep.py", *words],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert f"{ray_head.gcs} runs Ray {version('ray')} and Python 3.9.1, this process" in line
+    assert f"and Python {platform.python_version()}" in line
+    assert not (tmp_path / "runs").exists()

@@ -159,6 +159,18 @@ def test_a_killed_worker_changes_no_result_and_a_broken_trial_stops_no_other(
     assert "Traceback" not in driver.text
 
 
+def test_a_second_signal_ends_the_launch_at_once_and_it_still_says_how_to_go_on(storage, digits):
+    folder = StudyFolder(storage, NAME)
+    driver = Driver(storage, "--max-concurrent", "1", labels="thin,wide")
+    started = [folder.run_directory(trial(name, digits)) / "last.ckpt" for name in ("thin", "wide")]
+    driver.wait_for(lambda: any(path.exists() for path in started))
+    os.kill(driver.process.pid, signal.SIGINT)
+    driver.wait_for(lambda: "Ctrl-C again" in driver.text)
+    os.kill(driver.process.pid, signal.SIGINT)
+    assert driver.ends() == 130, driver.text
+    assert "to go on: python" in driver.text
+
+
 def test_a_killed_driver_and_an_interrupted_one_are_resumed_by_the_same_command(
     storage, digits, quiet_runs
 ):

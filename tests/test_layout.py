@@ -42,7 +42,7 @@ HOMES = {
     "torch_xla": {"train/backend.py"},
     "pyarrow": {"data"},
     "PIL": {"data"},
-    "timm": {"data", "model/timm_call.py"},
+    "timm": {"model/timm_call.py"},
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
 }

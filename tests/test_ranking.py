@@ -17,6 +17,7 @@ from study_files import (
     SMALL,
     final_metrics,
     finish,
+    finished_study,
     mixed_study,
     scaling_study,
     searched_study,
@@ -26,7 +27,9 @@ from study_files import (
 )
 
 from mambaout.recipe import tuned
+from mambaout.study.numbers import count_text
 from mambaout.study.report import ranked_table, summary, write_report
+from mambaout.study.reporting.charts import COST_AXES
 from mambaout.study.reporting.findings import answer
 from mambaout.study.reporting.ranking import half_width, standing
 from mambaout.study.reporting.reading import read
@@ -80,7 +83,7 @@ def test_near_chance_there_is_a_warning_and_no_verdict(tmp_path):
     assert first.startswith("No verdict: the study is near chance. No recipe is clearly better")
     assert others == []
     names = {path.name for path in write_report(folder)}
-    assert not names & {"law.png", "growth.png", "iso_mac.png"}
+    assert not names & {"law.png", "growth.png", "iso_mac.png", "accuracy_macs.png"}
     page = (folder.path / "report.html").read_text()
     assert '<p class="lead">No verdict' in page
     assert "comes out best" not in page
@@ -125,8 +128,7 @@ def test_of_studies_that_only_guess_at_least_19_in_20_are_called_near_chance(
         for run in runs:
             hits = sum(rng.random() < 1 / num_classes for _ in range(num_images))
             value = 100 * hits / num_images
-            metrics = {**run.metrics, "minival/top1": value, "top1": value}
-            drawn.append(replace(run, metrics=metrics))
+            drawn.append(replace(run, metrics={"minival/top1": value, "top1": value}))
         called += standing(drawn).guessing
     assert called >= 0.95 * studies
 
@@ -149,7 +151,7 @@ def test_a_minival_of_under_100_images_says_what_it_cannot_choose_between(tmp_pa
     assert points == pytest.approx(10.1, abs=0.05)  # Wilson's interval
     assert "Minival has 40 images, fewer than 100: it cannot choose between recipes that are "
     assert f"closer than {points:.0f} points" in text
-    assert "--minival-fraction 0.25 holds out about 100" in text
+    assert "A larger one: --minival-fraction 0.25." in text
     assert "88 ± " in text, "one image is 2.5 points, so there are no decimals"
     table = ranked_cells(standing(folder.runs()))
     notes = {cells[1]: cells[-1] for cells in table.cells}
@@ -166,7 +168,7 @@ def test_where_the_data_is_too_small_for_100_images_no_option_is_advised(tmp_pat
     text = told(study_at(tmp_path, {"w8-d2": [80.0, 81.0], "w16-d2": [88.0, 88.5]}, facts))
     assert "Minival has 13 images" in text
     assert "--minival-fraction" not in text
-    assert "collect more" in text
+    assert "too few images for a minival of 100" in text
 
 
 # -- seeds ----------------------------------------------------------------------------------------
@@ -242,6 +244,37 @@ def test_a_grid_shows_the_fields_that_differ_and_not_those_that_follow_them(tmp_
     header = ranked_table(folder.runs()).splitlines()[0].split()
     assert {"epochs", "kernel_size"} < set(header)
     assert not {"warmup_epochs", "peak_lr", "mixup"} & set(header)
+
+
+def test_what_all_recipes_have_in_common_stands_once_under_the_table(tmp_path):
+    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
+    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
+    lines = ranked_table(folder.runs(), folder.read()).splitlines()
+    assert lines[0].split()[:2] == ["#", "recipe"]
+    assert "peak_lr" in lines[0]
+    assert not {"MACs", "params", "epochs"} & set(lines[0].split())
+    macs, params = (final_metrics(SMALL, 0)[name] for name in ("macs", "params"))
+    assert f"all: {count_text(macs)} MACs, {count_text(params)} parameters, 10 epochs" in lines
+    assert {cells[4] for cells in ranked_cells(standing(folder.runs())).cells} == {
+        "0.001",
+        "0.002",
+        "0.004",
+    }
+
+
+def test_trainings_of_equal_cost_have_no_chart_of_cost_but_one_of_what_was_varied(tmp_path):
+    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
+    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
+    for number, trial in enumerate(folder.trials()):  # equal trainings are not equally fast
+        metrics = dict(folder.run(trial).metrics)
+        metrics |= {name: metrics[name] * (1 + number) for name in MEASURED}
+        write_outcome(folder.run_directory(trial), "finished", metrics)
+    names = {path.name for path in write_report(folder)}
+    assert "varied.png" in names
+    assert not names & set(COST_AXES)
+
+
+MEASURED = ("images_per_second", "train_device_hours")
 
 
 # -- where the files are --------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from study_files import (
     SMALL,
-    final_metrics,
     finish,
     finished_study,
     mixed_study,
@@ -29,7 +28,7 @@ from study_files import (
     write_study,
 )
 
-from mambaout.commands.train import add_train, recipe_from
+from mambaout.commands.train import add_train, recipe_choice
 from mambaout.recipe import BASELINE, RELEASED_CODE, tuned, with_global_batch
 from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.report import write_report
@@ -109,33 +108,6 @@ def test_the_table_marks_the_baseline_and_the_choice_of_minival(finished):
     assert base["note"].startswith("baseline recipe, after 10 of its 300 epochs")
 
 
-def test_what_all_recipes_have_in_common_stands_once_under_the_table(tmp_path):
-    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
-    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
-    lines = ranked_table(folder.runs(), folder.read()).splitlines()
-    assert lines[0].split()[:2] == ["#", "recipe"]
-    assert "peak_lr" in lines[0]
-    assert not {"MACs", "params", "epochs"} & set(lines[0].split())
-    macs, params = (final_metrics(SMALL, 0)[name] for name in ("macs", "params"))
-    assert f"all: {count_text(macs)} MACs, {count_text(params)} parameters, 10 epochs" in lines
-    assert {line["peak_lr"] for line in table_of(folder)} == {"0.001", "0.002", "0.004"}
-
-
-def test_trainings_of_equal_cost_have_no_chart_of_cost_but_one_of_what_was_varied(tmp_path):
-    recipes = {f"r{rate}": tuned(SMALL, peak_lr=rate / 1000) for rate in (1, 2, 4)}
-    folder = finished_study(tmp_path, Study(name="rates", question="?", recipes=recipes))
-    for number, trial in enumerate(folder.trials()):  # equal trainings are not equally fast
-        metrics = dict(folder.run(trial).metrics)
-        metrics |= {name: metrics[name] * (1 + number) for name in MEASURED}
-        write_outcome(folder.run_directory(trial), "finished", metrics)
-    names = {path.name for path in write_report(folder)}
-    assert "varied.png" in names
-    assert not names & set(COST_AXES)
-
-
-MEASURED = ("images_per_second", "train_device_hours")
-
-
 def test_what_has_not_finished_stands_last_and_says_where_it_is(tmp_path):
     folder = write_study(tmp_path)
     *_, other, last = folder.trials()
@@ -167,11 +139,11 @@ def test_numbers_are_written_for_people():
 # -- commands -------------------------------------------------------------------------------------
 
 
-def parsed(command: str):
+def parsed(command: str, digits):
     parser = argparse.ArgumentParser()
     add_train(parser.add_subparsers())
     options = parser.parse_args(shlex.split(command)[1:])
-    return options, recipe_from(options)
+    return options, recipe_choice(options)(digits)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +159,9 @@ def parsed(command: str):
         tuned(SMALL, clip_norm=1.0, train_images=3000, precision="bf16", lr_steps="epoch"),
     ],
 )
-def test_the_reproduce_command_gives_the_trials_recipe_back(recipe):
+def test_the_reproduce_command_gives_the_trials_recipe_back(recipe, digits):
     trial = Trial(label="it's", recipe=recipe, seed=3, data="0123456789ab")
-    options, found = parsed(reproduce_command(trial, "some data"))
+    options, found = parsed(reproduce_command(trial, "some data"), digits)
     assert found == recipe
     assert (options.seed, options.data) == (3, "some data")
 

@@ -39,7 +39,7 @@ from mambaout.study.reporting.noise import seed_noise
 from mambaout.study.reporting.page import MAX_TRIALS
 from mambaout.study.reporting.picture import png
 from mambaout.study.reporting.ranking import standing
-from mambaout.study.reporting.reading import read
+from mambaout.study.reporting.reading import read, reading
 from mambaout.study.reporting.rows import Row, rows
 from mambaout.study.reporting.search_findings import searched
 from mambaout.study.reporting.tables import ranked_table
@@ -151,6 +151,19 @@ def test_where_the_length_makes_no_difference_none_is_claimed(tmp_path):
 def test_noise_makes_no_direction(tmp_path):
     first = answer(read(growing_study(tmp_path, "none", {10: 0.0})))[0]
     assert first == "Deeper or wider makes no significant difference at 10 epochs."
+
+
+def test_a_length_without_a_second_seed_takes_the_noise_of_the_others(tmp_path):
+    folder = growing_study(tmp_path, "single", {4: 0.0, 36: 1.0})
+    runs = []
+    for run in folder.runs():
+        long = run.trial.recipe.schedule.epochs == 36
+        moved = run.metrics["top1"] + (0 if long else 3 * (2 * run.trial.seed - 1))
+        facts = dict(run.facts) | {"num_val": 1_000_000}
+        if not long or run.trial.seed == 0:
+            runs.append(replace(run, metrics=dict(run.metrics) | {"top1": moved}, facts=facts))
+    verdicts = {one.family.epochs: one.growth.verdict for one in reading(runs).grown}
+    assert verdicts == {4: "not significant", 36: "not significant"}
 
 
 # -- searches -------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from mambaout.study.search import (
     check_all,
     edges,
     importances,
+    open_store,
     tuning,
 )
 from mambaout.study.study import Run, StudyFolder, Trial
@@ -37,7 +38,7 @@ def optuna_study(storage: Path, label: str = "femto"):
     """The search as optuna-dashboard reads it."""
     import optuna
 
-    return optuna.load_study(study_name=label, storage=f"sqlite:///{storage}/x/{OPTUNA_FILE}")
+    return optuna.load_study(study_name=label, storage=open_store(storage / "x" / OPTUNA_FILE))
 
 
 def states(storage: Path, label: str = "femto") -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaout.study.search import OPTUNA_FILE
+from mambaout.study.search import OPTUNA_FILE, open_store
 from mambaout.study.study import StudyFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(590)]
@@ -63,14 +63,17 @@ def told(storage: Path) -> list[tuple[str, dict, list[float] | None]]:
     """What Optuna's study holds: the state, the values tried and what came of them."""
     import optuna
 
-    url = f"sqlite:///{storage}/{NAME}/{OPTUNA_FILE}"
-    trials = optuna.load_study(study_name="thin", storage=url).get_trials(deepcopy=False)
+    store = open_store(storage / NAME / OPTUNA_FILE)
+    trials = optuna.load_study(study_name="thin", storage=store).get_trials(deepcopy=False)
     return [(t.state.name, t.params, t.values) for t in trials]
 
 
 def test_a_killed_search_goes_on_with_the_sampler_s_memory(tmp_path):
-    """With one trial at a time all is determined: the same recipes and stops, the same bits."""
-    lived, died = tmp_path / "lived" / "runs", tmp_path / "died" / "runs"
+    """With one trial at a time all is determined: the same recipes and stops, the same bits.
+
+    And nothing lies beside the storage folder, whatever its name means in an address.
+    """
+    lived, died = tmp_path / "lived" / "runs", tmp_path / "died" / "a b?c=d%20#e"
     quiet(lived)
     folder = StudyFolder(died, NAME)
 
@@ -92,3 +95,7 @@ def test_a_killed_search_goes_on_with_the_sampler_s_memory(tmp_path):
     before = {path: path.stat().st_mtime for path in folder.path.glob("trials/*/*")}
     assert "starting Ray" not in quiet(died)
     assert {path: path.stat().st_mtime for path in folder.path.glob("trials/*/*")} == before
+    assert [path.name for path in died.parent.iterdir() if path.is_dir()] == [died.name]
+    assert {path.name for path in died.iterdir()} == {NAME, "mlflow.db", "mlartifacts"}
+    assert {"report.html", OPTUNA_FILE} <= {path.name for path in folder.path.iterdir()}
+    assert list((died / "mlartifacts").glob("*/artifacts/report.html"))

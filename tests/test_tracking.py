@@ -34,7 +34,7 @@ from mambaout.recipe import flat_fields
 from mambaout.study.store import check_tracking, default_tracking_uri
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.study.tracking import Tracker, compare_url, ui_command
-from mambaout.study.views import ui_variables
+from mambaout.study.views import StudyPages, study_pages, ui_variables
 
 QUESTION = "Does it scale?"
 
@@ -549,26 +549,38 @@ def test_a_server_that_stops_answering_costs_no_trial_and_gets_everything_later(
     assert len(children(address)[two.key]) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.browser
-def test_the_page_shows_trials_side_by_side_with_accuracy_macs_and_throughput(server, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
+@pytest.fixture(scope="module")
+def shown_study(server, tmp_path_factory) -> tuple[StudyPages, StudyFolder]:
     address, _ = server
-    folder = mixed_study(tmp_path)
+    folder = mixed_study(tmp_path_factory.mktemp("page"))
     tracker = Tracker(address, "page", QUESTION)
     tracker.sync(folder)
     tracker.close("FINISHED")
+    (pages,) = [pages for pages in study_pages(address) if pages.name == "page"]
+    return pages, folder
+
+
+def in_a_browser(address: str, home: Path) -> str:
+    """What stands in the page once its scripts have run."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
     options = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
         "--disable-background-networking --disable-component-update --disable-sync "
-        "--window-size=1800,1200 --virtual-time-budget=8000 --dump-dom"
+        "--window-size=1800,1200 --virtual-time-budget=30000 --dump-dom"
     )
-    home, where = f"--user-data-dir={tmp_path / 'browser'}", compare_url(address, study_name="page")
-    command = [browser, *options.split(), home, where]
-    page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    command = [browser, *options.split(), f"--user-data-dir={home / 'browser'}", address]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_page_shows_trials_side_by_side_with_accuracy_macs_and_throughput(
+    shown_study, tmp_path
+):
+    pages, folder = shown_study
+    page = in_a_browser(pages.trials, tmp_path)
     places = dict(
         re.findall(r'role="columnheader"[^>]*aria-colindex="(\d+)" col-id="([^"]+)"', page)
     )
@@ -582,6 +594,16 @@ def test_the_page_shows_trials_side_by_side_with_accuracy_macs_and_throughput(se
     for run in folder.runs():
         if run.status == "finished":
             assert f"{run.metrics['macs']:.0f}" in page
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_charts_page_draws_learning_curves(shown_study, tmp_path):
+    pages, _ = shown_study
+    page = in_a_browser(pages.charts, tmp_path)
+    assert "Search metric charts" in page
+    assert "minival/top1" in page
+    assert page.count("js-plotly-plot") >= 3
 
 
 def rank(runs: list[Run]) -> list[Run]:

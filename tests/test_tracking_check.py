@@ -21,8 +21,10 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow.tracking import MlflowClient
-from study_files import write_study
+from study_files import scaling_study, write_study
 
+from mambaout.launch.follow import Follower
+from mambaout.launch.progress import Screen
 from mambaout.study.search import open_store
 from mambaout.study.store import TrackingError, _revisions, check_tracking, default_tracking_uri
 from mambaout.study.store_uri import hidden, sqlite_path, sqlite_uri
@@ -415,3 +417,25 @@ def test_databricks_is_asked_for_through_mlflow(home):
 )
 def test_what_is_shown_of_an_address_has_no_secret(text, shown):
     assert hidden(text) == shown
+
+
+# -- a launch -------------------------------------------------------------------------------------
+
+
+def test_a_launch_learns_of_a_store_that_takes_no_file_before_a_trial_begins(tmp_path):
+    folder = write_study(tmp_path)
+    (tmp_path / "mlartifacts").write_text("a file where a folder should be")
+    follower = Follower(
+        scaling_study(),
+        folder,
+        [],
+        launch="one",
+        slots=1,
+        num_undecided=lambda: 0,
+        tracking_uri=default_tracking_uri(tmp_path),
+        tags={},
+        screen=Screen(),
+    )
+    follower.start()
+    with pytest.raises(TrackingError, match="cannot keep files in"):
+        follower.wait_for_tracking()

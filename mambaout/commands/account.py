@@ -6,6 +6,7 @@ import argparse
 from dataclasses import fields, replace
 from typing import Any
 
+from mambaout.commands.options import whole_number
 from mambaout.options import add_recipe_options, given_fields
 from mambaout.recipe import field_types
 from mambaout.variants import VARIANTS, ModelConfig, variant
@@ -25,8 +26,9 @@ def add_account(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "variants", nargs="*", metavar="VARIANT", help=f"default: all of {', '.join(VARIANTS)}"
     )
-    parser.add_argument("--image-size", type=int, default=224, metavar="PX", help="default 224")
-    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default 1000")
+    for name, default in (("--image-size", 224), ("--num-classes", 1000)):
+        text = f"default {default}"
+        parser.add_argument(name, type=whole_number(1), default=default, metavar="N", help=text)
     add_recipe_options(parser, skip=field_types().keys() - SHAPE_FIELDS)
     parser.set_defaults(run=_run)
 

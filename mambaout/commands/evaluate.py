@@ -15,10 +15,11 @@ from mambaout.commands.options import (
     STORAGE_HELP,
     WEIGHTS_HELP,
     WORKERS_HELP,
+    folder,
     load_workers,
     whole_number,
 )
-from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.data.column_options import GivenColumns, add_column_options, given_columns
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
 
@@ -30,7 +31,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("weights", help=WEIGHTS_HELP)
     parser.add_argument("--data", help="what `mambaout train` takes; default: the run's own")
     add_column_options(parser.add_argument)
-    parser.add_argument("--stage", type=Path, metavar="DIR", help=STAGE_HELP)
+    parser.add_argument("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     parser.add_argument(
         "--split", default="val", choices=["train", "minival", "val"], help="(default val)"
     )
@@ -80,9 +81,9 @@ def _run(options: argparse.Namespace) -> int:
     source = options.data or named.data
     if source is None:
         raise ValueError(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")
+    columns = given_columns(options) or (GivenColumns() if options.data else named.columns)
     try:
-        columns = given_columns(options)
-        data = open_data(source, **(columns if options.data else named.columns | columns))
+        data = open_data(source, **columns)
     except DataError as error:
         hint = "" if options.data else f" (the data of {named.path}; --data gives another)"
         raise DataError(f"{error}{hint}") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mambaout.commands.named import named_errors, studies, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
@@ -40,12 +41,14 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
     for folder in folders:
         try:
             with named_errors(folder):
-                runs = folder.runs()
+                study, runs = folder.read(), folder.runs()
         except ValueError as error:
             unread.append(str(error))
             continue
         finished = sum(run.status == "finished" for run in runs)
-        rows.append((folder.path.name, f"{finished}/{len(runs)}", _changed(folder), *_best(runs)))
+        rows.append(
+            (folder.path.name, f"{finished}/{len(runs)}", _changed(folder), *_best(study, runs))
+        )
     return "\n".join([_aligned(rows, numbers={1, 3}), *unread])
 
 
@@ -69,14 +72,16 @@ def trial_table(folder: StudyFolder) -> str:
     return _aligned(rows, numbers={2, 3, 4})
 
 
-def _best(runs: Sequence[Run]) -> tuple[str, str]:
+def _best(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, str]:
     """The result of the recipe that minival prefers, over its seeds, and its label."""
     from mambaout.study.reporting.ranking import standing
 
-    best = standing(runs).best
-    if best is None:
+    found = standing(runs, study)
+    if found.best is None:
         return "-", "-"
-    return f"{best.mean(TOP1).value:.2f}", f"{best.label} (n={len(best.finished)})"
+    note = ", near chance" if found.guessing else ""
+    top1 = found.best.mean(TOP1).value
+    return f"{top1:.2f}", f"{found.best.label} (n={len(found.best.finished)}{note})"
 
 
 def _minival(run: Run) -> str:

@@ -25,7 +25,7 @@ class NamedWeights:
 
     path: Path
     data: str | None = None  # what --data was; None where no file says it
-    columns: GivenColumns = field(default_factory=GivenColumns)  # with which it was read
+    columns: GivenColumns = field(default_factory=GivenColumns)  # how that was read
     is_unfinished: bool = False  # of a run that has not ended
 
 
@@ -78,16 +78,17 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
     data, columns, outcome = None, GivenColumns(), folder / OUTCOME_FILE
     study = folder.resolve().parent.parent / STUDY_FILE
     if study.is_file():
-        told = _json(study)
-        data, columns = told.get("data"), told.get("columns", columns)
+        said = _json(study)
+        data, columns = said.get("data"), said.get("columns") or columns
     elif outcome.is_file():
         from mambaout.data.sources import NAMED
 
         name = _json(outcome).get("facts", {}).get("data_name")
         data = name if name in NAMED else None  # of a folder the name alone is kept
     is_run = (folder / "recipe.json").exists()
-    is_unfinished = is_run and not outcome.exists()
-    return NamedWeights(path=path, data=data, columns=columns, is_unfinished=is_unfinished)
+    return NamedWeights(
+        path=path, data=data, columns=columns, is_unfinished=is_run and not outcome.exists()
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

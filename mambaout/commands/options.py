@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def folder(text: str) -> Path:
     """A folder's name, for argparse. An empty one would be the folder that one is in."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give a folder")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 def load_workers(asked: int | None, backend: str) -> int:

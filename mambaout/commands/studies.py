@@ -99,9 +99,9 @@ def _run_ui(options: argparse.Namespace) -> int:
     if not is_server(uri):
         check_port(options.port)
     for page in reversed(pages):
-        print(
-            f"{page.name}\n  trials side by side  {page.trials}\n  learning curves  {page.charts}"
-        )
+        print(f"{page.name}")
+        print(f"  trials side by side  {page.trials}")
+        print(f"  learning curves      {page.charts}")
     if is_server(uri):
         print(f"{hidden(uri)} is a server already: open the links in a browser")
         return 0

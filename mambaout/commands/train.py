@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mambaout.command_line import writable_folder
 from mambaout.commands.options import (
@@ -21,29 +23,17 @@ from mambaout.commands.options import (
     whole_number,
 )
 from mambaout.data.column_options import add_column_options, given_columns
-from mambaout.fields import WrongValues, all_of
+from mambaout.fields import all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
-from mambaout.variants import VARIANTS, variant
+from mambaout.variants import VARIANTS, ModelConfig, variant
+
+if TYPE_CHECKING:
+    from mambaout.data.shards import DataSet
 
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
 SMOKE_DATA = "digits"
-# What `train --smoke` trains: a minute on the digits.
-SMOKE = {
-    "dims": (16, 32, 48, 64),
-    "depths": (1, 1, 2, 1),
-    "stem_stride": 2,
-    "global_batch": 128,
-    "image_size": 28,
-    "epochs": 4,
-    "warmup_epochs": 1.0,
-    "peak_lr": 2e-3,
-    "minival_fraction": 0.1,
-    "randaugment": 0.0,
-    "erasing": 0.0,
-    "crop_scale_min": 0.5,
-    "hflip": 0.0,
-}
+PAPER = "paper"  # what --recipe takes beside a file
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
@@ -54,18 +44,21 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         usage="mambaout train [VARIANT] --data DATA --out DIR [--FIELD VALUE ...]",
         description="Train one recipe on one data set into a run directory. The same command again "
         "continues a run that was stopped.",
-        epilog="Where --global-batch is given without --peak-lr, the learning rates follow it "
-        "linearly; where --epochs is given without --warmup-epochs, the warm-up stays the same "
-        "share of them. Exit status: 0 finished, 1 not finished (the same command goes on), 2 the "
-        "request was wrong (nothing started), 130 interrupted.",
+        epilog="Without --recipe, fields that are not given follow the data: few or small images "
+        "get another batch, rate, length and augmentation than the paper's, and each is printed. "
+        "With --recipe the fields are the recipe's; there the learning rates follow --global-batch "
+        "linearly, and the warm-up stays the same share of --epochs. Exit status: 0 finished, 1 "
+        "not finished (the same command goes on), 2 the request was wrong (nothing started), 130 "
+        "interrupted.",
     )
     add = parser.add_argument
-    text = f"the network's shape: {', '.join(VARIANTS)} (default: the recipe's, femto)"
+    text = f"the network's shape: {', '.join(VARIANTS)} (default: one that fits the data)"
     add("variant", nargs="?", metavar="VARIANT", help=text)
     add("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
     add_column_options(add)
     add("--out", metavar="DIR", help="the run directory, new or of this run")
-    add("--recipe", metavar="FILE", help="a recipe.json to train, or to start from")
+    text = "a recipe.json to train or to start from, or `paper` for the paper's, whatever the data"
+    add("--recipe", metavar="FILE", help=text)
     add("--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="default 0")
     add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
@@ -80,8 +73,8 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_train(options: argparse.Namespace) -> int:
-    recipe, data_name, out = all_of(
-        lambda: recipe_from(options), lambda: _data_of(options), lambda: _out_of(options)
+    choice, data_name, out = all_of(
+        lambda: recipe_choice(options), lambda: _data_of(options), lambda: _out_of(options)
     )
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.makers import warm_workers
@@ -96,6 +89,7 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name, **given_columns(options))
+    recipe = choice(data)
     per_epoch, _, where = all_of(
         lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
         lambda: data.num_images("minival", recipe),
@@ -154,32 +148,50 @@ def _out_of(options: argparse.Namespace) -> Path:
     return writable_folder(text, "--out")
 
 
-def recipe_from(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options of `train` describe; what follows from them is printed."""
-    parts = (
-        lambda: BASELINE if options.recipe is None else _recipe_in(options.recipe),
+def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], Recipe]:
+    """The recipe that the options describe, once the data are known; what follows is printed.
+
+    Everything that is wrong whatever the data is raised now.
+    """
+    known, shape, given = all_of(
+        lambda: None if options.recipe is None else _recipe_in(options.recipe),
         lambda: None if options.variant is None else variant(options.variant),
+        lambda: given_fields(options),
     )
-    try:
-        base, shape = all_of(*parts)
-    except WrongValues:
-        all_of(*parts, lambda: given_fields(options))  # what is wrong with the fields as well
-        raise
-    flat = flat_fields(base)
-    if options.smoke:
-        flat |= following(flat, {"global_batch": SMOKE["global_batch"]}) | SMOKE
-    if shape is not None:
-        flat |= flat_fields(shape)
+    if known is not None and options.smoke:
+        raise ValueError("--smoke trains a small recipe of its own; leave --recipe out")
+    if known is None:
+        return partial(_fitting, shape=shape, given=given, smoke=options.smoke)
+    flat = flat_fields(known) | ({} if shape is None else flat_fields(shape))
     recipe = given_recipe(flat, options)
-    moved = following(flat, given_fields(options))
-    if moved:
+    if moved := following(flat, given):
         shown = ", ".join(f"{name}={value:.4g}" for name, value in moved.items())
         print(f"following the options that are given: {shown}")
-    return recipe
+    return lambda data: recipe
+
+
+def _fitting(
+    data: DataSet, *, shape: ModelConfig | None, given: Mapping[str, Any], smoke: bool
+) -> Recipe:
+    """The recipe that the rules choose for the data."""
+    from mambaout.data.decode import Images
+    from mambaout.data.sizes import facts_of
+    from mambaout.rules import fitted, rule_lines
+
+    facts = facts_of(data, Images(data, "train"))
+    found = fitted(facts, shape, given=given, smoke=smoke)
+    print(f"{data.name}: {facts}")
+    if found.rules:
+        print("what follows the data (each is an option):")
+    for line in rule_lines(found.rules):
+        print(f"    {line}")
+    return found.recipe
 
 
 def _recipe_in(name: str) -> Recipe:
-    """The recipe of a file; ValueError names the file where there is none in it."""
+    """The paper's recipe or that of a file; ValueError names the file that holds none."""
+    if name == PAPER:
+        return BASELINE
     path, where = Path(name), f"--recipe {name}" if name else "--recipe (empty)"
     try:
         text = path.read_text(encoding="utf-8")

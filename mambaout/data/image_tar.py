@@ -76,8 +76,13 @@ def walk_tar(archive: Path) -> Tree:
 
 def refuse_compressed(archive: Path) -> None:
     """DataError for an archive that can only be read from its beginning to its end."""
-    with open(archive, "rb") as file:
-        begin = file.read(8)
+    try:
+        with open(archive, "rb") as file:
+            begin = file.read(8)
+    except OSError as error:
+        raise DataError(
+            f"{shown(archive)} cannot be read ({error.strerror}); make it readable"
+        ) from error
     for mark, command in UNPACK.items():
         if begin.startswith(mark):
             folder = archive.absolute().with_name(archive.name.split(".")[0] + "-unpacked")

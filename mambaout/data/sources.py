@@ -65,18 +65,18 @@ def open_data(
     found = _find_source(name_or_path, cache)
     name = name_or_path if name_or_path in NAMED else Path(name_or_path).absolute().stem
     packed = cache / "packed" / f"{name}-{found.key}"
-    if remark := _pack_once(found, packed):
-        log.warning("%s", remark)
+    _pack_once(found, packed)
     return read_data_set(name, str(packed), cache)
 
 
-def _pack_once(found: Found, packed: Path) -> str:
-    """Pack the source unless it is there, and return what is to be said of it."""
+def _pack_once(found: Found, packed: Path) -> None:
+    """Pack the source unless it is there; what is to be said of it is said in both cases."""
     remark = packed / REMARK
 
     def is_there() -> bool:
         return remark.exists() if found.is_tree else packed.exists()
 
+    source: Source | None = None
     if not is_there():
         packed.parent.mkdir(parents=True, exist_ok=True)
         with locked(packed.with_name(f".{packed.name}.lock")):
@@ -84,13 +84,22 @@ def _pack_once(found: Found, packed: Path) -> str:
                 for left in packed.parent.glob(f".{packed.name}.packing-*"):
                     shutil.rmtree(left)  # of a process killed while it packed
                 source = found.read()
+                _say(source.remark)
                 # A version that had other rules for folders packed it, and wrote no remark.
                 if packed.exists() and not _holds(packed, source):
                     shutil.rmtree(packed)
                 if not packed.exists():
                     _pack_into_cache(source, packed)
-                remark.write_text(source.remark)
-    return remark.read_text() if found.remark is None else found.remark
+                aside = packed / f".{REMARK}"  # a process killed here leaves no half of it
+                aside.write_text(source.remark, encoding="utf-8")
+                aside.replace(remark)
+    if source is None:
+        _say(remark.read_text(encoding="utf-8") if found.remark is None else found.remark)
+
+
+def _say(remark: str) -> None:
+    if remark:
+        log.warning("%s", remark)
 
 
 def _holds(packed: Path, source: Source) -> bool:
@@ -137,8 +146,7 @@ def pack(
             "are numbers already: leave it out"
         )
     images = found.read()
-    if remark := images.remark:
-        log.warning("%s", remark)
+    _say(images.remark)
     return write_shards(images, Path(out), progress=progress, as_is=as_is, lossy=lossy)
 
 
@@ -166,25 +174,27 @@ def _check_no_columns(source: str, columns: GivenColumns) -> None:
 
 def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text") -> Found:
     path = Path(name_or_path)
+    # Those of os.path are False for a name that is too long or cannot be one; Path's raise.
+    is_folder, is_there = os.path.isdir(path), os.path.exists(path)
     if name_or_path in NAMED:
-        if path.exists():
+        if is_there:
             log.warning(
                 "%s is the named set; for the %s that lies here, give ./%s",
-                *(name_or_path, "folder" if path.is_dir() else "file", name_or_path),
+                *(name_or_path, "folder" if is_folder else "file", name_or_path),
             )
         return NAMED[name_or_path](cache)
-    if path.is_dir():
+    if is_folder:
         if (files := find_idx_files(path)) is not None:
             named = [file for pair in files.values() for file in pair]
             return Found(partial(read_idx_folder, path, None), _key(named))
         tree, key = read_image_folder(path, class_order)
         return Found(tree.source, key, tree.remark, is_tree=True)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() == ".tar":
             read = partial(read_image_tar, path, class_order)
             return Found(read, _key([path]), remark=None, is_tree=True)
         refuse_compressed(path)
-    there = "is not a folder or a .tar" if path.exists() else "is not there"
+    there = "is not a folder or a .tar" if is_there else "is not there"
     raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}")
 
 

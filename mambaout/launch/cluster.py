@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,11 @@ BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"  # Ray's launcher puts it on th
 _NO_CLUSTER = (
     "no Ray cluster answers at {} ({}); start one with `ray start --head`, or leave --address out "
     "to run on this machine"
+)
+_OTHER_VERSIONS = (
+    "the Ray cluster at {} runs Ray {} and Python {}, this process Ray {} and Python {}, and Ray "
+    "wants the same of both; start the study with the cluster's own Python, for example by "
+    "`ray job submit`, or install both sides by cluster/setup.sh"
 )
 OBJECT_STORE_BYTES = 128 * 2**20  # trials share files, not objects
 
@@ -68,13 +74,16 @@ def cluster_address(given: str | None) -> str | None:
 
 def join(address: str) -> list[Node]:
     """Connect to a running cluster; its machines, those that its autoscaler may still start
-    among them. ValueError if none answers."""
+    among them. ValueError if none answers, or one of another Python or Ray."""
     if address != "auto":
         _knock(address)
     ray = _quiet_ray()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        versions = re.findall(r"(?:Ray|Python): (\S+)", str(error))  # the cluster's, then ours
+        if str(error).startswith("Version mismatch") and len(versions) == 4:
+            raise ValueError(_OTHER_VERSIONS.format(address, *versions)) from error
         raise ValueError(_NO_CLUSTER.format(address, one_line(error))) from error
     alive = [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
     config = Path(BOOTSTRAP_CONFIG).expanduser()

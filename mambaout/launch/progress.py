@@ -139,7 +139,7 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
     head = f"[{clock(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
     if run.status == "finished":
         return (
-            f"{head}  minival {_minival_text(run)}  val {run.metrics[TOP1]:.2f} %"
+            f"{head}  top-1 {_minival_text(run)}, {run.metrics[TOP1]:.2f} % val"
             f"  {run.metrics[MACS] / 1e6:,.1f} M MACs"
             f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
         )
@@ -151,8 +151,8 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
 def _minival_text(run: Run) -> str:
     top1, num_images = run.metrics[MINIVAL_TOP1], run.facts.get("num_minival", FEW_IMAGES)
     if num_images < FEW_IMAGES:
-        return f"{round(top1 * num_images / 100)} of {num_images} images"
-    return f"{top1:.2f} %"
+        return f"{round(top1 * num_images / 100)} of {num_images} minival images"
+    return f"{top1:.2f} % minival"
 
 
 class Screen:

@@ -79,8 +79,12 @@ def write_report(folder: StudyFolder) -> list[Path]:
     }
     for name, body in files.items():
         aside = folder.path / f".{name}.{os.getpid()}"
-        aside.write_bytes(body)
-        aside.replace(folder.path / name)
+        try:
+            aside.write_bytes(body)
+            aside.replace(folder.path / name)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
     for name in CAPTIONS.keys() - pictures.keys():
         (folder.path / name).unlink(missing_ok=True)
     return [folder.path / name for name in files]

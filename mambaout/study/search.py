@@ -290,8 +290,10 @@ def open_store(path: Path) -> optuna.storages.BaseStorage:
     """The database at `path`, made where there is none."""
     _quiet()
     import optuna
+    from sqlalchemy.pool import NullPool
 
-    engine = {"connect_args": {"timeout": LOCK_SECONDS}}
+    # NullPool: no connection stays open after its transaction, for the end of the process to close.
+    engine = {"connect_args": {"timeout": LOCK_SECONDS}, "poolclass": NullPool}
     return optuna.storages.RDBStorage(sqlite_uri(path), engine_kwargs=engine)
 
 

@@ -58,14 +58,17 @@ class Growth:
         return text
 
 
-def growth(sizes: Sequence[Size], *, num_images: int | None = None) -> Growth:
+def growth(
+    sizes: Sequence[Size], *, num_images: int | None = None, others: Sequence[Size] = ()
+) -> Growth:
     """Gains per doubling by depth and by width: one slope each, an offset for each line of sizes.
 
     A line is sizes of one width (for depth) or of one depth (for width). A size on lines of both
     kinds counts in both, and its noise then cancels in the difference as it should. Bends of the
-    lines count as noise, so the intervals are of the mean gain over the range.
+    lines count as noise, so the intervals are of the mean gain over the range. Where none of the
+    sizes has a second seed, the noise is that of `others`, other lengths of the same study.
     """
-    noise = noise_of(sizes, num_images)
+    noise = _noise(sizes, num_images, others)
     y = np.array([-size.error for size in sizes])
     x = np.log2([size.cost for size in sizes])
     by_depth = _slope(sizes, x, lambda size: size.width)
@@ -192,8 +195,7 @@ def iso_mac(
     With three shapes and more a parabola of error over ln(depth / width) is fitted; its minimum
     counts as an optimum where at least 95 % of the resamples have one between the ends.
     """
-    noise, elsewhere = noise_of(sizes, num_images), noise_of(others)
-    noise = noise if noise.degrees or not elsewhere.degrees else elsewhere
+    noise = _noise(sizes, num_images, others)
     shaped = [s for s in sizes if math.isfinite(s.depth) and math.isfinite(s.width)]
     groups: list[list[Size]] = []
     for size in sorted(shaped, key=lambda size: size.cost):
@@ -206,6 +208,12 @@ def iso_mac(
         for group in groups
         if len({_ratio(size) for size in group}) > 1
     ]
+
+
+def _noise(sizes: Sequence[Size], num_images: int | None, others: Sequence[Size]) -> Noise:
+    """Of the sizes' own seeds, else of the others', else of the number of val images."""
+    noise, elsewhere = noise_of(sizes, num_images), noise_of(others)
+    return noise if noise.degrees or not elsewhere.degrees else elsewhere
 
 
 def _ratio(size: Size) -> float:

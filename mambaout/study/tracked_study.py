@@ -50,7 +50,7 @@ class TrackedStudy:
         self.uri, self.name, self._question = uri, name, question
         if (path := sqlite_path(uri)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            artifact_root = artifact_root or path.parent / "mlartifacts"
+            artifact_root = path.parent / "mlartifacts"
         elif not is_database(uri):
             artifact_root = None  # a server has its own
         self._client: MlflowClient | None = None
@@ -169,14 +169,14 @@ class TrackedStudy:
 
         For the start of a launch: what cannot be written at the end shows before a trial begins.
         """
+        root = self.client.get_run(self.run_id).info.artifact_uri
         try:
             self.client.log_artifact(self.run_id, str(folder.path / STUDY_FILE))
         except Exception as error:  # each kind of artifact store has errors of its own
-            root = self.client.get_run(self.run_id).info.artifact_uri
             raise TrackingError(
                 f"MLflow at {hidden(self.uri)} cannot keep files in {hidden(str(root))} "
-                f"({hidden(first_line(error))}); correct the artifact store of the server or the "
-                f"experiment, or {LOCAL}"
+                f"({hidden(first_line(error))}); let this process write there, or a server into "
+                f"its --artifacts-destination, or {LOCAL}"
             ) from error
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -103,17 +104,28 @@ class Tracker:
         self.study_name = study_name
         self._followed: dict[str, _Followed] = {}
         self._patience = Patience(f"MLflow at {uri}", ERRORS)
-        try:
+        with self._or_refused():
             self._study = TrackedStudy(uri, study_name, question, artifact_root)
+
+    @contextmanager
+    def _or_refused(self) -> Iterator[None]:
+        """A TrackingError where MLflow does not do what the context asks of it."""
+        try:
+            yield
         except ERRORS as error:
             raise TrackingError(
-                f"MLflow at {hidden(uri)} does not take the study "
+                f"MLflow at {hidden(self.uri)} does not take the study "
                 f"({hidden(first_line(error))}); correct --tracking-uri, or {LOCAL}"
             ) from error
 
     @property
     def _client(self) -> MlflowClient:
         return self._study.client
+
+    @property
+    def _known(self) -> dict[str, MlflowRun]:
+        """By key, the one living run of each trial that MLflow has."""
+        return self._study.runs
 
     @property
     def experiment_id(self) -> str:
@@ -141,7 +153,7 @@ class Tracker:
         trial = followed.trial
         if followed.asked_for:
             self._study.look_up(trial.key)
-        known = self._study.runs.get(trial.key)
+        known = self._known.get(trial.key)
         run = None if known is None else self._study.living(known.info.run_id)
         tags = tags_of(trial, self.run_id) | followed.tags
         if run is None:
@@ -163,7 +175,7 @@ class Tracker:
                 params=[Param(*each) for each in params],
                 tags=[RunTag(*each) for each in stale],
             )
-        self._study.runs[trial.key] = run
+        self._known[trial.key] = run
         followed.start_ms = run.info.start_time
         followed.latest = (0, run.info.start_time)
         followed.tail = Tail()
@@ -257,7 +269,7 @@ class Tracker:
             self._client.log_artifact(run_id, str(path))
         if before != status:
             self._client.set_terminated(run_id, status)
-        self._study.runs[followed.trial.key] = self._client.get_run(run_id)
+        self._known[followed.trial.key] = self._client.get_run(run_id)
         followed.ending = None
         if run.status == "unfinished":  # it has not ended: only its records can be missing
             return num_new
@@ -274,7 +286,8 @@ class Tracker:
 
         For the start of a launch: what cannot be written at the end shows before a trial begins.
         """
-        self._study.describe(folder)
+        with self._or_refused():
+            self._study.describe(folder)
 
     def attach(self, files: Iterable[Path]) -> None:
         """Put the files on the parent run, in place of earlier ones of the same name."""
@@ -297,7 +310,7 @@ class Tracker:
         """
         missing = 0
         for run in folder.runs():
-            known = self._study.runs.get(run.trial.key)
+            known = self._known.get(run.trial.key)
             begun = bool(run.records) or run.status != "unfinished" or known is not None
             if begun and (closely or known is None or not self._whole(known, run)):
                 followed = self._followed.setdefault(run.trial.key, _Followed(run.trial))
@@ -319,15 +332,17 @@ class Tracker:
         )
 
     def set_aside(self, keys: Iterable[str]) -> None:
-        """Delete the runs of these trials, which are to be trained anew; raises where it cannot.
+        """Delete the runs of these trials, which are to be trained anew.
 
-        MLflow keeps a deleted run, out of sight, until `mlflow gc`.
+        MLflow keeps a deleted run, out of sight, until `mlflow gc`. A TrackingError where it does
+        not answer.
         """
-        for key in keys:
-            if key in self._study.runs:
-                self._client.delete_run(self._study.runs[key].info.run_id)
-                del self._study.runs[key]
-            self._followed.pop(key, None)
+        with self._or_refused():
+            for key in keys:
+                if key in self._known:
+                    self._client.delete_run(self._known[key].info.run_id)
+                    del self._known[key]
+                self._followed.pop(key, None)
 
     def close(self, status: RunStatus = "FINISHED") -> bool:
         """End the parent run; False, and a report, where MLflow still lacks something."""

@@ -6,12 +6,14 @@ torch_xla is built against one torch and speaks to one libtpu: another pair fail
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 # As the tpu extra of pyproject.toml pins them; tests/test_doctor.py holds the two together.
 # libtpu: torch_xla 2.9.0's own metadata (Requires-Dist of its tpu extra).
 TOGETHER = {"torch": "2.9.0", "torch_xla": "2.9.0", "libtpu": "0.0.21"}
+LIBTPU_PYTHON = (3, 12)  # the newest that this libtpu has a package for
 INSTALL = "pip install -c constraints.txt '.[tpu]'"
 
 
@@ -41,6 +43,10 @@ def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
         elif there.split("+")[0] != version_:  # 2.9.0+cpu is a build of 2.9.0
             others = " and ".join(f"{n} {v}" for n, v in wanted.items() if n != name)
             said.append(f"{name} {there} does not go with {others}, {version_} does: {INSTALL}")
+    if said and runtime != "CPU" and sys.version_info[:2] > LIBTPU_PYTHON:
+        said[-1] += "; libtpu {} needs Python {}.{} or older".format(
+            wanted["libtpu"], *LIBTPU_PYTHON
+        )
     if said and runtime != "CPU" and set(wanted) - {"libtpu"} <= {n for n in found if found[n]}:
         said[-1] += "; to try XLA without a TPU set PJRT_DEVICE=CPU"
     return said

@@ -155,7 +155,7 @@ def _points(
             cost(row),
             row.mean(TOP1).value,
             noise.half_width(row) if noise else None,
-            BASELINE_COLOR if row.is_baseline else colors[row.recipe.model.dims],
+            BASELINE_COLOR if row.is_baseline else colors[row.width],
             "*" if row.is_baseline else markers[row.epochs],
             row.label,
         )
@@ -234,21 +234,21 @@ def _wide(limits: tuple[float, float], values: Sequence[float]) -> tuple[float, 
     )
 
 
-def _width_colors(table: Sequence[Row]) -> dict[tuple[int, ...], str]:
-    """A colour for each width of network, narrow to wide from light to dark."""
-    widths = sorted({row.recipe.model.dims for row in table if not row.is_baseline})
+def _width_colors(table: Sequence[Row]) -> dict[int, str]:
+    """A colour for each first width of a network, narrow to wide from light to dark."""
+    widths = sorted({row.width for row in table if not row.is_baseline})
     if len(widths) > MAX_WIDTH_COLORS:
-        return dict.fromkeys((row.recipe.model.dims for row in table), PLAIN)
+        return dict.fromkeys(widths, PLAIN)
     return dict(zip(widths, shades(len(widths)), strict=True))
 
 
 def _legend(axes: Axes, points: Sequence[_Point]) -> None:
     """What colour, mark and bar mean, where there is more than one."""
     plain = [p for p in points if not p.row.is_baseline]
-    looks = {p.row.recipe.model.dims: p.color for p in plain}
+    looks = {p.row.width: p.color for p in plain}
     if len(looks) > 1 and len(set(looks.values())) > 1:
-        for dims, color in sorted(looks.items()):
-            axes.scatter([], [], s=34, color=color, label=f"first width {dims[0]}")
+        for width, color in sorted(looks.items()):
+            axes.scatter([], [], s=34, color=color, label=f"first width {width}")
     marks = {p.row.epochs: p.marker for p in plain}
     if len(set(marks.values())) > 1:
         for epochs, marker in sorted(marks.items()):

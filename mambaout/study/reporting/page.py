@@ -88,14 +88,14 @@ def page(
         f'<ul class="chips">{_chips(runs)}</ul>',
         f'<section class="answer">{_answer(said)}</section>',
         *(_section(section, charts, captions) for section in sections),
-        "<h2>Recipes, best first</h2>",
+        "<h2>Recipes, highest on minival first</h2>",
         f'<div class="scroll">{_ranked(table[:MAX_ROWS], ranked)}</div>',
         _more(len(table) - MAX_ROWS, "recipes"),
         f'<div class="legend">{_paragraphs([ranked.shared] * bool(ranked.shared))}'
         f"{_paragraphs(ranked.legend)}</div>",
         "<h2>Every trial: its checkpoint, and the command that trains it again</h2>",
-        '<p class="question">Paths are seen from the folder of this page. The command trains the '
-        "trial alone, into a new folder.</p>",
+        '<div class="legend"><p>Paths are seen from the folder of this page. The command trains '
+        "the trial alone, into a new folder.</p></div>",
     ]
     bottom = [
         "<h2>Where this comes from</h2>",

@@ -43,7 +43,7 @@ td.name, th.name { position: sticky; left: 0; background: #fff; z-index: 1; }
 th.name { background: var(--tint); }
 tr.baseline td.name { background: #fff7f2; color: var(--base); }
 .legend p { margin: 4px 0; font-size: .9rem; color: var(--soft); max-width: 110ch; }
-.scroll + .legend { margin-top: 10px; }
+.scroll + .legend { margin-top: 10px; } h2 + .legend { margin-bottom: 10px; }
 details.trial p { margin: 8px 0 0; font-size: .9rem; color: var(--soft); }
 details.trial { border: 1px solid var(--line); border-radius: 6px; margin: 0 0 6px;
                 padding: 6px 12px; }

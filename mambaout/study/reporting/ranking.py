@@ -175,14 +175,19 @@ class Standing:
         epochs = max(recipe.schedule.total_epochs for recipe in recipes)
         rate = max(recipe.optim.peak_lr for recipe in recipes)
         on = [n for n in _AUGMENTS if any(getattr(r.augment, n) > 0 for r in recipes)]
-        found = [
-            f"more than {epochs} epoch{'s' * (epochs > 1)} (--epochs)",
-            f"a higher learning rate than {rate:.2g} (--peak-lr)",
-        ]
-        if on:  # a field that is an axis of the search cannot be set beside it
-            axes = {axis.name for search in self.searches for axis in search.axes}
-            options = " ".join(f"--{name} 0" for name in on if name not in axes)
-            found.append(f"less augmentation ({options})" if options else "less augmentation")
+        # A field that is an axis of the search cannot be set beside it.
+        axes = {axis.name for search in self.searches for axis in search.axes}
+
+        def option(name: str, value: str = "") -> list[str]:
+            return [] if name in axes else [f"--{name.replace('_', '-')}{value}"]
+
+        advice = {
+            f"more than {epochs} epoch{'s' * (epochs > 1)}": option("epochs"),
+            f"a higher learning rate than {rate:.2g}": option("peak_lr"),
+        }
+        if on:
+            advice["less augmentation"] = [o for name in on for o in option(name, " 0")]
+        found = [f"{t} ({' '.join(options)})" if options else t for t, options in advice.items()]
         return [*found, "check that the labels belong to the images"]
 
     def _one_seed(self) -> str:
@@ -207,10 +212,8 @@ class Standing:
         fraction = self.best.recipe.minival_fraction * LEAST_MINIVAL / max(self.num_minival, 1)
         if fraction < 0.5:  # the most that a recipe takes
             share = math.ceil(100 * fraction) / 100
-            return (
-                f"{text} --minival-fraction {min(share, 0.49):g} holds out about {LEAST_MINIVAL}."
-            )
-        return f"{text} The data has too few images for a larger one; collect more."
+            return f"{text} A larger one: --minival-fraction {min(share, 0.49):g}."
+        return f"{text} The data has too few images for a minival of {LEAST_MINIVAL}."
 
     def _some_near(self) -> str:
         assert self.chance is not None

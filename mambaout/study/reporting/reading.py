@@ -124,7 +124,7 @@ def _grown(family: Family, every: Sequence[Family], num_val: int | None) -> Grow
     images = None if any(len(one.errors) > 1 for one in sizes) else num_val
     return Grown(
         family=family,
-        growth=growth(sizes, num_images=images),
+        growth=growth(sizes, num_images=images, others=others),
         slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images, others=others)),
         plateaus=tuple(plateaus(sizes, num_images=images)),
     )

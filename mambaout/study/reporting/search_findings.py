@@ -26,6 +26,7 @@ from mambaout.study.study import Run
 from mambaout.train.metrics import MACS, TOP1
 
 MOST_TOLD = 2  # searches whose best values stand in the answer; the table has all
+MANY_SPOTS = 40  # in a cloud: they are drawn smaller
 MOST_SHOWN = 5  # recipes of a search's table
 
 
@@ -151,7 +152,8 @@ def _cloud(panel: Axes, axis: Axis, one: Searched, color: str) -> None:
         panel.set_xlim(-0.5, len(names) - 0.5)
     if spots:
         xs, ys = zip(*spots, strict=True)
-        panel.scatter(xs, ys, s=9, color=color, alpha=0.6, linewidth=0, label=one.search.label)
+        size = 9 if len(spots) > MANY_SPOTS else 24
+        panel.scatter(xs, ys, s=size, color=color, alpha=0.6, linewidth=0, label=one.search.label)
 
 
 def _overview(one: Searched) -> list[str]:

@@ -74,17 +74,18 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         "learning_curves.png": partial(learning_curves, table),
         "training_loss.png": partial(training_loss, table),
     }
-    found: dict[str, Callable[[], Figure]] = {
-        name: partial(accuracy, table, axis)
-        for name, axis in COST_AXES.items()
-        if is_drawn(table, axis)
-    }
+    found: dict[str, Callable[[], Figure]] = {}
     if not reading.searches and (fields := charted_fields(table)):
         found["varied.png"] = partial(varied_chart, reading.standing, fields)
     if any(one.best for one in reading.searches):
         found["axes.png"] = partial(axes_chart, reading.searches)
-    if reading.standing.guessing:  # nothing is fitted to luck
+    if reading.standing.guessing:  # a chart of luck against cost, or a law of it, says nothing
         return found | curves
+    found |= {
+        name: partial(accuracy, table, axis)
+        for name, axis in COST_AXES.items()
+        if is_drawn(table, axis)
+    }
     for name, cost in LAW_CHARTS.items():
         if any(one.law for one in reading.laws if one.cost == cost):
             found[name] = partial(law_chart, reading, cost)

@@ -41,12 +41,15 @@ LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # of runs without 
 
 def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None = None) -> str:
     """The command that trains the trial alone, into a new folder: the nearest variant and what
-    differs from BASELINE. `columns` say how `data` is read: {"label_column": "fine_label"}."""
+    differs from BASELINE.
+
+    `columns` are the options that say how `data` is read: {"label_column": "fine_label"}.
+    """
     flat = flat_fields(trial.recipe)
     options = min((_differing(flat, start) for start in _starts().values()), key=len)
     name = next(n for n, start in _starts().items() if _differing(flat, start) == options)
-    words = ["mambaout", "train", name, "--data", data, "--out", f"again/{trial.name}"]
-    words += ["--seed", str(trial.seed)]
+    words = ["mambaout", "train", name, "--recipe", "paper", "--data", data]
+    words += ["--out", f"again/{trial.name}", "--seed", str(trial.seed)]
     for option, column in (columns or {}).items():
         words += [f"--{option.replace('_', '-')}", column]
     for field in ("peak_lr", "warmup_epochs"):  # given alone, batch and epochs would move them

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mambaout.study.reporting.picture import BASELINE_COLOR, INK, PLAIN, grid
+from mambaout.study.reporting.picture import BASELINE_COLOR, INK, PLAIN, grid, new
 from mambaout.study.reporting.ranking import Standing
 from mambaout.study.reporting.rows import Row
 from mambaout.study.reporting.varied import Varied, varied
@@ -26,7 +26,12 @@ def charted_fields(table: Sequence[Row]) -> list[Varied]:
 def varied_chart(found: Standing, fields: Sequence[Varied]) -> Figure:
     ready = [row for row in found.rows if row.mean(MINIVAL_TOP1)]
     noise = found.minival_noise
-    figure, panels = grid("What was varied", f"{MINIVAL_TOP1}, %", len(fields))
+    title, ylabel = "What was varied", f"{MINIVAL_TOP1}, %"
+    if len(fields) == 1:
+        figure, axes = new(title, "", ylabel)
+        panels = [axes]
+    else:
+        figure, panels = grid(title, ylabel, len(fields))
     for panel, one in zip(panels, fields, strict=True):
         for row, x in zip(ready, one.values, strict=True):
             if x is None:

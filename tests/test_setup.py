@@ -1,0 +1,87 @@
+"""What `make setup` takes for its Python, and what it says where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HERE = f'exec {sys.executable} "$@"'  # a Python that is tested
+OLD = "exit 1"  # one that is asked and is not
+GONE = "echo 'python3.11: command not found' >&2; exit 127"  # pyenv's name for what is not in use
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="wants make")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make in a folder without a virtual environment, with the given Pythons on the path."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+
+    def run(*words: str, **pythons: str) -> subprocess.CompletedProcess[str]:
+        for name, script in pythons.items():
+            path = tmp_path / "bin" / name.replace("_", ".")
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        found = shutil.which("make")
+        assert found is not None
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PYTHON"))}
+        return subprocess.run(
+            [found, *words],
+            env=env | {"PATH": str(tmp_path / "bin")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("pythons", "taken"),
+    [
+        ({"python3_11": HERE, "python3_12": HERE, "python3": HERE}, "python3.11"),
+        ({"python3_11": GONE, "python3_13": HERE, "python3": OLD}, "python3.13"),
+        ({"python3": HERE}, "python3"),
+    ],
+)
+def test_the_first_python_that_is_tested_is_taken(make, tmp_path, pythons, taken):
+    shown = make("-n", "setup", **pythons).stdout
+    assert f"{tmp_path}/bin/{taken} -m venv" in shown
+
+
+def test_without_a_tested_python_one_line_says_which_are_wanted(make):
+    done = make("setup", python3=OLD, python3_11=GONE)
+    assert done.returncode == 2
+    [line] = done.stdout.splitlines()
+    assert line.startswith("Python 3.11, 3.12 or 3.13 is needed, and none is on the path")
+    assert "make PYTHON=/path/to/python" in line
+
+
+def test_a_python_without_venv_is_named_with_its_package(make):
+    no_pip = f'case "$2" in *ensurepip*) exit 1;; esac\n{HERE}'
+    done = make("setup", python3=no_pip)
+    assert done.returncode == 2
+    package = "python{}.{}-venv".format(*sys.version_info)
+    assert done.stdout == f"Python's venv is missing: apt install {package}\n"
+
+
+def test_the_tested_pythons_are_the_same_in_every_file():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    first, last = map(int, re.findall(r"\(3, (\d+)\)", (ROOT / "Makefile").read_text())[:2])
+    assert project["requires-python"] == f">=3.{first},<3.{last + 1}"
+    named = [text.rpartition(" :: 3.")[2] for text in project["classifiers"]]
+    assert list(map(int, named)) == list(range(first, last + 1))
+    for path in (".ci/run", "Makefile"):
+        text = (ROOT / path).read_text()
+        assert f"python3.{last}" in text
+        assert f"python3.{last + 1}" not in text

@@ -1,0 +1,109 @@
+"""`mambaout ui`: links to each study, a server that ends with the command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from study_files import mixed_study
+
+from mambaout.__main__ import main
+from mambaout.study.store import default_tracking_uri
+from mambaout.study.tracking import Tracker
+from mambaout.study.ui import _free_port
+from mambaout.study.views import study_pages
+
+MARK = "MAMBAOUT_TEST_OF_UI"
+
+
+@pytest.fixture
+def storage(empty_store, tmp_path) -> Path:
+    storage = tmp_path / "a b?c=d%20#e"
+    storage.mkdir()
+    shutil.copy(empty_store, storage / "mlflow.db")
+    folder = mixed_study(storage)
+    tracker = Tracker(default_tracking_uri(storage), "scale", "Does it scale?")
+    tracker.sync(folder)
+    tracker.close()
+    return storage
+
+
+def marked(value: str) -> list[int]:
+    """The processes, of whatever parent, whose environment has our mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={value}\0".encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+        except OSError:  # it has ended, or it is another user's
+            continue
+    return found
+
+
+def test_a_port_that_is_taken_is_one_line_with_another_port(storage, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["ui", "--storage", str(storage), "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"mambaout ui: port {port} cannot be used .* --port \d+\n", said)
+
+
+def test_a_port_that_no_machine_has_is_one_line(storage, capsys):
+    assert main(["ui", "--storage", str(storage), "--port", "70000"]) == 2
+    assert "port 70000 cannot be used" in capsys.readouterr().err
+
+
+def test_the_pages_of_every_study_are_named_the_one_launched_last_at_the_end(storage):
+    uri = default_tracking_uri(storage)
+    time.sleep(1.1)  # launches are told apart by the second
+    other = Tracker(uri, "other", "And this?")
+    first, last = study_pages(uri, port=5012)
+    assert (first.name, last.name) == ("scale", "other")
+    start = f"http://127.0.0.1:5012/#/experiments/{other.experiment_id}/runs?"
+    assert last.trials.startswith(start)
+    assert last.charts.startswith(start)
+    assert "compareRunsMode=CHART" in last.charts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_and_all_its_processes(storage, number):
+    value, port = str(os.getpid()), _free_port()
+    command = [sys.executable, "-m", "mambaout", "ui", "--storage", str(storage)]
+    ui = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | {MARK: value},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    said = ""
+    try:
+        assert ui.stdout is not None
+        for line in ui.stdout:
+            said += line
+            if line.startswith("ready"):
+                break
+        assert "trials side by side" in said
+        assert "learning curves" in said
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/version", timeout=30) as answer:
+            assert answer.status == 200
+        assert len(marked(value)) > 1
+        ui.send_signal(number)
+        assert ui.wait(timeout=60) == (130 if number == signal.SIGINT else 0)
+        assert marked(value) == []
+    finally:
+        for process in marked(value):
+            os.kill(process, signal.SIGKILL)
+        ui.communicate()

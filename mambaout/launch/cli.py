@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 import types
 import typing
 from collections import Counter
@@ -23,12 +22,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from mambaout.accounting import train_macs
-from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.command_line import WRONG, Parser, check_working_directory, writable_folder
+from mambaout.data.column_options import GivenColumns, add_column_options, given_columns
 from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sizes import facts_of
@@ -49,7 +49,6 @@ from mambaout.study.store import check_tracking
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 
-WRONG = 2
 SMOKE_DATA = "digits"
 STORAGE = "runs"
 # The working directory of a submitted job is a copy that goes with the cluster; results do not
@@ -61,12 +60,6 @@ JOB_STORAGE = "~/mambaout-runs"
 BuildStudy = Callable[..., Study]
 
 MOST_SUFFIX = 40  # characters of a study's name that say which fields were given
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, not the whole usage before it."""
-        self.exit(WRONG, f"{self.prog}: {message}; --help lists the options\n")
 
 
 def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
@@ -94,7 +87,7 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         usage="%(prog)s --data NAME|PATH|URI [options]",
         description=inspect.getdoc(build_study),
         epilog="Exit status: 0 all done, 1 some trials did not finish (the same command goes on), "
@@ -181,7 +174,9 @@ def _amount(text: str) -> float:
 def _request(build_study: BuildStudy, options: argparse.Namespace, command: str) -> Request:
     """The request, everything checked that can be before Ray starts; ValueError says what is
     wrong with it. Nothing is written but the data set's cache."""
+    check_working_directory()
     _check_price(options)
+    given = given_fields(options)
     storage = _storage(options.storage)
     tracking_uri = chosen_uri(options.tracking_uri, storage)
     cluster_address(options.address)
@@ -196,7 +191,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     images, _ = Images(data, "train"), Images(data, data.source("val"))
     start = Start(
         facts=facts_of(data, images),
-        given=given_fields(options),
+        given=given,
         variants=options.variants,
         smoke=options.smoke,
     )
@@ -208,9 +203,10 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         searches = tuple(replace(search, seeds=seeds) for search in study.searches)
         study = replace(study, seeds=seeds, searches=searches)
     check_all(study.searches, study.recipes)
-    name = options.name or _study_name(study, data, start)
+    name = options.name or _study_name(study, data, start, columns)
     if name != _plain(name):
         raise ValueError(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
+    writable_folder(str(storage / name), "--name")
     trials = _trials(study, data)
     return Request(
         study=replace(study, name=name),
@@ -233,7 +229,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         command=f"python {command}",
         rules=rule_lines(start.rules),
         about_data=str(start.facts),
-        facts=_facts(data, trials, start),
+        facts=_facts(study, data, start),
     )
 
 
@@ -252,32 +248,31 @@ def _check_price(options: argparse.Namespace) -> None:
             )
 
 
-def _study_name(study: Study, data: DataSet, start: Start) -> str:
+def _study_name(study: Study, data: DataSet, start: Start, columns: GivenColumns) -> str:
     """Which study, of which data, and with which fields given: each is a study of its own."""
     given = [f"{name}{field_text(value)}" for name, value in sorted(start.given.items())]
-    given += start.variants or ()
+    given += [*(start.variants or ()), *columns.values()]
     suffix = _plain("-".join(given)) if given else ""
     if len(suffix) > MOST_SUFFIX:
         suffix = f"{suffix[:MOST_SUFFIX].rstrip('-.')}-{content_key(given)[:6]}"
     return "-".join(filter(None, [_plain(study.name), _plain(data.name), suffix]))
 
 
-def _facts(data: DataSet, trials: Sequence[Trial], start: Start) -> dict[str, Any]:
+def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
     """What study.json keeps of the data and of the command line."""
-    labels = data.labels["train"]
-    facts: dict[str, Any] = {
+    counts = np.bincount(data.labels["train"])
+    recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
+    return {
         "num_train": data.num_images("train", BASELINE),
         "num_classes": data.num_classes,
-        "num_val": len(data.labels["val"]),
+        "num_val": data.num_images("val", BASELINE),
         # percent: what an answer that never looks at the image reaches
-        "chance_top1": 100 * float(np.bincount(labels).max()) / len(labels),
+        "chance_top1": 100 * float(counts.max() / counts.sum()),
+        "num_minival": min(data.num_images("minival", recipe) for recipe in recipes),
         "given": {name: field_text(value) for name, value in start.given.items()},
         "variants": start.variants,
         "rules": rule_lines(start.rules),
     }
-    if trials:
-        facts["num_minival"] = min(data.num_images("minival", t.recipe) for t in trials)
-    return facts
 
 
 def _plain(name: str) -> str:
@@ -287,23 +282,7 @@ def _plain(name: str) -> str:
 def _storage(given: str | None) -> Path:
     """The storage folder, absolute; ValueError where it cannot be written."""
     default = JOB_STORAGE if os.environ.get(JOB_VARIABLE) else STORAGE
-    text = given or default
-    if "://" in text:
-        raise ValueError(
-            f"--storage {text}: run directories are plain files; give a folder that every "
-            "machine of the cluster sees, for example a mounted bucket or NFS"
-        )
-    path = Path(text).expanduser().resolve()
-    holder = path
-    while not holder.exists():
-        holder = holder.parent
-    try:
-        tempfile.TemporaryFile(dir=holder).close()  # gone again; permissions do not tell it all
-    except OSError as error:
-        raise ValueError(
-            f"--storage {path} cannot be written ({error.strerror}: {holder}); give another folder"
-        ) from error
-    return path
+    return writable_folder(given or default, "--storage").resolve()
 
 
 def _trials(study: Study, data: DataSet) -> list[Trial]:

@@ -21,7 +21,7 @@ class _WholeLines:
         self.out = out
 
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
+        if line := " ".join(text.split()):
             self.out.write(line + "\n")
 
     def flush(self) -> None:

@@ -130,7 +130,7 @@ def alive(head: str, kind: str, over: set[str]) -> list[dict]:
 def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tmp_path):
     variables = yaml.safe_load((ROOT / "cluster" / "job.yaml").read_text())["env_vars"] | {
         "TINY_LABELS": "thin",
-        "TINY_EPOCHS": "15",  # it is still at it when `ray job stop` has found its words
+        "TINY_EPOCHS": "60",  # it is still at it when `ray job stop` has found its words
         "MAMBAOUT_CACHE": os.environ["MAMBAOUT_CACHE"],
     }
     runtime = ["--runtime-env-json", json.dumps({"env_vars": variables}), "--working-dir", "tests"]

@@ -11,7 +11,7 @@ from itertools import pairwise
 from mambaout.study.numbers import count_text, rate_text
 from mambaout.study.pareto import front
 from mambaout.study.reporting.families import Family, longest
-from mambaout.study.reporting.growing import deeper_or_wider, stopped_paying
+from mambaout.study.reporting.growing import deeper_or_wider, one_way, stopped_paying
 from mambaout.study.reporting.noise import Noise, judged
 from mambaout.study.reporting.ranking import Standing
 from mambaout.study.reporting.reading import Reading
@@ -45,6 +45,7 @@ def answer(reading: Reading) -> list[str]:
         *deeper_or_wider(reading),
         *transfer_said(table, noise),
         _best(found),
+        *one_way(reading),
         *(_bigger(steps, noise, alone=len(reading.grown) == 1) if steps else []),
         *search_answer(reading.searches),
         *(stopped_paying(reading) if found.has_verdict else []),

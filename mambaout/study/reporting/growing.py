@@ -13,7 +13,7 @@ def deeper_or_wider(reading: Reading) -> list[str]:
     """The direct answer, where the study has grown networks by both."""
     told = [one for one in reading.grown if one.growth.difference is not None]
     if not told or not reading.standing.has_verdict:
-        return _gains_alone(reading)
+        return []
     gains = "; ".join(_gains(one) for one in told)
     lengths = [one for one in told if not one.family.title]
     tuned = [one for one in told if one.family.title]
@@ -23,6 +23,11 @@ def deeper_or_wider(reading: Reading) -> list[str]:
         verdict = _verdict(lengths)
         parts.append((f"{same}{_lower(verdict)}" if same else verdict) + _change(lengths))
     return [" ".join(parts), f"A doubling of MACs bought, with 95 % intervals: {gains}."]
+
+
+def one_way(reading: Reading) -> list[str]:
+    """What growing bought, where there is no verdict on deeper against wider."""
+    return [] if deeper_or_wider(reading) else _gains_alone(reading)
 
 
 def _lower(text: str) -> str:
@@ -73,6 +78,8 @@ def _gains(one: Grown, *, sure: bool = True) -> str:
     if growth.difference is not None and sure:
         text += f", width over depth {_signed(growth.difference)}"
         text += "" if growth.difference.excludes_zero else ", not significant"
+    elif sure and not any(gain.excludes_zero for gain in (growth.depth, growth.width) if gain):
+        text += ", not significant"
     return text
 
 

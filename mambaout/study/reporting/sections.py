@@ -93,7 +93,8 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         found["importances.png"] = partial(importance_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
         found["published.png"] = partial(published_chart, table)
-    if any(one.growth.depth or one.growth.width for one in reading.grown):
+    # One number alone, what width bought at one length, stands in the text already.
+    if sum(bool(one.growth.depth) + bool(one.growth.width) for one in reading.grown) > 1:
         found["growth.png"] = partial(growth_chart, reading)
     if any(one.slices for one in reading.grown):
         found["iso_mac.png"] = partial(iso_chart, reading)

@@ -185,7 +185,7 @@ class _Fit:
                 f"by less than about {2 * bound:.0f} points cannot be told apart"
             )
         elif wanted > share:
-            reason = f"{MINIVAL_IMAGES} images to choose on, at least"
+            reason = f"about {MINIVAL_IMAGES} images to choose on"
         else:
             reason = "few or small images: a tenth of them to choose on"
         self.add("minival_fraction", wanted, reason)
@@ -211,7 +211,7 @@ class _Fit:
             most = SMALL_DATA_SIDE if self.few else BASELINE.image_size
             size = min(side // SIDE_MULTIPLE * SIDE_MULTIPLE, most)
             reason = "few photographs" if size == SMALL_DATA_SIDE else f"the images have {side} px"
-            self.add("image_size", size, f"{reason}; --image-size changes it")
+            self.add("image_size", size, reason)
 
     def stem(self, model: ModelConfig) -> None:
         size = self.value("image_size")
@@ -252,7 +252,7 @@ class _Fit:
             self.add("epochs", SMOKE_EPOCHS, "a smoke run")
         elif self.small and not self.paper:
             epochs = max(EPOCHS, math.ceil(EPOCHS * STEPS_PER_EPOCH / steps))
-            reason = f"{epochs * steps:,} steps" if epochs > EPOCHS else "small data"
+            reason = f"{epochs * steps:,} steps in all" if epochs > EPOCHS else "small data"
             self.add("epochs", epochs, reason)
         epochs = self.value("epochs")
         if self.small and not self.paper:

@@ -31,7 +31,7 @@ from typing import Any
 
 from mambaout.fields import flat_fields
 from mambaout.options import field_text
-from mambaout.recipe import BASELINE, Recipe, power_of_two_in, tuned
+from mambaout.recipe import BASELINE, Recipe, field_knobs, power_of_two_in, tuned
 from mambaout.variants import FEMTO, ModelConfig
 
 SMALL_DATA = 50_000  # training images; below it the paper's recipe has too few steps
@@ -96,7 +96,8 @@ def rule_lines(rules: Sequence[AppliedRule]) -> list[str]:
         groups.setdefault((value, rule.reason), []).append(rule.name)
     lines = []
     for (value, reason), names in groups.items():
-        before = f" (paper: {field_text(paper[names[0]])})" if len(names) == 1 else ""
+        whose = "paper" if field_knobs()[names[0]].source else "default"  # none: our own choice
+        before = f" ({whose}: {field_text(paper[names[0]])})" if len(names) == 1 else ""
         lines.append(f"{', '.join(names)} {value}{before}: {reason}")
     return lines
 

@@ -34,6 +34,7 @@ SEEDS = (0, 1, 2)  # --seeds N changes them
 NUM_TRIALS = 8  # of a search, where --trials does not say
 HIDDEN_MULTIPLE = 8  # what vector units want
 LOG_RATIO = 10  # a range from LOW to ten times LOW and more is searched on a logarithmic scale
+ASK = "give two --shapes, --grid FIELD=A,B or --search FIELD=LOW..HIGH"
 SMOKE_SHAPES = ("small=1,1,1,1/8,16,32,48", "wide=1,1,1,1/16,32,64,96")
 
 
@@ -64,9 +65,7 @@ def mine(
     values = [_named(text, "--search" if search else "--grid") for text in search or grid or []]
     names = [name for name, _ in values]
     if len(networks) < 2 and not names:
-        raise ValueError(
-            "nothing to compare: give two --shapes, --grid FIELD=A,B or --search FIELD=LOW..HIGH"
-        )
+        raise ValueError(f"nothing to compare; {ASK}")
     asked = [
         *(networks if shapes or start.variants else []),
         *(["search"] if search else []),
@@ -80,7 +79,10 @@ def mine(
         seeds=seeds,
     )
     if not search:
-        return replace(study, recipes=_grid(start, networks, values))
+        recipes = _grid(start, networks, values)
+        if len(recipes) < 2:
+            raise ValueError(f"one recipe, {next(iter(recipes))}, is nothing to compare; {ASK}")
+        return replace(study, recipes=recipes)
     axes = [_axis(name, text) for name, text in values]
     bases = {label: _search_base(start, shape, axes) for label, shape in networks.items()}
     searches = tuning(bases, axes, NUM_TRIALS if trials is None else trials, seeds=seeds)
@@ -134,7 +136,16 @@ def _named(text: str, option: str) -> tuple[str, str]:
         if name in ("depths", "dims"):
             hint = "--shapes compares depths and widths"
         raise ValueError(f"{option}: {name!r} cannot be compared; {hint}")
+    if option == "--grid" and ".." in rest:
+        raise ValueError(f"--grid {text}: a range is for --search; give values, FIELD=A,B,C")
     return name, rest
+
+
+def _parsed(name: str, parts: Sequence[str], what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(parse_field(name, part) for part in parts)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _grid(
@@ -146,7 +157,7 @@ def _grid(
         raise ValueError(
             f"--grid names a field twice ({', '.join(names)}); give its values at once"
         )
-    rows = [[parse_field(name, part) for part in text.split(",")] for name, text in values]
+    rows = [_parsed(name, text.split(","), f"--grid {name}={text}") for name, text in values]
     found: dict[str, Recipe] = {}
     for label, shape in networks.items():
         base = start.recipe(shape)
@@ -164,11 +175,12 @@ def _grid(
 def _axis(name: str, text: str) -> Axis:
     """A range or a list of values as an axis."""
     low, dots, high = text.partition("..")
+    what = f"--search {name}={text}"
     if not dots:
-        return Choice(name, tuple(parse_field(name, part) for part in text.split(",")))
-    least, most = parse_field(name, low), parse_field(name, high)
+        return Choice(name, _parsed(name, text.split(","), what))
+    least, most = _parsed(name, (low, high), what)
     if not all(isinstance(end, (int, float)) for end in (least, most)) or not least < most:
-        raise ValueError(f"--search {name}={text}: give two numbers, the smaller first")
+        raise ValueError(f"{what}: give two numbers, the smaller first")
     if isinstance(least, int):
         return Whole(name, least, most)
     return Log(name, least, most) if 0 < LOG_RATIO * least <= most else Linear(name, least, most)

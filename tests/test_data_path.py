@@ -201,6 +201,7 @@ def test_one_in_a_thousand_is_stood_in_for_and_named(tmp_path, caplog, damage, n
     assert row == 417
     assert "0x" not in named  # where Pillow's file lay, which is another place each time
     assert "train-0.parquet row 417 is not an image that can be decoded" in named
+    assert named.endswith("; it came from 417.png")
     assert sum("row 417" in record.getMessage() for record in caplog.records) == 1
     assert all(batch.images.flatten(1).any(1).all() for batch in made)
     rows = batches._make.train_rows

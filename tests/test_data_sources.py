@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -283,10 +284,22 @@ def test_a_file_that_is_no_image_is_named_before_training(tmp_path):
     assert not list((tmp_path / "cache" / "packed").glob("own*"))
 
 
-def test_a_class_whose_every_image_was_held_out_is_named(tmp_path):
-    root = image_folder(tmp_path / "own", "{}/{}", count=26, classes="abcdefghijklmnopqrstuvwxyz")
-    with pytest.raises(DataError, match="no training image of"):
+def test_a_class_of_few_images_is_never_held_out_whole(tmp_path):
+    root = image_folder(tmp_path / "own", "{}/{}", count=78, classes="abcdefghijklmnopqrstuvwxyz")
+    data = open_data(str(root), tmp_path / "cache")
+    assert set(data.labels["train"]) == set(range(26))
+    assert len(data.labels["train"]) + len(data.labels["val"]) == 78
+    assert 0 < len(data.labels["val"]) < 26
+
+
+def test_a_folder_too_small_to_hold_images_out_says_how_to_split_it(tmp_path):
+    root = image_folder(tmp_path / "own", "{}/{}", count=2)
+    with pytest.raises(DataError, match=r"own has 2 images, too few .* val/CLASS/"):
         open_data(str(root), tmp_path / "cache")
+    for name, split in (("a", "train"), ("b", "train")):
+        shutil.copytree(root / name, tmp_path / "split" / split / name)
+        shutil.copytree(root / name, tmp_path / "split" / "val" / name)
+    assert len(open_data(str(tmp_path / "split"), tmp_path / "cache").labels["val"]) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):

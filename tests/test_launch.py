@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from starts import start_of
@@ -34,6 +36,7 @@ from mambaout.launch.outcomes import (
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
 from mambaout.launch.tune import Request, _set_aside, run_study
 from mambaout.recipe import BASELINE, tuned
+from mambaout.study.axes import Axis, Search, Whole
 from mambaout.study.start import Start
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
@@ -236,6 +239,14 @@ def out_of_range(start: Start) -> Study:
     return Study(name="range", question="?", recipes={"x": tuned(BASELINE, peak_lr=-1.0)})
 
 
+def searched(axis: Axis) -> Callable[[Start], Study]:
+    def searching(start: Start) -> Study:
+        search = Search(label="few", base=recipe("thin"), axes=(axis,), num_trials=3)
+        return Study(name="searching", question="?", recipes={}, searches=(search,))
+
+    return searching
+
+
 @pytest.mark.parametrize(
     ("build", "options", "says"),
     [
@@ -260,6 +271,9 @@ def out_of_range(start: Start) -> Study:
         (too_many, ["--data", "digits"], "train_images=9999"),
         (twins, ["--data", "digits"], "x-s0 and y-s0 are the same"),
         (out_of_range, ["--data", "digits"], "peak_lr=-1.0"),
+        # What a search could suggest, wherever it starts.
+        (searched(Whole("global_batch", 8, 600)), ["--data", "digits"], "global_batch=600"),
+        (searched(Whole("train_images", 64, 9999)), ["--data", "digits"], "train_images=9999"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -288,6 +302,39 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(tmp_path, cap
     assert cli.main(tiny, options) == 2
     assert "needs 1 CPU and 1 GPU" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_the_study_can_go_on(
+    tmp_path, monkeypatch, capsys, digits
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    options = ["--data", "digits", "--storage", str(tmp_path / "runs"), "--accelerator", "cpu"]
+    assert cli.main(tiny, options) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"Ray did not start .*file.* run the same command again\n$", error)
+    assert error.count("\n") == 1
+
+
+def test_an_option_of_several_words_that_is_there_twice_keeps_all_of_them(digits):
+    def asked(start: Start, *, grid: Annotated[Sequence[str] | None, "values"] = None) -> Study:
+        raise ValueError(f"asked for {grid}")
+
+    options = cli._parser(asked).parse_args(["--grid", "a=1", "b=2", "--grid", "c=3"])
+    assert options.grid == ["a=1", "b=2", "c=3"]
+
+
+def test_a_field_that_the_study_varies_is_not_told_to_follow_the_data(tmp_path, capsys, digits):
+    def sizes(start: Start) -> Study:
+        recipes = {f"{side}": tuned(start.recipe(), image_size=side) for side in (16, 32)}
+        return Study(name="sizes", question="?", recipes=recipes)
+
+    options = ["--data", "digits", "--storage", str(tmp_path / "runs"), "--plan"]
+    assert cli.main(sizes, options) == 0
+    shown = capsys.readouterr().out
+    assert "minival_fraction 0.1" in shown
+    assert "image_size 28" not in shown
 
 
 def test_a_study_goes_to_the_mlflow_that_the_environment_names_unless_told(
@@ -370,7 +417,7 @@ def test_a_search_begun_with_other_axes_is_refused_and_nothing_is_written(tmp_pa
     folder.write(asked(1e-2).study, [])
     assert agenda(asked(1e-2).study, folder, "d", []).next() is not None
     before = folder.texts()
-    with pytest.raises(ValueError, match="begun with another axes"):
+    with pytest.raises(ValueError, match="begun with other values of axes; give"):
         run_study(asked(2e-2))
     assert folder.texts() == before
 

@@ -111,6 +111,7 @@ def test_every_rule_that_changes_a_field_of_the_paper_is_told():
     assert changed - told <= shape | {"eval_every_epochs"}
     text = "\n".join(rule_lines(found.rules))
     assert "global_batch 16 (paper: 4096)" in text
+    assert "(default: 0.02)" in text  # the paper has no minival
     assert "randaugment, mixup, cutmix, erasing 0" in text
 
 

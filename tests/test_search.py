@@ -79,7 +79,7 @@ def _unsynced():
         (dict(axes=(Whole("blocks", -9, 4),)), "take away at most"),
         (dict(axes=(Log("width", 1.1, 2),)), "width=1.0 is outside"),
         (dict(axes=(Log("width", 0.5, 2), Choice("dims", ((8, 16, 24, 32),)))), "keep one"),
-        (dict(axes=(Linear("conv_ratio", 0.5, 2), Linear("expansion", 1.5, 3))), "narrow the axes"),
+        (dict(axes=(Linear("conv_ratio", 0.5, 2), Linear("expansion", 1.5, 3))), "narrow the axis"),
         (dict(num_trials=0), "num_trials=0"),
         (dict(seeds=()), "seeds"),
         (dict(seeds=(0, 0)), "seeds"),
@@ -386,7 +386,7 @@ def test_more_trials_go_on_and_another_search_is_refused(tmp_path):
     Driver(tmp_path, study(search(num_trials=3))).run()
     more = Driver(tmp_path, study(search(num_trials=5))).run()
     assert [trial.label for trial in more.started] == ["femto-t003", "femto-t004"]
-    with pytest.raises(ValueError, match=r"begun with another axes; .* --rerun"):
+    with pytest.raises(ValueError, match=r"begun with other values of axes; .* --rerun"):
         Driver(tmp_path, study(search(axes=AXES[:2], num_trials=5)))
 
 

@@ -98,6 +98,28 @@ def test_a_last_record_cut_off_by_a_kill_is_left_out(tmp_path):
     assert len(folder.run(trial).records) == whole - 1
 
 
+@pytest.mark.parametrize("name", ["outcome.json", "records.jsonl", "stopped.json"])
+def test_a_damaged_file_of_a_run_is_named_with_what_to_do(name, tmp_path):
+    folder = finished_study(tmp_path)
+    trial = folder.trials()[0]
+    directory = folder.run_directory(trial)
+    if name == "stopped.json":
+        (directory / "outcome.json").unlink()
+    (directory / name).write_text('{"status":\n')
+    with pytest.raises(ValueError, match=rf"{directory / name} is damaged .* move its folder away"):
+        folder.run(trial)
+    directory.rename(tmp_path / "away")
+    assert folder.run(trial).status == "unfinished"
+
+
+def test_a_damaged_file_of_a_study_is_named(tmp_path):
+    folder = finished_study(tmp_path)
+    for name, read in (("study.json", folder.read), ("trials.jsonl", folder.trials)):
+        (folder.path / name).write_text("x\n")
+        with pytest.raises(ValueError, match=rf"{folder.path / name} is damaged"):
+            read()
+
+
 def test_a_stored_study_of_another_version_names_the_field_that_does_not_fit(tmp_path):
     folder = write_study(tmp_path)
     path = folder.path / "trials.jsonl"

@@ -310,6 +310,15 @@ def test_a_directory_of_another_run_is_refused(digits, tiny_recipe, tmp_path):
         run(tiny_recipe, digits, tmp_path, seed=1)
 
 
+def test_a_recipe_that_changed_with_the_data_is_refused_with_that_reason(
+    digits, tiny_recipe, tmp_path
+):
+    run(tiny_recipe, digits, tmp_path, max_steps=1)
+    grown = replace(digits, fingerprint="0123456789ab")
+    with pytest.raises(ValueError, match=r"not 0.001\), and of other data: the images"):
+        run(tuned(tiny_recipe, peak_lr=1e-3), grown, tmp_path)
+
+
 def test_a_finished_run_reports_what_the_interface_promises(digits, tiny_recipe, tmp_path):
     seen: list[Record] = []
     outcome = run(tiny_recipe, digits, tmp_path, sinks=[seen.append], log_every_steps=3)

@@ -69,7 +69,9 @@ def named_errors(folder: StudyFolder) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        reason = error if isinstance(error, ValueError) else repr(error)
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        if reason.startswith(str(folder.path)):  # the file is named already
+            raise
         raise ValueError(f"{folder.path} cannot be read: {reason}") from error
 
 

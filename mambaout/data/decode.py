@@ -189,10 +189,12 @@ class Images:
         if isinstance(error, MemoryError):  # of the machine's making, not of the image's
             raise error
         reason = re.sub(r" object at 0x[0-9a-f]+", "", " ".join(str(error).split()))
+        path = self.encoded.path(row)
+        came = f"; it came from {path}" if path else ""
         return Undecodable(
             row,
             f"{place(self.shards, row)} is not an image that can be decoded "
-            f"({type(error).__name__}: {reason})",
+            f"({type(error).__name__}: {reason}){came}",
         )
 
     def _decode_all(self) -> np.ndarray:

@@ -103,6 +103,15 @@ class EncodedImages:
         """int64 row group of each row, counted over all shards."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def path(self, row: int) -> str | None:
+        """The path that the image of `row` came from, for messages; None where none is stored."""
+        group = bisect_right(self._starts, row) - 1
+        shard, row_group = self.group_of[group]
+        try:
+            return read_paths(shard, [row_group])[row - self._starts[group]]
+        except DataError:  # what is wrong with the image is to be said whatever else goes wrong
+            return None
+
     def __getitem__(self, row: int) -> Encoded:
         """The file that row `row` holds; DataError where it has none or cannot be read."""
         group = bisect_right(self._starts, row) - 1

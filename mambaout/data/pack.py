@@ -202,12 +202,16 @@ def _name(sample: Sample) -> bytes:
 
 
 def split_by_hash(samples: Samples) -> tuple[list[Sample], list[Sample]]:
-    """Train and val of samples that come without a split; a sample's side depends on its path."""
+    """Train and val of samples that come without a split; a sample's side depends on its path.
+
+    A class that would have no training image keeps all that it has.
+    """
+    sides = [draw("val", hash64(_name(sample))) < VAL_FRACTION * 2**64 for sample in samples]
+    trained = {sample.label for sample, aside in zip(samples, sides, strict=True) if not aside}
     train: list[Sample] = []
     val: list[Sample] = []
-    for sample in samples:
-        held_out = draw("val", hash64(_name(sample))) < VAL_FRACTION * 2**64
-        (val if held_out else train).append(sample)
+    for sample, aside in zip(samples, sides, strict=True):
+        (val if aside and sample.label in trained else train).append(sample)
     return train, val
 
 

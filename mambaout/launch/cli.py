@@ -33,17 +33,19 @@ from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sizes import facts_of
 from mambaout.data.sources import open_data
+from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
-from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
+from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
 from mambaout.launch.tune import Request, check_batches, hello, run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
-from mambaout.recipe import BASELINE, content_key, steps_per_epoch
+from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
 from mambaout.rules import rule_lines
 from mambaout.study.plan import Plan, plan, plan_table
 from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
+from mambaout.study.space import NARROW, corners
 from mambaout.study.start import Start, check_given
 from mambaout.study.store import check_tracking
 from mambaout.study.store_uri import chosen_uri, hidden
@@ -81,6 +83,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"{script}: {error}", file=sys.stderr)
         return WRONG
+    except RayDidNotStart as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         return 130
@@ -143,7 +148,8 @@ def _own_options(build_study: BuildStudy) -> dict[str, dict[str, Any]]:
         elif kinds == [int]:
             kind |= {"type": _count, "metavar": "N"}
         else:  # several words
-            kind |= {"nargs": "+", "metavar": "X"}
+            # An option that is there twice adds its words; argparse would keep the last alone.
+            kind |= {"nargs": "+", "action": "extend", "metavar": "X"}
         found[name] = kind
     return found
 
@@ -208,6 +214,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         raise ValueError(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     writable_folder(str(storage / name), "--name")
     trials = _trials(study, data)
+    _check_searches(study, data)
     return Request(
         study=replace(study, name=name),
         trials=_in_order(trials, data),
@@ -227,7 +234,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         budget_hours=options.budget_hours,
         rerun=options.rerun,
         command=f"python {command}",
-        rules=rule_lines(start.rules),
+        rules=_told_rules(study, start),
         about_data=str(start.facts),
         facts=_facts(study, data, start),
     )
@@ -271,8 +278,17 @@ def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
         "num_minival": min(data.num_images("minival", recipe) for recipe in recipes),
         "given": {name: field_text(value) for name, value in start.given.items()},
         "variants": start.variants,
-        "rules": rule_lines(start.rules),
+        "rules": _told_rules(study, start),
     }
+
+
+def _told_rules(study: Study, start: Start) -> list[str]:
+    """The rules that act in the study; a field that it varies itself may follow none of them."""
+    recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
+    found = [flat_fields(recipe) for recipe in recipes]
+    return rule_lines(
+        [rule for rule in start.rules if any(flat[rule.name] == rule.value for flat in found)]
+    )
 
 
 def _plain(name: str) -> str:
@@ -296,11 +312,30 @@ def _trials(study: Study, data: DataSet) -> list[Trial]:
         if other != trial.name:
             raise ValueError(f"trials {other} and {trial.name} are the same recipe and seed")
         try:
-            steps_per_epoch(trial.recipe, data.num_images("train", trial.recipe))
-            data.num_images("minival", trial.recipe)
+            _check_fits(trial.recipe, data)
         except ValueError as error:
             raise ValueError(f"trial {trial.label}: {error}") from error
     return trials
+
+
+def _check_searches(study: Study, data: DataSet) -> None:
+    """ValueError where a search could suggest a recipe that the data cannot train."""
+    for search in study.searches:
+        recipes = {
+            (recipe.global_batch, recipe.train_images, recipe.minival_fraction): recipe
+            for recipe in (search.base, *corners(search))
+        }
+        for recipe in recipes.values():
+            try:
+                _check_fits(recipe, data)
+            except ValueError as error:
+                raise ValueError(f"search {search.label!r}: {error}; {NARROW}") from error
+
+
+def _check_fits(recipe: Recipe, data: DataSet) -> None:
+    """ValueError where the data have too few images for the recipe."""
+    steps_per_epoch(recipe, data.num_images("train", recipe))
+    data.num_images("minival", recipe)
 
 
 def _job(data: DataSet, trial: Trial) -> Job:

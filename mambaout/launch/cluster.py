@@ -124,9 +124,32 @@ def _knock(address: str) -> None:
         raise ValueError(_NO_CLUSTER.format(address, error)) from error
 
 
+class RayDidNotStart(RuntimeError):
+    """Ray gave up on this machine before a trial began."""
+
+
 def start(node: Node) -> None:
-    """Start Ray on this machine with the node's cores and devices, whatever else runs on it."""
-    _quiet_ray().init(
+    """Start Ray on this machine with the node's cores and devices, whatever else runs on it.
+
+    Raises RayDidNotStart where Ray gives up twice. It waits for itself for 30 s, which no setting
+    changes, and a machine that is busy with other work can take longer.
+    """
+    ray = _quiet_ray()
+    try:
+        _start(ray, node)
+    except Exception:  # Ray raises a bare one
+        ray.shutdown()
+        try:
+            _start(ray, node)
+        except Exception as error:
+            raise RayDidNotStart(
+                f"Ray did not start on this machine ({one_line(error)}); where other work keeps "
+                "it busy, wait for that and run the same command again"
+            ) from error
+
+
+def _start(ray: Any, node: Node) -> None:
+    ray.init(
         address="local",
         num_cpus=int(node.has("CPU")),
         num_gpus=int(node.has("GPU")),

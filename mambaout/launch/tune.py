@@ -25,7 +25,15 @@ from typing import Any
 from uuid import uuid4
 
 from mambaout.data.column_options import GivenColumns
-from mambaout.launch.cluster import JOB_VARIABLE, Signals, cluster_address, join, leave, start
+from mambaout.launch.cluster import (
+    JOB_VARIABLE,
+    RayDidNotStart,
+    Signals,
+    cluster_address,
+    join,
+    leave,
+    start,
+)
 from mambaout.launch.feed import KEY, TASK, callback, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
@@ -240,7 +248,11 @@ class _Launch:
             cleanup.callback(shutil.rmtree, self.folder.path / LAUNCH_FOLDER, ignore_errors=True)
             if not self.joined:
                 cleanup.callback(leave)
-                start(self.nodes[0])
+                try:
+                    start(self.nodes[0])
+                except RayDidNotStart:
+                    self.follower.finish("FAILED")
+                    raise
             self.signals.listen()
             self.follower.wait_for_tracking()  # it was set up while Ray started
             if self.signals.seen:

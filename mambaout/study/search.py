@@ -104,8 +104,8 @@ class Memory:
         elif begun != definition:
             changed = sorted(name for name in definition if begun.get(name) != definition[name])
             raise ValueError(
-                f"search {search.label!r} was begun with another {' and '.join(changed)}; give the "
-                "study another --name, the search another label, or start it anew with --rerun"
+                f"search {search.label!r} was begun with other values of {' and '.join(changed)}; "
+                "give the study another --name, or start it anew with --rerun"
             )
         self.use(_in_use(search, self.note("ranges") or {}))
 

@@ -33,6 +33,8 @@ GOALS = (MINIVAL_TOP1, MACS, PARAMS, ACTIVATIONS, IMAGES_PER_SECOND, TRAIN_DEVIC
 
 DIGITS = 4  # significant ones that a suggested float keeps, so that a command can be read
 
+NARROW = "narrow the axis, or list the values that fit"
+
 MAX_LISTED = 20_000  # points of a finite space that are gone through one by one
 
 Values = Mapping[str, Any]  # axis name -> value
@@ -129,7 +131,11 @@ def check(search: Search) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else f"; fields are {', '.join(known)}"
             raise ValueError(f"{where}: a recipe has no field {axis.name!r}{hint}")
         _check_axis(search, axis, where)
-    _check_corners(search, where)
+    try:
+        for _ in corners(search):
+            pass
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; {NARROW}") from error
 
 
 def check_all(searches: Sequence[Search], labels: Iterable[str] = ()) -> None:
@@ -207,16 +213,19 @@ def _check_axis(search: Search, axis: Axis, where: str) -> None:
         )
 
 
-def _check_corners(search: Search, where: str) -> None:
-    """Every axis at its ends, alone and with every other axis at its ends."""
+def corners(search: Search) -> Iterator[Recipe]:
+    """The recipes of every axis at its ends, alone and with every other axis at its ends.
+
+    Raises ValueError at the first whose values do not go together.
+    """
     base = base_values(search)
     ends = {axis.name: _ends(axis) for axis in search.axes}
     for name, values in ends.items():
         for value in values:
-            _try(search, base | {name: value}, where)
+            yield recipe_of(search, base | {name: value})
     for first, second in itertools.combinations(ends, 2):
         for one, other in itertools.product(ends[first], ends[second]):
-            _try(search, base | {first: one, second: other}, where)
+            yield recipe_of(search, base | {first: one, second: other})
 
 
 def _ends(axis: Axis) -> list[Any]:
@@ -225,13 +234,6 @@ def _ends(axis: Axis) -> list[Any]:
     if isinstance(axis, Choice) or (isinstance(axis, Whole) and grid and len(grid) <= 16):
         return list(grid or ())
     return [axis.low, axis.high]
-
-
-def _try(search: Search, values: Values, where: str) -> None:
-    try:
-        recipe_of(search, values)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}; narrow the axes") from error
 
 
 # -- the same budget at every size ----------------------------------------------------------------

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -160,13 +161,16 @@ class StudyFolder:
 
     def read(self) -> dict[str, Any]:
         """What study.json holds; FileNotFoundError says where it was looked for."""
-        return json.loads((self.path / STUDY_FILE).read_text())
+        path = self.path / STUDY_FILE
+        with _named(path, "it"):
+            return json.loads(path.read_text())
 
     def trials(self) -> list[Trial]:
         """Every trial decided on so far; a last line cut off by a kill is left out."""
         path = self.path / TRIALS_FILE
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [Trial.from_json(line) for line in lines if line.endswith("\n")]
+        with _named(path, "it"):
+            return [Trial.from_json(line) for line in lines if line.endswith("\n")]
 
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds by now; read again only where a file has changed."""
@@ -179,24 +183,28 @@ class StudyFolder:
         return run if run.trial.label == trial.label else replace(run, trial=trial)
 
     def _run(self, trial: Trial, directory: Path) -> Run:
-        records = tuple(read_records(directory / RECORDS_FILE))
+        with _named(directory / RECORDS_FILE):
+            records = tuple(read_records(directory / RECORDS_FILE))
         path = directory / OUTCOME_FILE
         if not path.exists():
             stopped = directory / STOPPED_FILE
             if stopped.exists():
-                facts = json.loads(stopped.read_text())
+                with _named(stopped):
+                    facts = json.loads(stopped.read_text())
                 return Run(trial=trial, status="stopped", facts=facts, records=records)
             return Run(trial=trial, status="unfinished", records=records)
-        outcome = json.loads(path.read_text())
         reused = directory / REUSED_FILE
-        origin = json.loads(reused.read_text()) if reused.exists() else {}
-        return Run(
-            trial=trial,
-            status=outcome["status"],
-            metrics=outcome["metrics"],
-            facts=outcome["facts"] | origin,
-            records=records,
-        )
+        with _named(reused):
+            origin = json.loads(reused.read_text()) if reused.exists() else {}
+        with _named(path):
+            outcome = json.loads(path.read_text())
+            return Run(
+                trial=trial,
+                status=outcome["status"],
+                metrics=outcome["metrics"],
+                facts=outcome["facts"] | origin,
+                records=records,
+            )
 
     def runs(self) -> list[Run]:
         return [self.run(trial) for trial in self.trials()]
@@ -252,6 +260,19 @@ class StudyFolder:
         aside = directory / f".{STOPPED_FILE}.{os.getpid()}"
         aside.write_text(json.dumps({"why": why}) + "\n")
         aside.replace(directory / STOPPED_FILE)
+
+
+@contextmanager
+def _named(path: Path, away: str = "its folder") -> Iterator[None]:
+    """What is wrong with a file, as a ValueError that names it. The sweep's command makes anew
+    what has been moved away."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); put it back from a copy, or move {away} away and run "
+            "the study's command again"
+        ) from error
 
 
 def _look(path: Path) -> tuple[int, ...] | None:

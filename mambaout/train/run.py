@@ -131,13 +131,21 @@ class Run:
             if kept != self.recipe:
                 raise ValueError(
                     f"{self.out} holds a run of another recipe "
-                    f"({_difference(kept, self.recipe)}); give another --out or remove it"
+                    f"({_difference(kept, self.recipe)}){self._of_other_data()}; "
+                    "give another --out or remove it"
                 )
             return
         if self.backend.host > 0:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         _write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
+
+    def _of_other_data(self) -> str:
+        """Said of a run of another recipe: a recipe that follows the data changes with them."""
+        saved = checkpoint.load_latest(self.out)
+        if saved is None or saved["identity"]["data"] == self.data.fingerprint:
+            return ""
+        return ", and of other data: the images are not those that it began with"
 
     def _require_same(self, identity: dict[str, Any]) -> None:
         if identity != self.identity:

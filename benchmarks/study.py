@@ -32,7 +32,8 @@ from typing import Any
 from mambaout.accounting import cost
 from mambaout.launch.cluster import QUIET
 from mambaout.launch.progress import Job
-from mambaout.launch.tune import Request, run_study
+from mambaout.launch.request import Request
+from mambaout.launch.tune import run_study
 from mambaout.recipe import BASELINE, Recipe, canonical_json, tuned
 from mambaout.study.axes import Linear, Log, Search, Whole
 from mambaout.study.report import write_report

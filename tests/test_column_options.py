@@ -16,9 +16,10 @@ from tiny_sweep import tiny
 from mambaout.__main__ import main
 from mambaout.data.sources import open_data
 from mambaout.launch import calibrate, cli
+from mambaout.launch.request import Request
 from mambaout.launch.resources import share, this_machine
 from mambaout.launch.trial import train_trial
-from mambaout.launch.tune import Request, _Launch
+from mambaout.launch.tune import _Launch
 from mambaout.recipe import tuned
 from mambaout.study.report import write_report
 from mambaout.study.study import StudyFolder

@@ -34,7 +34,8 @@ from mambaout.launch.outcomes import (
     retried,
 )
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
-from mambaout.launch.tune import Request, _set_aside, run_study
+from mambaout.launch.request import Request
+from mambaout.launch.tune import _set_aside, run_study
 from mambaout.recipe import BASELINE, tuned
 from mambaout.study.axes import Axis, Search, Whole
 from mambaout.study.start import Start

@@ -19,6 +19,7 @@ from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.outcomes import classify
+from mambaout.launch.request import check_batches
 from mambaout.launch.resources import (
     ACCELERATORS,
     POD_TYPE,
@@ -30,7 +31,6 @@ from mambaout.launch.resources import (
     tpu_chips,
 )
 from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
-from mambaout.launch.tune import check_batches
 from mambaout.recipe import tuned
 from mambaout.study.start import Start
 from mambaout.study.study import Study

@@ -26,10 +26,11 @@ from mambaout.launch import tune
 from mambaout.launch.lock import LOCK_FILE
 from mambaout.launch.outcomes import FAILURES_FILE
 from mambaout.launch.progress import Job
+from mambaout.launch.request import Request
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME, WORKER_ID
 from mambaout.launch.tpu import LOCK_VARIABLE
 from mambaout.launch.trial import TRAINER
-from mambaout.launch.tune import DONE, Request, run_study
+from mambaout.launch.tune import DONE, run_study
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.study.store import default_tracking_uri
 from mambaout.study.study import CHECKPOINT_FILE, Run, Study, StudyFolder

@@ -28,7 +28,7 @@ from mambaout.study.rates import Rate, add_calibrated, assumed_image_seconds, fe
 from mambaout.train.cpu import cpu_name
 
 if TYPE_CHECKING:
-    from mambaout.launch.tune import Request
+    from mambaout.launch.request import Request
 
 SECONDS = 10.0  # of training a recipe
 OTHER_SECONDS = 5.0  # a recipe: its first step, its evaluation

@@ -37,8 +37,9 @@ from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.progress import Job
+from mambaout.launch.request import Request, check_batches, hello
 from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
-from mambaout.launch.tune import Request, check_batches, hello, run_study
+from mambaout.launch.tune import run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
 from mambaout.rules import rule_lines

@@ -17,14 +17,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mambaout.data.column_options import GivenColumns
 from mambaout.launch.cluster import (
     JOB_VARIABLE,
     RayDidNotStart,
@@ -46,15 +45,14 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
-from mambaout.launch.progress import Job, Screen, clock, counted
+from mambaout.launch.progress import Screen, clock, counted
+from mambaout.launch.request import Request, check_batches, hello
 from mambaout.launch.resources import Node, Share, share, this_machine
-from mambaout.launch.trial import TRAINER, Retry, Task, recorded_step, run_trial
-from mambaout.memory import micro_batches
+from mambaout.launch.trial import Retry, Task, recorded_step, run_trial
 from mambaout.study.prediction import PREDICTION_FILE, predict
-from mambaout.study.pricing import NumImages
 from mambaout.study.search import OPTUNA_FILE, agenda
 from mambaout.study.store_uri import default_tracking_uri, hidden
-from mambaout.study.study import Run, Study, StudyFolder, Trial
+from mambaout.study.study import Run, StudyFolder, Trial
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
 GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to stop
@@ -62,44 +60,6 @@ GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to s
 # waits for a minute before it is aborted; it leaves by itself after so much more than the grace.
 LEAVE_SECONDS = 10.0
 LAUNCH_FOLDER = ".launch"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A study to run, checked: what the command line asked for."""
-
-    study: Study
-    trials: Sequence[Trial]  # those known beforehand, in the order to start them
-    job: Callable[[Trial], Job]
-    num_images: NumImages
-    fingerprint: str  # of the data
-    data: str  # what open_data is given on every machine
-    data_name: str
-    storage: Path
-    name: str
-    tracking_uri: str
-    columns: GivenColumns = field(default_factory=GivenColumns)  # that open_data is told of
-    stage: str | None = None  # the folder of each machine that the shards are copied to
-    address: str | None = None
-    accelerator: str | None = None
-    max_concurrent: int | None = None
-    budget_hours: float | None = None
-    rerun: bool = False
-    command: str = ""
-    trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    about_data: str = ""  # a line on the data
-    rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
-
-
-def hello(request: Request) -> list[str]:
-    """What is said of the data and of what follows from it, before a plan or a launch."""
-    if not request.about_data:
-        return []
-    lines = [f"{request.data_name}: {request.about_data}"]
-    if request.rules:
-        lines.append("what follows the data (each is an option, --image-size 64 for one):")
-    return lines + [f"    {rule}" for rule in request.rules]
 
 
 def run_study(request: Request) -> int:
@@ -148,17 +108,6 @@ def run_study(request: Request) -> int:
         except KeyboardInterrupt:
             launch.say_how_to_go_on()
             raise
-
-
-def check_batches(request: Request, part: Share) -> None:
-    """ValueError for a recipe whose batch the share's devices cannot split."""
-    recipes = {trial.label: trial.recipe for trial in request.trials}
-    recipes |= {search.label: search.base for search in request.study.searches}
-    for label, recipe in recipes.items():
-        try:
-            micro_batches(recipe, part.num_devices)
-        except ValueError as error:
-            raise ValueError(f"trial {label} on {part.accelerator}: {error}") from error
 
 
 def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:

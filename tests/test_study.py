@@ -106,7 +106,7 @@ def test_a_damaged_file_of_a_run_is_named_with_what_to_do(name, tmp_path):
     if name == "stopped.json":
         (directory / "outcome.json").unlink()
     (directory / name).write_text('{"status":\n')
-    with pytest.raises(ValueError, match=rf"{directory / name} is damaged .* move its folder away"):
+    with pytest.raises(ValueError, match=rf"{directory / name} cannot be read: .* its folder away"):
         folder.run(trial)
     directory.rename(tmp_path / "away")
     assert folder.run(trial).status == "unfinished"
@@ -116,7 +116,7 @@ def test_a_damaged_file_of_a_study_is_named(tmp_path):
     folder = finished_study(tmp_path)
     for name, read in (("study.json", folder.read), ("trials.jsonl", folder.trials)):
         (folder.path / name).write_text("x\n")
-        with pytest.raises(ValueError, match=rf"{folder.path / name} is damaged"):
+        with pytest.raises(ValueError, match=rf"{folder.path / name} cannot be read: "):
             read()
 
 

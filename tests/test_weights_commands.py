@@ -173,6 +173,16 @@ def test_list_of_a_study_shows_each_trial_with_its_checkpoint(tmp_path, capsys):
     assert "so far" in lines[-3]
 
 
+def test_list_leaves_out_no_run_that_an_earlier_command_asked_for(tmp_path, capsys):
+    folder = finished_study(tmp_path)
+    first, *others = folder.trials()
+    path = folder.path / "trials.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert [trial.key for trial in folder.trials()] == [trial.key for trial in others]
+    assert main(["list", "scale", "--storage", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(str(folder.run_directory(first)))
+
+
 def test_list_names_a_study_that_it_cannot_read(tmp_path, capsys):
     finished_study(tmp_path)
     shutil.copytree(tmp_path / "scale", tmp_path / "older")
@@ -181,9 +191,9 @@ def test_list_names_a_study_that_it_cannot_read(tmp_path, capsys):
     assert main(["list", "--storage", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "scale" in shown
-    assert f"{tmp_path / 'older'} cannot be read: " in shown
+    assert f"{tmp_path / 'older' / 'trials.jsonl'} cannot be read: " in shown
     assert main(["list", "older", "--storage", str(tmp_path)]) == 2
-    assert f"{tmp_path / 'older'} cannot be read: " in capsys.readouterr().err
+    assert f"{tmp_path / 'older' / 'trials.jsonl'} cannot be read: " in capsys.readouterr().err
 
 
 def test_list_says_that_there_is_no_study(tmp_path, capsys):

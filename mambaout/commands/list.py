@@ -69,7 +69,16 @@ def trial_table(folder: StudyFolder) -> str:
                 str(path) if path.exists() else "none",
             )
         )
-    return _aligned(rows, numbers={2, 3, 4})
+    return "\n".join([_aligned(rows, numbers={2, 3, 4}), *_earlier(folder, runs)])
+
+
+def _earlier(folder: StudyFolder, runs: Sequence[Run]) -> list[str]:
+    """A line on the runs of recipes that the study's last command did not ask for."""
+    known = {run.trial.key for run in runs}
+    others = [path for path in sorted(folder.path.glob("trials/[!.]*")) if path.name not in known]
+    if not others:
+        return []
+    return [f"of what earlier commands asked for: {', '.join(map(str, others))}"]
 
 
 def _best(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, str]:

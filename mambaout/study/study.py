@@ -162,14 +162,14 @@ class StudyFolder:
     def read(self) -> dict[str, Any]:
         """What study.json holds; FileNotFoundError says where it was looked for."""
         path = self.path / STUDY_FILE
-        with _named(path, "it"):
+        with _named(path, remedy=""):
             return json.loads(path.read_text())
 
     def trials(self) -> list[Trial]:
         """Every trial decided on so far; a last line cut off by a kill is left out."""
         path = self.path / TRIALS_FILE
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        with _named(path, "it"):
+        with _named(path, remedy=""):
             return [Trial.from_json(line) for line in lines if line.endswith("\n")]
 
     def run(self, trial: Trial) -> Run:
@@ -262,17 +262,17 @@ class StudyFolder:
         aside.replace(directory / STOPPED_FILE)
 
 
+_OF_A_RUN = "; put it back from a copy, or move its folder away and run the study's command again"
+
+
 @contextmanager
-def _named(path: Path, away: str = "its folder") -> Iterator[None]:
-    """What is wrong with a file, as a ValueError that names it. The sweep's command makes anew
-    what has been moved away."""
+def _named(path: Path, remedy: str = _OF_A_RUN) -> Iterator[None]:
+    """What is wrong with a file, of another version or damaged, as a ValueError that names it."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); put it back from a copy, or move {away} away and run "
-            "the study's command again"
-        ) from error
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} cannot be read: {reason}{remedy}") from error
 
 
 def _look(path: Path) -> tuple[int, ...] | None:

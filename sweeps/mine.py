@@ -67,7 +67,7 @@ def mine(
     if len(networks) < 2 and not names:
         raise ValueError(f"nothing to compare; {ASK}")
     asked = [
-        *(networks if shapes or start.variants else []),
+        *(networks if shapes else []),
         *(["search"] if search else []),
         *names,
     ]

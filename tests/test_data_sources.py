@@ -294,7 +294,9 @@ def test_a_class_of_few_images_is_never_held_out_whole(tmp_path):
 
 def test_a_folder_too_small_to_hold_images_out_says_how_to_split_it(tmp_path):
     root = image_folder(tmp_path / "own", "{}/{}", count=2)
-    with pytest.raises(DataError, match=r"own has 2 images, too few .* val/CLASS/"):
+    with pytest.raises(
+        DataError, match=r"own has no validation images, and its 2 images .* val/CLASS/"
+    ):
         open_data(str(root), tmp_path / "cache")
     for name, split in (("a", "train"), ("b", "train")):
         shutil.copytree(root / name, tmp_path / "split" / split / name)
@@ -335,3 +337,19 @@ def test_opening_data_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert io.StringIO(done.stderr).read() == ""
+
+
+def test_damaged_images_of_a_small_folder_are_all_named_before_a_study_starts(tmp_path):
+    root = image_folder(tmp_path / "own", "{}/{}", count=60)
+    (whole,) = pictures(1, size=64)
+    for name in ("cut", "short"):
+        (root / "b" / f"{name}.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"2 of 62 images cannot be decoded: ") as told:
+        open_data(str(root), tmp_path / "cache")
+    assert "b/cut.png" in str(told.value)
+    assert "b/short.png" in str(told.value)
+    assert str(told.value).endswith("; remove or replace them")
+    assert not list((tmp_path / "cache").glob("packed/own-*"))
+    for name in ("cut", "short"):
+        (root / "b" / f"{name}.png").unlink()
+    open_data(str(root), tmp_path / "cache")

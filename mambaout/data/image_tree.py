@@ -131,12 +131,6 @@ def _source(tree: Tree, layout: Layout, names: list[str], remark: str) -> Source
     train = _samples(tree, layout.train, labels)
     if layout.val is None:
         train, val = split_by_hash(train)
-        if not val:
-            raise DataError(
-                f"{tree.at(())} has {counted(len(train), 'image', 'images')}, too few to hold "
-                "one in five out for validation; add images, or make the split yourself: "
-                "train/CLASS/ and val/CLASS/"
-            )
     else:
         val = _samples(tree, layout.val, labels)
     return Source(

@@ -159,9 +159,14 @@ def write_shards(
 
 
 def _check(source: Source) -> None:
-    for split in ("train", "val"):
-        if not getattr(source, split):
-            raise DataError(f"{source.name} has no {split} images")
+    if not source.train:
+        raise DataError(f"{source.name} has no training images")
+    if not source.val:
+        raise DataError(
+            f"{source.name} has no validation images, and its {len(source.train)} images are too "
+            "few to hold one in five out; add images, or make the split yourself: train/CLASS/ and "
+            "val/CLASS/"
+        )
     if source.class_names is not None and not source.is_stream:
         present = {sample.label for sample in source.train}
         empty = [name for label, name in enumerate(source.class_names) if label not in present]

@@ -20,6 +20,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from mambaout.data.column_options import GivenColumns
+from mambaout.data.damage import refuse_damaged
 from mambaout.data.encoded import EncodedImages, place, read_paths
 from mambaout.data.files import CACHE_VARIABLE, DataError, default_cache, locked
 from mambaout.data.idx import array_samples, find_idx_files, read_idx_folder
@@ -85,6 +86,8 @@ def _pack_once(found: Found, packed: Path) -> None:
                     shutil.rmtree(left)  # of a process killed while it packed
                 source = found.read()
                 _say(source.remark)
+                if found.is_tree:
+                    refuse_damaged(source)
                 # A version that had other rules for folders packed it, and wrote no remark.
                 if packed.exists() and not _holds(packed, source):
                     shutil.rmtree(packed)

@@ -29,6 +29,7 @@ from mambaout.variants import VARIANTS, ModelConfig
 # What the axes that are no fields of a recipe change.
 _FIELDS_OF_AXIS = {WIDTH: ("dims", "hidden_multiple"), BLOCKS: ("depths",)}
 _SHAPE_FIELDS = ("depths", "dims")
+OWN_QUESTION = "sweeps/mine.py --shapes small=1,1,1,1/16,32,64,96 femto, or --grid FIELD=A,B"
 
 
 @dataclass(kw_only=True)
@@ -109,7 +110,7 @@ class Start:
         if own and len(names) > 1:
             raise ValueError(
                 f"{own[0]}: this study varies it, over the shapes {', '.join(names)}; "
-                "sweeps/mine.py --shapes NAME=1,1,3,1/16,32,64,96 takes shapes of your own"
+                f"ask your own question: {OWN_QUESTION}"
             )
         return {name: known[name] for name in names}
 
@@ -124,14 +125,14 @@ def check_given(study: Study, start: Start) -> None:
         found |= {_plain(flat_fields(search.base)[name]) for search in study.searches}
         if any(name in _searched(search) for search in study.searches):
             raise ValueError(
-                f"{option(name)}: study {study.name} searches {name} itself; leave it out, or "
-                "see sweeps/mine.py for a study of your own"
+                f"{option(name)}: study {study.name} searches {name} itself; leave the option out, "
+                f"or ask your own question: {OWN_QUESTION}"
             )
         if found != {_plain(value)}:
             values = ", ".join(sorted(map(str, found)))
             raise ValueError(
-                f"{option(name)}: study {study.name} varies {name} itself ({values}); leave "
-                "it out, or see sweeps/mine.py for a study of your own"
+                f"{option(name)}: study {study.name} varies {name} itself ({values}); leave the "
+                f"option out, or ask your own question: {OWN_QUESTION}"
             )
 
 

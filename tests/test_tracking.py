@@ -615,7 +615,7 @@ def test_the_charts_page_draws_learning_curves(shown_study, tmp_path):
 
 def rank(runs: list[Run]) -> list[Run]:
     finished = [run for run in runs if run.status == "finished"]
-    return sorted(finished, key=lambda run: -run.metrics["top1"])
+    return sorted(finished, key=lambda run: -run.metrics["minival/top1"])
 
 
 def test_a_run_without_records_ends_too(uri, folder):

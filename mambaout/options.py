@@ -34,12 +34,25 @@ GROUPS: dict[type, tuple[str, str | None]] = {
     Augment: ("augmentation", None),
     Recipe: ("data and batch", None),
 }
+FOLLOWS_DATA = (
+    "These and all below are the fields of a recipe. A field that you do not give follows your "
+    "data: --plan and every launch print the value and the reason. A field that does not follow "
+    "has the default that stands here. For the network that is femto, and on small data a "
+    "smaller one."
+)
 _DEST = "field_"
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
-    """Give `parser` an option for each field of a recipe but the ones in `skip`."""
+def add_recipe_options(
+    parser: argparse.ArgumentParser, *, skip: Collection[str] = (), follow_data: bool = True
+) -> None:
+    """Give `parser` an option for each field of a recipe but the ones in `skip`.
+
+    `follow_data` says whether the rules choose the fields that are not given.
+    """
     for owner, (title, description) in GROUPS.items():
+        if owner is ModelConfig and follow_data:
+            description = FOLLOWS_DATA
         group = parser.add_argument_group(title, description)
         for name, said in knobs(owner).items():
             if name not in skip:

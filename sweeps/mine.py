@@ -52,7 +52,10 @@ def mine(
         Sequence[str] | None,
         "values to search with Optuna: FIELD=LOW..HIGH, like peak_lr=1e-4..1e-2, or FIELD=A,B,C",
     ] = None,
-    trials: Annotated[int | None, f"of the search at each size (default {NUM_TRIALS})"] = None,
+    trials: Annotated[
+        int | None,
+        f"of the search at each size (default {NUM_TRIALS}); the best then gets more seeds",
+    ] = None,
 ) -> Study:
     """Which of my own sizes or values is best on my images?"""
     if grid and search:

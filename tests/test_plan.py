@@ -354,6 +354,7 @@ def test_a_search_costs_its_trials_and_at_most_its_dearest(tmp_path):
     assert row.most_seconds == pytest.approx(dearest.seconds, rel=0.05), "w32 with 8 more blocks"
     assert found.most_device_seconds == pytest.approx(24 * row.most_seconds)
     assert "at most" in plan_table(found)
+    assert "to run       24 trials (4 of them are further seeds of the best)" in plan_table(found)
     assert "early stopping" not in plan_table(found)
 
 

@@ -180,6 +180,7 @@ def test_without_a_second_seed_the_headline_is_that_there_is_no_verdict(tmp_path
     first, *others = answer(read(folder))
     assert first.startswith("No verdict: no recipe has finished with two seeds")
     assert "--seeds 3" in first
+    assert "chosen" not in re.findall(r"\w+", told(folder))
     text = " ".join(others)
     assert not re.search(r"Grow |comes out best|Bigger was|significant", text)
     assert "A doubling of MACs bought, not told from luck:" in text

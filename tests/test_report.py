@@ -37,7 +37,7 @@ from mambaout.study.reporting.curves import learning_curves, training_loss
 from mambaout.study.reporting.families import families
 from mambaout.study.reporting.findings import answer, gain_per_doubling, rank_correlation
 from mambaout.study.reporting.noise import seed_noise
-from mambaout.study.reporting.picture import png
+from mambaout.study.reporting.picture import log_ticks, new, png
 from mambaout.study.reporting.ranking import standing
 from mambaout.study.reporting.reading import read
 from mambaout.study.reporting.rows import rows
@@ -321,6 +321,17 @@ def test_one_recipe_that_failed_to_learn_does_not_flatten_the_others(tmp_path):
     assert low > 80
     assert high < 100
     assert "w32-d2 11.0 %" in [text.get_text() for text in axes.texts]
+
+
+def test_no_two_ticks_of_a_short_axis_have_the_same_text():
+    _, axes = new("title", "device time", "top-1")
+    axes.set_xscale("log")
+    axes.set_xlim(14.5 / 3600, 19.4 / 3600)
+    log_ticks(axes, hours_text)
+    texts = axes.xaxis.get_major_formatter().format_ticks(list(axes.get_xticks()))
+    shown = [text for text in texts if text]
+    assert len(shown) > 2
+    assert len(set(shown)) == len(shown)
 
 
 def test_charts_are_drawn_before_anything_has_finished(tmp_path):

@@ -415,6 +415,17 @@ def test_a_store_that_cannot_be_used_is_refused_with_the_remedy(tmp_path, uri, m
     assert sorted(tmp_path.rglob("*")) == before, "nothing was created"
 
 
+def test_studies_that_start_at_once_share_a_new_store(tmp_path):
+    code = (
+        "import sys; from mambaout.study.tracking import Tracker; Tracker(*sys.argv[1:3], 'Why?')"
+    )
+    uri = default_tracking_uri(tmp_path / "runs")
+    started = [subprocess.Popen([sys.executable, "-c", code, uri, name]) for name in ("a", "b")]
+    assert [process.wait(timeout=240) for process in started] == [0, 0]
+    found = {one.name for one in MlflowClient(tracking_uri=uri).search_experiments()}
+    assert {"mambaout/a", "mambaout/b"} <= found
+
+
 def test_a_store_that_can_be_used_is_left_untouched_by_the_check(tmp_path, empty_store):
     check_tracking(default_tracking_uri(tmp_path / "not" / "yet"))
     assert list(tmp_path.iterdir()) == []
@@ -615,7 +626,7 @@ def test_the_charts_page_draws_learning_curves(shown_study, tmp_path):
 
 def rank(runs: list[Run]) -> list[Run]:
     finished = [run for run in runs if run.status == "finished"]
-    return sorted(finished, key=lambda run: -run.metrics["top1"])
+    return sorted(finished, key=lambda run: -run.metrics["minival/top1"])
 
 
 def test_a_run_without_records_ends_too(uri, folder):

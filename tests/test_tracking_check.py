@@ -77,6 +77,16 @@ def test_an_older_schema_is_refused_with_the_command_that_upgrades_it(store):
     assert f"mlflow db upgrade sqlite:///{store}" in said
 
 
+def test_a_store_that_another_study_is_making_is_waited_for(store):
+    newest, known = _revisions()
+    change(store, f"UPDATE alembic_version SET version_num = '{min(known - {newest})}'")
+    finish = f"UPDATE alembic_version SET version_num = '{newest}'"
+    maker = threading.Timer(1, change, (store, finish))
+    maker.start()
+    check_tracking(sqlite_uri(store))
+    maker.join()
+
+
 def test_a_newer_schema_is_refused(store):
     change(store, "UPDATE alembic_version SET version_num = 'fffffffffff0'")
     assert "newer MLflow" in refusal(sqlite_uri(store))

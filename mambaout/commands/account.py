@@ -29,7 +29,7 @@ def add_account(commands: argparse._SubParsersAction) -> None:
     for name, default in (("--image-size", 224), ("--num-classes", 1000)):
         text = f"default {default}"
         parser.add_argument(name, type=whole_number(1), default=default, metavar="N", help=text)
-    add_recipe_options(parser, skip=field_types().keys() - SHAPE_FIELDS)
+    add_recipe_options(parser, skip=field_types().keys() - SHAPE_FIELDS, follow_data=False)
     parser.set_defaults(run=_run)
 
 

@@ -18,7 +18,7 @@ from mambaout.train.metrics import MACS, MINIVAL_TOP1, TOP1
 
 def add_list(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("list", help="the studies, or a study's trials and checkpoints")
-    parser.add_argument("study", nargs="?", help="its name; default: list the studies")
+    parser.add_argument("study", nargs="?", help="a study's name; default: list the studies")
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
     parser.set_defaults(run=_run)
 
@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def study_table(folders: Sequence[StudyFolder]) -> str:
     """A line a study: trials finished of all, when it last changed, the result of its choice."""
-    rows = [("study", "finished", "changed", "top-1 %", "of the trial chosen on minival")]
+    rows = [("study", "finished", "changed", "top-1 %", "of the recipe chosen on minival")]
     unread = []
     for folder in folders:
         try:

@@ -8,15 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mambaout.commands.named import named_errors, study_folder
-from mambaout.commands.options import DEFAULT_STORAGE
+from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 
 TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
 
 
 def add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="write a study's report and tables anew")
-    parser.add_argument("study", help="its name")
-    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser.add_argument("study", help="its name, as `mambaout list` shows it")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
     parser.set_defaults(run=_run_report)
 
 
@@ -46,8 +46,8 @@ class _NotWritable(ValueError):
 
 def add_sync(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("sync", help="log what MLflow lacks of a study")
-    parser.add_argument("study", help="its name")
-    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser.add_argument("study", help="its name, as `mambaout list` shows it")
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
     parser.add_argument("--tracking-uri", help=TRACKING_HELP)
     parser.set_defaults(run=_run_sync)
 
@@ -85,10 +85,15 @@ def _run_sync(options: argparse.Namespace) -> int:
 
 
 def add_ui(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("ui", help="open the MLflow UI on the studies' store")
-    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE)
+    parser = commands.add_parser(
+        "ui",
+        help="open the MLflow UI on the studies' store",
+        description="Prints two links for each study, its trials side by side and its learning "
+        "curves, and serves MLflow's pages until Ctrl-C.",
+    )
+    parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
     parser.add_argument("--tracking-uri", help=TRACKING_HELP)
-    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--port", type=int, default=5000, help="of this machine (default 5000)")
     parser.set_defaults(run=_run_ui)
 
 

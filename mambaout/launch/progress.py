@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from mambaout.study.numbers import count_text
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
@@ -140,7 +141,7 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
     if run.status == "finished":
         return (
             f"{head}  top-1 {_minival_text(run)}, {run.metrics[TOP1]:.2f} % val"
-            f"  {run.metrics[MACS] / 1e6:,.1f} M MACs"
+            f"  {count_text(run.metrics[MACS])} MACs"
             f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
         )
     if run.status == "stopped":

@@ -6,9 +6,12 @@ variables, ~/.mlflow/credentials, ~/.netrc, certificates, Databricks, plug-ins.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 # MLflow reports usage to its makers unless told not to; a study says nothing about itself.
@@ -50,7 +53,26 @@ def open_client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     path = sqlite_path(uri)
-    return MlflowClient(tracking_uri=uri if path is None else sqlite_uri(path))
+    if path is None:
+        return MlflowClient(tracking_uri=uri)
+    # Two studies that start at once in a new storage folder would both make the tables, and one
+    # would fail. The first request makes them.
+    with _alone_in(path.parent):
+        client = MlflowClient(tracking_uri=sqlite_uri(path))
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on `folder` itself, which leaves no file; the kernel frees it at any end."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks on folders: as it was without
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def ask_server(uri: str) -> None:

@@ -235,6 +235,8 @@ def _sums(plan: Plan) -> list[str]:
     over = sum(row.finished for row in plan.rows)
     notes = [f"{over} finished"] if over else []
     notes += [f"{begun} begun"] if begun else []
+    more = sum(row.num_confirmations for row in todo)
+    notes += [f"{more} of them are further seeds of the best"] if more else []
     lines = [
         f"to run       {plan.num_trials} trials"
         + (f" ({', '.join(notes)})" if notes else "")

@@ -53,6 +53,7 @@ class PlanRow:
     kind: Kind  # where the seconds come from
     state: State = "new"
     is_search: bool = False
+    num_confirmations: int = 0  # of `num_trials`, further seeds of the best of a search
     stops_early: bool = False
 
     @property
@@ -141,6 +142,7 @@ class Pricing:
             most_seconds=max(row.seconds for row in (typical, *others)),
             state="new" if left else "finished",
             is_search=True,
+            num_confirmations=min(left, confirmations),
             stops_early=search.early_stop,
         )
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import sqlite3
 import tempfile
+import time
 from collections.abc import Collection
 from contextlib import closing
 from functools import cache
@@ -31,6 +32,8 @@ from mambaout.study.store_uri import (
 __all__ = ["TrackingError", "check_tracking", "default_tracking_uri"]
 
 ANSWER_SECONDS = 10  # that a database may take
+CREATION_SECONDS = 60  # that another process may take to make the tables of a new sqlite file
+QUIET_SECONDS = 3  # without a write: nobody is making them
 MLFLOW_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # of every version
 TABLES_SHOWN = 3
 # Python's name of a database driver -> its name on PyPI.
@@ -104,16 +107,14 @@ def _check_sqlite(path: Path) -> None:
         _check_writable(path, folder)
     if not path.exists():
         return
+    give_up = time.monotonic() + CREATION_SECONDS
     try:
         with path.open("r+b"):
             pass
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {name for (name,) in names}
-            revision = None
-            if "alembic_version" in tables:
-                rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-                revision = rows[0][0] if rows else None
+        tables, revision = _schema(path)
+        while revision != _revisions()[0] and _is_being_made(path) and time.monotonic() < give_up:
+            time.sleep(0.2)
+            tables, revision = _schema(path)
     except PermissionError as error:
         raise TrackingError(
             f"tracking store {path} is not writable; try chmod u+rw {shlex.quote(str(path))}"
@@ -132,6 +133,27 @@ def _check_sqlite(path: Path) -> None:
             f"tracking store {path} is not a sqlite file; move it away, or {ELSEWHERE}"
         ) from error
     _check_schema(f"tracking store {path}", sqlite_uri(path), tables, revision)
+
+
+def _schema(path: Path) -> tuple[set[str], str | None]:
+    """The tables of a sqlite file, and the revision that its alembic_version holds."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in names}
+        if "alembic_version" not in tables:
+            return tables, None
+        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        return tables, rows[0][0] if rows else None
+
+
+def _is_being_made(path: Path) -> bool:
+    """Whether another process may be making the tables now: it goes through every old schema."""
+    newest = max(
+        each.stat().st_mtime
+        for each in (path, path.with_name(f"{path.name}-journal"))
+        if each.exists()
+    )
+    return time.time() - newest < QUIET_SECONDS
 
 
 def _check_writable(store: Path, folder: Path) -> None:

@@ -52,10 +52,10 @@ _QUIET = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=
 
 
 def trials_view(trial_filter: str) -> str:
-    """The state of the page that lists the runs of `trial_filter`, best top-1 first."""
+    """The state of the page that lists the runs of `trial_filter`, highest on minival first."""
     state = {
         "searchFilter": trial_filter,
-        "orderByKey": f"metrics.`{TOP1}`",
+        "orderByKey": f"metrics.`{MINIVAL_TOP1}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",

@@ -77,7 +77,7 @@ COST_AXES = {
     ),
     "accuracy_device_hours.png": CostAxis(
         title="Accuracy against training time",
-        label="device-hours of one training (log)",
+        label="device time of one training (log)",
         cost=_mean(TRAIN_DEVICE_HOURS),
         ticks=hours_text,
         is_measured=True,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import Formatter, FuncFormatter, LogLocator, NullFormatter
 
 WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
 INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
@@ -80,8 +80,23 @@ def log_ticks(axes: Axes, text: Callable[[float], str]) -> None:
     low, high = axes.get_xlim()
     subs = (1, 2, 5) if high / low < 1000 else (1,)
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axes.xaxis.set_major_formatter(_OnceEach(text))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+class _OnceEach(Formatter):
+    """Tick texts. On a short axis neighbours can round to the same text, which then stands once."""
+
+    def __init__(self, text: Callable[[float], str]) -> None:
+        self.text = text
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        del pos
+        return self.text(x)
+
+    def format_ticks(self, values: Iterable[float]) -> list[str]:
+        texts = [self.text(value) for value in values]
+        return [text if text not in texts[:i] else "" for i, text in enumerate(texts)]
 
 
 def log_error_axis(axes: Axes) -> None:

@@ -103,7 +103,8 @@ def _notes(row: Row, found: Standing) -> list[str]:
     if row.recipe in found.near_chance:
         notes.append(NEAR_CHANCE)
     elif not found.guessing:
-        notes += [CHOSEN] if row is found.best and len(found.ready) > 1 else []
+        if row is found.best and found.has_verdict and len(found.ready) > 1:
+            notes.append(CHOSEN)
         notes += [WITHIN_NOISE] if found.is_within_noise(row) else []
     return notes + ([row.state] if row.state else [])
 

@@ -328,7 +328,7 @@ def test_no_two_ticks_of_a_short_axis_have_the_same_text():
     axes.set_xscale("log")
     axes.set_xlim(14.5 / 3600, 19.4 / 3600)
     log_ticks(axes, hours_text)
-    texts = axes.xaxis.get_major_formatter().format_ticks(axes.get_xticks())
+    texts = axes.xaxis.get_major_formatter().format_ticks(list(axes.get_xticks()))
     shown = [text for text in texts if text]
     assert len(shown) > 2
     assert len(set(shown)) == len(shown)

@@ -12,6 +12,7 @@ from starts import start_of
 
 from mambaout.accounting import cost
 from mambaout.fields import flat_fields
+from mambaout.launch.cli import acting_rules
 from mambaout.recipe import BASELINE, steps_per_epoch
 from mambaout.study.axes import Choice, Linear, Log, Whole
 from mambaout.study.plan import plan, plan_table
@@ -136,6 +137,15 @@ def test_own_shapes_are_compared_with_the_same_seeds_and_nothing_else_differs():
     fields = set(rest[0]) - {"depths", "dims", "hidden_multiple", "drop_path"}
     assert all(values[name] == rest[0][name] for values in rest for name in fields)
     assert len(study.trials("d")) == 9
+
+
+def test_a_value_that_follows_the_data_is_not_told_where_a_grid_sets_the_field():
+    start = start_of(*DATA["photographs"])
+    study = mine(start, grid=["peak_lr=1e-3,2e-3"])
+    told = {rule.name for rule in acting_rules(start.rules, study)}
+    assert "peak_lr" in {rule.name for rule in start.rules}
+    assert "peak_lr" not in told
+    assert "global_batch" in told
 
 
 def test_a_grid_is_every_combination_and_changes_only_its_fields():

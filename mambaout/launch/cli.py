@@ -33,6 +33,7 @@ from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sizes import facts_of
 from mambaout.data.sources import open_data
+from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, cluster_address
 from mambaout.launch.progress import Job
@@ -40,7 +41,7 @@ from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, sh
 from mambaout.launch.tune import Request, check_batches, hello, run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
 from mambaout.recipe import BASELINE, content_key, steps_per_epoch
-from mambaout.rules import rule_lines
+from mambaout.rules import AppliedRule, rule_lines
 from mambaout.study.plan import Plan, plan, plan_table
 from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
@@ -227,7 +228,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         budget_hours=options.budget_hours,
         rerun=options.rerun,
         command=f"python {command}",
-        rules=rule_lines(start.rules),
+        rules=rule_lines(acting_rules(start.rules, study)),
         about_data=str(start.facts),
         facts=_facts(study, data, start),
     )
@@ -271,8 +272,15 @@ def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
         "num_minival": min(data.num_images("minival", recipe) for recipe in recipes),
         "given": {name: field_text(value) for name, value in start.given.items()},
         "variants": start.variants,
-        "rules": rule_lines(start.rules),
+        "rules": rule_lines(acting_rules(start.rules, study)),
     }
+
+
+def acting_rules(rules: Sequence[AppliedRule], study: Study) -> list[AppliedRule]:
+    """Without the rules for a field to which every recipe of the study gives another value."""
+    recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
+    values = [flat_fields(recipe) for recipe in recipes]
+    return [rule for rule in rules if any(rule.value == own[rule.name] for own in values)]
 
 
 def _plain(name: str) -> str:

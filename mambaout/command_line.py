@@ -14,6 +14,20 @@ from typing import Any, NoReturn
 
 WRONG = 2  # the exit status of a request that is wrong; nothing has been started then
 
+TIMM_NAMES = {  # options of timm's train.py whose name here no spelling is near to
+    "--aa": "--randaugment",
+    "--batch-size": "--global-batch",
+    "--data-dir": "--data",
+    "--img-size": "--image-size",
+    "--lr": "--peak-lr",
+    "--min-lr": "--final-lr",
+    "--output": "--out",
+    "--reprob": "--erasing",
+    "--smoothing": "--label-smoothing",
+    "--wd": "--weight-decay",
+}
+PRETRAINED = ("--finetune", "--initial-checkpoint", "--pretrained", "--pretrained-path")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, without the usage before it.
@@ -34,11 +48,16 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else args
         found, left = super().parse_known_args(_with_negative_values(words), namespace)
         if left and left[0].startswith("-"):
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(left[0].partition("=")[0], known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            self.error(f"there is no option {left[0]}{hint}")
+            self.error(f"there is no option {left[0]}{self._hint(left[0].partition('=')[0])}")
         return found, left
+
+    def _hint(self, name: str) -> str:
+        if name in PRETRAINED:
+            return ": every training starts from random weights; fine-tuning is not there yet"
+        known = [name for action in self._actions for name in action.option_strings]
+        near = [TIMM_NAMES[name]] if TIMM_NAMES.get(name) in known else []
+        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:

@@ -144,6 +144,8 @@ def test_the_options_of_the_baseline_give_the_baseline():
         ("--peak-lrr 1", "there is no option --peak-lrr (did you mean --peak-lr?)"),
         ("--peak 1", "there is no option --peak"),
         ("--peak-lrr=1", "did you mean --peak-lr?"),
+        ("--batch-size 64", "did you mean --global-batch?"),
+        ("--pretrained", "fine-tuning is not there yet"),
         ("--peak-lr", "expected one argument"),
     ],
 )

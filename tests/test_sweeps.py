@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from starts import start_of
 
 from mambaout.accounting import cost
 from mambaout.fields import flat_fields
+from mambaout.launch.cli import acting_rules
 from mambaout.recipe import BASELINE, steps_per_epoch
 from mambaout.study.axes import Choice, Linear, Log, Whole
 from mambaout.study.plan import plan, plan_table
@@ -138,6 +140,15 @@ def test_own_shapes_are_compared_with_the_same_seeds_and_nothing_else_differs():
     assert len(study.trials("d")) == 9
 
 
+def test_a_value_that_follows_the_data_is_not_told_where_a_grid_sets_the_field():
+    start = start_of(*DATA["photographs"])
+    study = mine(start, grid=["peak_lr=1e-3,2e-3"])
+    told = {rule.name for rule in acting_rules(start.rules, study)}
+    assert "peak_lr" in {rule.name for rule in start.rules}
+    assert "peak_lr" not in told
+    assert "global_batch" in told
+
+
 def test_a_grid_is_every_combination_and_changes_only_its_fields():
     study = mine(start_of(*DATA["photographs"]), grid=["kernel_size=3,5,7", "mixup=0,0.8"])
     assert len(study.recipes) == 6
@@ -196,3 +207,15 @@ def test_every_own_option_of_a_sweep_has_a_help():
     for function in FUNCTIONS.values():
         for name, parameter in inspect.signature(function).parameters.items():
             assert name == "start" or "Annotated" in str(parameter.annotation)
+
+
+def test_the_sweep_that_the_guide_shows_is_built_for_any_data():
+    guide = (SWEEPS[0].parents[1] / "docs" / "my-images.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    found: dict[str, Any] = {"__name__": "kernels"}
+    exec(script, found)
+    for data in DATA.values():
+        start = start_of(*data, given={"precision": "bf16"})
+        study = found["kernels"](start)
+        check_given(study, start)
+        assert len({trial.key for trial in study.trials("data")}) == 8

@@ -42,7 +42,7 @@ from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, sh
 from mambaout.launch.tune import run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
-from mambaout.rules import rule_lines
+from mambaout.rules import AppliedRule, rule_lines
 from mambaout.study.plan import Plan, plan, plan_table
 from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
@@ -86,6 +86,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         return WRONG
     except RayDidNotStart as error:
         print(f"{script}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `--plan | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -235,7 +238,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         budget_hours=options.budget_hours,
         rerun=options.rerun,
         command=f"python {command}",
-        rules=_told_rules(study, start),
+        rules=rule_lines(acting_rules(start.rules, study)),
         about_data=str(start.facts),
         facts=_facts(study, data, start),
     )
@@ -279,17 +282,15 @@ def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
         "num_minival": min(data.num_images("minival", recipe) for recipe in recipes),
         "given": {name: field_text(value) for name, value in start.given.items()},
         "variants": start.variants,
-        "rules": _told_rules(study, start),
+        "rules": rule_lines(acting_rules(start.rules, study)),
     }
 
 
-def _told_rules(study: Study, start: Start) -> list[str]:
-    """The rules that act in the study; a field that it varies itself may follow none of them."""
+def acting_rules(rules: Sequence[AppliedRule], study: Study) -> list[AppliedRule]:
+    """Without the rules for a field to which every recipe of the study gives another value."""
     recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
-    found = [flat_fields(recipe) for recipe in recipes]
-    return rule_lines(
-        [rule for rule in start.rules if any(flat[rule.name] == rule.value for flat in found)]
-    )
+    values = [flat_fields(recipe) for recipe in recipes]
+    return [rule for rule in rules if any(rule.value == own[rule.name] for own in values)]
 
 
 def _plain(name: str) -> str:

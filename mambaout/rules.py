@@ -110,9 +110,16 @@ class FittedRecipe:
     rules: tuple[AppliedRule, ...]
 
 
-def is_small(facts: DataFacts) -> bool:
-    """Whether the rules for small data hold: few images, or small ones."""
-    return facts.num_train < SMALL_DATA or facts.image_side <= SMALL_SIDE
+def is_small(facts: DataFacts, train_images: int | None = None) -> bool:
+    """Whether the rules for small data hold: few images, or small ones.
+
+    `train_images` is how many of them are asked for; None: all.
+    """
+    return _are_few(facts, train_images) or facts.image_side <= SMALL_SIDE
+
+
+def _are_few(facts: DataFacts, train_images: int | None) -> bool:
+    return min(facts.num_train, train_images or facts.num_train) < SMALL_DATA
 
 
 def fitted(
@@ -159,8 +166,7 @@ class _Fit:
         self.paper, self.study, self.smoke = paper, study, smoke
         self.rules: list[AppliedRule] = []
         self.photographs = facts.image_side > SMALL_SIDE
-        few = min(facts.num_train, chosen.get("train_images") or facts.num_train) < SMALL_DATA
-        self.few = few or smoke
+        self.few = _are_few(facts, chosen.get("train_images")) or smoke
         self.small = self.few or not self.photographs
 
     def value(self, name: str) -> Any:

@@ -77,6 +77,13 @@ def test_a_given_field_is_in_every_trial(name, data):
         assert given.items() <= flat_fields(recipe).items()
 
 
+def test_a_part_of_imagenet_is_a_study_of_small_data():
+    few = built("scale", start_of(*DATA["ImageNet"], given={"train_images": 2000}))
+    assert "w8-d4-e12" in few.recipes
+    many = built("scale", start_of(*DATA["ImageNet"], given={"train_images": 100_000}))
+    assert "femto" in many.recipes
+
+
 @pytest.mark.parametrize(
     ("name", "data", "given", "says"),
     [

@@ -60,7 +60,7 @@ class Start:
     @property
     def small(self) -> bool:
         """Whether the data are few or small, or the run is a smoke run: small shapes fit then."""
-        return self.smoke or is_small(self.facts)
+        return self.smoke or is_small(self.facts, self.given.get("train_images"))
 
     def recipe(self, shape: ModelConfig | None = None, **defaults: Any) -> Recipe:
         """The recipe that fits the data, for `shape` (None: a shape that fits, too).

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from image_files import encoded, image_folder, photograph
+from image_files import encoded, image_folder, photograph, pictures, write_parquet
 
 from mambaout.data.decode import Images
 from mambaout.data.files import DataError
@@ -27,25 +29,20 @@ def test_odd_images_do_not_decide_the_size_that_most_images_have(tmp_path):
     assert 40 <= found.num_train <= 63
 
 
+def shards(folder: Path, images: list[bytes]) -> DataSet:
+    labels = [row % 2 for row in range(len(images))]
+    write_parquet(folder / "train-00000-of-00001.parquet", images, labels)
+    write_parquet(folder / "validation-00000-of-00001.parquet", pictures(2), [0, 1])
+    return open_data(str(folder), folder.with_name("cache"))
+
+
 def test_the_short_side_counts_and_an_undecodable_image_does_not(tmp_path):
-    folder = tmp_path / "own"
-    for split, count in (("train", 5), ("val", 1)):
-        for number in range(count):
-            path = folder / split / "ab"[number % 2] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded(photograph(60 + number, 300)))
-    (folder / "val" / "b").mkdir()
-    (folder / "val" / "b" / "0.png").write_bytes(encoded(photograph(60, 300)))
-    whole = encoded(photograph(200, 200))
-    (folder / "train" / "a" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    assert facts(open_data(str(folder), tmp_path / "cache")).image_side in range(60, 65)
+    images = [encoded(photograph(60 + number, 300)) for number in range(6)]
+    found = facts(shards(tmp_path / "own", [b"no image", *images, b"no image"]))
+    assert found.image_side in range(60, 66)
 
 
-def test_a_set_of_which_nothing_can_be_decoded_is_named(tmp_path, monkeypatch):
-    folder = image_folder(tmp_path / "own", "{}/{}", count=30)
-    data = open_data(str(folder), tmp_path / "cache")
-    images = Images(data, "train")
-    images.pixels = None
-    monkeypatch.setattr(images, "encoded", [images.encoded[0]._replace(image=b"no image")] * 99)
-    with pytest.raises(DataError, match=r"none of .* training images can be decoded"):
-        facts_of(data, images)
+def test_a_set_of_which_nothing_can_be_decoded_is_named(tmp_path):
+    data = shards(tmp_path / "own", [b"no image"] * 8)
+    with pytest.raises(DataError, match="none of 8 training images can be decoded, row 0 first"):
+        facts(data)

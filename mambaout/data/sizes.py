@@ -28,12 +28,12 @@ def facts_of(data: DataSet, images: Images) -> DataFacts:
 def image_side(images: Images, num_images: int) -> int:
     """Short side in px that half of the images reach: the median of 200, from eight places."""
     firsts = np.linspace(0, max(num_images - IMAGES_A_PLACE, 0), NUM_PLACES).astype(int)
-    rows = sorted({int(row) for first in firsts for row in range(first, first + IMAGES_A_PLACE)})
+    places = [range(first, min(first + IMAGES_A_PLACE, num_images)) for first in firsts]
+    rows = sorted({int(row) for place in places for row in place})
     sides: list[int] = []
     for row in rows:
         with contextlib.suppress(Undecodable):  # the loader deals with it when its turn comes
-            if row < num_images:
-                sides.append(min(images[row].size))
+            sides.append(min(images[row].size))
     if not sides:
         raise DataError(f"none of {len(rows)} training images can be decoded, row {rows[0]} first")
     return int(statistics.median_low(sides))

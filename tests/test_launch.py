@@ -326,6 +326,26 @@ def test_an_option_of_several_words_that_is_there_twice_keeps_all_of_them(digits
     assert options.grid == ["a=1", "b=2", "c=3"]
 
 
+def test_a_keyword_of_any_plain_type_is_an_option_with_or_without_a_help():
+    def own(
+        start: Start,
+        *,
+        deep: bool = False,
+        blocks: Annotated[int | None, "blocks"] = None,
+        share: float = 0.5,
+        tag: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Study:
+        raise AssertionError
+
+    words = ["--deep", "--blocks", "3", "--share", "0.25", "--tag", "x", "--names", "a", "b"]
+    found = cli._parser(own).parse_args(words)
+    assert (found.deep, found.blocks, found.share, found.tag) == (True, 3, 0.25, "x")
+    assert found.names == ["a", "b"]
+    plain = cli._parser(own).parse_args([])
+    assert (plain.deep, plain.blocks, plain.share, plain.tag) == (False, None, 0.5, None)
+
+
 def test_a_field_that_the_study_varies_is_not_told_to_follow_the_data(tmp_path, capsys, digits):
     def sizes(start: Start) -> Study:
         recipes = {f"{side}": tuned(start.recipe(), image_size=side) for side in (16, 32)}

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -59,7 +59,8 @@ STORAGE = "runs"
 JOB_STORAGE = "~/mambaout-runs"
 
 # The study, from what the data and the command line say. A keyword that it takes is an option of
-# its own: `predict: Annotated[bool, "help"] = False` is --predict.
+# its own: `predict: Annotated[bool, "help"] = False` is --predict. A bool is a switch, an int a
+# number of at least 1, a Sequence[str] | None several words.
 BuildStudy = Callable[..., Study]
 
 MOST_SUFFIX = 40  # characters of a study's name that say which fields were given
@@ -144,13 +145,19 @@ def _own_options(build_study: BuildStudy) -> dict[str, dict[str, Any]]:
     for name, parameter in inspect.signature(build_study).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        hint, *texts = typing.get_args(hints[name])
-        kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
+        hint, texts = hints.get(name, str), [""]
+        if typing.get_origin(hint) is Annotated:
+            hint, *texts = typing.get_args(hint)
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = [each for each in typing.get_args(hint) if each is not types.NoneType]
+        kinds = kinds if is_union else [hint]
         kind: dict[str, Any] = {"help": texts[0], "default": parameter.default}
         if kinds == [bool]:
             kind |= {"action": "store_true"}
         elif kinds == [int]:
             kind |= {"type": _count, "metavar": "N"}
+        elif kinds in ([float], [str]):
+            kind |= {"type": kinds[0], "metavar": "X"}
         else:  # several words
             # An option that is there twice adds its words; argparse would keep the last alone.
             kind |= {"nargs": "+", "action": "extend", "metavar": "X"}

@@ -41,7 +41,7 @@ SIDE_MULTIPLE = 32  # what the paper's stem and stages divide a side by
 
 MINIVAL_SHARE, LARGEST_MINIVAL_SHARE = 0.1, 0.25
 MINIVAL_IMAGES = 120  # wanted: at least 100 to choose on, and the draw scatters by some ten
-LEAST_MINIVAL = 100  # below it a difference of ten points is within chance
+LEAST_MINIVAL = 100  # images; with fewer, top-1 on minival is too rough to choose by
 
 STUDY_IMAGES = 6_000  # a study trains many networks: the size of its epochs on small images
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.numbers import count_text
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
@@ -18,7 +19,6 @@ MOST_ROWS = 16  # running trials shown at once
 # The start of workers is in the time that has passed. Before so much of the work or of time it
 # makes the time left far too long, so none is told.
 SETTLED_SHARE, SETTLED_SECONDS = 0.1, 120.0
-FEW_IMAGES = 100  # of minival: below this hits are counted, since a percent says too much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,8 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
 
 
 def _minival_text(run: Run) -> str:
-    top1, num_images = run.metrics[MINIVAL_TOP1], run.facts.get("num_minival", FEW_IMAGES)
-    if num_images < FEW_IMAGES:
+    top1, num_images = run.metrics[MINIVAL_TOP1], run.facts.get("num_minival", LEAST_MINIVAL)
+    if num_images < LEAST_MINIVAL:  # hits are counted: a percent would say too much
         return f"{round(top1 * num_images / 100)} of {num_images} minival images"
     return f"{top1:.2f} % minival"
 

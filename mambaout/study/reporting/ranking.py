@@ -14,6 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 from mambaout.recipe import Recipe
+from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.axes import Search, search_from_json
 from mambaout.study.best import runs_of
 from mambaout.study.reporting.noise import Noise, seed_noise
@@ -21,7 +22,6 @@ from mambaout.study.reporting.rows import Row, rows
 from mambaout.study.study import Run
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
-LEAST_MINIVAL = 100  # images; with fewer, top-1 on minival is too rough to choose by
 SURE = 0.95
 # A network this much better than chance has learned something, however small the data:
 # a tenth of the way from chance to 100 %, or twice chance where the classes are many.

@@ -62,6 +62,7 @@ def files_of(data: DataSet, root: Path, source: str) -> list[str]:
         (["Train/0000.parquet"], "Valid/0000.parquet"),
         (["TRAINING/a.parquet"], "Testing/a.parquet"),
         (["train-00000-of-00001.PARQUET"], "dev-00000-of-00001.parquet"),
+        (["train-00000-of-00001.parquet"], "evaluation-00000-of-00001.parquet"),
         (["cifar10-train.parquet"], "cifar10-test.parquet"),
         (["train.parquet/part-00000-8f.c000.snappy.parquet"], "val.parquet/part-0.parquet"),
         (["train/part-00000-8f.parquet", "train/part-00002-8f.parquet"], "val/part-0.parquet"),

@@ -11,13 +11,9 @@ from pathlib import Path
 
 from mambaout.data.files import DataError
 from mambaout.data.image_tar import ARCHIVE_ENDINGS
+from mambaout.data.shard_files import SPLIT_WORDS
 from mambaout.data.walk import ENDINGS, OTHER_IMAGE, Parts, Tree, counted, listed, shown
 
-SPLIT_FOLDERS = {  # in any letter case
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}
 WITHOUT_IMAGES = ("folder without images", "folders without images")
 OUTSIDE = ("image outside the class folders", "images outside the class folders")
 
@@ -70,7 +66,7 @@ def _no_images(tree: Tree) -> str:
 
 
 def _split(name: str) -> str | None:
-    return next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
+    return next((split for split, names in SPLIT_WORDS.items() if name.lower() in names), None)
 
 
 def _names(names: list[str]) -> str:

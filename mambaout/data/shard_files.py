@@ -25,10 +25,15 @@ import pyarrow.fs
 
 from mambaout.data.files import DataError, filesystem, tried_again
 
-SPLIT_NAMES = {
+SPLIT_WORDS = {  # of files and folders, in any letter case; folders of images have the same
     "train": ("train", "training"),
+    "val": ("validation", "val", "valid", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+SPLIT_NAMES = {
+    "train": SPLIT_WORDS["train"],
     # The first of them that there is and that has labels.
-    "val": ("validation", "val", "valid", "dev", "test", "testing"),
+    "val": (*SPLIT_WORDS["val"], *SPLIT_WORDS["test"]),
 }
 PARTIAL = "partial-"  # before the name of a split that Hugging Face converted the first part of
 

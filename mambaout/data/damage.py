@@ -19,7 +19,7 @@ from mambaout.data.files import DataError
 from mambaout.data.pack import Source
 from mambaout.data.storing import Sample
 
-MOST_CHECKED = 50_000  # images; a minute or two on two cores
+MOST_CHECKED = 50_000  # images; one of 98 kB takes 0.9 ms of a core
 MOST_NAMED = 5
 LOOK_AHEAD = 256  # images that are read at a time
 

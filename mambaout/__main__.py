@@ -35,6 +35,7 @@ from mambaout.commands.list import add_list
 from mambaout.commands.pack import add_pack
 from mambaout.commands.studies import add_report, add_sync, add_ui
 from mambaout.commands.train import add_train
+from mambaout.errors import WrongRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (
-        ValueError,
+        WrongRequest,
         FileNotFoundError,
         PermissionError,
         FileExistsError,

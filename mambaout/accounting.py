@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, steps_per_epoch
 from mambaout.variants import ALIGNMENT, ModelConfig
 
@@ -99,7 +100,7 @@ def parts(
 ) -> list[tuple[str, Cost]]:
     """The network's cost part by part, in forward order, named as its modules are."""
     if image_size < 1 or num_classes < 1:
-        raise ValueError(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
+        raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
     dims, (inside, *stages) = config.dims, sides(config, image_size)
     first = _conv(IMAGE_CHANNELS, dims[0] // 2, 3, inside) + _norm(dims[0] // 2)
     found = [("stem", first + _conv(dims[0] // 2, dims[0], 3, stages[0]) + _norm(dims[0]))]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mambaout.errors import WrongRequest
+
 WRONG = 2  # the exit status of a request that is wrong; nothing has been started then
 
 TIMM_NAMES = {  # options of timm's train.py whose name here no spelling is near to
@@ -77,7 +79,7 @@ def check_working_directory() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
-        raise ValueError(
+        raise WrongRequest(
             "the folder that you are in is no longer there; change to one that is, for example "
             "with: cd ~"
         ) from None
@@ -89,9 +91,9 @@ def writable_folder(text: str, option: str) -> Path:
     Nothing is left behind by the check.
     """
     if not text:
-        raise ValueError(f"{option} is empty; give a folder, like runs/femto")
+        raise WrongRequest(f"{option} is empty; give a folder, like runs/femto")
     if "://" in text:
-        raise ValueError(
+        raise WrongRequest(
             f"{option} {text}: run directories are plain files; give a folder, for example of a "
             "mounted bucket or NFS"
         )
@@ -103,18 +105,18 @@ def writable_folder(text: str, option: str) -> Path:
             holder = holder.parent
         if not holder.is_dir():
             what = "a file" if holder.exists() else "a link to nothing"
-            raise ValueError(f"{option} {text}: {holder} is {what}; give a folder")
+            raise WrongRequest(f"{option} {text}: {holder} is {what}; give a folder")
         parts = [(part, "PC_NAME_MAX") for part in path.parts]
         for name, limit in (*parts, (whole, "PC_PATH_MAX")):
             length, most = len(os.fsencode(name)), os.pathconf(holder, limit)
             if length > most:
-                raise ValueError(
+                raise WrongRequest(
                     f"{option} {name[:40]}...: a name of {length} bytes, where {holder} allows "
                     f"{most}; give a shorter one"
                 )
         tempfile.TemporaryFile(dir=holder).close()  # gone again; permissions do not tell it all
     except OSError as error:
-        raise ValueError(
+        raise WrongRequest(
             f"{option} {text} cannot be written ({error.strerror}); give another folder"
         ) from error
     return path

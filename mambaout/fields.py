@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from mambaout.errors import WrongRequest
+
 KNOB = "knob"  # the key of a field's Knob in its metadata
 
 # What fields must satisfy together: a function whose parameters are called as the fields, and
@@ -22,7 +24,7 @@ KNOB = "knob"  # the key of a field's Knob in its metadata
 Rule = Callable[..., str | None]
 
 
-class WrongValues(ValueError):
+class WrongValues(WrongRequest):
     """Values that are out of bounds or do not go together; `args` has one line for each fault."""
 
     def __str__(self) -> str:
@@ -205,7 +207,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
             return value
     elif isinstance(value, hint):
         return value
-    raise ValueError(f"{name}={value!r} must be {type_in_words(hint)}")
+    raise WrongRequest(f"{name}={value!r} must be {type_in_words(hint)}")
 
 
 def parsed(name: str, text: str, hint: Any) -> Any:
@@ -223,7 +225,7 @@ def parsed(name: str, text: str, hint: Any) -> Any:
         value = plain(text) if plain in (int, float) else text
         return typed(name, value, plain)
     except ValueError:
-        raise ValueError(f"{name}={text!r} must be {type_in_words(hint)}") from None
+        raise WrongRequest(f"{name}={text!r} must be {type_in_words(hint)}") from None
 
 
 def type_in_words(hint: Any, bound: Bound | None = None) -> str:

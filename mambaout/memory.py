@@ -27,6 +27,7 @@ from mambaout.accounting import (
     matrix_unit_use,
     sides,
 )
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe
 from mambaout.variants import ModelConfig
 
@@ -125,7 +126,7 @@ def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
     if batch % unit:
         pairs = " in whole pairs of images" if unit > num_devices else ""
         near = sorted({max(unit, batch // unit * unit), -(-batch // unit) * unit})
-        raise ValueError(
+        raise WrongRequest(
             f"global_batch={batch} does not split over {num_devices} devices{pairs}; "
             f"try {' or '.join(map(str, near))}"
         )

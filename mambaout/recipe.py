@@ -22,6 +22,7 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, ClassVar, Literal
 
+from mambaout.errors import WrongRequest
 from mambaout.fields import (
     KNOB,
     Bound,
@@ -163,7 +164,7 @@ def steps_per_epoch(recipe: Recipe, num_train: int) -> int:
     """Optimizer steps an epoch; the remainder that fills no batch is dropped, as timm does."""
     num_images = min(num_train, recipe.train_images or num_train)
     if num_images < recipe.global_batch:
-        raise ValueError(
+        raise WrongRequest(
             f"global_batch={recipe.global_batch} is more than the {num_images} training images; "
             f"try {power_of_two_in(max(num_images, 1))}"
         )
@@ -202,7 +203,7 @@ def tuned(recipe: Recipe, **values: Any) -> Recipe:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; fields are {', '.join(known)}"
-            raise ValueError(f"a recipe has no field {name!r}{hint}")
+            raise WrongRequest(f"a recipe has no field {name!r}{hint}")
     return judged(flat_fields(recipe), values)
 
 
@@ -280,7 +281,7 @@ def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON ({error}); give the recipe.json of a run") from None
+        raise WrongRequest(f"{where} is no JSON ({error}); give the recipe.json of a run") from None
     flat = _opened(Recipe, data, where)
     try:
         return judged(flat_fields(BASELINE), flat)
@@ -291,12 +292,12 @@ def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
 def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
     """The flat fields of a JSON object, of unchecked types."""
     if not isinstance(data, dict):
-        raise ValueError(f"{where} must be a JSON object, not {type(data).__name__}")
+        raise WrongRequest(f"{where} must be a JSON object, not {type(data).__name__}")
     known = {f.name for f in fields(owner)}
     needed = {f.name for f in fields(owner) if not _is_later(f)}
     unknown, missing = sorted(data.keys() - known), sorted(needed - data.keys())
     if unknown or missing:
-        raise ValueError(
+        raise WrongRequest(
             f"{where} does not fit this version of mambaout: "
             f"unknown fields {unknown or 'none'}, missing fields {missing or 'none'}"
         )

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, check, knob, neighbours
 
 NUM_STAGES = 4
@@ -200,14 +201,14 @@ def variant(name: str) -> ModelConfig:
         return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}{hint}")
+    raise WrongRequest(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}{hint}")
 
 
 def deepen(config: ModelConfig, num_blocks: int) -> ModelConfig:
     """`config` with `num_blocks` more blocks in stage 3, where Kobe and Small put theirs."""
     first, second, third, fourth = config.depths
     if third + num_blocks < 1:
-        raise ValueError(
+        raise WrongRequest(
             f"deepen by {num_blocks} leaves stage 3 with {third + num_blocks} blocks; "
             f"take away at most {third - 1}"
         )
@@ -221,6 +222,6 @@ def widen(config: ModelConfig, factor: float) -> ModelConfig:
     are near factor**2 times the original's, not exactly that.
     """
     if factor <= 0:
-        raise ValueError(f"widen by {factor}: the factor must be above 0")
+        raise WrongRequest(f"widen by {factor}: the factor must be above 0")
     dims = tuple(max(1, round(dim * factor / ALIGNMENT)) * ALIGNMENT for dim in config.dims)
     return replace(config, dims=dims, hidden_multiple=ALIGNMENT)

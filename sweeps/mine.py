@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
+from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.launch.cli import main
 from mambaout.options import field_text
@@ -59,16 +60,16 @@ def mine(
 ) -> Study:
     """Which of my own sizes or values is best on my images?"""
     if grid and search:
-        raise ValueError("--grid compares all values, --search samples them; give one of the two")
+        raise WrongRequest("--grid compares all values, --search samples them; give one of the two")
     if trials is not None and not search:
-        raise ValueError(f"--trials {trials} is the length of a search; give --search, too")
+        raise WrongRequest(f"--trials {trials} is the length of a search; give --search, too")
     if start.smoke and not (shapes or grid or search):
         shapes = SMOKE_SHAPES
     networks = start.shapes(_shapes(shapes) if shapes else {"fitting": _fitting(start)})
     values = [_named(text, "--search" if search else "--grid") for text in search or grid or []]
     names = [name for name, _ in values]
     if len(networks) < 2 and not names:
-        raise ValueError(f"nothing to compare; {ASK}")
+        raise WrongRequest(f"nothing to compare; {ASK}")
     asked = [
         *(networks if shapes else []),
         *(["search"] if search else []),
@@ -84,7 +85,7 @@ def mine(
     if not search:
         recipes = _grid(start, networks, values)
         if len(recipes) < 2:
-            raise ValueError(f"one recipe, {next(iter(recipes))}, is nothing to compare; {ASK}")
+            raise WrongRequest(f"one recipe, {next(iter(recipes))}, is nothing to compare; {ASK}")
         return replace(study, recipes=recipes)
     axes = [_axis(name, text) for name, text in values]
     bases = {label: _search_base(start, shape, axes) for label, shape in networks.items()}
@@ -103,13 +104,15 @@ def _shapes(texts: Sequence[str]) -> dict[str, ModelConfig]:
     for text in texts:
         name, _, shape = text.partition("=")
         if name in found:
-            raise ValueError(f"--shapes: {name!r} is there twice; give each size a name of its own")
+            raise WrongRequest(
+                f"--shapes: {name!r} is there twice; give each size a name of its own"
+            )
         if not shape and name in VARIANTS:
             found[name] = VARIANTS[name]
             continue
         depths, _, dims = shape.partition("/")
         if not re.fullmatch(r"[A-Za-z0-9._]+", name) or not depths or not dims:
-            raise ValueError(
+            raise WrongRequest(
                 f"--shapes {text!r}: write NAME=DEPTHS/WIDTHS, like small=1,1,1,1/16,32,64,96 "
                 f"(four numbers of blocks, four of channels), or one of {', '.join(VARIANTS)}"
             )
@@ -120,7 +123,7 @@ def _shapes(texts: Sequence[str]) -> dict[str, ModelConfig]:
                 hidden_multiple=HIDDEN_MULTIPLE,
             )
         except ValueError as error:
-            raise ValueError(f"--shapes {text!r}: {error}") from error
+            raise WrongRequest(f"--shapes {text!r}: {error}") from error
     return found
 
 
@@ -129,7 +132,7 @@ def _named(text: str, option: str) -> tuple[str, str]:
     name, _, rest = text.partition("=")
     name = name.strip().replace("-", "_")
     if not rest:
-        raise ValueError(
+        raise WrongRequest(
             f"{option} {text!r}: write FIELD=A,B,C" + " or FIELD=LOW..HIGH" * (option == "--search")
         )
     known = [known for known in field_types() if known not in ("depths", "dims")]
@@ -138,9 +141,9 @@ def _named(text: str, option: str) -> tuple[str, str]:
         hint = f"did you mean {near[0]!r}?" if near else "`mambaout train --help` lists the fields"
         if name in ("depths", "dims"):
             hint = "--shapes compares depths and widths"
-        raise ValueError(f"{option}: {name!r} cannot be compared; {hint}")
+        raise WrongRequest(f"{option}: {name!r} cannot be compared; {hint}")
     if option == "--grid" and ".." in rest:
-        raise ValueError(f"--grid {text}: a range is for --search; give values, FIELD=A,B,C")
+        raise WrongRequest(f"--grid {text}: a range is for --search; give values, FIELD=A,B,C")
     return name, rest
 
 
@@ -148,7 +151,7 @@ def _parsed(name: str, parts: Sequence[str], what: str) -> tuple[Any, ...]:
     try:
         return tuple(parse_field(name, part) for part in parts)
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise WrongRequest(f"{what}: {error}") from error
 
 
 def _grid(
@@ -157,7 +160,7 @@ def _grid(
     """Every network with every combination of the values; nothing else differs."""
     names = [name for name, _ in values]
     if len(set(names)) < len(names):
-        raise ValueError(
+        raise WrongRequest(
             f"--grid names a field twice ({', '.join(names)}); give its values at once"
         )
     rows = [_parsed(name, text.split(","), f"--grid {name}={text}") for name, text in values]
@@ -170,7 +173,7 @@ def _grid(
             named = [label] if len(networks) > 1 or not texts else []
             name = " ".join([*named, *texts])
             if name in found:
-                raise ValueError(f"--grid: {name} is there twice; give each value once")
+                raise WrongRequest(f"--grid: {name} is there twice; give each value once")
             found[name] = tuned(base, **fields)
     return found
 
@@ -183,7 +186,7 @@ def _axis(name: str, text: str) -> Axis:
         return Choice(name, _parsed(name, text.split(","), what))
     least, most = _parsed(name, (low, high), what)
     if not all(isinstance(end, (int, float)) for end in (least, most)) or not least < most:
-        raise ValueError(f"{what}: give two numbers, the smaller first")
+        raise WrongRequest(f"{what}: give two numbers, the smaller first")
     if isinstance(least, int):
         return Whole(name, least, most)
     return Log(name, least, most) if 0 < LOG_RATIO * least <= most else Linear(name, least, most)

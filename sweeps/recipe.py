@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
 from mambaout.recipe import Recipe
 from mambaout.rules import SMALL_MODEL
@@ -71,7 +72,7 @@ def _base(start: Start) -> Recipe:
     """The paper's recipe at the size of the data, in a shorter training."""
     shapes = start.shapes({"small": SMALL_MODEL} if start.small else {"femto": FEMTO})
     if len(shapes) > 1:
-        raise ValueError(f"--variants {','.join(shapes)}: this study searches around one network")
+        raise WrongRequest(f"--variants {','.join(shapes)}: this study searches around one network")
     (model,) = shapes.values()
     wanted: dict[str, Any] = {"epochs": LARGE_EPOCHS}
     if start.small:

@@ -12,6 +12,7 @@ import sys
 from typing import Annotated
 
 from mambaout.accounting import cost
+from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.axes import Linear, Log
@@ -74,7 +75,7 @@ def scale(
     """How should a Gated CNN grow, deeper or wider, and does the answer change with the length of
     training?"""
     if sum((predict, tune_per_size is not None, transfer)) > 1:
-        raise ValueError(
+        raise WrongRequest(
             "--predict, --tune-per-size and --transfer are three studies; give one of them"
         )
     if tune_per_size is not None:
@@ -135,7 +136,7 @@ def _published(start: Start, predict: bool) -> Study:
     catalogue = {name: VARIANTS[name] for name in PAPER_LADDER}
     shapes = start.shapes(catalogue | iso(FEMTO, cost(FEMTO).macs, depths=ISO_DEPTHS))
     if predict and PREDICTED_VARIANT not in shapes:
-        raise ValueError(f"--predict predicts {PREDICTED_VARIANT}; name it in --variants, too")
+        raise WrongRequest(f"--predict predicts {PREDICTED_VARIANT}; name it in --variants, too")
     return Study(
         name=_name(start),
         question=_question(),
@@ -171,7 +172,9 @@ def _transfer(start: Start) -> Study:
         shapes = start.shapes({label: VARIANTS[label] for label in TRANSFER_VARIANTS})
     recipes = {label: start.recipe(shape, **wanted) for label, shape in shapes.items()}
     if len(recipes) < 2:
-        raise ValueError(f"--transfer compares widths; --variants {','.join(recipes)} is only one")
+        raise WrongRequest(
+            f"--transfer compares widths; --variants {','.join(recipes)} is only one"
+        )
     thinnest, *wider = recipes
     base = recipes[thinnest].model.dims[0]
     moved = {f"{label}-mup": tuned(recipes[label], lr_base_dim=base) for label in wider}

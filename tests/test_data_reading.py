@@ -384,8 +384,10 @@ def test_closing_ends_the_threads_and_keeps_nothing(tmp_path, store):
     rows = EncodedImages([shard_of(tmp_path / "train-0.parquet", pictures(28))])
     rows[0]
     store.go_on.clear()
+    others = set(threading.enumerate())  # of earlier tests, too: their readers were not closed
     rows.prefetch([1, 2, 3])
-    started = [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
+    started = set(threading.enumerate()) - others
+    assert started
     rows.close()
     store.go_on.set()
     for thread in started:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from mambaout.commands.options import whole_number
+from mambaout.errors import WrongRequest
 from mambaout.options import add_recipe_options, given_fields
 from mambaout.recipe import field_types
 from mambaout.variants import VARIANTS, ModelConfig, variant
@@ -49,7 +50,7 @@ def _shapes(names: list[str], changes: dict[str, Any]) -> dict[str, ModelConfig]
         return {name: variant(name) for name in names or VARIANTS}
     if not names:
         if missing := {"depths", "dims"} - changes.keys():
-            raise ValueError(
+            raise WrongRequest(
                 f"--{min(missing)} is missing: an own shape needs --depths and --dims; or name the "
                 f"variant to change, one of {', '.join(VARIANTS)}"
             )

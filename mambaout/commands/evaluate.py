@@ -20,6 +20,7 @@ from mambaout.commands.options import (
     whole_number,
 )
 from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.errors import WrongRequest
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
 
@@ -75,12 +76,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
-        raise ValueError(f"{named.path} does not say its shape; add --variant")
+        raise WrongRequest(f"{named.path} does not say its shape; add --variant")
     if options.image_size is not None:
         recipe = tuned(recipe, image_size=options.image_size)
     source = options.data or named.data
     if source is None:
-        raise ValueError(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")
+        raise WrongRequest(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")
     columns = given_columns(options)
     if not options.data:
         columns = named.columns | columns

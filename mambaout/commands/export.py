@@ -18,6 +18,7 @@ from mambaout.commands.options import (
     STORAGE_HELP,
     WEIGHTS_HELP,
 )
+from mambaout.errors import WrongRequest
 from mambaout.recipe import BASELINE
 from mambaout.variants import VARIANTS, variant
 
@@ -49,20 +50,20 @@ def _run(options: argparse.Namespace) -> int:
     from mambaout.model.weights import SAFETENSORS, load_weights, read_weights, save_weights
 
     if out.suffix != SAFETENSORS:
-        raise ValueError(f"{out} must end in {SAFETENSORS}, by which timm tells the format")
+        raise WrongRequest(f"{out} must end in {SAFETENSORS}, by which timm tells the format")
     _check_out(out, named.path)
     weights = read_weights(named.path, ema=not options.no_ema)
     recipe = weights.recipe
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
-        raise ValueError(f"{named.path} does not say its shape; add --variant")
+        raise WrongRequest(f"{named.path} does not say its shape; add --variant")
     if not weights.num_classes:
-        raise ValueError(f"{named.path} has no head, whose classes a network needs")
+        raise WrongRequest(f"{named.path} has no head, whose classes a network needs")
     try:
         code = timm_code(recipe, weights.num_classes, out)
     except ValueError as error:
-        raise ValueError(f"{named.path}: {error}") from error
+        raise WrongRequest(f"{named.path}: {error}") from error
     model = build(recipe.model, weights.num_classes)
     load_weights(model, weights)
     facts = {"timm": code, "timm_data_config": json.dumps(data_config(recipe))}
@@ -86,10 +87,10 @@ def _run(options: argparse.Namespace) -> int:
 def _check_out(out: Path, source: Path) -> None:
     """ValueError for a place that cannot be written, or that holds the weights themselves."""
     if os.path.exists(out) and out.samefile(source):
-        raise ValueError(f"{out} is the file that is exported; give another name")
+        raise WrongRequest(f"{out} is the file that is exported; give another name")
     if os.path.isdir(out):
-        raise ValueError(f"{out} is a folder; give a file, like {out / 'weights.safetensors'}")
+        raise WrongRequest(f"{out} is a folder; give a file, like {out / 'weights.safetensors'}")
     if not os.path.isdir(out.parent):
-        raise ValueError(f"{out.parent}, where {out.name} goes, is no folder; make it first")
+        raise WrongRequest(f"{out.parent}, where {out.name} goes, is no folder; make it first")
     if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"{out.parent}, where {out.name} goes, cannot be written")
+        raise WrongRequest(f"{out.parent}, where {out.name} goes, cannot be written")

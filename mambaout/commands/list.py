@@ -11,6 +11,7 @@ from typing import Any
 
 from mambaout.commands.named import named_errors, studies, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
+from mambaout.errors import WrongRequest
 from mambaout.study.numbers import count_text
 from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1, TOP1
@@ -28,7 +29,9 @@ def _run(options: argparse.Namespace) -> int:
         print(trial_table(study_folder(options.storage, options.study)))
         return 0
     if not options.storage.is_dir():
-        raise ValueError(f"{options.storage} is no folder; give that of the studies with --storage")
+        raise WrongRequest(
+            f"{options.storage} is no folder; give that of the studies with --storage"
+        )
     found = studies(options.storage)
     print(study_table(found) if found else f"{options.storage} holds no study yet")
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.data.column_options import GivenColumns
+from mambaout.errors import WrongRequest
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, StudyFolder, Trial
 
 # What a folder is asked for, in this order: a run's checkpoint, then Hugging Face's two files.
@@ -40,7 +41,7 @@ def named_weights(text: str, storage: Path) -> NamedWeights:
     trial = _trial(folder, name)
     directory = folder.run_directory(trial)
     if not (directory / CHECKPOINT_FILE).exists():
-        raise ValueError(
+        raise WrongRequest(
             f"{text} is {folder.run(trial).status} and has no checkpoint in {directory}"
         )
     return _in_folder(directory, directory / CHECKPOINT_FILE)
@@ -52,7 +53,7 @@ def study_folder(storage: Path, name: str) -> StudyFolder:
     if not os.path.isfile(folder.path / STUDY_FILE):
         known = [folder.path.name for folder in studies(storage)]
         there_are = f"there are: {', '.join(known)}" if known else "there is none"
-        raise ValueError(f"no study {name!r} under {storage}{_near(name, known)}; {there_are}")
+        raise WrongRequest(f"no study {name!r} under {storage}{_near(name, known)}; {there_are}")
     return folder
 
 
@@ -72,7 +73,7 @@ def named_errors(folder: StudyFolder) -> Iterator[None]:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         if reason.startswith(str(folder.path)):  # the file is named already
             raise
-        raise ValueError(f"{folder.path} cannot be read: {reason}") from error
+        raise WrongRequest(f"{folder.path} cannot be read: {reason}") from error
 
 
 def _in_folder(folder: Path, path: Path) -> NamedWeights:
@@ -97,7 +98,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise WrongRequest(f"{path} is no JSON: {error}") from error
 
 
 def _file_in(folder: Path) -> Path:
@@ -106,14 +107,14 @@ def _file_in(folder: Path) -> Path:
             return folder / name
     others = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES))
     there = f"; name one of {', '.join(others[:5])}" if others else ""
-    raise ValueError(f"{folder} holds no {', '.join(FILES[:-1])} or {FILES[-1]}{there}")
+    raise WrongRequest(f"{folder} holds no {', '.join(FILES[:-1])} or {FILES[-1]}{there}")
 
 
 def _study_and_trial(path: Path, storage: Path) -> tuple[StudyFolder, str]:
     """The study's folder, under `storage` or as a path of its own, and the trial's name."""
     for study in (path, Path(storage) / path):
         if os.path.isfile(study / STUDY_FILE):
-            raise ValueError(
+            raise WrongRequest(
                 f"{path} is a study; name one of its trials, like {path}/NAME: "
                 f"`mambaout list {study.name} --storage {study.parent}` lists them"
             )
@@ -124,8 +125,8 @@ def _study_and_trial(path: Path, storage: Path) -> tuple[StudyFolder, str]:
         try:
             return study_folder(storage, path.parts[0]), path.name
         except ValueError as error:
-            raise ValueError(f"{path} is not there, and there is {error}") from None
-    raise ValueError(f"{path} is not there; give a file, a run's folder, or STUDY/TRIAL")
+            raise WrongRequest(f"{path} is not there, and there is {error}") from None
+    raise WrongRequest(f"{path} is not there; give a file, a run's folder, or STUDY/TRIAL")
 
 
 def _trial(folder: StudyFolder, name: str) -> Trial:
@@ -138,9 +139,9 @@ def _trial(folder: StudyFolder, name: str) -> Trial:
     if found:
         names = [trial.name for trial in found.values()]
         several = ", ".join(names if len(set(names)) == len(names) else found)
-        raise ValueError(f"{folder.path.name} has {len(found)} trials {name!r}: {several}")
+        raise WrongRequest(f"{folder.path.name} has {len(found)} trials {name!r}: {several}")
     known = list(dict.fromkeys(trial.name for trial in trials))
-    raise ValueError(
+    raise WrongRequest(
         f"{folder.path.name} has no trial {name!r}{_near(name, known)}; "
         f"`mambaout list {folder.path.name} --storage {folder.path.parent}` lists its {len(known)}"
     )

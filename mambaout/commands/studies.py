@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mambaout.commands.named import named_errors, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
+from mambaout.errors import WrongRequest
 
 TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
 
@@ -35,7 +36,7 @@ def _run_report(options: argparse.Namespace) -> int:
     return 0
 
 
-class _NotWritable(ValueError):
+class _NotWritable(WrongRequest):
     def __init__(self, folder: Path, error: OSError) -> None:
         super().__init__(
             f"the report cannot be written to {folder} ({error.strerror or error}); for a report "

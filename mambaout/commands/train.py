@@ -23,6 +23,7 @@ from mambaout.commands.options import (
     whole_number,
 )
 from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
@@ -136,7 +137,7 @@ def _run_train(options: argparse.Namespace) -> int:
 def _data_of(options: argparse.Namespace) -> str:
     name = options.data or (SMOKE_DATA if options.smoke else None)
     if name is None:
-        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
+        raise WrongRequest("--data is missing: digits, fashion-mnist, or a folder of images")
     return name
 
 
@@ -144,7 +145,7 @@ def _out_of(options: argparse.Namespace) -> Path:
     text = str(DEFAULT_STORAGE / "train-smoke") if options.smoke else None
     text = options.out if options.out is not None else text
     if text is None:
-        raise ValueError("--out is missing: the folder that the run writes to, like runs/femto")
+        raise WrongRequest("--out is missing: the folder that the run writes to, like runs/femto")
     return writable_folder(text, "--out")
 
 
@@ -166,7 +167,7 @@ def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], Recipe]:
         given = given_fields(options)
         return partial(_fitting, shape=shape, given=given, smoke=options.smoke)
     if options.smoke:
-        raise ValueError("--smoke trains a small recipe of its own; leave --recipe out")
+        raise WrongRequest("--smoke trains a small recipe of its own; leave --recipe out")
     flat = flat_fields(known) | ({} if shape is None else flat_fields(shape))
     recipe = given_recipe(flat, options)
     if moved := following(flat, given_fields(options)):
@@ -201,11 +202,13 @@ def _recipe_in(name: str) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{where} is no text; give the recipe.json of a run") from None
+        raise WrongRequest(f"{where} is no text; give the recipe.json of a run") from None
     except IsADirectoryError:
-        raise ValueError(f"{where} is a folder; give a file, like {path / 'recipe.json'}") from None
+        raise WrongRequest(
+            f"{where} is a folder; give a file, like {path / 'recipe.json'}"
+        ) from None
     except OSError as error:
-        raise ValueError(f"{where} cannot be read: {error.strerror}") from None
+        raise WrongRequest(f"{where} cannot be read: {error.strerror}") from None
     return recipe_from_json(text, where)
 
 

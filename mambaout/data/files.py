@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from mambaout.errors import WrongRequest
+
 log = logging.getLogger(__name__)
 
 TRIES = 5
@@ -44,7 +46,7 @@ CACHE_VARIABLE = "MAMBAOUT_CACHE"
 T = TypeVar("T")
 
 
-class DataError(ValueError):
+class DataError(WrongRequest):
     """The data cannot be used as it is; the message names the file and the remedy."""
 
 

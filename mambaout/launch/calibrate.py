@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave, start
 from mambaout.launch.outcomes import one_line
 from mambaout.launch.progress import about, counted
@@ -61,7 +62,7 @@ def run_calibration(
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
         if part.num_hosts > 1:
-            raise ValueError(
+            raise WrongRequest(
                 f"--calibrate trains on one machine, and {part.accelerator} is {part.num_hosts}: "
                 "calibrate with --accelerator tpu-v3-8; the plan of a slice goes by that too"
             )

@@ -33,6 +33,7 @@ from mambaout.data.decode import Images
 from mambaout.data.shards import DataSet
 from mambaout.data.sizes import facts_of
 from mambaout.data.sources import open_data
+from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
@@ -82,7 +83,7 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
             print("\n".join([*about, "", table]))
             return 0
         return run_study(request)
-    except ValueError as error:
+    except WrongRequest as error:
         print(f"{script}: {error}", file=sys.stderr)
         return WRONG
     except RayDidNotStart as error:
@@ -201,7 +202,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     check_tracking(tracking_uri)
     source = options.data or (SMOKE_DATA if options.smoke else None)
     if source is None:
-        raise ValueError("--data is missing: digits, fashion-mnist, or a folder of images")
+        raise WrongRequest("--data is missing: digits, fashion-mnist, or a folder of images")
     columns = given_columns(options)
     data = open_data(source, **columns)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
@@ -222,7 +223,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     check_all(study.searches, study.recipes)
     name = options.name or _study_name(study, data, start, columns)
     if name != _plain(name):
-        raise ValueError(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
+        raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     writable_folder(str(storage / name), "--name")
     trials = _trials(study, data)
     _check_searches(study, data)
@@ -260,7 +261,7 @@ def _check_price(options: argparse.Namespace) -> None:
         ("--grant-hours", options.grant_hours),
     ):
         if value is not None:
-            raise ValueError(
+            raise WrongRequest(
                 f"{name} {value:g} is for the plan, and this would start the study; add --plan, or "
                 "limit the study itself with --budget-hours"
             )
@@ -314,16 +315,16 @@ def _trials(study: Study, data: DataSet) -> list[Trial]:
     """The study's trials; ValueError where two of them are the same or one does not fit."""
     trials = study.trials(data.fingerprint)
     if not trials and not study.searches:
-        raise ValueError(f"study {study.name} has no trials")
+        raise WrongRequest(f"study {study.name} has no trials")
     labels: dict[str, str] = {}
     for trial in trials:
         other = labels.setdefault(trial.key, trial.name)
         if other != trial.name:
-            raise ValueError(f"trials {other} and {trial.name} are the same recipe and seed")
+            raise WrongRequest(f"trials {other} and {trial.name} are the same recipe and seed")
         try:
             _check_fits(trial.recipe, data)
         except ValueError as error:
-            raise ValueError(f"trial {trial.label}: {error}") from error
+            raise WrongRequest(f"trial {trial.label}: {error}") from error
     return trials
 
 
@@ -338,7 +339,7 @@ def _check_searches(study: Study, data: DataSet) -> None:
             try:
                 _check_fits(recipe, data)
             except ValueError as error:
-                raise ValueError(f"search {search.label!r}: {error}; {NARROW}") from error
+                raise WrongRequest(f"search {search.label!r}: {error}; {NARROW}") from error
 
 
 def _check_fits(recipe: Recipe, data: DataSet) -> None:

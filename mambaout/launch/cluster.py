@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mambaout.errors import WrongRequest
 from mambaout.launch.outcomes import one_line
 from mambaout.launch.resources import Node
 
@@ -58,17 +59,17 @@ def cluster_address(given: str | None) -> str | None:
         return None
     if found.startswith(("http://", "https://")):
         away = "leave it out" if given else f"unset {ADDRESS_VARIABLE}"
-        raise ValueError(
+        raise WrongRequest(
             f"{source}={found} is the address for `ray job submit`; from here give the cluster's "
             f"HOST:6379, or {away} to run on this machine"
         )
     if found.startswith("ray://"):
-        raise ValueError(
+        raise WrongRequest(
             f"{source}={found} is a Ray Client address, which Tune does not run through; submit "
             "the study with `ray job submit`, or give HOST:6379 on a machine of the cluster"
         )
     if found != "auto" and not found.rpartition(":")[2].isdecimal():
-        raise ValueError(f"{source}={found}: give HOST:PORT, for example 10.0.0.1:6379")
+        raise WrongRequest(f"{source}={found}: give HOST:PORT, for example 10.0.0.1:6379")
     return found
 
 
@@ -83,8 +84,8 @@ def join(address: str) -> list[Node]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         versions = re.findall(r"(?:Ray|Python): (\S+)", str(error))  # the cluster's, then ours
         if str(error).startswith("Version mismatch") and len(versions) == 4:
-            raise ValueError(_OTHER_VERSIONS.format(address, *versions)) from error
-        raise ValueError(_NO_CLUSTER.format(address, one_line(error))) from error
+            raise WrongRequest(_OTHER_VERSIONS.format(address, *versions)) from error
+        raise WrongRequest(_NO_CLUSTER.format(address, one_line(error))) from error
     alive = [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
     config = Path(BOOTSTRAP_CONFIG).expanduser()
     if not config.exists() or not _is_of_this_machine(ray):
@@ -121,7 +122,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        raise ValueError(_NO_CLUSTER.format(address, error)) from error
+        raise WrongRequest(_NO_CLUSTER.format(address, error)) from error
 
 
 class RayDidNotStart(RuntimeError):

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mambaout.errors import WrongRequest
+
 LOCK_FILE = ".lock"
 
 
-class Held(ValueError):
+class Held(WrongRequest):
     """Somebody else holds the folder; the message says who, and what to do."""
 
 
@@ -45,7 +47,7 @@ def _locked(descriptor: int, folder: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise ValueError(
+        raise WrongRequest(
             f"{folder} is on a file system without file locks ({error.strerror}); "
             "choose another --storage, or mount it with locks (NFS 4, Lustre with -o flock)"
         ) from error

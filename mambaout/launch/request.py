@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.data.column_options import GivenColumns
+from mambaout.errors import WrongRequest
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import Share
 from mambaout.launch.trial import TRAINER
@@ -62,4 +63,4 @@ def check_batches(request: Request, part: Share) -> None:
         try:
             micro_batches(recipe, part.num_devices)
         except ValueError as error:
-            raise ValueError(f"trial {label} on {part.accelerator}: {error}") from error
+            raise WrongRequest(f"trial {label} on {part.accelerator}: {error}") from error

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.data.cores import usable_cores
+from mambaout.errors import WrongRequest
 
 # One core a trial, however many there are: a network of this size gains more from a neighbour
 # trial than from a second thread, and a thread count that followed the machine would change the
@@ -186,7 +187,7 @@ def check_accelerator(accelerator: str | None) -> None:
     if accelerator.startswith("gpu:"):
         _gpu_part(accelerator)
         return
-    raise ValueError(f"unknown accelerator {accelerator!r}; choose from {CHOICES}")
+    raise WrongRequest(f"unknown accelerator {accelerator!r}; choose from {CHOICES}")
 
 
 def _gpu_part(accelerator: str) -> float:
@@ -198,7 +199,7 @@ def _gpu_part(accelerator: str) -> float:
         part = 0.0
     # Ray counts in ten-thousandths; sixteen trials on a GPU are more than any has gained from.
     if not 1 / 16 <= part <= 1:
-        raise ValueError(
+        raise WrongRequest(
             f"accelerator {accelerator}: a trial takes one GPU or a part of it from 0.0625 to 1, "
             "for example gpu:0.5 for two trials on each"
         )
@@ -213,13 +214,13 @@ def share(accelerator: str | None, nodes: Sequence[Node]) -> Share:
     """
     check_accelerator(accelerator)
     if accelerator in _NOT_SUPPORTED:
-        raise ValueError(
+        raise WrongRequest(
             f"accelerator {accelerator} is not supported: {_NOT_SUPPORTED[accelerator]}; there is "
             f"{_described(nodes)}; choose tpu-v3-8 with v3-8 hosts, or tpu-v3-32 with a v3-32 slice"
         )
     found = _sized(accelerator or _best(nodes), nodes)
     if found.slots(nodes) < 1:
-        raise ValueError(_refusal(found, nodes))
+        raise WrongRequest(_refusal(found, nodes))
     return found
 
 
@@ -230,7 +231,7 @@ def _best(nodes: Sequence[Node]) -> str:
         for name in ("tpu-v3-8", "tpu-v3-32"):
             if _TPUS[name].pod_type in types:
                 return name
-        raise ValueError(
+        raise WrongRequest(
             f"no trial runs on the TPUs that there are: {_described(nodes)}; use v3-8 hosts or "
             f"v3-32 slices{_label_hint(nodes)}, or choose --accelerator cpu"
         )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambaout.errors import WrongRequest
 from mambaout.launch.resources import CHIPS_PER_HOST, CORES_PER_CHIP, WORKER_ID
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def environment(
     }
     if num_chips < CHIPS_PER_HOST:
         if len(chip_ids) != 1 or num_chips != 1:
-            raise ValueError(f"a trial takes one chip or {CHIPS_PER_HOST}, not {list(chip_ids)}")
+            raise WrongRequest(f"a trial takes one chip or {CHIPS_PER_HOST}, not {list(chip_ids)}")
         return found | {VISIBLE: chip_ids[0]} | dict.fromkeys(BOUNDS, ONE_CHIP)
     unset = [VISIBLE]
     # Left in a process that had one chip before; a machine's own bounds of a host are larger.

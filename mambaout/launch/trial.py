@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.data.column_options import GivenColumns
+from mambaout.errors import WrongRequest
 from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
@@ -80,7 +81,7 @@ def run_trial(config: dict[str, Any]) -> None:
     task = Task(**config[TASK])
     folder = StudyFolder(Path(task.storage), task.study)
     if not folder.path.exists():
-        raise ValueError(
+        raise WrongRequest(
             f"{socket.gethostname()} does not see {folder.path}: --storage must be a folder that "
             "every machine of the cluster shares"
         )
@@ -176,7 +177,7 @@ def train_trial(
     os.environ[COMMIT_VARIABLE] = task.commit
     data = open_data(task.data, **task.columns)
     if data.fingerprint != trial.data:
-        raise ValueError(
+        raise WrongRequest(
             f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "
             "the images differ between machines, or have changed since"
         )

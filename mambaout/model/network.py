@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaout.accounting import HEAD_EXPANSION
+from mambaout.errors import WrongRequest
 from mambaout.model.mixers import MIXERS, nchw, nhwc
 from mambaout.variants import ModelConfig, variant
 
@@ -114,7 +115,7 @@ class MambaOut(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int = 1000) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: a classifier needs at least 1")
+            raise WrongRequest(f"num_classes={num_classes}: a classifier needs at least 1")
         self.config = config
         self.num_classes = num_classes
         self.stem = Stem(config.dims[0], config.stem_stride)

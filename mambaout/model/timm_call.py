@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe
 from mambaout.variants import VARIANTS, ModelConfig
@@ -58,7 +59,7 @@ def timm_code(recipe: Recipe, num_classes: int, weights: Path) -> str:
 def _building(config: ModelConfig, num_classes: int) -> tuple[list[str], list[str]]:
     """The imports, and the lines that build the network with fresh weights."""
     if config.mixer != "gated_conv":
-        raise ValueError(
+        raise WrongRequest(
             f"timm's MambaOut has no mixer={config.mixer!r}, only 'gated_conv': no call of timm's "
             "builds this network"
         )
@@ -145,9 +146,9 @@ def check(code: str, model: MambaOut, image_size: int) -> str:
     largest = float(ours.abs().max())
     apart = float((ours - theirs).abs().max())
     if not math.isfinite(largest):
-        raise ValueError("the weights give logits that are not finite")
+        raise WrongRequest("the weights give logits that are not finite")
     if not apart <= TOLERANCE * max(1.0, largest):
-        raise ValueError(
+        raise WrongRequest(
             f"timm {timm.__version__} computes something else with these weights: its logits "
             f"differ by up to {apart:.2g}, where the largest is {largest:.2g}"
         )

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mambaout.errors import WrongRequest
+
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]  # numpy's function, whose module has moved
 _SAFE: list[Any] = [
     argparse.Namespace,
@@ -38,15 +40,15 @@ def read_torch(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise WrongRequest(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can stumble over any of its instructions
         found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if found:
-            raise ValueError(
+            raise WrongRequest(
                 f"{path} is not read: it holds {printable(found[1])}, which could run code; "
                 "a file of weights holds tensors and plain values alone"
             ) from error
-        raise ValueError(
+        raise WrongRequest(
             f"{path} is no whole file of torch.save, or holds more than tensors and plain values, "
             "which is not read because it could run code"
         ) from error

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
 from mambaout.model.torch_file import printable, read_torch
 from mambaout.recipe import BASELINE, Recipe, canonical_json, recipe_from_json
@@ -128,7 +129,7 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
     averaged = [name for name in present if name in EMA_SETS]
     plain = [name for name in present if name in PLAIN_SETS]
     if averaged and not plain and not ema:
-        raise ValueError(f"{path} holds EMA weights alone ({averaged[0]}); leave --no-ema out")
+        raise WrongRequest(f"{path} holds EMA weights alone ({averaged[0]}); leave --no-ema out")
     place = next(iter((averaged if ema else []) + plain), "")
     passed_over = (plain if place in averaged else averaged)[:1]
     state = saved[place] if place else saved.get(_TENSORS, saved)
@@ -144,7 +145,7 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
             recipe=_recipe_in(saved),
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise WrongRequest(f"{path}: {error}") from error
 
 
 _TENSORS = "tensors"  # where _read_safetensors puts them, beside what the metadata says
@@ -160,7 +161,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise
     except (SafetensorError, OSError) as error:
         reason = printable(str(error))
-        raise ValueError(f"{path} is no whole safetensors file: {reason}") from error
+        raise WrongRequest(f"{path} is no whole safetensors file: {reason}") from error
 
 
 def _no_weights(path: Path) -> ValueError:
@@ -176,7 +177,7 @@ def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for wrapped, value in state.items():
         name = _WRAPPERS.sub("", wrapped)
         if name in found:
-            raise ValueError(f"two tensors are called {printable(name)}, one with a prefix")
+            raise WrongRequest(f"two tensors are called {printable(name)}, one with a prefix")
         found[name] = value
     return found
 
@@ -193,7 +194,7 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         ours = _our_name(name)
         if ours in renamed:
-            raise ValueError(
+            raise WrongRequest(
                 f"two tensors are called {printable(ours)}: the file mixes two naming schemes"
             )
         renamed[ours] = value
@@ -245,12 +246,12 @@ def load_weights(model: MambaOut, weights: Weights) -> None:
     """Put `weights` into `model`, all of them or none; a ValueError says what does not fit."""
     differing = difference(model, weights)
     if differing.in_classifier_alone and weights.num_classes != model.num_classes:
-        raise ValueError(
+        raise WrongRequest(
             f"{weights.path} has a head of {weights.num_classes} classes, and the data has "
             f"{model.num_classes}"
         )
     if differing:
-        raise ValueError(
+        raise WrongRequest(
             f"{weights.path} does not fit the network (dims {model.config.dims}, depths "
             f"{model.config.depths}, {model.num_classes} classes): {differing.text}"
         )
@@ -272,7 +273,7 @@ def save_weights(
     """
     path = Path(path)
     if path.suffix != SAFETENSORS:
-        raise ValueError(f"{path} must end in {SAFETENSORS}, by which timm tells the format")
+        raise WrongRequest(f"{path} must end in {SAFETENSORS}, by which timm tells the format")
     metadata = {
         "format": "pt",
         "model": canonical_json(model.config),
@@ -288,6 +289,6 @@ def save_weights(
         save_file(state, aside, metadata)
         aside.replace(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be written: {printable(str(error))}") from error
+        raise WrongRequest(f"{path} cannot be written: {printable(str(error))}") from error
     finally:
         aside.unlink(missing_ok=True)

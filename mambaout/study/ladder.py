@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Literal
 
 from mambaout.accounting import cost
+from mambaout.errors import WrongRequest
 from mambaout.variants import ALIGNMENT, NUM_STAGES, VARIANTS, ModelConfig, deepen, widen
 
 Measure = Literal["macs", "params", "activations"]
@@ -79,7 +80,7 @@ def iso(
     """Shapes of one cost, by label: for each number of blocks the widths that spend the budget,
     or for each first width the blocks."""
     if bool(depths) == bool(widths):
-        raise ValueError(f"depths={tuple(depths)}, widths={tuple(widths)}: give one of the two")
+        raise WrongRequest(f"depths={tuple(depths)}, widths={tuple(widths)}: give one of the two")
     price = (measure, tolerance, image_size, num_classes)
     if depths:
         bases = [_with_blocks(base, num_blocks) for num_blocks in depths]
@@ -104,7 +105,7 @@ def star(
 def _with_blocks(config: ModelConfig, num_blocks: int) -> ModelConfig:
     least = config.num_blocks - config.depths[DEEP_STAGE] + 1
     if num_blocks < least:
-        raise ValueError(
+        raise WrongRequest(
             f"{num_blocks} blocks: {config.depths} has {least - 1} outside stage 3, which needs "
             f"one; give at least {least}, or a base with fewer"
         )
@@ -113,7 +114,7 @@ def _with_blocks(config: ModelConfig, num_blocks: int) -> ModelConfig:
 
 def _with_width(config: ModelConfig, width: int) -> ModelConfig:
     if width < ALIGNMENT or width % ALIGNMENT:
-        raise ValueError(f"width={width} must be a multiple of {ALIGNMENT}, at least {ALIGNMENT}")
+        raise WrongRequest(f"width={width} must be a multiple of {ALIGNMENT}, at least {ALIGNMENT}")
     multiple = math.lcm(config.hidden_multiple, ALIGNMENT)
     return replace(widen(config, width / config.dims[0]), hidden_multiple=multiple)
 
@@ -133,7 +134,7 @@ def _solved(
 ) -> ModelConfig:
     """See `at_budget`; `keep_first` leaves the first width, which names the shape, alone."""
     if not (0 < budget < math.inf and tolerance > 0):
-        raise ValueError(f"budget={budget}, tolerance={tolerance}: both must be above 0, finite")
+        raise WrongRequest(f"budget={budget}, tolerance={tolerance}: both must be above 0, finite")
     aligned = replace(base, hidden_multiple=math.lcm(base.hidden_multiple, ALIGNMENT))
 
     def spent(config: ModelConfig) -> float:
@@ -151,7 +152,7 @@ def _solved(
                 nearest, nearest_off = shape, off
         if fitting:
             return min(fitting, key=lambda pair: pair[0])[1]
-    raise ValueError(
+    raise WrongRequest(
         f"no shape grown in {grow} from depths={base.depths}, dims={base.dims} is within "
         f"{tolerance:.2%} of {budget:,.0f} {measure}; the nearest, depths={nearest.depths}, "
         f"dims={nearest.dims}, has {spent(nearest):,.0f} ({spent(nearest) / budget - 1:+.2%}): "

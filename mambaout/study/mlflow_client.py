@@ -33,6 +33,7 @@ from requests.exceptions import (
 )
 from urllib3.exceptions import ResponseError
 
+from mambaout.errors import WrongRequest
 from mambaout.study.outage import first_line
 from mambaout.study.store_uri import TrackingError, hidden, is_server, sqlite_path, sqlite_uri
 
@@ -82,7 +83,7 @@ def ask_server(uri: str) -> None:
         try:
             host, port = urlsplit(uri).hostname, urlsplit(uri).port
             if not host:
-                raise ValueError("it names no host")
+                raise WrongRequest("it names no host")
         except ValueError as error:
             raise TrackingError(
                 f"tracking uri {shown!r} is no address ({hidden(str(error))}); give "

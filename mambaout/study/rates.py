@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mambaout.accounting import CHIPS, FLOP_PER_MAC, TRAIN_FORWARDS, cost, find_chip
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
 from mambaout.train.metrics import IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
@@ -190,7 +191,7 @@ def assumption(device: str, precision: str = "fp32") -> Assumption:
         rate, each = CPU_CORE_MACS_PER_SECOND, CPU_SECONDS_PER_IMAGE
         text = f"{rate / 1e9:g}G training MACs a second and {each * 1e3:g} ms an image on a core"
         return Assumption(rate, each, text)
-    raise ValueError(
+    raise WrongRequest(
         f"device {device!r} is not in the chip table and nothing has been measured on it: "
         f"calibrate, or name one of cpu, {', '.join(CHIPS)}"
     )

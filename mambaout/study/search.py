@@ -30,6 +30,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mambaout.errors import WrongRequest
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.best import Best, at_edge, best, edges, runs_of, scores_of
 from mambaout.study.chain import Chain
@@ -103,7 +104,7 @@ class Memory:
             )
         elif begun != definition:
             changed = sorted(name for name in definition if begun.get(name) != definition[name])
-            raise ValueError(
+            raise WrongRequest(
                 f"search {search.label!r} was begun with other values of {' and '.join(changed)}; "
                 "give the study another --name, or start it anew with --rerun"
             )
@@ -363,7 +364,7 @@ def agenda(
     check_all(study.searches, study.recipes)
     for search in study.searches:
         if search.early_stop and search.goals[0][0] != study.objective:
-            raise ValueError(
+            raise WrongRequest(
                 f"search {search.label!r} stops early on {search.goals[0][0]}, and what trials "
                 f"report is the study's objective, {study.objective}; make them the same"
             )

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from mambaout.accounting import cost
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, field_types, flat_fields, tuned
 from mambaout.study.axes import Axis, Choice, Log, Search, Whole, axis_names
 from mambaout.train.metrics import (
@@ -109,33 +110,33 @@ def check(search: Search) -> None:
     """ValueError, with the value and a remedy, for a search that cannot be run as it is."""
     where = f"search {search.label!r}"
     if not search.axes:
-        raise ValueError(f"{where} has no axes")
+        raise WrongRequest(f"{where} has no axes")
     if search.num_trials < 1:
-        raise ValueError(f"{where}: num_trials={search.num_trials} must be at least 1")
+        raise WrongRequest(f"{where}: num_trials={search.num_trials} must be at least 1")
     if not search.seeds or len(set(search.seeds)) < len(search.seeds):
-        raise ValueError(f"{where}: seeds={search.seeds} must be one or more different numbers")
+        raise WrongRequest(f"{where}: seeds={search.seeds} must be one or more different numbers")
     if search.num_confirmed < 1:
-        raise ValueError(f"{where}: num_confirmed={search.num_confirmed} must be at least 1")
+        raise WrongRequest(f"{where}: num_confirmed={search.num_confirmed} must be at least 1")
     _check_goals(search, where)
     names = axis_names(search.axes)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{where} has more than one axis {twice[0]!r}; keep one")
+        raise WrongRequest(f"{where} has more than one axis {twice[0]!r}; keep one")
     for shape, whole in ((WIDTH, "dims"), (BLOCKS, "depths")):
         if shape in names and whole in names:
-            raise ValueError(f"{where}: axes {shape!r} and {whole!r} both set dims; keep one")
+            raise WrongRequest(f"{where}: axes {shape!r} and {whole!r} both set dims; keep one")
     known = [*field_types(), WIDTH, BLOCKS]
     for axis in search.axes:
         if axis.name not in known:
             near = difflib.get_close_matches(axis.name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; fields are {', '.join(known)}"
-            raise ValueError(f"{where}: a recipe has no field {axis.name!r}{hint}")
+            raise WrongRequest(f"{where}: a recipe has no field {axis.name!r}{hint}")
         _check_axis(search, axis, where)
     try:
         for _ in corners(search):
             pass
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; {NARROW}") from error
+        raise WrongRequest(f"{where}: {error}; {NARROW}") from error
 
 
 def check_all(searches: Sequence[Search], labels: Iterable[str] = ()) -> None:
@@ -144,39 +145,39 @@ def check_all(searches: Sequence[Search], labels: Iterable[str] = ()) -> None:
     for search in searches:
         check(search)
         if search.label in before:
-            raise ValueError(f"two searches are called {search.label!r}; give each its own label")
+            raise WrongRequest(f"two searches are called {search.label!r}; give each its own label")
         if search.follows is not None and search.follows not in before:
-            raise ValueError(
+            raise WrongRequest(
                 f"search {search.label!r} follows {search.follows!r}, which is none of the ones "
                 f"before it ({', '.join(before) or 'there are none'})"
             )
         for label in labels:
             if re.fullmatch(re.escape(search.label) + r"-t\d+", label):
-                raise ValueError(f"recipe {label!r} is called like a trial of {search.label!r}")
+                raise WrongRequest(f"recipe {label!r} is called like a trial of {search.label!r}")
         before.append(search.label)
 
 
 def _check_goals(search: Search, where: str) -> None:
     if not search.goals:
-        raise ValueError(f"{where} has no goal; give goals=(({MINIVAL_TOP1!r}, 'max'),)")
+        raise WrongRequest(f"{where} has no goal; give goals=(({MINIVAL_TOP1!r}, 'max'),)")
     for metric, direction in search.goals:
         if metric not in GOALS:
             why = " (val is reported once, at the end)" if metric in ("top1", "val/top1") else ""
-            raise ValueError(
+            raise WrongRequest(
                 f"{where}: goal {metric!r} cannot be chosen on{why}; choose from {', '.join(GOALS)}"
             )
         if direction not in ("max", "min"):
-            raise ValueError(f"{where}: goal ({metric!r}, {direction!r}) must be 'max' or 'min'")
+            raise WrongRequest(f"{where}: goal ({metric!r}, {direction!r}) must be 'max' or 'min'")
     if not search.early_stop:
         return
     if len(search.goals) > 1:
-        raise ValueError(
+        raise WrongRequest(
             f"{where}: early_stop needs one goal, not {len(search.goals)}: a curve of "
             f"{search.goals[0][0]} says nothing of {search.goals[1][0]}; leave early_stop out"
         )
     uneven = {"epochs", "eval_every_epochs", "cooldown_epochs"} & set(axis_names(search.axes))
     if uneven:
-        raise ValueError(
+        raise WrongRequest(
             f"{where}: early_stop compares recipes at the same epoch, and with an axis "
             f"{min(uneven)!r} they are not as far on; leave one of the two out"
         )
@@ -186,28 +187,28 @@ def _check_axis(search: Search, axis: Axis, where: str) -> None:
     base = base_values(search)[axis.name]
     if isinstance(axis, Choice):
         if len(axis.values) < 2 or len(set(axis.values)) < len(axis.values):
-            raise ValueError(f"{where}: {axis.name}={axis.values}: give two or more values, once")
+            raise WrongRequest(f"{where}: {axis.name}={axis.values}: give two or more values, once")
         if base not in axis.values:
-            raise ValueError(
+            raise WrongRequest(
                 f"{where} starts from its base, whose {axis.name}={base} is not among "
                 f"{axis.values}; add it"
             )
         return
     if not axis.low < axis.high:
-        raise ValueError(f"{where}: {axis.name} from {axis.low} to {axis.high} is no range")
+        raise WrongRequest(f"{where}: {axis.name} from {axis.low} to {axis.high} is no range")
     if isinstance(axis, Log) and axis.low <= 0:
-        raise ValueError(
+        raise WrongRequest(
             f"{where}: {axis.name} from {axis.low} has no logarithm; start above 0, or use Linear"
         )
     step = None if isinstance(axis, Log) else axis.step
     if step is not None and not 0 < step <= axis.high - axis.low:
-        raise ValueError(f"{where}: {axis.name} in steps of {step}; give a step in the range")
+        raise WrongRequest(f"{where}: {axis.name} in steps of {step}; give a step in the range")
     if not isinstance(axis, Whole) and (axis.name == BLOCKS or field_types().get(axis.name) is int):
-        raise ValueError(f"{where}: {axis.name}={base} is a whole number; use Whole or Choice")
+        raise WrongRequest(f"{where}: {axis.name}={base} is a whole number; use Whole or Choice")
     if not isinstance(base, (int, float)) or isinstance(base, bool):
-        raise ValueError(f"{where}: {axis.name}={base!r} is no number; use Choice")
+        raise WrongRequest(f"{where}: {axis.name}={base!r} is no number; use Choice")
     if not axis.low <= base <= axis.high:
-        raise ValueError(
+        raise WrongRequest(
             f"{where} starts from its base, whose {axis.name}={base} is outside of "
             f"{axis.low} to {axis.high}; widen the range or change the base"
         )

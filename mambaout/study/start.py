@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.options import option
 from mambaout.recipe import Recipe
@@ -102,13 +103,13 @@ class Start:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
+                raise WrongRequest(
                     f"--variants: {name!r} is no shape of this study; "
                     f"choose from {', '.join(known)}{hint}"
                 )
         own = [option(name) for name in _SHAPE_FIELDS if name in self.given]
         if own and len(names) > 1:
-            raise ValueError(
+            raise WrongRequest(
                 f"{own[0]}: this study varies it, over the shapes {', '.join(names)}; "
                 f"ask your own question: {OWN_QUESTION}"
             )
@@ -119,18 +120,18 @@ def check_given(study: Study, start: Start) -> None:
     """ValueError where the study does not do as the command line says: it varies a given field,
     or has no use for --variants."""
     if start.variants is not None and not start.took_variants:
-        raise ValueError(f"--variants: study {study.name} has no catalogue of shapes")
+        raise WrongRequest(f"--variants: study {study.name} has no catalogue of shapes")
     for name, value in start.given.items():
         found = {_plain(flat_fields(recipe)[name]) for recipe in study.recipes.values()}
         found |= {_plain(flat_fields(search.base)[name]) for search in study.searches}
         if any(name in _searched(search) for search in study.searches):
-            raise ValueError(
+            raise WrongRequest(
                 f"{option(name)}: study {study.name} searches {name} itself; leave the option out, "
                 f"or ask your own question: {OWN_QUESTION}"
             )
         if found != {_plain(value)}:
             values = ", ".join(sorted(map(str, found)))
-            raise ValueError(
+            raise WrongRequest(
                 f"{option(name)}: study {study.name} varies {name} itself ({values}); leave the "
                 f"option out, or ask your own question: {OWN_QUESTION}"
             )

@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from mambaout.errors import WrongRequest
+
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow keeps runs in
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?:///(?P<path>.*)", re.DOTALL)
 _USER_INFO = re.compile(r"(?<=://)[^/\s?#][^\s]*@|(?<=://)[^\s/@]*@")
@@ -17,7 +19,7 @@ _SECRET_OPTIONS = re.compile(
 )
 
 
-class TrackingError(ValueError):
+class TrackingError(WrongRequest):
     """MLflow cannot keep the study's runs; the message says why, and what to do."""
 
 

@@ -22,6 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.axes import Search
 from mambaout.train.metrics import MINIVAL_TOP1, Record, read_records
@@ -272,7 +273,7 @@ def _named(path: Path, remedy: str = _OF_A_RUN) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f"{path} cannot be read: {reason}{remedy}") from error
+        raise WrongRequest(f"{path} cannot be read: {reason}{remedy}") from error
 
 
 def _look(path: Path) -> tuple[int, ...] | None:

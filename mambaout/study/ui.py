@@ -15,6 +15,7 @@ from types import FrameType
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from mambaout.errors import WrongRequest
 from mambaout.study.views import ui_command, ui_variables
 
 END_SECONDS = 5.0  # that the server has to end by itself
@@ -28,7 +29,7 @@ def check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ValueError(
+            raise WrongRequest(
                 f"port {port} cannot be used ({reason}); give another with --port, "
                 f"for example --port {_free_port()}"
             ) from error

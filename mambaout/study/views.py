@@ -12,6 +12,7 @@ import json
 import sys
 from dataclasses import dataclass
 
+from mambaout.errors import WrongRequest
 from mambaout.study.mlflow_client import open_client
 from mambaout.study.store import check_tracking
 from mambaout.study.store_uri import TrackingError, hidden, is_server, sqlite_path, sqlite_uri
@@ -128,7 +129,7 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
     commands that run there, and the address of a database has a password.
     """
     if is_server(uri):
-        raise ValueError(f"{hidden(uri)} is a server already; open it in a browser")
+        raise WrongRequest(f"{hidden(uri)} is a server already; open it in a browser")
     where = ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-opts", "--log-level=warning"]
     return ["env", *_QUIET, sys.executable, "-m", "mlflow", "ui", "--workers", "1", *where]
 

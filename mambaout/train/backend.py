@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mambaout.accounting import CHIPS, find_chip
+from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.train import versions
 from mambaout.train.cpu import cpu_name
@@ -121,7 +122,7 @@ class Cuda(Backend):
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
-            raise ValueError("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
+            raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
         self.device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -278,4 +279,4 @@ def backend(name: str | None = None, *, cache: Path | None = None) -> Backend:
             return Cuda()
         case "xla":
             return Xla(cache)
-    raise ValueError(f"unknown backend {name!r}; choose from {', '.join(get_args(BackendName))}")
+    raise WrongRequest(f"unknown backend {name!r}; choose from {', '.join(get_args(BackendName))}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from mambaout.errors import WrongRequest
 from mambaout.model.torch_file import read_torch
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -52,7 +53,7 @@ def load_latest(directory: Path) -> dict[str, Any] | None:
         damaged.append(str(path))
         log.warning("%s is damaged (cut off or altered); trying the checkpoint before it", path)
     if damaged:
-        raise ValueError(
+        raise WrongRequest(
             f"no whole checkpoint: {' and '.join(damaged)} damaged; "
             "remove the run directory to start the run afresh"
         )
@@ -74,5 +75,5 @@ def load(path: Path) -> dict[str, Any]:
     state = read_torch(path)
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {found!r}; this version reads {FORMAT}")
+        raise WrongRequest(f"{path} has checkpoint format {found!r}; this version reads {FORMAT}")
     return state

@@ -21,6 +21,7 @@ import torch
 from mambaout.data.loader import Batch, TrainBatches, evaluation_batches
 from mambaout.data.makers import Host, warm_workers
 from mambaout.data.shards import DataSet, Split
+from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe, steps_per_epoch
 from mambaout.train import metrics
@@ -164,7 +165,7 @@ def evaluate(
     )
     num_images = data.num_images(split, recipe)
     if num_images == 0:
-        raise ValueError(f"split {split!r} of {data.name} has no images to evaluate on")
+        raise WrongRequest(f"split {split!r} of {data.name} has no images to evaluate on")
     totals = no_totals(backend)
     for batch in batches:
         totals = eval_step(model, batch, recipe, totals, backend=backend)

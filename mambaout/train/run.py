@@ -21,6 +21,7 @@ import torch
 from mambaout.accounting import Cost, cost, find_chip, mfu
 from mambaout.data.loader import Batch
 from mambaout.data.shards import DataSet
+from mambaout.errors import WrongRequest
 from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
 from mambaout.model.network import build
 from mambaout.recipe import Recipe, canonical_json, flat_fields, recipe_from_json
@@ -117,7 +118,7 @@ class Run:
             else:
                 ended = Finished(outcome["metrics"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise WrongRequest(
                 f"{path} is not what a run writes ({error}); give another --out or remove it"
             ) from None
         self._require_same(kept)
@@ -129,7 +130,7 @@ class Run:
         if path.exists():
             kept = recipe_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
             if kept != self.recipe:
-                raise ValueError(
+                raise WrongRequest(
                     f"{self.out} holds a run of another recipe "
                     f"({_difference(kept, self.recipe)}){self._of_other_data()}; "
                     "give another --out or remove it"
@@ -154,7 +155,7 @@ class Run:
                 for name, value in self.identity.items()
                 if identity[name] != value
             ]
-            raise ValueError(
+            raise WrongRequest(
                 f"{self.out} holds another run, of {' and '.join(other)}; "
                 "give another --out or remove it"
             )

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+from mambaout.errors import WrongRequest
+
 # As the tpu extra of pyproject.toml pins them; tests/test_doctor.py holds the two together.
 # libtpu: torch_xla 2.9.0's own metadata (Requires-Dist of its tpu extra).
 TOGETHER = {"torch": "2.9.0", "torch_xla": "2.9.0", "libtpu": "0.0.21"}
@@ -55,4 +57,4 @@ def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
 def require(runtime: str | None) -> None:
     """ValueError where the versions that are installed do not go together for XLA on `runtime`."""
     if said := misfits(installed(), runtime):
-        raise ValueError("; ".join(said))
+        raise WrongRequest("; ".join(said))

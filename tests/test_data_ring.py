@@ -343,9 +343,16 @@ def test_a_script_that_just_ends_leaves_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("slow_from", [1, 1000], ids=["filling", "waiting"])
-def test_a_killed_consumer_leaves_nothing(tmp_path, slow_from):
-    then = "time.sleep(0.2)\nos.kill(os.getpid(), signal.SIGKILL)"
+@pytest.mark.parametrize(
+    ("slow_from", "num_begun"), [(1, 2), (1000, 3)], ids=["filling", "waiting"]
+)
+def test_a_killed_consumer_leaves_nothing(tmp_path, slow_from, num_begun):
+    # Two workers have filled batch 0. They stay in batch 1, or make the two batches ahead and wait.
+    then = (
+        f"while os.path.getsize('begun') < 2 * {num_begun}:\n"
+        "    time.sleep(0.01)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
     done, _ = run(then, tmp_path, slow_from=slow_from)
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
 
@@ -356,8 +363,20 @@ def test_ctrl_c_ends_all_with_one_traceback(tmp_path, slow_from):
     then = (
         "import threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "threading.Timer(0.3, os.killpg, (0, signal.SIGINT)).start()\n"
-        "next(batches), time.sleep(60)"
+        "between = threading.Event()\n"
+        "def interrupt():\n"
+        "    while not (between.is_set() or waits_for_a_batch()):\n"
+        "        time.sleep(0.01)\n"
+        "    os.killpg(0, signal.SIGINT)\n"
+        "def waits_for_a_batch():\n"
+        "    frame = sys._current_frames()[threading.main_thread().ident]\n"
+        "    while frame is not None and frame.f_code.co_name != '_reply':\n"
+        "        frame = frame.f_back\n"
+        "    return frame is not None\n"
+        "threading.Thread(target=interrupt).start()\n"
+        "next(batches)\n"
+        "between.set()\n"
+        "time.sleep(60)"
     )
     done, _ = run(then, tmp_path, slow_from=slow_from)
     assert done.returncode == -signal.SIGINT

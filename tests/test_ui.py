@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -70,7 +69,6 @@ def test_a_port_that_no_machine_has_is_one_line(storage, capsys):
 
 def test_the_pages_of_every_study_are_named_the_one_launched_last_at_the_end(storage):
     uri = default_tracking_uri(storage)
-    time.sleep(1.1)  # launches are told apart by the second
     other = Tracker(uri, "other", "And this?")
     first, last = study_pages(uri, port=5012)
     assert (first.name, last.name) == ("scale", "other")

@@ -15,8 +15,8 @@ of one experiment side by side.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class TrackedStudy:
             "mlflow.note.content": self._question,  # the page shows it above the runs
             KIND_TAG: KIND,
             VIEW_TAG: trials_view(f"tags.`{ROLE_TAG}` = 'trial'"),
-            LAUNCHED_TAG: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            LAUNCHED_TAG: datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         for tag, value in tags.items():
             self.client.set_experiment_tag(experiment_id, tag, value)

@@ -148,8 +148,8 @@ def forecast(request, rates: list[Rate], runs: list[Run] | None = None) -> Plan:
     )
 
 
-def report(what: str, priced: Plan, runs: list[Run]) -> float:
-    """Print and return the ratio of forecast to actual over the trials that were priced."""
+def report(what: str, priced: Plan, runs: list[Run]) -> None:
+    """Print the ratio of forecast to actual over the trials that were priced."""
     took = {run.trial.name: run.metrics[TRAIN_DEVICE_HOURS] * 3600 for run in runs}
     rows = [row for row in priced.rows if not row.finished]
     ratios = sorted(row.seconds / took[row.name] for row in rows)
@@ -159,18 +159,19 @@ def report(what: str, priced: Plan, runs: list[Run]) -> float:
         f"\nforecast / actual, {what}: {total:.2f} in sum, {median:.2f} in the middle, "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f} over {len(rows)} trials"
     )
-    return total
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(500)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capfd, data_cache):
-    """Six sizes on the digits, two at a time, priced before and after the first half of them.
+def test_a_forecast_from_a_trial_is_what_that_trial_took(tmp_path, monkeypatch, capfd, data_cache):
+    """Six sizes on the digits, two at a time, priced before, after half of them and at the end.
 
-    A shared machine can change its speed several times within the minute, so the test only finds a
-    wrong unit or count; the printed ratios are the result (LOG.md has measured ones).
+    A forecast is a measured speed times the images that a trial trains on and evaluates. From a
+    trial's own speed it is what that trial took, unless a unit or a count is wrong; the forecast
+    gives the assumed speed half a percent of the say. How near a forecast from other trials comes
+    is the machine's affair: those ratios are printed.
     """
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     request = request_of(tmp_path, grown)
@@ -200,8 +201,14 @@ def test_a_small_study_takes_about_what_was_forecast(tmp_path, monkeypatch, capf
     ]
     after = forecast(request, first, [*halves[0]])
     assert {row.kind for row in after.rows if not row.finished} == {"measured"}
+    for run in runs:
+        own = [rate for rate in known if rate.recipe == run.trial.recipe]
+        own = [rate for rate in own if rate.kind == "measured"]
+        rows = {row.name: row for row in forecast(request, own).rows}
+        seconds = run.metrics[TRAIN_DEVICE_HOURS] * 3600
+        assert rows[run.trial.name].seconds == pytest.approx(seconds, rel=0.02)
     with capfd.disabled():
         report("assumed", forecast(request, []), runs)
         print(f"\nforecast / actual wall time, calibrated: {before.wall_seconds / wall:.2f}")
-        totals = [report("calibrated", before, runs), report("measured", after, runs)]
-    assert all(1 / 10 < total < 10 for total in totals)
+        report("calibrated", before, runs)
+        report("measured", after, runs)

@@ -19,6 +19,7 @@ BOTTOM = {
     "fields",
     "recipe",
     "recipe_parts",
+    "stored_format",
     "options",
     "command_line",
     "rules",

@@ -178,9 +178,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise WrongRequest(f"{path} is no whole safetensors file: {reason}") from error
 
 
-def _no_weights(path: Path) -> ValueError:
+def _no_weights(path: Path) -> WrongRequest:
     places = ", ".join((*EMA_SETS, *PLAIN_SETS))
-    return ValueError(
+    return WrongRequest(
         f"{path} holds no weights: expected tensors by name, at the top or under one of {places}"
     )
 

@@ -98,7 +98,6 @@ class Knob:
     source: str | None  # of the default; None: this project's own choice
     bound: Bound | None  # of numbers
     choices: tuple[Any, ...]  # where only these are allowed; empty: any in the bound
-    later: bool
 
 
 def knob(
@@ -109,14 +108,9 @@ def knob(
     source: str | None = None,
     bound: Bound | None = None,
     choices: tuple[Any, ...] = (),
-    later: bool = False,
 ) -> Any:
-    """A dataclass field with its default and what is said of it.
-
-    `later` marks a field that came after recipes had been stored: at its default it is left out of
-    JSON, so that it changes no key, and where it is missing its default is meant.
-    """
-    said = Knob(help=help, unit=unit, source=source, bound=bound, choices=choices, later=later)
+    """A dataclass field with its default and what is said of it."""
+    said = Knob(help=help, unit=unit, source=source, bound=bound, choices=choices)
     return field(default=default, metadata={KNOB: said})
 
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, ClassVar, Literal
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import (
-    KNOB,
     Bound,
     Knob,
     Rule,
@@ -40,6 +39,7 @@ from mambaout.fields import (
     typed,
 )
 from mambaout.recipe_parts import AUTHORS_RUN, PAPER, SHARE, Augment, Optim, Schedule
+from mambaout.stored_format import FIRST_FIELDS, meant_where_missing
 from mambaout.variants import AUTHORS_CODE, FEMTO, ModelConfig
 
 
@@ -251,14 +251,9 @@ def canonical_json(*values: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """`value` opened, with whole floats as integers: equal values must give one text, and
-    20 == 20.0. Later fields are left out at their defaults."""
+    20 == 20.0."""
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: (f, getattr(value, f.name)) for f in fields(value)}
-        return {
-            name: _plain(part)
-            for name, (f, part) in parts.items()
-            if not _is_later(f) or part != f.default
-        }
+        return _plain_fields(value)
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -268,9 +263,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _is_later(item: Field[Any]) -> bool:
-    said = item.metadata.get(KNOB)
-    return said is not None and said.later
+def _plain_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass less those that are left out, and a part without any."""
+    found: dict[str, Any] = {}
+    for item in fields(value):
+        part = getattr(value, item.name)
+        if part == meant_where_missing(item):
+            continue
+        plain = _plain(part)
+        if plain or not is_dataclass(part):
+            found[item.name] = plain
+    return found
 
 
 def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
@@ -284,9 +287,15 @@ def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
         raise WrongRequest(f"{where} is no JSON ({error}); give the recipe.json of a run") from None
     flat = _opened(Recipe, data, where)
     try:
-        return judged(flat_fields(BASELINE), flat)
+        return judged(flat_fields(BASELINE) | _left_out(), flat)
     except WrongValues as error:
         raise WrongValues(*(f"{where}: {fault}" for fault in error.args)) from None
+
+
+def _left_out() -> dict[str, Any]:
+    """What a recipe means that leaves out every field it may."""
+    meant = {f.name: meant_where_missing(f) for owner in OWNERS for f in fields(owner)}
+    return {name: value for name, value in meant.items() if value is not MISSING}
 
 
 def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
@@ -294,12 +303,12 @@ def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise WrongRequest(f"{where} must be a JSON object, not {type(data).__name__}")
     known = {f.name for f in fields(owner)}
-    needed = {f.name for f in fields(owner) if not _is_later(f)}
-    unknown, missing = sorted(data.keys() - known), sorted(needed - data.keys())
+    unknown, missing = sorted(data.keys() - known), sorted((known & FIRST_FIELDS) - data.keys())
     if unknown or missing:
         raise WrongRequest(
             f"{where} does not fit this version of mambaout: "
-            f"unknown fields {unknown or 'none'}, missing fields {missing or 'none'}"
+            f"unknown fields {unknown or 'none'}, missing fields {missing or 'none'}; "
+            "mend them, or use the version that wrote it"
         )
     flat: dict[str, Any] = {}
     for name, value in data.items():

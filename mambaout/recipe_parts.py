@@ -69,7 +69,6 @@ class Optim:
         unit="channels",
         source="paper, which has one rate",
         bound=Bound(least=1),
-        later=True,
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -253,7 +252,6 @@ class Augment:
         "that reads fewer bytes of an image",
         unit=None,
         source=AUTHORS_RUN,
-        later=True,
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,12 +49,59 @@ def test_train_writes_the_run_directory_that_the_readme_names(trained):
     assert json.loads((trained / "outcome.json").read_text())["status"] == "finished"
 
 
-def test_a_stop_says_how_to_go_on_and_the_same_command_does(digits, tmp_path, capsys):
+def test_as_many_steps_as_max_steps_asks_for_are_all_that_was_asked(digits, tmp_path, capsys):
     command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
-    assert main([*command, "--max-steps", "2"]) == 1
-    assert "stopped at step 2 of 4; the same command continues" in capsys.readouterr().out
-    assert main(command) == 0
+
+    def ended(*words: str) -> tuple[int, str]:
+        status = main([*command, *words])
+        return status, capsys.readouterr().out.splitlines()[-1]
+
+    goes_on = "; a larger one continues, as does the command without it"
+    assert ended("--max-steps", "2") == (
+        0,
+        f"stopped at step 2 of 4, as --max-steps says{goes_on}",
+    )
+    saved = (tmp_path / "last.ckpt").read_bytes()
+    for steps in ("2", "1"):
+        said = "nothing to do: the run is at step 2 of 4 already, and --max-steps is"
+        assert ended("--max-steps", steps) == (0, f"{said} {steps}{goes_on}")
+        assert (tmp_path / "last.ckpt").read_bytes() == saved
+    assert ended("--max-steps", "3")[0] == 0
+    assert ended()[0] == 0
     assert [record.step for record in read_records(tmp_path / "records.jsonl")] == [4]
+    for steps in ("2", "4", "9"):
+        status, said = ended("--max-steps", steps)
+        assert status == 0
+        assert said.startswith("finished: ")
+
+
+def test_a_stop_before_max_steps_is_not_finished_and_says_how_to_go_on(digits, tmp_path):
+    long = ["--epochs", "5000", "--global-batch", "64", "--log-every-steps", "1"]
+    command = ["train", "--data", "digits", "--out", str(tmp_path), *TINY, *long]
+    with subprocess.Popen(
+        [sys.executable, "-m", "mambaout", *command, "--max-steps", "19999"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(mambaout.__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 1/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        *_, said = process.stdout
+    assert process.returncode == 1
+    assert re.fullmatch(r"stopped at step \d+ of 20000; the same command continues\n", said)
+
+
+def test_a_run_whose_loss_is_not_finite_within_max_steps_has_not_done_them(
+    digits, tmp_path, capsys
+):
+    command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
+    hot = ["--warmup-epochs", "0", "--peak-lr", "9", "--weight-decay", "9", "--beta2", "0"]
+    seldom = ["--epochs", "60", "--eval-every-epochs", "60", "--log-every-steps", "1000"]
+    assert main([*command, *hot, *seldom, "--max-steps", "201"]) == 1
+    assert "diverged: the loss was not finite at step " in capsys.readouterr().out
 
 
 def test_evaluate_repeats_the_runs_own_number(trained, capsys):
@@ -234,13 +282,13 @@ def test_a_folder_that_is_another_users_is_refused_by_name(tmp_path):
 
 def test_the_largest_seed_trains(digits, tmp_path):
     command = ["train", "--data", "digits", "--out", str(tmp_path), "--global-batch", "64", *TINY]
-    assert main([*command, "--seed", str(2**63 - 1), "--max-steps", "1"]) == 1
+    assert main([*command, "--seed", str(2**63 - 1), "--max-steps", "1"]) == 0
 
 
 def test_a_batch_of_one_is_fine_where_nothing_is_mixed(digits, tmp_path):
     plain = "--global-batch 1 --mixup 0 --cutmix 0 --max-steps 1"
     command = ["train", "--data", "digits", "--out", str(tmp_path), *plain.split(), *TINY]
-    assert main(command) == 1
+    assert main(command) == 0
     recipe = recipe_from_json((tmp_path / "recipe.json").read_text())
     assert (recipe.global_batch, recipe.augment.mixes) == (1, False)
 
@@ -251,7 +299,7 @@ def test_warm_up_follows_the_epochs_and_the_rate_the_batch_and_both_are_printed(
     options = TINY[: TINY.index("--epochs")]
     short = ["--recipe", "paper", "--global-batch", "64", "--epochs", "3", "--max-steps", "1"]
     command = ["train", "--data", "digits", "--out", str(tmp_path), *options, *short]
-    assert main(command) == 1
+    assert main(command) == 0
     recipe = recipe_from_json((tmp_path / "recipe.json").read_text())
     assert recipe.schedule.warmup_epochs == pytest.approx(0.2)
     shown = capsys.readouterr().out
@@ -261,7 +309,7 @@ def test_warm_up_follows_the_epochs_and_the_rate_the_batch_and_both_are_printed(
 
 def test_the_recipe_of_a_run_trains_the_same_again(trained, tmp_path):
     again = ["train", "--data", "digits", "--out", str(tmp_path), "--max-steps", "1"]
-    assert main([*again, "--recipe", str(trained / "recipe.json")]) == 1
+    assert main([*again, "--recipe", str(trained / "recipe.json")]) == 0
     assert (tmp_path / "recipe.json").read_text() == (trained / "recipe.json").read_text()
 
 

@@ -15,10 +15,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import itself and what stands to its right.
 BOTTOM = {
+    "code_version",
     "errors",
     "fields",
     "recipe",
     "recipe_parts",
+    "stored_format",
     "options",
     "command_line",
     "rules",

@@ -96,7 +96,8 @@ def _run(options: argparse.Namespace) -> int:
         data = stage(data, options.stage, split=options.split)
     device = backend(options.backend, cache=default_cache() / "xla")
     unfinished = ", of a run that has not finished" if named.is_unfinished else ""
-    print(f"{named.path}: {weights.text}{unfinished}", flush=True)
+    for line in (f"{weights.text}{unfinished}", *weights.of_other_numbers):
+        print(f"{named.path}: {line}", flush=True)
     started = time.monotonic()
     values = evaluate(
         device.move(model),

@@ -67,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
     model = build(recipe.model, weights.num_classes)
     load_weights(model, weights)
     facts = {"timm": code, "timm_data_config": json.dumps(data_config(recipe))}
+    if weights.code_version is not None:
+        facts["code_version"] = str(weights.code_version)
     save_weights(model, out, recipe, is_ema=weights.is_ema, facts=facts)
     try:
         checked = check(code, model, recipe.image_size)
@@ -76,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     params = sum(parameter.numel() for parameter in model.parameters())
     unfinished = ", of a run that has not finished" if named.is_unfinished else ""
     print(f"# {out}: {params:,} parameters, {weights.num_classes} classes")
-    print(f"# from {named.path}: {weights.text}{unfinished}")
+    for line in (f"{weights.text}{unfinished}", *weights.of_other_numbers):
+        print(f"# from {named.path}: {line}")
     print(f"# {checked}")
     if recipe.precision != "fp32":
         print(f"# our evaluation computes matrix products in {recipe.precision}, these lines fp32")

@@ -31,6 +31,7 @@ from mambaout.variants import VARIANTS, ModelConfig, variant
 
 if TYPE_CHECKING:
     from mambaout.data.shards import DataSet
+    from mambaout.train.run import Preempted
 
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
 SMOKE_DATA = "digits"
@@ -48,9 +49,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         epilog="Without --recipe, fields that are not given follow the data: few or small images "
         "get another batch, rate, length and augmentation than the paper's, and each is printed. "
         "With --recipe the fields are the recipe's; there the learning rates follow --global-batch "
-        "linearly, and the warm-up stays the same share of --epochs. Exit status: 0 finished, 1 "
-        "not finished (the same command goes on), 2 the request was wrong (nothing started), 130 "
-        "interrupted.",
+        "linearly, and the warm-up stays the same share of --epochs. Exit status: 0 finished, or "
+        "as many steps done as --max-steps says; 1 not finished (the same command goes on), 2 the "
+        "request was wrong (nothing started), 130 interrupted.",
     )
     add = parser.add_argument
     text = f"the network's shape: {', '.join(VARIANTS)} (default: one that fits the data)"
@@ -64,7 +65,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
-    text = "stop after step N; resumable (default: train to the end)"
+    text = "end after step N, with status 0; resumable (default: train to the end)"
     add("--max-steps", type=whole_number(1), metavar="N", help=text)
     text = "steps between records and lines of progress (default 50)"
     add("--log-every-steps", type=whole_number(1), default=50, metavar="N", help=text)
@@ -123,6 +124,9 @@ def _run_train(options: argparse.Namespace) -> int:
                 f"{final['images_per_second']:.0f} images/s; {out / 'outcome.json'}"
             )
             return 0
+        case Preempted() if options.max_steps is not None and outcome.step >= options.max_steps:
+            print(_steps_done(options.max_steps, outcome, num_steps))
+            return 0
         case Preempted(step=step):
             print(f"stopped at step {step} of {num_steps}; the same command continues")
             return 1
@@ -132,6 +136,19 @@ def _run_train(options: argparse.Namespace) -> int:
         case OutOfMemory(micro_batch=size, error=error):
             print(f"out of memory even with a micro-batch of {size}: {error}")
             return 1
+
+
+def _steps_done(asked: int, outcome: Preempted, num_steps: int) -> str:
+    """What is said of a run that has as many steps as --max-steps asks for, or more."""
+    if outcome.step > outcome.began:
+        return (
+            f"stopped at step {outcome.step} of {num_steps}, as --max-steps says; a larger one "
+            "continues, as does the command without it"
+        )
+    return (
+        f"nothing to do: the run is at step {outcome.step} of {num_steps} already, and --max-steps "
+        f"is {asked}; a larger one continues, as does the command without it"
+    )
 
 
 def _data_of(options: argparse.Namespace) -> str:

@@ -38,7 +38,7 @@ from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, check_batches, hello
+from mambaout.launch.request import Request, about_others, check_batches, hello
 from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
 from mambaout.launch.tune import run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
@@ -248,6 +248,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         command=f"python {command}",
         rules=rule_lines(acting_rules(start.rules, study)),
         about_data=str(start.facts),
+        about_others=about_others(StudyFolder(storage, name)),
         facts=_facts(study, data, start),
     )
 
@@ -388,7 +389,7 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
         facts["num_classes"],
         searches=request.study.searches,
         num_images=request.num_images,
-        runs=[folder.run(trial) for trial in [*request.trials, *folder.trials()]],
+        runs=[folder.run(trial) for trial in [*request.trials, *folder.trials_to_go_on()]],
         finished=folder.finished_elsewhere(request.trials),
         rates=known_rates(request.storage, device, concurrency),
         device=device,

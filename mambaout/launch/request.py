@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mambaout.code_version import CODE_VERSION
 from mambaout.data.column_options import GivenColumns
 from mambaout.errors import WrongRequest
-from mambaout.launch.progress import Job
+from mambaout.launch.progress import Job, counted
 from mambaout.launch.resources import Share
 from mambaout.launch.trial import TRAINER
 from mambaout.memory import micro_batches
 from mambaout.study.pricing import NumImages
-from mambaout.study.study import Study, Trial
+from mambaout.study.study import Study, StudyFolder, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +43,33 @@ class Request:
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
     about_data: str = ""  # a line on the data
+    about_others: str = ""  # a line on trials of another code version
     rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
 
 
 def hello(request: Request) -> list[str]:
-    """What is said of the data and of what follows from it, before a plan or a launch."""
+    """What is said of earlier trials, of the data and of what follows from it, before a plan or a
+    launch."""
+    lines = [request.about_others] if request.about_others else []
     if not request.about_data:
-        return []
-    lines = [f"{request.data_name}: {request.about_data}"]
+        return lines
+    lines.append(f"{request.data_name}: {request.about_data}")
     if request.rules:
         lines.append("what follows the data (each is an option, --image-size 64 for one):")
     return lines + [f"    {rule}" for rule in request.rules]
+
+
+def about_others(folder: StudyFolder) -> str:
+    """What is said where a study was begun by another code version: its trials are trained anew."""
+    others = folder.begun_by_others()
+    if not others:
+        return ""
+    versions = " and ".join(map(str, sorted({trial.code_version for trial in others})))
+    return (
+        f"{counted(len(others), 'trial')} here of code version {versions}, and this mambaout is of "
+        f"{CODE_VERSION}, which comes to other numbers: trained anew; the old ones stay in "
+        f"{folder.path / 'trials'}"
+    )
 
 
 def check_batches(request: Request, part: Share) -> None:

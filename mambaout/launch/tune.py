@@ -84,7 +84,7 @@ def run_study(request: Request) -> int:
         if request.rerun:
             _set_aside(request, folder)
         decided = {trial.key for trial in request.trials}
-        searched = [trial for trial in folder.trials() if trial.key not in decided]
+        searched = [trial for trial in folder.trials_to_go_on() if trial.key not in decided]
         searched = searched if request.study.searches and not request.rerun else []
         kept = folder.texts()
         folder.write(

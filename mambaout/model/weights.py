@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
 from mambaout.model.torch_file import printable, read_torch
@@ -62,6 +63,7 @@ class Weights:
     is_ema: bool
     other: str | None  # the set that was passed over for them
     recipe: Recipe | None  # None: the file does not say the network's shape
+    code_version: int | None = None  # that trained them; None: not ours, or not said
 
     @property
     def num_classes(self) -> int | None:
@@ -77,6 +79,16 @@ class Weights:
             return f"{kind}, the only ones in the file"
         way = "--no-ema takes" if self.is_ema else "without --no-ema it is"
         return f"{kind} ({self.place}; {way} {self.other})"
+
+    @property
+    def of_other_numbers(self) -> list[str]:
+        """A line where code of another version trained them, which computes other numbers."""
+        if self.code_version in (None, CODE_VERSION):
+            return []
+        return [
+            f"trained by code version {self.code_version}, and this mambaout is of {CODE_VERSION}: "
+            "what the run itself measured may not come again"
+        ]
 
 
 @dataclass(frozen=True)
@@ -143,12 +155,14 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
             is_ema=place in EMA_SETS or saved.get(_IS_EMA) == "true",
             other=passed_over[0] if passed_over else None,
             recipe=_recipe_in(saved),
+            code_version=_code_version_in(saved),
         )
     except ValueError as error:
         raise WrongRequest(f"{path}: {error}") from error
 
 
 _TENSORS = "tensors"  # where _read_safetensors puts them, beside what the metadata says
+_CODE_VERSION = "code_version"  # metadata, where it is known
 _IS_EMA = "ema"  # metadata: "true" in a file that was exported from EMA weights
 
 
@@ -164,9 +178,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise WrongRequest(f"{path} is no whole safetensors file: {reason}") from error
 
 
-def _no_weights(path: Path) -> ValueError:
+def _no_weights(path: Path) -> WrongRequest:
     places = ", ".join((*EMA_SETS, *PLAIN_SETS))
-    return ValueError(
+    return WrongRequest(
         f"{path} holds no weights: expected tensors by name, at the top or under one of {places}"
     )
 
@@ -221,6 +235,16 @@ def _recipe_in(saved: Mapping[str, Any]) -> Recipe | None:
     if named in VARIANTS and not getattr(saved.get("args"), "model_kwargs", None):
         return replace(BASELINE, model=VARIANTS[named])
     return None
+
+
+def _code_version_in(saved: Mapping[str, Any]) -> int | None:
+    """The code version of a run's checkpoint, or of what was exported from one."""
+    identity = saved.get("identity")
+    if isinstance(identity, Mapping):
+        version = said_version(identity)
+        return version if isinstance(version, int) else None
+    text = str(saved.get(_CODE_VERSION))
+    return int(text) if text.isdecimal() else None
 
 
 def difference(model: MambaOut, weights: Weights) -> Difference:

@@ -30,6 +30,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mambaout.code_version import CODE_VERSION
 from mambaout.errors import WrongRequest
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.best import Best, at_edge, best, edges, runs_of, scores_of
@@ -37,7 +38,7 @@ from mambaout.study.chain import Chain
 from mambaout.study.search_agenda import Ledger, SearchAgenda
 from mambaout.study.space import Values, check, check_all, rounded, tuning, values_of
 from mambaout.study.store_uri import sqlite_uri
-from mambaout.study.study import CODE_VERSION, Run, Study, StudyFolder, Trial
+from mambaout.study.study import Run, Study, StudyFolder, Trial
 
 if TYPE_CHECKING:
     import optuna

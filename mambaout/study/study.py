@@ -22,6 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from mambaout.code_version import CODE_VERSION
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.axes import Search
@@ -37,11 +38,6 @@ STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.jsonl"
 _RUN_FILES = (RECORDS_FILE, OUTCOME_FILE, REUSED_FILE, STOPPED_FILE)  # what a Run is read from
 
-# Part of every trial's key: raised by hand when the same recipe, seed and data come to other
-# numbers than before, so that no result of older code is taken for one of the new.
-# tests/test_code_version.py trains a few steps and fails when that has happened.
-CODE_VERSION = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -51,11 +47,12 @@ class Trial:
     recipe: Recipe
     seed: int
     data: str  # the fingerprint of the data set
+    code_version: int = CODE_VERSION
 
     @cached_property
     def key(self) -> str:
         """What the trial is, in twelve hex digits; the label takes no part."""
-        return content_key(self.recipe, self.seed, self.data, CODE_VERSION)
+        return content_key(self.recipe, self.seed, self.data, self.code_version)
 
     @property
     def name(self) -> str:
@@ -71,7 +68,10 @@ class Trial:
     def from_json(cls, line: str) -> Trial:
         row = json.loads(line)
         recipe = recipe_from_json(json.dumps(row["recipe"]))
-        return cls(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])
+        trial = cls(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])
+        # The key says which code version it is of.
+        older = (replace(trial, code_version=n) for n in reversed(range(1, CODE_VERSION)))
+        return next((each for each in (trial, *older) if each.key == row.get("key")), trial)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +172,15 @@ class StudyFolder:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         with _named(path, remedy=""):
             return [Trial.from_json(line) for line in lines if line.endswith("\n")]
+
+    def trials_to_go_on(self) -> list[Trial]:
+        """The trials but for those of other code versions, which only their own goes on with."""
+        return [trial for trial in self.trials() if trial.code_version == CODE_VERSION]
+
+    def begun_by_others(self) -> list[Trial]:
+        """The trials that other code versions have begun."""
+        others = (trial for trial in self.trials() if trial.code_version != CODE_VERSION)
+        return [trial for trial in others if self.run_directory(trial).exists()]
 
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds by now; read again only where a file has changed."""

@@ -9,6 +9,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+UNKNOWN = "unknown"  # the commit of code without a repository
 COMMIT_VARIABLE = "MAMBAOUT_COMMIT"  # set for workers that get the code without its repository
 
 
@@ -28,7 +29,7 @@ def git_commit() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN
     return commit + ("+" if changed else "")
 
 

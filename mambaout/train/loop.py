@@ -103,7 +103,7 @@ def train(
 
     if backend.compiles:  # now, not when the devices would stand still for it
         _warm_evaluation(state.model, recipe, backend, eval_size)
-    saved_at, stopped = time.monotonic(), False
+    saved_at, stopped, began = time.monotonic(), False, state.step
     left = itertools.islice(batches.starting_at(state.step), max(0, last_step - state.step))
     for sent in run.sent_ahead(meter.watch(left), state.step):
         lr = learning_rate(recipe, state.step, per_epoch)
@@ -133,11 +133,13 @@ def train(
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
                     run.save(state, meter)
+                elif meter.diverged_at is not None and state.step == last_step:
+                    return run.end_diverged(meter.diverged_at)  # so many steps are not done
             saved_at = time.monotonic()
         if stopped:
             break
     if state.step < num_steps:
-        return Preempted(state.step)
+        return Preempted(state.step, began)
     return run.end_finished(meter)
 
 

@@ -88,14 +88,16 @@ class Meter:
             self._open_window()
 
     def is_finite(self) -> bool:
-        """Whether every loss so far was; waits for the device."""
-        return int(self._bad_step) < 0
+        """Whether every loss so far was, else `diverged_at` is known; waits for the device."""
+        bad_step = int(self._bad_step)
+        if bad_step >= 0:
+            self.diverged_at = bad_step
+        return bad_step < 0
 
     def record(self) -> dict[str, float]:
         """What happened since the last record. The one place where training waits."""
-        loss, bad_step = float(self._loss), int(self._bad_step)
-        if bad_step >= 0:
-            self.diverged_at = bad_step
+        loss = float(self._loss)
+        self.is_finite()
         values: dict[str, float] = {
             metrics.TRAIN_LOSS: loss / self._num_images,
         }

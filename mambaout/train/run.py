@@ -12,13 +12,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mambaout.accounting import Cost, cost, find_chip, mfu
+from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.data.loader import Batch
 from mambaout.data.shards import DataSet
 from mambaout.errors import WrongRequest
@@ -27,7 +29,7 @@ from mambaout.model.network import build
 from mambaout.recipe import Recipe, canonical_json, flat_fields, recipe_from_json
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Backend
-from mambaout.train.facts import host_facts
+from mambaout.train.facts import UNKNOWN, git_commit, host_facts
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record
 from mambaout.train.optim import fresh_gradients, optimizer
@@ -51,6 +53,7 @@ class Preempted:
     """Stopped before the end, everything saved; the same call goes on."""
 
     step: int
+    began: int = field(default=0, compare=False)  # the step that this call went on from
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,15 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"seed": self.seed, "data": self.data.fingerprint}
+        return {
+            "seed": self.seed,
+            "data": self.data.fingerprint,
+            "code_version": CODE_VERSION,
+        }
+
+    @cached_property
+    def commit(self) -> str:
+        return git_commit()
 
     @property
     def finished(self) -> Outcome | None:
@@ -112,7 +123,9 @@ class Run:
             return None
         try:
             outcome = json.loads(path.read_text(encoding="utf-8"))
-            kept = {name: outcome["facts"][name] for name in self.identity}
+            kept = {name: outcome["facts"][name] for name in ("seed", "data")}
+            kept["code_version"] = said_version(outcome["facts"])
+            commit = outcome["facts"].get("git_commit")
             if outcome["status"] == "diverged":
                 ended: Outcome = Diverged(outcome["facts"]["step"])
             else:
@@ -121,7 +134,7 @@ class Run:
             raise WrongRequest(
                 f"{path} is not what a run writes ({error}); give another --out or remove it"
             ) from None
-        self._require_same(kept)
+        self._require_same(kept, commit)
         return ended
 
     def _check_and_claim(self) -> None:
@@ -148,16 +161,25 @@ class Run:
             return ""
         return ", and of other data: the images are not those that it began with"
 
-    def _require_same(self, identity: dict[str, Any]) -> None:
-        if identity != self.identity:
-            other = [
-                f"{name} {identity[name]}, not {value}"
-                for name, value in self.identity.items()
-                if identity[name] != value
-            ]
+    def _require_same(self, identity: dict[str, Any], commit: str | None) -> None:
+        """WrongRequest where the directory's run, which code of `commit` wrote, is another one."""
+        other = [
+            f"{name} {identity[name]}, not {self.identity[name]}"
+            for name in ("seed", "data")
+            if identity[name] != self.identity[name]
+        ]
+        if other:
             raise WrongRequest(
                 f"{self.out} holds another run, of {' and '.join(other)}; "
                 "give another --out or remove it"
+            )
+        if (version := said_version(identity)) != CODE_VERSION:
+            known = commit is not None and commit != UNKNOWN
+            raise WrongRequest(
+                f"{self.out} holds a run of code version {version}, and this mambaout is of code "
+                f"version {CODE_VERSION}, which comes to other numbers; give another --out to "
+                "train it anew, or use the mambaout that began it"
+                + (f", of commit {commit}" if known else "")
             )
 
     def restore(self) -> tuple[TrainState, Meter]:
@@ -167,7 +189,7 @@ class Run:
             model = build(self.recipe.model, self.data.num_classes)
         saved = checkpoint.load_latest(self.out)
         if saved is not None:
-            self._require_same(saved["identity"])
+            self._require_same(saved["identity"], saved.get("git_commit"))
             model.load_state_dict(saved["model"])
         # Loaded before it is moved: what a lazy backend copies on the device it would trace.
         model = self.backend.move(model)
@@ -269,6 +291,7 @@ class Run:
             {
                 "recipe": canonical_json(self.recipe),
                 "identity": self.identity,
+                "git_commit": self.commit,
                 "num_classes": self.data.num_classes,
                 "topology": self.topology,
                 "step": state.step,

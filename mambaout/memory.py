@@ -17,16 +17,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mambaout.accounting import (
-    CHIPS,
-    GIB,
-    HEAD_EXPANSION,
-    IMAGE_CHANNELS,
-    Chip,
-    cost,
-    matrix_unit_use,
-    sides,
-)
+from mambaout.accounting import HEAD_EXPANSION, IMAGE_CHANNELS, cost, matrix_unit_use, sides
+from mambaout.chips import CHIPS, GIB, Chip
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe
 from mambaout.variants import ModelConfig

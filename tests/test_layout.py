@@ -23,6 +23,7 @@ BOTTOM = {
     "command_line",
     "rules",
     "variants",
+    "chips",
     "accounting",
     "memory",
 }

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from mambaout import build
-from mambaout.accounting import CHIPS, cost, matrix_unit_use
+from mambaout.accounting import cost, matrix_unit_use
+from mambaout.chips import CHIPS
 from mambaout.memory import (
     TPU_LANES,
     TrainMemory,

@@ -11,17 +11,17 @@ convolutions and linears put out, which is what timm's benchmark files list (Tin
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mambaout.chips import Chip
-from mambaout.errors import WrongRequest
+from mambaout.layer_kinds import Layer
+from mambaout.layers import ImageSize, layers
 from mambaout.recipe import Recipe, steps_per_epoch
 from mambaout.variants import ALIGNMENT, ModelConfig
 
-IMAGE_CHANNELS = 3
-HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 TRAIN_FORWARDS = 3  # a training step: forward, gradient of the inputs, gradient of the weights
 FLOP_PER_MAC = 2
 
@@ -45,76 +45,28 @@ class Cost:
         return Cost(self.params * count, self.macs * count, self.activations * count)
 
 
-def _conv(channels_in: int, channels_out: int, kernel: int, side: int, groups: int = 1) -> Cost:
-    """A convolution whose output is `side` x `side`."""
-    weights = channels_in // groups * channels_out * kernel**2
-    return Cost(weights + channels_out, weights * side**2, channels_out * side**2)
-
-
-def _linear(channels_in: int, channels_out: int, positions: int = 1) -> Cost:
-    weights = channels_in * channels_out
-    return Cost(weights + channels_out, weights * positions, channels_out * positions)
-
-
-def _norm(channels: int) -> Cost:
-    return Cost(params=2 * channels)
-
-
-def _halved(side: int) -> int:
-    """Output side of a 3 x 3 convolution of stride 2, padding 1."""
-    return (side + 1) // 2
-
-
-def sides(config: ModelConfig, image_size: int) -> tuple[int, ...]:
-    """Sides of the maps on a square image: inside the stem, then of the four stages."""
-    found = [_halved(image_size) if config.stem_stride == 4 else image_size]
-    for _ in config.dims:
-        found.append(_halved(found[-1]))
-    return tuple(found)
-
-
-def _depthwise_conv_cost(channels: int, side: int, config: ModelConfig) -> Cost:
-    return _conv(channels, channels, config.kernel_size, side, groups=channels)
-
-
-# (channels, side of the map, config) -> cost, for every mixer that model/mixers.py builds
-MIXER_COSTS: dict[str, Callable[[int, int, ModelConfig], Cost]] = {
-    "gated_conv": _depthwise_conv_cost,
-}
-
-
-def _block(dim: int, side: int, config: ModelConfig) -> Cost:
-    hidden = config.hidden(dim)
-    return (
-        _norm(dim)
-        + _linear(dim, 2 * hidden, side**2)
-        + MIXER_COSTS[config.mixer](config.conv_channels(dim), side, config)
-        + _linear(hidden, dim, side**2)
-    )
-
-
 def parts(
-    config: ModelConfig, image_size: int = 224, num_classes: int = 1000
+    config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000
 ) -> list[tuple[str, Cost]]:
     """The network's cost part by part, in forward order, named as its modules are."""
-    if image_size < 1 or num_classes < 1:
-        raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
-    dims, (inside, *stages) = config.dims, sides(config, image_size)
-    first = _conv(IMAGE_CHANNELS, dims[0] // 2, 3, inside) + _norm(dims[0] // 2)
-    found = [("stem", first + _conv(dims[0] // 2, dims[0], 3, stages[0]) + _norm(dims[0]))]
-    for stage, (dim, depth, side) in enumerate(zip(dims, config.depths, stages, strict=True)):
-        if stage > 0:
-            downsample = _conv(dims[stage - 1], dim, 3, side) + _norm(dim)
-            found.append((f"stages.{stage}.downsample", downsample))
-        found.append((f"stages.{stage}.blocks", _block(dim, side, config).times(depth)))
-    hidden = HEAD_EXPANSION * dims[-1]
-    head = _norm(dims[-1]) + _linear(dims[-1], hidden) + _norm(hidden)
-    found.append(("head", head + _linear(hidden, num_classes)))
-    return found
+    return [
+        (part.name, _cost(part.layers.values()).times(part.times))
+        for part in layers(config, image_size, num_classes)
+    ]
 
 
-def cost(config: ModelConfig, image_size: int = 224, num_classes: int = 1000) -> Cost:
-    """What the whole network costs on square images of `image_size` px."""
+def _cost(of_one: Iterable[Layer]) -> Cost:
+    params = macs = activations = 0
+    for layer in of_one:
+        params += layer.params
+        macs += layer.macs
+        activations += layer.activations
+    return Cost(params, macs, activations)
+
+
+@functools.lru_cache(maxsize=4096)  # a study prices its few shapes with each of its recipes
+def cost(config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000) -> Cost:
+    """What the whole network costs; `image_size` is a side, or height and width."""
     total = Cost()
     for _, part in parts(config, image_size, num_classes):
         total += part
@@ -139,7 +91,7 @@ def alignment(config: ModelConfig, multiple: int = ALIGNMENT) -> list[tuple[str,
 
 
 def matrix_unit_use(
-    config: ModelConfig, image_size: int = 224, num_classes: int = 1000, unit: int = 128
+    config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000, unit: int = 128
 ) -> float:
     """The share of a matrix unit's multiply-adds that are the network's, 0 to 1.
 
@@ -147,26 +99,13 @@ def matrix_unit_use(
     whole multiples of it; the images and positions that stream through it fill it. The backward
     pass has the same share: it has the same products, transposed. A convolution counts once for
     each place of its kernel; a compiler that joins places and colours in the stem does better.
-    Depthwise convolutions, 1.5 to 4.5 % of the MACs, have no channels to
-    sum over and are left out.
+    Depthwise convolutions, 1.5 to 4.5 % of the MACs, have no channels to sum over and are left out.
     """
-    dims, (inside, *stages) = config.dims, sides(config, image_size)
-    products = [  # (how often, channels in, channels out)
-        (9 * inside**2, IMAGE_CHANNELS, dims[0] // 2),
-        (9 * stages[0] ** 2, dims[0] // 2, dims[0]),
-        (1, dims[-1], HEAD_EXPANSION * dims[-1]),
-        (1, HEAD_EXPANSION * dims[-1], num_classes),
-    ]
-    for stage, (dim, depth, side) in enumerate(zip(dims, config.depths, stages, strict=True)):
-        hidden = config.hidden(dim)
-        if stage > 0:
-            products.append((9 * side**2, dims[stage - 1], dim))
-        products.append((depth * side**2, dim, 2 * hidden))
-        products.append((depth * side**2, hidden, dim))
-    used = sum(count * into * out for count, into, out in products)
-    slots = sum(
-        count * math.ceil(into / unit) * math.ceil(out / unit) for count, into, out in products
-    )
+    used = slots = 0
+    for part in layers(config, image_size, num_classes):
+        for rows, into, out in (p for layer in part.layers.values() for p in layer.products):
+            used += part.times * rows * into * out
+            slots += part.times * rows * math.ceil(into / unit) * math.ceil(out / unit)
     return used / (slots * unit**2)
 
 

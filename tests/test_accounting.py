@@ -7,13 +7,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from measured_networks import measured
 
 from mambaout import build
 from mambaout.accounting import (
-    MIXER_COSTS,
     Cost,
     account_table,
     alignment,
@@ -23,9 +20,7 @@ from mambaout.accounting import (
     train_macs,
 )
 from mambaout.chips import CHIPS
-from mambaout.model import mixers
 from mambaout.recipe import BASELINE, RELEASED_CODE, tuned
-from mambaout.variants import MIXERS as MIXER_NAMES
 from mambaout.variants import VARIANTS, ModelConfig, widen
 
 # Parameters and MACs from the authors' code, the paper rounds them (Table 4); activations in
@@ -57,20 +52,6 @@ SHAPES = {  # config, image size, classes
 }
 
 
-def measured(config: ModelConfig, image_size: int, num_classes: int) -> Cost:
-    """The same three numbers from the module itself, run on the meta device."""
-    outputs = []
-    with torch.device("meta"):
-        model = build(config, num_classes).eval()
-        for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.register_forward_hook(lambda _, __, out: outputs.append(out.numel()))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, image_size, image_size))
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(params, counter.get_total_flops() // 2, sum(outputs))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_closed_form_is_the_published_and_the_built_network(name):
     params, macs, mega_activations = PUBLISHED[name]
@@ -94,19 +75,6 @@ def test_the_parts_are_the_modules_they_are_named_after():
         own = sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
         assert part.params == own, name
     assert sum((part for _, part in found), Cost()) == cost(config, image_size, num_classes)
-
-
-def test_every_mixer_has_its_closed_form():
-    assert MIXER_COSTS.keys() == mixers.MIXERS.keys() == set(MIXER_NAMES)
-    config = ModelConfig(kernel_size=5)
-    for name, build_mixer in mixers.MIXERS.items():
-        found = MIXER_COSTS[name](12, 9, config)
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            mixer = build_mixer(12, config)
-            output = mixer(torch.empty(1, 9, 9, 12))
-        assert output.shape == (1, 9, 9, 12)
-        assert found.params == sum(parameter.numel() for parameter in mixer.parameters())
-        assert found.macs == counter.get_total_flops() // 2
 
 
 def test_a_size_below_one_is_an_error():

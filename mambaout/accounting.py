@@ -11,21 +11,19 @@ convolutions and linears put out, which is what timm's benchmark files list (Tin
 
 from __future__ import annotations
 
+import functools
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mambaout.errors import WrongRequest
+from mambaout.chips import Chip
+from mambaout.layer_kinds import Layer
+from mambaout.layers import ImageSize, layers
 from mambaout.recipe import Recipe, steps_per_epoch
 from mambaout.variants import ALIGNMENT, ModelConfig
 
-IMAGE_CHANNELS = 3
-HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 TRAIN_FORWARDS = 3  # a training step: forward, gradient of the inputs, gradient of the weights
 FLOP_PER_MAC = 2
-TERA = 1e12
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,76 +45,28 @@ class Cost:
         return Cost(self.params * count, self.macs * count, self.activations * count)
 
 
-def _conv(channels_in: int, channels_out: int, kernel: int, side: int, groups: int = 1) -> Cost:
-    """A convolution whose output is `side` x `side`."""
-    weights = channels_in // groups * channels_out * kernel**2
-    return Cost(weights + channels_out, weights * side**2, channels_out * side**2)
-
-
-def _linear(channels_in: int, channels_out: int, positions: int = 1) -> Cost:
-    weights = channels_in * channels_out
-    return Cost(weights + channels_out, weights * positions, channels_out * positions)
-
-
-def _norm(channels: int) -> Cost:
-    return Cost(params=2 * channels)
-
-
-def _halved(side: int) -> int:
-    """Output side of a 3 x 3 convolution of stride 2, padding 1."""
-    return (side + 1) // 2
-
-
-def sides(config: ModelConfig, image_size: int) -> tuple[int, ...]:
-    """Sides of the maps on a square image: inside the stem, then of the four stages."""
-    found = [_halved(image_size) if config.stem_stride == 4 else image_size]
-    for _ in config.dims:
-        found.append(_halved(found[-1]))
-    return tuple(found)
-
-
-def _depthwise_conv_cost(channels: int, side: int, config: ModelConfig) -> Cost:
-    return _conv(channels, channels, config.kernel_size, side, groups=channels)
-
-
-# (channels, side of the map, config) -> cost, for every mixer that model/mixers.py builds
-MIXER_COSTS: dict[str, Callable[[int, int, ModelConfig], Cost]] = {
-    "gated_conv": _depthwise_conv_cost,
-}
-
-
-def _block(dim: int, side: int, config: ModelConfig) -> Cost:
-    hidden = config.hidden(dim)
-    return (
-        _norm(dim)
-        + _linear(dim, 2 * hidden, side**2)
-        + MIXER_COSTS[config.mixer](config.conv_channels(dim), side, config)
-        + _linear(hidden, dim, side**2)
-    )
-
-
 def parts(
-    config: ModelConfig, image_size: int = 224, num_classes: int = 1000
+    config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000
 ) -> list[tuple[str, Cost]]:
     """The network's cost part by part, in forward order, named as its modules are."""
-    if image_size < 1 or num_classes < 1:
-        raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
-    dims, (inside, *stages) = config.dims, sides(config, image_size)
-    first = _conv(IMAGE_CHANNELS, dims[0] // 2, 3, inside) + _norm(dims[0] // 2)
-    found = [("stem", first + _conv(dims[0] // 2, dims[0], 3, stages[0]) + _norm(dims[0]))]
-    for stage, (dim, depth, side) in enumerate(zip(dims, config.depths, stages, strict=True)):
-        if stage > 0:
-            downsample = _conv(dims[stage - 1], dim, 3, side) + _norm(dim)
-            found.append((f"stages.{stage}.downsample", downsample))
-        found.append((f"stages.{stage}.blocks", _block(dim, side, config).times(depth)))
-    hidden = HEAD_EXPANSION * dims[-1]
-    head = _norm(dims[-1]) + _linear(dims[-1], hidden) + _norm(hidden)
-    found.append(("head", head + _linear(hidden, num_classes)))
-    return found
+    return [
+        (part.name, _cost(part.layers.values()).times(part.times))
+        for part in layers(config, image_size, num_classes)
+    ]
 
 
-def cost(config: ModelConfig, image_size: int = 224, num_classes: int = 1000) -> Cost:
-    """What the whole network costs on square images of `image_size` px."""
+def _cost(of_one: Iterable[Layer]) -> Cost:
+    params = macs = activations = 0
+    for layer in of_one:
+        params += layer.params
+        macs += layer.macs
+        activations += layer.activations
+    return Cost(params, macs, activations)
+
+
+@functools.lru_cache(maxsize=4096)  # a study prices its few shapes with each of its recipes
+def cost(config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000) -> Cost:
+    """What the whole network costs; `image_size` is a side, or height and width."""
     total = Cost()
     for _, part in parts(config, image_size, num_classes):
         total += part
@@ -141,7 +91,7 @@ def alignment(config: ModelConfig, multiple: int = ALIGNMENT) -> list[tuple[str,
 
 
 def matrix_unit_use(
-    config: ModelConfig, image_size: int = 224, num_classes: int = 1000, unit: int = 128
+    config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000, unit: int = 128
 ) -> float:
     """The share of a matrix unit's multiply-adds that are the network's, 0 to 1.
 
@@ -149,108 +99,14 @@ def matrix_unit_use(
     whole multiples of it; the images and positions that stream through it fill it. The backward
     pass has the same share: it has the same products, transposed. A convolution counts once for
     each place of its kernel; a compiler that joins places and colours in the stem does better.
-    Depthwise convolutions, 1.5 to 4.5 % of the MACs, have no channels to
-    sum over and are left out.
+    Depthwise convolutions, 1.5 to 4.5 % of the MACs, have no channels to sum over and are left out.
     """
-    dims, (inside, *stages) = config.dims, sides(config, image_size)
-    products = [  # (how often, channels in, channels out)
-        (9 * inside**2, IMAGE_CHANNELS, dims[0] // 2),
-        (9 * stages[0] ** 2, dims[0] // 2, dims[0]),
-        (1, dims[-1], HEAD_EXPANSION * dims[-1]),
-        (1, HEAD_EXPANSION * dims[-1], num_classes),
-    ]
-    for stage, (dim, depth, side) in enumerate(zip(dims, config.depths, stages, strict=True)):
-        hidden = config.hidden(dim)
-        if stage > 0:
-            products.append((9 * side**2, dims[stage - 1], dim))
-        products.append((depth * side**2, dim, 2 * hidden))
-        products.append((depth * side**2, hidden, dim))
-    used = sum(count * into * out for count, into, out in products)
-    slots = sum(
-        count * math.ceil(into / unit) * math.ceil(out / unit) for count, into, out in products
-    )
+    used = slots = 0
+    for part in layers(config, image_size, num_classes):
+        for rows, into, out in (p for layer in part.layers.values() for p in layer.products):
+            used += part.times * rows * into * out
+            slots += part.times * rows * math.ceil(into / unit) * math.ceil(out / unit)
     return used / (slots * unit**2)
-
-
-# -- chips ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chip:
-    """One accelerator's published peak: dense, not sparse; accumulation in fp32.
-
-    `cores` is how many devices a program sees in one chip: two in TPU v2 and v3, where each core
-    is its own; one in a GPU and from TPU v4 on, whose cores are fused.
-    """
-
-    name: str
-    words: frozenset[str]  # all of them stand in the name that the driver reports
-    peak_flops: Mapping[str, float]  # by precision of the matrix products, FLOP/s of the chip
-    memory_bytes: int  # nominal; the driver leaves a little less
-    cores: int = 1
-    source: str
-
-
-def _chip(
-    name: str, words: str, memory_gib: int, source: str, *, cores: int = 1, **tera_flops: float
-) -> Chip:
-    return Chip(
-        name=name,
-        words=frozenset(words.split()),
-        peak_flops={precision: peak * TERA for precision, peak in tera_flops.items()},
-        memory_bytes=memory_gib * GIB,
-        cores=cores,
-        source=source,
-    )
-
-
-_TPU = "cloud.google.com/tpu/docs, page of the version"
-_HOPPER = "NVIDIA H100 and H200 datasheets, half of the figures with sparsity"
-_AMPERE = "NVIDIA A100 datasheet"
-_VOLTA = "NVIDIA V100 datasheet"
-_GA102 = "NVIDIA Ampere GA102 white paper, appendix A"
-_ADA = "NVIDIA Ada GPU architecture white paper, appendix A"
-_BLACKWELL = "NVIDIA RTX Blackwell GPU architecture white paper, appendix A"
-
-# TPUs have no fp32 figure: their matrix units take bf16, and Google publishes no other peak.
-_ROWS = (
-    _chip("TPU v2", "tpu v2", 16, _TPU, cores=2, bf16=45),
-    _chip("TPU v3", "tpu v3", 32, _TPU, cores=2, bf16=123),
-    _chip("TPU v4", "tpu v4", 32, _TPU, bf16=275),
-    _chip("TPU v5e", "tpu v5e", 16, _TPU, bf16=197),
-    _chip("TPU v5p", "tpu v5p", 95, _TPU, bf16=459),
-    _chip("TPU v6e", "tpu v6e", 32, _TPU, bf16=918),
-    _chip("H200", "h200", 141, _HOPPER, bf16=989, fp16=989, tf32=494, fp32=67),
-    _chip("H200 NVL", "h200 nvl", 141, _HOPPER, bf16=835, fp16=835, tf32=417, fp32=60),
-    _chip("H100", "h100", 80, _HOPPER, bf16=989, fp16=989, tf32=494, fp32=67),
-    _chip("H100 NVL", "h100 nvl", 94, _HOPPER, bf16=835, fp16=835, tf32=417, fp32=60),
-    _chip("H100 PCIe", "h100 pcie", 80, _HOPPER, bf16=756, fp16=756, tf32=378, fp32=51),
-    _chip("A100 80GB", "a100 80gb", 80, _AMPERE, bf16=312, fp16=312, tf32=156, fp32=19.5),
-    _chip("A100 40GB", "a100 40gb", 40, _AMPERE, bf16=312, fp16=312, tf32=156, fp32=19.5),
-    _chip("V100 SXM2 16GB", "v100 sxm2 16gb", 16, _VOLTA, fp16=125, fp32=15.7),
-    _chip("V100 SXM2 32GB", "v100 sxm2 32gb", 32, _VOLTA, fp16=125, fp32=15.7),
-    _chip("V100 PCIe 16GB", "v100 pcie 16gb", 16, _VOLTA, fp16=112, fp32=14),
-    _chip("V100 PCIe 32GB", "v100 pcie 32gb", 32, _VOLTA, fp16=112, fp32=14),
-    _chip("T4", "t4", 16, "NVIDIA T4 datasheet", fp16=65, fp32=8.1),
-    _chip("L4", "l4", 24, "NVIDIA L4 datasheet", bf16=121, fp16=121, tf32=60, fp32=30.3),
-    _chip("RTX 3090", "rtx 3090", 24, _GA102, bf16=71, fp16=71, tf32=35.6, fp32=35.6),
-    _chip("RTX 4090", "rtx 4090", 24, _ADA, bf16=165.2, fp16=165.2, tf32=82.6, fp32=82.6),
-    _chip("RTX 5090", "rtx 5090", 32, _BLACKWELL, bf16=209.5, fp16=209.5, tf32=104.8, fp32=104.8),
-)
-CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ROWS}
-
-# A name with one of these is another chip than the one it is called after: "RTX 4090 D",
-# "RTX 3090 Ti", "RTX 4090 Laptop GPU", a MIG slice of an H100.
-_OTHER_CHIP = frozenset({"d", "ti", "super", "laptop", "mobile", "max", "mig"})
-
-
-def find_chip(device_name: str) -> Chip | None:
-    """The row of the chip that a driver calls `device_name`; None where no row fits for certain."""
-    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
-    if words & _OTHER_CHIP:
-        return None
-    fitting = [chip for chip in _ROWS if chip.words <= words]
-    return max(fitting, key=lambda chip: len(chip.words), default=None)
 
 
 def mfu(

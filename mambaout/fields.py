@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -97,7 +97,7 @@ class Knob:
     unit: str | None  # None: it has no unit
     source: str | None  # of the default; None: this project's own choice
     bound: Bound | None  # of numbers
-    choices: tuple[Any, ...]  # where only these are allowed; empty: any in the bound
+    choices: Collection[Any]  # where only these are allowed; empty: any in the bound
 
 
 def knob(
@@ -107,7 +107,7 @@ def knob(
     unit: str | None,
     source: str | None = None,
     bound: Bound | None = None,
-    choices: tuple[Any, ...] = (),
+    choices: Collection[Any] = (),
 ) -> Any:
     """A dataclass field with its default and what is said of it."""
     said = Knob(help=help, unit=unit, source=source, bound=bound, choices=choices)

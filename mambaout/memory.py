@@ -13,29 +13,22 @@ training run that meets an out-of-memory error halves its micro-batch all the sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mambaout.accounting import (
-    CHIPS,
-    GIB,
-    HEAD_EXPANSION,
-    IMAGE_CHANNELS,
-    Chip,
-    cost,
-    matrix_unit_use,
-    sides,
-)
+from mambaout.accounting import cost, matrix_unit_use
+from mambaout.chips import CHIPS, GIB, Chip
 from mambaout.errors import WrongRequest
+from mambaout.layer_kinds import FP32, Storage
+from mambaout.layers import ImageSize, layers
 from mambaout.recipe import Recipe
 from mambaout.variants import ModelConfig
 
-FP32 = 4  # bytes
 MIB = 2**20
 TPU_LANES = 128  # of a vector register, and the rows and columns of a v3's matrix unit
 # The runtime, the program, the next batch and fragmentation have the rest.
 USABLE = 0.9
+LOSS_VECTORS = 3  # of a number a class, fp32: logits, their softmax, targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,41 +50,24 @@ class TrainMemory:
 
 def train_memory(
     config: ModelConfig,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     num_classes: int = 1000,
     precision: str = "bf16",
     *,
     lanes: int = 1,
 ) -> TrainMemory:
     """What a training step takes; `lanes`: TPU_LANES on a TPU, 1 where nothing is padded."""
-    low = 2 if precision == "bf16" else FP32  # of what matrix products take and give
-
-    def wide(channels: int) -> int:
-        return math.ceil(channels / lanes) * lanes
-
-    dims, (first, *rest) = config.dims, sides(config, image_size)
-    half, stem = wide(dims[0] // 2), rest[0]
-    # conv1 keeps its input; norm1 what it normalises, GELU what that gives, both fp32; conv2 its
-    # input; norm2 what it normalises. A norm keeps a mean and a deviation a position, too.
-    kept = image_size**2 * wide(IMAGE_CHANNELS) * low
-    kept += first**2 * (half * (2 * FP32 + low) + 2 * FP32)
-    kept += stem**2 * (wide(dims[0]) + 2) * FP32
-    in_flight = 0
-    for stage, (dim, depth, side) in enumerate(zip(dims, config.depths, rest, strict=True)):
-        if stage > 0:
-            kept += rest[stage - 1] ** 2 * wide(dims[stage - 1]) * low
-            kept += side**2 * (wide(dim) + 2) * FP32
-        hidden = config.hidden(dim)
-        # The sum of the residuals, fp32; fc1's input and output, both halves; GELU of the gate,
-        # what it multiplies, and their product, fc2's input.
-        inner = wide(2 * hidden) + 3 * wide(hidden)
-        block = side**2 * ((wide(dim) + 2) * FP32 + (wide(dim) + inner) * low)
-        kept += depth * block
-        in_flight = max(in_flight, block)
-    hidden = HEAD_EXPANSION * dims[-1]
-    kept += (2 * wide(dims[-1]) + 3 * wide(hidden) + 3 * wide(num_classes)) * FP32
+    storage = Storage(2 if precision == "bf16" else FP32, lanes)
+    kept = in_flight = 0
+    for part in layers(config, image_size, num_classes):
+        of_one = sum(layer.kept_bytes(storage) for layer in part.layers.values())
+        kept += part.times * of_one
+        if part.num_blocks is not None:
+            in_flight = max(in_flight, of_one)
+    kept += LOSS_VECTORS * storage.wide(num_classes) * FP32
     params = cost(config, image_size, num_classes).params
-    copies = 4 * FP32 + (low if precision == "bf16" else 0)  # autocast has the weights in bf16 too
+    # Weights, gradients, two moments; autocast has the weights in bf16 too.
+    copies = 4 * FP32 + (storage.low if precision == "bf16" else 0)
     return TrainMemory(params * copies, kept, in_flight)
 
 

@@ -1,6 +1,6 @@
 """Network shapes as values: the published variants, and depth and width as two free axes.
 
-Pure values: no torch, no I/O. Costs are in accounting.py, the modules in model/network.py.
+Pure values: no torch, no I/O. The layers are in layers.py, the modules in model/network.py.
 Source of every published row: MambaOut (arXiv 2405.07992), Table 4, and the authors' code;
 Kobe is in the authors' README only.
 """
@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, check, knob, neighbours
+from mambaout.mixer_layers import MIXER_LAYERS
 
 NUM_STAGES = 4
-MIXERS = ("gated_conv",)  # the token mixers that model/mixers.py can build
 
 # Vector and matrix units want channels in multiples of 8; `widen` keeps to it. Base, whose hidden
 # sizes are 341/682/1365/2048, runs 20 % slower than an aligned network of more MACs
@@ -123,7 +123,7 @@ class ModelConfig:
         "how a block mixes tokens",
         unit=None,
         source="paper, Figure 1",
-        choices=MIXERS,
+        choices=MIXER_LAYERS.keys(),
     )
     stem_stride: int = knob(
         4,

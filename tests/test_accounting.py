@@ -7,26 +7,20 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from measured_networks import measured
 
 from mambaout import build
 from mambaout.accounting import (
-    CHIPS,
-    MIXER_COSTS,
     Cost,
     account_table,
     alignment,
     cost,
-    find_chip,
     mfu,
     parts,
     train_macs,
 )
-from mambaout.model import mixers
+from mambaout.chips import CHIPS
 from mambaout.recipe import BASELINE, RELEASED_CODE, tuned
-from mambaout.variants import MIXERS as MIXER_NAMES
 from mambaout.variants import VARIANTS, ModelConfig, widen
 
 # Parameters and MACs from the authors' code, the paper rounds them (Table 4); activations in
@@ -58,20 +52,6 @@ SHAPES = {  # config, image size, classes
 }
 
 
-def measured(config: ModelConfig, image_size: int, num_classes: int) -> Cost:
-    """The same three numbers from the module itself, run on the meta device."""
-    outputs = []
-    with torch.device("meta"):
-        model = build(config, num_classes).eval()
-        for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.register_forward_hook(lambda _, __, out: outputs.append(out.numel()))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, image_size, image_size))
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(params, counter.get_total_flops() // 2, sum(outputs))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_closed_form_is_the_published_and_the_built_network(name):
     params, macs, mega_activations = PUBLISHED[name]
@@ -95,19 +75,6 @@ def test_the_parts_are_the_modules_they_are_named_after():
         own = sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
         assert part.params == own, name
     assert sum((part for _, part in found), Cost()) == cost(config, image_size, num_classes)
-
-
-def test_every_mixer_has_its_closed_form():
-    assert MIXER_COSTS.keys() == mixers.MIXERS.keys() == set(MIXER_NAMES)
-    config = ModelConfig(kernel_size=5)
-    for name, build_mixer in mixers.MIXERS.items():
-        found = MIXER_COSTS[name](12, 9, config)
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            mixer = build_mixer(12, config)
-            output = mixer(torch.empty(1, 9, 9, 12))
-        assert output.shape == (1, 9, 9, 12)
-        assert found.params == sum(parameter.numel() for parameter in mixer.parameters())
-        assert found.macs == counter.get_total_flops() // 2
 
 
 def test_a_size_below_one_is_an_error():
@@ -137,58 +104,7 @@ def test_the_sizes_that_cost_base_its_speed_are_named():
     assert alignment(widen(VARIANTS["femto"], 0.7)) == []
 
 
-# -- chips ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("device", "name"),
-    [
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA H100 NVL", "H100 NVL"),
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
-        ("NVIDIA A100 80GB PCIe", "A100 80GB"),
-        ("Tesla V100-SXM2-16GB", "V100 SXM2 16GB"),
-        ("Tesla V100-PCIE-32GB", "V100 PCIe 32GB"),
-        ("Tesla T4", "T4"),
-        ("NVIDIA L4", "L4"),
-        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
-        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
-        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
-        ("TPU v3", "TPU v3"),
-    ],
-)
-def test_a_chip_is_found_by_the_name_its_driver_reports(device, name):
-    assert find_chip(device) is CHIPS[name]
-
-
-@pytest.mark.parametrize(
-    "device",
-    [
-        "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA GeForce RTX 3090 Ti",
-        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
-        "NVIDIA GH200 480GB",
-        "NVIDIA H800",
-        "NVIDIA L40S",
-        "NVIDIA GeForce GTX 1080",
-        "AMD EPYC 9005 (2 threads)",
-        "Intel(R) Xeon(R) Processor (2 threads)",
-        "",
-    ],
-)
-def test_a_chip_that_is_not_in_the_table_is_unknown_not_its_neighbour(device):
-    assert find_chip(device) is None
-
-
-def test_every_chip_cites_its_source_and_finds_itself():
-    for name, chip in CHIPS.items():
-        assert find_chip(name) is chip
-        assert chip.source
-        assert chip.memory_bytes >= 16 * 2**30
-        assert set(chip.peak_flops) <= {"bf16", "fp16", "tf32", "fp32"}
+# -- utilisation -----------------------------------------------------------------------------------
 
 
 def test_mfu_is_the_share_of_the_peak_that_trains():

@@ -25,6 +25,10 @@ BOTTOM = {
     "command_line",
     "rules",
     "variants",
+    "layer_kinds",
+    "mixer_layers",
+    "layers",
+    "chips",
     "accounting",
     "memory",
 }

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
-import torch.nn.functional as F
+from measured_networks import weighed
 
-from mambaout import build
-from mambaout.accounting import CHIPS, cost, matrix_unit_use
+from mambaout.accounting import cost, matrix_unit_use
+from mambaout.chips import CHIPS
 from mambaout.memory import (
     TPU_LANES,
     TrainMemory,
@@ -23,30 +22,6 @@ from mambaout.variants import VARIANTS, ModelConfig
 
 ODD = ModelConfig(depths=(1, 2, 3, 1), dims=(16, 24, 56, 40), stem_stride=2, conv_ratio=0.5)
 V3 = CHIPS["TPU v3"]
-
-
-def weighed(config: ModelConfig, image_size: int, num_classes: int, precision: str) -> float:
-    """Bytes that autograd keeps for one more image, each storage once."""
-
-    def kept(num_images: int) -> int:
-        found: dict[int, torch.UntypedStorage] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage
-            return tensor
-
-        images = torch.randn(num_images, 3, image_size, image_size)
-        labels = torch.zeros(num_images, dtype=torch.int64)
-        drops = torch.ones(num_images, config.num_blocks)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(images, drops)
-            F.cross_entropy(logits.float(), labels)
-        return sum(storage.nbytes() for storage in found.values())
-
-    model = build(config, num_classes).train()
-    return (kept(4) - kept(2)) / 2
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Token mixers: what moves information between positions inside a Gated CNN block.
 
 A mixer takes and gives a map (B, H, W, channels) and is built as `mixer(channels, config)`. It is
-the block's `conv`, so its parameters are named `conv.*`. What it costs in closed form is the row
-of the same name in accounting.MIXER_COSTS, which stays torch-free; a test holds the two together.
+the block's `conv`, so its parameters are named `conv.*`. Its layers in closed form are the row of
+the same name in mixer_layers.MIXER_LAYERS; tests/test_layers.py holds the two together.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ class DepthwiseConv(nn.Conv2d):
         return nhwc(super().forward(nchw(input)))  # (B, H, W, C); inside: (B, C, H, W)
 
 
-MIXERS: dict[str, Callable[[int, ModelConfig], nn.Module]] = {  # names as in variants.MIXERS
+MIXERS: dict[str, Callable[[int, ModelConfig], nn.Module]] = {  # names as in MIXER_LAYERS
     "gated_conv": DepthwiseConv,
 }

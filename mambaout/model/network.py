@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mambaout.accounting import HEAD_EXPANSION
 from mambaout.errors import WrongRequest
+from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
 from mambaout.model.mixers import MIXERS, nchw, nhwc
 from mambaout.variants import ModelConfig, variant
 
@@ -27,7 +27,7 @@ class Stem(nn.Module):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, dim // 2, 3, stride=stride // 2, padding=1)
+        self.conv1 = nn.Conv2d(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
         self.norm1 = nn.LayerNorm(dim // 2, eps=NORM_EPS)
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)

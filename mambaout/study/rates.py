@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mambaout.accounting import CHIPS, FLOP_PER_MAC, TRAIN_FORWARDS, cost, find_chip
+from mambaout.accounting import FLOP_PER_MAC, TRAIN_FORWARDS, cost
+from mambaout.chips import CHIPS, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from mambaout.accounting import CHIPS, find_chip
+from mambaout.chips import CHIPS, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.train import versions

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from mambaout.accounting import GIB, cost, find_chip, mfu
+from mambaout.accounting import cost, mfu
+from mambaout.chips import GIB, find_chip
 from mambaout.data.files import CACHE_VARIABLE, default_cache
 from mambaout.data.loader import Batch
 from mambaout.data.native import why_not

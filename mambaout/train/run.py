@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from mambaout.accounting import Cost, cost, find_chip, mfu
+from mambaout.accounting import Cost, cost, mfu
+from mambaout.chips import find_chip
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.data.loader import Batch
 from mambaout.data.shards import DataSet

@@ -1,0 +1,93 @@
+"""The network's layers in forward order: the one list that costs and memory are sums over.
+
+    for part in layers(variant("tiny")):
+        print(part.name, part.times, *part.layers)  # stages.0.blocks 3 norm fc1 conv act fc2
+
+It is model/network.py in values: what changes there changes here, and nowhere else. Names are those
+of the modules. Pure values: no torch, no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mambaout.errors import WrongRequest
+from mambaout.layer_kinds import Conv, Gate, Gelu, Layer, Linear, Norm, Size
+from mambaout.mixer_layers import MIXER_LAYERS
+from mambaout.variants import ModelConfig
+
+IMAGE_CHANNELS = 3
+HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
+
+ImageSize = int | Size  # the side of a square image, or height and width
+
+
+class Part(NamedTuple):
+    """Some layers of the network; where it has blocks that are alike, those of one block."""
+
+    name: str  # of their module, or of the list of blocks: "stages.2.blocks"
+    layers: dict[str, Layer]  # in forward order, by their names within the module or block
+    num_blocks: int | None = None  # None: no list of blocks
+
+    @property
+    def times(self) -> int:
+        return 1 if self.num_blocks is None else self.num_blocks
+
+
+def layers(config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000) -> list[Part]:
+    """The layers at work on one image, part by part."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(size) < 1 or num_classes < 1:
+        raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
+    dims, depths = config.dims, config.depths
+    stem, size = _stem(dims[0], size, config.stem_stride)
+    parts = [Part("stem", stem)]
+    for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+        if stage > 0:
+            downsample, size = _downsample(dims[stage - 1], dim, size)
+            parts.append(Part(f"stages.{stage}.downsample", downsample))
+        parts.append(Part(f"stages.{stage}.blocks", _block(dim, size, config), depth))
+    parts.append(Part("head", _head(dims[-1], num_classes)))
+    return parts
+
+
+def _stem(dim: int, size: Size, stride: int) -> tuple[dict[str, Layer], Size]:
+    conv1 = Conv(IMAGE_CHANNELS, size, dim // 2, kernel=3, stride=stride // 2)
+    conv2 = Conv(dim // 2, conv1.size_out, dim, kernel=3, stride=2)
+    found: dict[str, Layer] = {
+        "conv1": conv1,
+        "norm1": Norm(dim // 2, conv1.size_out),
+        "act": Gelu(dim // 2, conv1.size_out, after_norm=True),
+        "conv2": conv2,
+        "norm2": Norm(dim, conv2.size_out),
+    }
+    return found, conv2.size_out
+
+
+def _downsample(dim_in: int, dim: int, size: Size) -> tuple[dict[str, Layer], Size]:
+    conv = Conv(dim_in, size, dim, kernel=3, stride=2)
+    return {"conv": conv, "norm": Norm(dim, conv.size_out)}, conv.size_out
+
+
+def _block(dim: int, size: Size, config: ModelConfig) -> dict[str, Layer]:
+    hidden = config.hidden(dim)
+    mixer = MIXER_LAYERS[config.mixer](config.conv_channels(dim), size, config)
+    return {
+        "norm": Norm(dim, size),
+        "fc1": Linear(dim, size, 2 * hidden),
+        **{f"conv.{name}" if name else "conv": layer for name, layer in mixer.items()},
+        "act": Gate(hidden, size),
+        "fc2": Linear(hidden, size, dim),
+    }
+
+
+def _head(dim: int, num_classes: int) -> dict[str, Layer]:
+    """Of vectors: the mean over the map comes first."""
+    hidden = HEAD_EXPANSION * dim
+    return {
+        "norm": Norm(dim, None),
+        "pre_logits.fc": Linear(dim, None, hidden),
+        "pre_logits.act": Gelu(hidden, None),
+        "pre_logits.norm": Norm(hidden, None),
+        "fc": Linear(hidden, None, num_classes),
+    }

@@ -36,9 +36,9 @@ GROUPS: dict[type, tuple[str, str | None]] = {
 }
 FOLLOWS_DATA = (
     "These and all below are the fields of a recipe. A field that you do not give follows your "
-    "data: --plan and every launch print the value and the reason. A field that does not follow "
-    "has the default that stands here. For the network that is femto, and on small data a "
-    "smaller one."
+    "data, and --precision the device: --plan and every launch print the value and the reason. A "
+    "field that does not follow has the default that stands here. For the network that is femto, "
+    "and on small data a smaller one."
 )
 _DEST = "field_"
 

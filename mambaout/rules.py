@@ -1,4 +1,4 @@
-"""Which recipe fits a data set: the rules for what follows the data.
+"""Which recipe fits a data set and a device: the rules for what follows them.
 
 The paper's recipe is for 1.28 million photographs of 224 px. On fewer or smaller images its batch,
 learning rate, warm-up and augmentation do not train a network, so these rules choose. Every sweep
@@ -19,6 +19,9 @@ Data are small with under 50,000 images, or with images of at most 64 px.
 | warmup_epochs | 47 steps | 20 of 300 |
 | augmentation | crops of 60 % and more; photographs are flipped | the paper's |
 
+One field follows the device: precision is bf16 where all devices of a run or a study have units for
+it, as TPUs and newer GPUs do, and fp32 elsewhere.
+
 Where these values come from: LOG.md, 2026-11-29. Pure values: no torch, no I/O.
 """
 
@@ -26,9 +29,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from mambaout.accounting import find_chip
 from mambaout.fields import flat_fields
 from mambaout.options import field_text
 from mambaout.recipe import BASELINE, Recipe, field_knobs, power_of_two_in, tuned
@@ -57,6 +61,8 @@ LARGE_STEPS_PER_EPOCH = 100  # at least; the paper's 4096 of 1.28 million images
 
 SMOKE_EPOCHS, SMOKE_IMAGES = 3, 4_000
 
+PRECISION = "precision"  # the field that follows the device
+
 # One block a stage at D, 2D, 4D, 6D channels as Femto has, and two blocks more in stage 3.
 SMALL_MODEL = ModelConfig(
     depths=(1, 1, 3, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
@@ -80,7 +86,7 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class AppliedRule:
-    """One field that follows the data."""
+    """One field that follows the data or the device."""
 
     name: str
     value: Any
@@ -97,17 +103,53 @@ def rule_lines(rules: Sequence[AppliedRule]) -> list[str]:
     lines = []
     for (value, reason), names in groups.items():
         whose = "paper" if field_knobs()[names[0]].source else "default"  # none: our own choice
-        before = f" ({whose}: {field_text(paper[names[0]])})" if len(names) == 1 else ""
+        usual = field_text(paper[names[0]])
+        before = f" ({whose}: {usual})" if len(names) == 1 and usual != value else ""
         lines.append(f"{', '.join(names)} {value}{before}: {reason}")
     return lines
 
 
 @dataclass(frozen=True, slots=True)
 class FittedRecipe:
-    """A recipe for a data set, and which of its fields follow the data."""
+    """A recipe for a data set, and which of its fields follow the data or the device."""
 
     recipe: Recipe
     rules: tuple[AppliedRule, ...]
+
+
+def multiplies_bf16(device: str) -> bool | None:
+    """Whether the chip that a driver calls `device` has units for bf16; None where the chip table
+    does not have it."""
+    chip = find_chip(device)
+    return None if chip is None else "bf16" in chip.peak_flops
+
+
+def precision_rule(devices: Mapping[str, bool | None]) -> AppliedRule | None:
+    """The precision on `devices`: names, and whether each has units for bf16 (None: not known).
+
+    None where it is fp32 for want of such units, as on a CPU: there is nothing to tell. Without
+    them bf16 is made of fp32 products; on a TPU an fp32 product is made of six in bf16.
+    """
+    names = " and ".join(devices)
+    if devices and all(devices.values()):
+        verb = "multiplies" if len(devices) == 1 else "multiply"
+        return AppliedRule(PRECISION, "bf16", f"{names} {verb} matrices in bf16")
+    unknown = [name for name, has_units in devices.items() if has_units is None]
+    if unknown:
+        return AppliedRule(
+            PRECISION,
+            "fp32",
+            f"whether {' and '.join(unknown)} multiplies matrices in bf16 is not known; where it "
+            "does, give --precision bf16",
+        )
+    if not any(devices.values()):
+        return None
+    slow = " and ".join(name for name, has_units in devices.items() if not has_units)
+    return AppliedRule(
+        PRECISION,
+        "fp32",
+        f"all trials have one precision, and of {names} there are no bf16 units in {slow}",
+    )
 
 
 def is_small(facts: DataFacts, train_images: int | None = None) -> bool:
@@ -128,13 +170,15 @@ def fitted(
     *,
     given: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    precision: AppliedRule | None = None,
     paper: bool = False,
     study: bool = False,
     smoke: bool = False,
 ) -> FittedRecipe:
     """The recipe for the data: `given` fields first, then `defaults`, then the rules.
 
-    `shape` is the network (None: Femto, or a small one for small data). With `paper` length and
+    `shape` is the network (None: Femto, or a small one for small data). `precision` is the rule of
+    the device, which is told whatever it says (None: fp32). With `paper` length and
     augmentation are the paper's whatever the data. With `study` a trial on small images trains on
     6,000 of them. With `smoke` all is cut down to seconds.
     Raises ValueError for fields that do not go together.
@@ -148,11 +192,17 @@ def fitted(
     fit.augmentation()
     model = shape if shape is not None else SMALL_MODEL if fit.small else FEMTO
     fit.stem(model)
+    if precision is not None:
+        fit.add(*astuple(precision))
     recipe = tuned(
         replace(BASELINE, model=model), **{rule.name: rule.value for rule in fit.rules}, **chosen
     )
     base = flat_fields(BASELINE)
-    told = [rule for rule in fit.rules if rule.value != base[rule.name] and rule.reason]
+    told = [
+        rule
+        for rule in fit.rules
+        if rule.reason and (rule.name == PRECISION or rule.value != base[rule.name])
+    ]
     return FittedRecipe(recipe, tuple(told))
 
 

@@ -209,13 +209,13 @@ def test_the_error_of_the_rates_is_that_of_leaving_each_out():
     def error(*factors: float) -> float:
         shapes = [sized(width, 4) for width in (8, 16, 24, 32)]
         rates = [rate(r, f * priced(r)[0]) for r, f in zip(shapes, factors, strict=True)]
-        found = Forecast(rates, CORE).error("measured")
+        found = Forecast(rates, CORE).error("measured", "fp32")
         assert found is not None
         return found
 
     assert error(2, 2, 2, 2) < 0.01
     assert 0.2 < error(1, 2, 1, 2) < 1.5
-    assert Forecast([rate(SMALL, 1e-3)], CORE).error("measured") is None
+    assert Forecast([rate(SMALL, 1e-3)], CORE).error("measured", "fp32") is None
 
 
 # -- rates from files ------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def parsed(command: str, digits):
     parser = argparse.ArgumentParser()
     add_train(parser.add_subparsers())
     options = parser.parse_args(shlex.split(command)[1:])
-    return options, recipe_choice(options)(digits)
+    return options, recipe_choice(options)(digits).recipe
 
 
 @pytest.mark.parametrize(

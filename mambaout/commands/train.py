@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,20 @@ from mambaout.data.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
-from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json
+from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
+from mambaout.rules import (
+    PRECISION,
+    AppliedRule,
+    FittedRecipe,
+    fitted,
+    precision_rule,
+    rule_lines,
+)
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
 if TYPE_CHECKING:
     from mambaout.data.shards import DataSet
+    from mambaout.train.backend import Backend
     from mambaout.train.run import Preempted
 
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
@@ -46,8 +56,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         usage="mambaout train [VARIANT] --data DATA --out DIR [--FIELD VALUE ...]",
         description="Train one recipe on one data set into a run directory. The same command again "
         "continues a run that was stopped.",
-        epilog="Without --recipe, fields that are not given follow the data: few or small images "
-        "get another batch, rate, length and augmentation than the paper's, and each is printed. "
+        epilog="Without --recipe, fields that are not given follow the data and the device: few or "
+        "small images get another batch, rate, length and augmentation than the paper's, what has "
+        "bf16 units multiplies in bf16, and each is printed. "
         "With --recipe the fields are the recipe's; there the learning rates follow --global-batch "
         "linearly, and the warm-up stays the same share of --epochs. Exit status: 0 finished, or "
         "as many steps done as --max-steps says; 1 not finished (the same command goes on), 2 the "
@@ -91,12 +102,14 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name, **given_columns(options))
-    recipe = choice(data)
+    chosen = choice(data)
+    recipe = chosen.recipe
     per_epoch, _, where = all_of(
         lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
         lambda: data.num_images("minival", recipe),
         lambda: backend(options.backend, cache=default_cache() / "xla"),
     )
+    recipe = _on_device(chosen, where, out, options)
     if options.stage is not None:
         data = stage(data, options.stage)
     num_steps = per_epoch * recipe.schedule.total_epochs
@@ -166,8 +179,8 @@ def _out_of(options: argparse.Namespace) -> Path:
     return writable_folder(text, "--out")
 
 
-def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], Recipe]:
-    """The recipe that the options describe, once the data are known; what follows is printed.
+def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], FittedRecipe]:
+    """The recipe that the options describe, once the data are known, before any device is.
 
     Everything that is wrong whatever the data is raised now.
     """
@@ -190,25 +203,58 @@ def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], Recipe]:
     if moved := following(flat, given_fields(options)):
         shown = ", ".join(f"{name}={value:.4g}" for name, value in moved.items())
         print(f"following the options that are given: {shown}")
-    return lambda data: recipe
+    return lambda data: FittedRecipe(recipe, ())
 
 
 def _fitting(
     data: DataSet, *, shape: ModelConfig | None, given: Mapping[str, Any], smoke: bool
-) -> Recipe:
+) -> FittedRecipe:
     """The recipe that the rules choose for the data."""
     from mambaout.data.decode import Images
     from mambaout.data.sizes import facts_of
-    from mambaout.rules import fitted, rule_lines
 
     facts = facts_of(data, Images(data, "train"))
-    found = fitted(facts, shape, given=given, smoke=smoke)
     print(f"{data.name}: {facts}")
-    if found.rules:
-        print("what follows the data (each is an option):")
-    for line in rule_lines(found.rules):
+    return fitted(facts, shape, given=given, smoke=smoke)
+
+
+def _on_device(
+    chosen: FittedRecipe, where: Backend, out: Path, options: argparse.Namespace
+) -> Recipe:
+    """The recipe with the precision that it has on the devices; which rules acted is printed.
+
+    A run that was begun goes on in its own precision, whatever the machine. With --recipe the
+    precision is the recipe's.
+    """
+    devices = {where.device_name: True} if where.multiplies_bf16 else {}
+    rule = precision_rule(devices)
+    recipe, rules = chosen.recipe, list(chosen.rules)
+    free = PRECISION not in given_fields(options)
+    if free and options.recipe is None:
+        begun = _begun_in(out, recipe)
+        default = recipe.precision if rule is None else rule.value
+        if begun is not None and begun != default:
+            reason = f"the run in {out} was begun with it; here it would be {default}"
+            rule = AppliedRule(PRECISION, begun, reason)
+        if rule is not None:
+            recipe = tuned(recipe, precision=rule.value)
+            rules.append(rule)
+    elif free and rule is not None and recipe.precision != rule.value:
+        print(f"precision {recipe.precision} as in the recipe; {rule.reason}: --precision bf16")
+    if rules:
+        print("what follows the data and the device (each is an option):")
+    for line in rule_lines(rules):
         print(f"    {line}")
-    return found.recipe
+    return recipe
+
+
+def _begun_in(out: Path, recipe: Recipe) -> str | None:
+    """The precision of the run that `out` holds, where that run is of this recipe otherwise."""
+    try:
+        kept = recipe_from_json((out / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, WrongRequest, UnicodeDecodeError):
+        return None  # the run itself says what is wrong
+    return kept.precision if replace(kept, precision=recipe.precision) == recipe else None
 
 
 def _recipe_in(name: str) -> Recipe:

@@ -37,13 +37,14 @@ from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
+from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_batches, hello
-from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share, tpu_chips
+from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share
 from mambaout.launch.tune import run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
-from mambaout.rules import AppliedRule, rule_lines
+from mambaout.rules import PRECISION, AppliedRule, rule_lines
 from mambaout.study.plan import Plan, plan, plan_table
 from mambaout.study.rates import known_rates
 from mambaout.study.search import check_all
@@ -213,18 +214,21 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         variants=options.variants,
         smoke=options.smoke,
     )
-    own = {name: getattr(options, name) for name in _own_options(build_study)}
-    study = build_study(start, **own)
-    check_given(study, start)
-    if options.seeds is not None:
-        seeds = tuple(range(options.seeds))
-        searches = tuple(replace(search, seeds=seeds) for search in study.searches)
-        study = replace(study, seeds=seeds, searches=searches)
-    check_all(study.searches, study.recipes)
+    study = _built(build_study, start, options)
     name = options.name or _study_name(study, data, start, columns)
     if name != _plain(name):
         raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     writable_folder(str(storage / name), "--name")
+    precision = precision_of(
+        StudyFolder(storage, name),
+        given.get(PRECISION),
+        accelerator=options.accelerator,
+        address=options.address,
+        rerun=options.rerun,
+    )
+    if precision.rule is not None:  # known by the study's name; its recipes were made without
+        start = replace(start, precision=precision.rule, rules=[], took_variants=False)
+        study = _built(build_study, start, options)
     trials = _trials(study, data)
     _check_searches(study, data)
     return Request(
@@ -249,8 +253,21 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         rules=rule_lines(acting_rules(start.rules, study)),
         about_data=str(start.facts),
         about_others=about_others(StudyFolder(storage, name)),
-        facts=_facts(study, data, start),
+        facts=_facts(study, data, start) | {PRECISION: precision.to_json()},
     )
+
+
+def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -> Study:
+    """The study with the seeds that are asked for; ValueError where it is not as asked for."""
+    own = {name: getattr(options, name) for name in _own_options(build_study)}
+    study = build_study(start, **own)
+    check_given(study, start)
+    if options.seeds is not None:
+        seeds = tuple(range(options.seeds))
+        searches = tuple(replace(search, seeds=seeds) for search in study.searches)
+        study = replace(study, seeds=seeds, searches=searches)
+    check_all(study.searches, study.recipes)
+    return study
 
 
 def _check_price(options: argparse.Namespace) -> None:
@@ -374,11 +391,8 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
 def _plan(request: Request, options: argparse.Namespace) -> Plan:
     """What is left of the study, priced for this machine, or for a TPU of the kind named."""
     facts = request.facts
-    asked = options.accelerator
-    if asked is None and not tpu_chips():
-        asked = "cpu"  # to ask for GPUs takes torch's time; a plan is to be there at once
-    nodes = plan_nodes(asked)
-    part = share(asked, nodes)
+    nodes = plan_nodes(options.accelerator)
+    part = share(options.accelerator, nodes)
     check_batches(request, part)
     concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name)

@@ -86,7 +86,11 @@ def join(address: str) -> list[Node]:
         if str(error).startswith("Version mismatch") and len(versions) == 4:
             raise WrongRequest(_OTHER_VERSIONS.format(address, *versions)) from error
         raise WrongRequest(_NO_CLUSTER.format(address, one_line(error))) from error
-    alive = [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
+    alive = [
+        Node(node["Resources"], node["Labels"], node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
     config = Path(BOOTSTRAP_CONFIG).expanduser()
     if not config.exists() or not _is_of_this_machine(ray):
         return alive

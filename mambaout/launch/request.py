@@ -44,7 +44,7 @@ class Request:
     facts: Mapping[str, Any] = field(default_factory=dict)
     about_data: str = ""  # a line on the data
     about_others: str = ""  # a line on trials of another code version
-    rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
+    rules: Sequence[str] = ()  # which fields of the recipes follow data and device, a line each
 
 
 def hello(request: Request) -> list[str]:
@@ -55,7 +55,8 @@ def hello(request: Request) -> list[str]:
         return lines
     lines.append(f"{request.data_name}: {request.about_data}")
     if request.rules:
-        lines.append("what follows the data (each is an option, --image-size 64 for one):")
+        each = "each is an option, --image-size 64 for one"
+        lines.append(f"what follows the data and the device ({each}):")
     return lines + [f"    {rule}" for rule in request.rules]
 
 

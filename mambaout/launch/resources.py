@@ -40,6 +40,8 @@ CHIPS_PER_HOST = 4
 POD_TYPE = "ray.io/tpu-pod-type"  # "v3-8", "v3-32"
 SLICE_NAME = "ray.io/tpu-slice-name"
 WORKER_ID = "ray.io/tpu-worker-id"
+# And a host with GPUs: "L4", "GeForce-RTX-5090", of all its GPUs as of the first one.
+GPU_TYPE = "ray.io/accelerator-type"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Node:
 
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""  # Ray's, of one that is up
 
     def has(self, name: str) -> float:
         return self.resources.get(name, 0)

@@ -12,15 +12,17 @@ trial that is stopped early costs less.
 from __future__ import annotations
 
 import heapq
+import itertools
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mambaout.accounting import cost
+from mambaout.recipe import BASELINE
 from mambaout.study.axes import Search
 from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.pricing import NumImages, PlanRow, Pricing, checkpoint_bytes
-from mambaout.study.rates import Forecast, Rate, assumption
+from mambaout.study.rates import Forecast, Kind, Rate, assumption
 from mambaout.study.study import Run, Trial
 
 # Beside the trials' own time, on two cores: Ray and the first workers take about 10 s to the first
@@ -151,21 +153,25 @@ def _basis(rows: Sequence[PlanRow], forecast: Forecast, rates: Sequence[Rate]) -
     """A line for each source of the rows' times."""
     found = []
     kinds = {row.kind for row in rows}
-    for kind in ("measured", "calibrated"):
-        if kind not in kinds:
+    precisions = sorted({row.recipe.precision for row in rows})
+    timed: list[Kind] = ["measured", "calibrated"]
+    for kind, precision in itertools.product(timed, precisions):
+        mine = [r for r in rows if r.kind == kind and r.recipe.precision == precision]
+        if not mine:
             continue
-        own = [rate for rate in rates if rate.kind == kind]
+        own = [r for r in rates if r.kind == kind and r.recipe.precision == precision]
         sources = sorted({rate.source for rate in own if rate.source})
         what = "finished trial" if kind == "measured" else "calibration"
         text = f"{kind}: from {len(own)} {what}{'s'[: len(own) > 1]} on {forecast.device}"
+        text += f" in {precision}" if precision != BASELINE.precision else ""
         if kind == "measured" and sources:
             more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
             text += f" ({', '.join(sources[:3])}{more})"
-        error = forecast.error(kind)
+        error = forecast.error(kind, precision)
         if error is not None:
             text += f"; each forecast from the others is off by {error:.0%} (median)"
         largest = max(cost(r.recipe.model, r.recipe.image_size, r.num_classes).macs for r in own)
-        beyond = max(row.macs for row in rows if row.kind == kind) / largest
+        beyond = max(row.macs for row in mine) / largest
         if beyond > EXTRAPOLATED:
             text += (
                 f"; extrapolated: the largest network here has {beyond:.0f} times the MACs of the "

@@ -5,9 +5,10 @@
         recipes = {f"k{k}": tuned(start.recipe(), kernel_size=k) for k in (3, 5, 7)}
         return Study(name="kernels", question=str(kernels.__doc__), recipes=recipes)
 
-`start.recipe()` is the recipe that the rules (mambaout/rules.py) choose for the data, with every
-field that the user gave on the command line. What a study replaces in it afterwards is what the
-study varies; `check_given` refuses a given field that the study varies.
+`start.recipe()` is the recipe that the rules (mambaout/rules.py) choose for the data and for the
+devices that trials will have, with every field that the user gave on the command line. What a study
+replaces in it afterwards is what the study varies; `check_given` refuses a given field that the
+study varies.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Start:
     given: Mapping[str, Any] = field(default_factory=dict)  # fields of the command line
     variants: Sequence[str] | None = None  # what --variants names; None: the study's own
     smoke: bool = False
+    precision: AppliedRule | None = None  # the rule of the devices that trials will have
     rules: list[AppliedRule] = field(default_factory=list)  # those that have acted so far
     took_variants: bool = False  # the study has asked for its shapes
 
@@ -83,6 +85,7 @@ class Start:
             shape,
             given=self.given,
             defaults=defaults,
+            precision=self.precision,
             paper=paper,
             study=not paper,
             smoke=self.smoke,

@@ -22,6 +22,7 @@ from torch import Tensor
 from mambaout.chips import CHIPS, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
+from mambaout.rules import multiplies_bf16
 from mambaout.train import versions
 from mambaout.train.cpu import cpu_name
 
@@ -44,6 +45,11 @@ class Backend(ABC):
     @abstractmethod
     def device_name(self) -> str:
         """What the hardware calls itself, for records and the chip table."""
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Whether the devices have units that multiply matrices in bf16."""
+        return False
 
     @abstractmethod
     def usable_bytes(self) -> float:
@@ -124,11 +130,18 @@ class Cuda(Backend):
         if not torch.cuda.is_available():
             raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
         self.device = torch.device("cuda", torch.cuda.current_device())
+        # By default convolutions of fp32 are TF32, with ten bits of mantissa, and other products
+        # are not; fp32 means fp32.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
         torch.cuda.reset_peak_memory_stats(self.device)
 
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device)
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        return gpu_multiplies_bf16(torch.cuda.current_device())
 
     def usable_bytes(self) -> float:
         free, total = torch.cuda.mem_get_info(self.device)
@@ -143,6 +156,16 @@ class Cuda(Backend):
 
     def free_memory(self) -> None:
         torch.cuda.empty_cache()
+
+
+def gpu_multiplies_bf16(index: int) -> bool:
+    """Whether a GPU of this process has units for bf16: by the chip table, else by what torch says
+    of it."""
+    known = multiplies_bf16(torch.cuda.get_device_name(index))
+    if known is not None:
+        return known
+    with torch.cuda.device(index):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 # What XLA says when a program or its data does not fit.
@@ -180,6 +203,10 @@ class Xla(Backend):
         from torch_xla._internal.tpu import get_tpu_type
 
         return f"TPU {get_tpu_type()}"
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        return self._on_tpu
 
     def usable_bytes(self) -> float:
         if not self._on_tpu:

@@ -182,7 +182,7 @@ def trial_recipe(where: Backend) -> Recipe:
     return tuned(
         replace(BASELINE, model=VARIANTS["femto"]),
         global_batch=64 * where.num_devices,
-        precision="bf16",
+        precision="bf16" if where.multiplies_bf16 else "fp32",
     )
 
 

@@ -1,0 +1,159 @@
+"""The number format of a study's matrix products, decided before its recipes are made.
+
+It follows the devices that trials will have (mambaout/rules.py) and is a value in every recipe, so
+that it is part of every trial's key. A study keeps what it was begun with: study.json says it, and
+a launch from another machine, to go on or to report, means the same trials.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mambaout.launch.cluster import cluster_address, join, leave
+from mambaout.launch.resources import GPU_TYPE, Node, share, this_machine
+from mambaout.recipe import BASELINE
+from mambaout.rules import PRECISION, AppliedRule, multiplies_bf16, precision_rule
+from mambaout.study.study import StudyFolder
+from mambaout.train.gpus import gpus
+
+TPU = "TPU v3"  # what every TPU of --accelerator is
+ASK_SECONDS = 120.0  # that a machine of a cluster may take to say which GPUs it has
+NOT_UP = "a GPU that is not up yet"
+# The names that Ray has for GPUs of which the chip table tells several apart; those agree on bf16.
+_KINDS = {
+    "A100": "A100 40GB",
+    "A100-40G": "A100 40GB",
+    "A100-80G": "A100 80GB",
+    "V100": "V100 SXM2 16GB",
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a study's trials multiply in."""
+
+    value: str
+    why: str = ""  # the reason that it was begun with
+    rule: AppliedRule | None = None  # for its recipes; None: they have it anyway
+
+    def to_json(self) -> dict[str, str]:
+        """For study.json."""
+        return {"value": self.value, "why": self.why}
+
+
+def precision_of(
+    folder: StudyFolder,
+    given: str | None,
+    *,
+    accelerator: str | None,
+    address: str | None,
+    rerun: bool,
+) -> Precision:
+    """What was given, else what the study was begun with, else what its devices multiply in.
+
+    A cluster is asked only where nothing else tells, and left again. WrongRequest where it does
+    not answer or cannot give what a trial needs.
+    """
+    if given is not None:
+        return Precision(given, f"--precision {given}")
+    begun = None if rerun else _begun(folder)
+    if begun is None:
+        return _default(_devices(accelerator, address))
+    if cluster_address(address) is None or _is_named(accelerator):
+        default = _default(_devices(accelerator, address))
+        if begun.value == default.value:
+            return replace(begun, rule=default.rule)
+        reason = f"here it would be {default.value}"
+    elif begun.value == BASELINE.precision:
+        return begun
+    else:
+        reason = begun.why or "whatever its devices are now"
+    kept = f"the study was begun with it ({reason}); --precision or --rerun changes it"
+    return replace(begun, rule=AppliedRule(PRECISION, begun.value, kept))
+
+
+def _begun(folder: StudyFolder) -> Precision | None:
+    """What study.json says; None where there is no such file."""
+    try:
+        study = folder.read()
+    except FileNotFoundError:
+        return None
+    if PRECISION in study:
+        return Precision(study[PRECISION]["value"], study[PRECISION]["why"])
+    # Of an earlier version, in which no device changed it.
+    return Precision(study.get("given", {}).get(PRECISION, BASELINE.precision))
+
+
+def _default(devices: Mapping[str, bool | None]) -> Precision:
+    rule = precision_rule(devices)
+    if rule is None:
+        return Precision(BASELINE.precision)
+    return Precision(rule.value, rule.reason, rule)
+
+
+# -- the devices of a trial ------------------------------------------------------------------------
+
+
+def _is_named(accelerator: str | None) -> bool:
+    """Whether the name alone tells the devices."""
+    return accelerator is not None and (accelerator == "cpu" or accelerator.startswith("tpu"))
+
+
+def _devices(accelerator: str | None, address: str | None) -> dict[str, bool | None]:
+    """The kinds of TPU and GPU that a trial may be given, and whether each multiplies in bf16."""
+    if _is_named(accelerator):
+        return {} if accelerator == "cpu" else {TPU: multiplies_bf16(TPU)}
+    with ExitStack() as cleanup:
+        cluster = cluster_address(address)
+        nodes = [this_machine(accelerator)]
+        if cluster is not None:
+            nodes = join(cluster)
+            cleanup.callback(leave)
+        part = share(accelerator, nodes)
+        if part.device is not None:
+            return {part.device: multiplies_bf16(part.device)}
+        if not part.gpus:
+            return {}
+        if cluster is None:
+            return gpus()
+        found: dict[str, bool | None] = {}
+        for node in nodes:
+            if node.has("GPU") >= 1:
+                found |= gpus_of(node)
+        return found
+
+
+def gpus_of(node: Node) -> dict[str, bool | None]:
+    """The kinds of GPU of a cluster's machine: as Ray names them, else as the machine does."""
+    kind = node.labels.get(GPU_TYPE, "")
+    known = multiplies_bf16(_KINDS.get(kind, kind))
+    if known is None and node.id and (asked := _asked(node)):
+        return asked
+    return {kind or NOT_UP: known}
+
+
+def _asked(node: Node) -> dict[str, bool | None]:
+    """What the machine itself says; nothing where it does not in time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # No share of a GPU: all may be taken, by another study's trials.
+    work: Any = ray.remote(
+        num_cpus=0,
+        max_calls=1,
+        max_retries=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+    )(_gpus_of_this_host)
+    try:
+        return ray.get(work.remote(), timeout=ASK_SECONDS)
+    except Exception:  # Ray's copy of whatever it was: nothing is known then, and that is said
+        return {}
+
+
+def _gpus_of_this_host() -> dict[str, bool | None]:
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # none: Ray gives this process no GPU
+    return gpus()

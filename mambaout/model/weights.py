@@ -144,7 +144,7 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
             other=passed_over[0] if passed_over else None,
             recipe=_recipe_in(saved),
         )
-    except ValueError as error:
+    except WrongRequest as error:
         raise WrongRequest(f"{path}: {error}") from error
 
 
@@ -164,9 +164,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise WrongRequest(f"{path} is no whole safetensors file: {reason}") from error
 
 
-def _no_weights(path: Path) -> ValueError:
+def _no_weights(path: Path) -> WrongRequest:
     places = ", ".join((*EMA_SETS, *PLAIN_SETS))
-    return ValueError(
+    return WrongRequest(
         f"{path} holds no weights: expected tensors by name, at the top or under one of {places}"
     )
 

@@ -58,14 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = options.run(options)
         sys.stdout.flush()
         return status
-    except (
-        WrongRequest,
-        FileNotFoundError,
-        PermissionError,
-        FileExistsError,
-        IsADirectoryError,
-        NotADirectoryError,
-    ) as error:
+    except WrongRequest as error:
         print(f"mambaout {options.command}: {error}", file=sys.stderr)
         return WRONG
     except BrokenPipeError:  # `mambaout list | head` has read enough

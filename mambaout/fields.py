@@ -47,7 +47,7 @@ def all_of(*parts: Callable[[], Any]) -> list[Any]:
             results.append(part())
         except WrongValues as error:
             wrong += error.args
-        except ValueError as error:
+        except WrongRequest as error:
             wrong.append(str(error))
     if wrong:
         raise WrongValues(*wrong)

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args, get_origin
 
+from mambaout.errors import WrongRequest
 from mambaout.fields import Knob, WrongValues, fault_of, knobs, type_in_words
 from mambaout.recipe import (
     BASELINE,
@@ -96,7 +97,7 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
             continue
         try:
             value = parse_field(name, text)
-        except ValueError:
+        except WrongRequest:
             wrong[name] = _refusal(name, text)
             continue
         if fault_of(name, value, said) is None:

@@ -220,7 +220,7 @@ def judged(
     for name, value in values.items():
         try:
             fields_now[name] = typed(name, value, known[name])
-        except ValueError as error:
+        except WrongRequest as error:
             wrong[name] = str(error)
     right = {name: value for name, value in fields_now.items() if name not in wrong}
     found = [*wrong.values(), *(fault for owner in OWNERS for fault in faults(owner, right))]

@@ -122,7 +122,7 @@ def _shapes(texts: Sequence[str]) -> dict[str, ModelConfig]:
                 dims=parse_field("dims", dims),
                 hidden_multiple=HIDDEN_MULTIPLE,
             )
-        except ValueError as error:
+        except WrongRequest as error:
             raise WrongRequest(f"--shapes {text!r}: {error}") from error
     return found
 
@@ -150,7 +150,7 @@ def _named(text: str, option: str) -> tuple[str, str]:
 def _parsed(name: str, parts: Sequence[str], what: str) -> tuple[Any, ...]:
     try:
         return tuple(parse_field(name, part) for part in parts)
-    except ValueError as error:
+    except WrongRequest as error:
         raise WrongRequest(f"{what}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -99,16 +100,20 @@ def _run(options: argparse.Namespace) -> int:
     for line in (f"{weights.text}{unfinished}", *weights.of_other_numbers):
         print(f"{named.path}: {line}", flush=True)
     started = time.monotonic()
-    values = evaluate(
-        device.move(model),
-        data,
-        options.split,
-        recipe,
-        backend=device,
-        batch_size=options.batch_size,
-        num_workers=load_workers(options.workers, device.name),
-    )
     count = data.num_images(options.split, recipe)
+    try:
+        values = evaluate(
+            device.move(model),
+            data,
+            options.split,
+            recipe,
+            backend=device,
+            batch_size=options.batch_size,
+            num_workers=load_workers(options.workers, device.name),
+        )
+    except DataError as error:  # the request was right, and the data have changed since
+        print(f"mambaout evaluate: {error}", file=sys.stderr)
+        return 1
     print(
         f"{data.name} {options.split} ({count} images at {recipe.image_size} px): "
         f"top-1 {values[f'{options.split}/top1']:.3f} %, "

@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         raise WrongRequest(f"{named.path} has no head, whose classes a network needs")
     try:
         code = timm_code(recipe, weights.num_classes, out)
-    except ValueError as error:
+    except WrongRequest as error:
         raise WrongRequest(f"{named.path}: {error}") from error
     model = build(recipe.model, weights.num_classes)
     load_weights(model, weights)

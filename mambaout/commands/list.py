@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaout.commands.named import named_errors, studies, study_folder
+from mambaout.commands.named import named_errors, read_study, studies, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.errors import WrongRequest
 from mambaout.study.numbers import count_text
@@ -28,7 +29,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.study is not None:
         print(trial_table(study_folder(options.storage, options.study)))
         return 0
-    if not options.storage.is_dir():
+    if not os.path.isdir(options.storage):
         raise WrongRequest(
             f"{options.storage} is no folder; give that of the studies with --storage"
         )
@@ -43,9 +44,8 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
     unread = []
     for folder in folders:
         try:
-            with named_errors(folder):
-                study, runs = folder.read(), folder.runs()
-        except ValueError as error:
+            study, runs = read_study(folder)
+        except WrongRequest as error:
             unread.append(str(error))
             continue
         finished = sum(run.status == "finished" for run in runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,11 @@ from typing import Any
 
 from mambaout.data.column_options import GivenColumns
 from mambaout.errors import WrongRequest
-from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, StudyFolder, Trial
+from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, Run, StudyFolder, Trial
 
 # What a folder is asked for, in this order: a run's checkpoint, then Hugging Face's two files.
 FILES = (CHECKPOINT_FILE, "model.safetensors", "pytorch_model.bin")
+NEEDED = ("name", "question", "objective")  # that study.json has in every version
 _SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
@@ -59,21 +61,40 @@ def study_folder(storage: Path, name: str) -> StudyFolder:
 
 def studies(storage: Path) -> list[StudyFolder]:
     """Every study under `storage`, by name."""
-    files = sorted(storage.glob(f"*/{STUDY_FILE}"))
-    return [StudyFolder(storage, file.parent.name) for file in files]
+    # Path.glob raises for a name that is too long, and for a folder that cannot be looked into.
+    files = sorted(glob.glob(f"*/{STUDY_FILE}", root_dir=storage))
+    return [StudyFolder(storage, os.path.dirname(file)) for file in files]
 
 
 @contextmanager
 def named_errors(folder: StudyFolder) -> Iterator[None]:
-    """What goes wrong in reading the study, as a ValueError that names it: files of another
-    version, or damaged ones."""
+    """What goes wrong in reading the study's files, as a WrongRequest that names it: files of
+    another version, damaged ones, another user's. Nothing else belongs into the context: a bug's
+    error is not to be taken for the file's."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
-        if reason.startswith(str(folder.path)):  # the file is named already
+    except WrongRequest as error:
+        if str(error).startswith(str(folder.path)):  # the file is named already
             raise
-        raise WrongRequest(f"{folder.path} cannot be read: {reason}") from error
+        raise WrongRequest(f"{folder.path} cannot be read: {error}") from error
+    except OSError as error:
+        raise WrongRequest(
+            f"{error.filename or folder.path} cannot be read ({error.strerror or error})"
+        ) from error
+
+
+def read_study(folder: StudyFolder) -> tuple[dict[str, Any], list[Run]]:
+    """What study.json holds, and every trial's run; a WrongRequest names the file that is
+    damaged."""
+    with named_errors(folder):
+        study, runs = folder.read(), folder.runs()
+    lacking = [name for name in NEEDED if name not in study] if isinstance(study, dict) else NEEDED
+    if lacking:
+        raise WrongRequest(
+            f"{folder.path / STUDY_FILE} cannot be read: it lacks {', '.join(lacking)}; put it "
+            "back from a copy, or run the study's command again"
+        )
+    return study, runs
 
 
 def _in_folder(folder: Path, path: Path) -> NamedWeights:
@@ -96,16 +117,24 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise WrongRequest(f"{path} is no JSON: {error}") from error
+    except OSError as error:
+        raise WrongRequest(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(found, dict):
+        raise WrongRequest(f"{path} holds no JSON object")
+    return found
 
 
 def _file_in(folder: Path) -> Path:
     for name in FILES:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
-    others = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES))
+    try:
+        others = sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIXES))
+    except OSError as error:
+        raise WrongRequest(f"{folder} cannot be listed ({error.strerror})") from error
     there = f"; name one of {', '.join(others[:5])}" if others else ""
     raise WrongRequest(f"{folder} holds no {', '.join(FILES[:-1])} or {FILES[-1]}{there}")
 
@@ -124,7 +153,7 @@ def _study_and_trial(path: Path, storage: Path) -> tuple[StudyFolder, str]:
     if len(path.parts) == 2:
         try:
             return study_folder(storage, path.parts[0]), path.name
-        except ValueError as error:
+        except WrongRequest as error:
             raise WrongRequest(f"{path} is not there, and there is {error}") from None
     raise WrongRequest(f"{path} is not there; give a file, a run's folder, or STUDY/TRIAL")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mambaout.command_line import writable_folder
 from mambaout.data.column_options import add_column_options, given_columns
 
 
@@ -41,7 +42,7 @@ def _run_pack(options: argparse.Namespace) -> int:
     lossy = Lossy(**asked) if asked else None
     print(
         pack(
-            *(options.source, options.out),
+            *(options.source, writable_folder(str(options.out), "OUT")),
             as_is=options.as_is,
             lossy=lossy,
             class_order=options.class_order,

@@ -7,10 +7,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from mambaout.commands.named import named_errors, study_folder
+from mambaout.commands.named import read_study, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.errors import WrongRequest
 
+OWN_COPY = (
+    "for a report of your own copy the study's folder to a place that you can write to, and name "
+    "that place with --storage"
+)
 TRACKING_HELP = "default: MLFLOW_TRACKING_URI, else the store under --storage"
 
 
@@ -22,27 +26,18 @@ def add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    from mambaout.study.report import summary, write_report
+    from mambaout.study.report import NotWritten, summary, write_report
 
     folder = study_folder(options.storage, options.study)
-    with named_errors(folder):
-        print(summary(folder), flush=True)
+    _, runs = read_study(folder)
+    print(summary(folder, runs), flush=True)
     try:
         paths = write_report(folder)
-    except OSError as error:
-        raise _NotWritable(folder.path, error) from error
+    except NotWritten as error:
+        raise WrongRequest(f"{error}; {OWN_COPY}") from error
     for path in paths:
         print(path)
     return 0
-
-
-class _NotWritable(WrongRequest):
-    def __init__(self, folder: Path, error: OSError) -> None:
-        super().__init__(
-            f"the report cannot be written to {folder} ({error.strerror or error}); for a report "
-            "of your own copy the study's folder to a place that you can write to, and name that "
-            "place with --storage"
-        )
 
 
 def add_sync(commands: argparse._SubParsersAction) -> None:
@@ -54,32 +49,31 @@ def add_sync(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_sync(options: argparse.Namespace) -> int:
-    from mambaout.launch.lock import held
-    from mambaout.study.report import write_report
+    from mambaout.launch.lock import CannotHold, held
+    from mambaout.study.report import NotWritten, write_report
     from mambaout.study.store import check_tracking
     from mambaout.study.store_uri import chosen_uri, hidden
 
     folder = study_folder(options.storage, options.study)
     uri = chosen_uri(options.tracking_uri, options.storage)
-    with named_errors(folder):
-        question = folder.read()["question"]
+    study, runs = read_study(folder)
     check_tracking(uri)
     with ExitStack() as cleanup:
         try:
             # A running study logs its trials itself.
             cleanup.enter_context(held(folder.path, f"study {folder.path}"))
             files = write_report(folder)
-        except OSError as error:
-            print(f"mambaout sync: {_NotWritable(folder.path, error)}", file=sys.stderr)
+        except (CannotHold, NotWritten) as error:
+            print(f"mambaout sync: {error}; {OWN_COPY}", file=sys.stderr)
             files = [path for path in [folder.path / "report.html"] if path.exists()]
         from mambaout.study.tracking import Tracker
 
         name = folder.path.name
-        tracker = Tracker(uri, name, question, options.storage / "mlartifacts")
+        tracker = Tracker(uri, name, study["question"], options.storage / "mlartifacts")
         tracker.describe(folder)
         missing = tracker.sync(folder)
         tracker.attach(files)
-        unfinished = any(run.status == "unfinished" for run in folder.runs())
+        unfinished = any(run.status == "unfinished" for run in runs)
         whole = tracker.close("FAILED" if unfinished else "FINISHED")
     print(f"{hidden(uri)}: {missing} trials of {name} were missing or incomplete")
     return 0 if whole else 1

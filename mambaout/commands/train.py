@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
 SMOKE_DATA = "digits"
+GO_ON = "the same command continues"
 PAPER = "paper"  # what --recipe takes beside a file
 
 
@@ -118,18 +120,27 @@ def _run_train(options: argparse.Namespace) -> int:
         f"{data.name}: {data.num_images('train', recipe)} training images, "
         f"{data.num_classes} classes; {num_steps} steps of {recipe.global_batch} into {out}"
     )
-    outcome = train(
-        recipe,
-        data,
-        out=out,
-        backend=where,
-        seed=options.seed,
-        sinks=[_progress_printer(num_steps)],
-        max_steps=options.max_steps,
-        log_every_steps=options.log_every_steps,
-        num_workers=load_workers(options.workers, where.name),
-        stop=stop,
-    )
+    began: list[bool] = []
+    try:
+        outcome = train(
+            recipe,
+            data,
+            out=out,
+            backend=where,
+            seed=options.seed,
+            sinks=[_progress_printer(num_steps)],
+            max_steps=options.max_steps,
+            log_every_steps=options.log_every_steps,
+            num_workers=load_workers(options.workers, where.name),
+            stop=stop,
+            began=lambda: began.append(True),
+        )
+    except WrongRequest as error:
+        if not began:
+            raise
+        # The request was right: its data have changed, or the machine has.
+        print(f"mambaout train: {error}; once that is mended, {GO_ON}", file=sys.stderr)
+        return 1
     match outcome:
         case Finished(metrics=final):
             print(
@@ -141,7 +152,7 @@ def _run_train(options: argparse.Namespace) -> int:
             print(_steps_done(options.max_steps, outcome, num_steps))
             return 0
         case Preempted(step=step):
-            print(f"stopped at step {step} of {num_steps}; the same command continues")
+            print(f"stopped at step {step} of {num_steps}; {GO_ON}")
             return 1
         case Diverged(step=step):
             print(f"diverged: the loss was not finite at step {step}; try a smaller --peak-lr")

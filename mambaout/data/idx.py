@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ def find_idx_files(folder: Path) -> dict[str, list[Path]] | None:
     missing: list[str] = []
     for split, names in IDX_FILES.items():
         for name in names:
-            there = [p for p in (folder / name, folder / f"{name}.gz") if p.is_file()]
+            there = [p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)]
             found.setdefault(split, []).extend(there[:1])
             missing += [] if there else [name]
     if not any(found.values()):
@@ -76,6 +77,8 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(wrong) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     start = 4 + 4 * num_dimensions
     if len(data) < start or data[:4] != bytes([0, 0, 8, num_dimensions]):
         raise DataError(wrong)

@@ -341,7 +341,7 @@ def _trials(study: Study, data: DataSet) -> list[Trial]:
             raise WrongRequest(f"trials {other} and {trial.name} are the same recipe and seed")
         try:
             _check_fits(trial.recipe, data)
-        except ValueError as error:
+        except WrongRequest as error:
             raise WrongRequest(f"trial {trial.label}: {error}") from error
     return trials
 
@@ -356,7 +356,7 @@ def _check_searches(study: Study, data: DataSet) -> None:
         for recipe in recipes.values():
             try:
                 _check_fits(recipe, data)
-            except ValueError as error:
+            except WrongRequest as error:
                 raise WrongRequest(f"search {search.label!r}: {error}; {NARROW}") from error
 
 

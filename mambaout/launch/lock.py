@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from mambaout.errors import WrongRequest
 
@@ -20,16 +21,20 @@ class Held(WrongRequest):
     """Somebody else holds the folder; the message says who, and what to do."""
 
 
+class CannotHold(WrongRequest):
+    """Nobody could hold the folder: it cannot be written to."""
+
+
 @contextmanager
 def held(folder: Path, what: str, wait_seconds: float = 0) -> Iterator[None]:
     """Hold `folder` (made if missing), called `what` in messages, for the time of the context.
 
     The kernel releases the lock of a process that has died, so none is ever stale. A lock that
-    is still held after `wait_seconds` raises Held; a file system without locks, ValueError.
+    is still held after `wait_seconds` raises Held; a folder that cannot be written to, CannotHold;
+    a file system without locks, WrongRequest.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
-    with (folder / LOCK_FILE).open("a+") as file:
+    with _opened(folder, what) as file:
         while not _locked(file.fileno(), folder):
             if time.monotonic() >= deadline:
                 raise Held(f"{what} is in use by {_holder(file.name)}; wait for it or stop it")
@@ -39,6 +44,14 @@ def held(folder: Path, what: str, wait_seconds: float = 0) -> Iterator[None]:
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         file.flush()
         yield  # closing the file releases the lock
+
+
+def _opened(folder: Path, what: str) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise CannotHold(f"{what} cannot be written to ({error.strerror or error})") from error
 
 
 def _locked(descriptor: int, folder: Path) -> bool:

@@ -80,5 +80,5 @@ def check_batches(request: Request, part: Share) -> None:
     for label, recipe in recipes.items():
         try:
             micro_batches(recipe, part.num_devices)
-        except ValueError as error:
+        except WrongRequest as error:
             raise WrongRequest(f"trial {label} on {part.accelerator}: {error}") from error

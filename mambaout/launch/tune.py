@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import (
     JOB_VARIABLE,
     RayDidNotStart,
@@ -98,7 +99,7 @@ def run_study(request: Request) -> int:
         )
         try:
             launch = _Launch(request, folder, nodes, part, joined=bool(address))
-        except ValueError:  # a search was begun here with other axes, goals or data
+        except WrongRequest:  # a search was begun here with other axes, goals or data
             folder.put_back(kept)
             raise
         launch.signals.listen()

@@ -157,7 +157,7 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
             recipe=_recipe_in(saved),
             code_version=_code_version_in(saved),
         )
-    except ValueError as error:
+    except WrongRequest as error:
         raise WrongRequest(f"{path}: {error}") from error
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Augment, Optim, Recipe
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
 from mambaout.study.space import DIGITS, Values, base_values, recipe_of, values_of
@@ -144,7 +145,7 @@ def widened(search: Search, axis: Axis, side: str) -> Axis | None:
             continue
         try:
             recipe_of(search, base_values(search) | {axis.name: candidate})
-        except ValueError:
+        except WrongRequest:
             continue
         return replace(axis, **{"low" if side == "lower" else "high": candidate})
     return None

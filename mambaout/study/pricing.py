@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mambaout.accounting import TRAIN_FORWARDS, cost
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, flat_fields, steps_per_epoch
 from mambaout.study.axes import Axis, Choice, Log, Search
 from mambaout.study.best import runs_of
@@ -173,7 +174,7 @@ def _legal(search: Search, values: dict[str, Any]) -> Recipe:
     """The recipe of the values; the base where they do not go together."""
     try:
         return recipe_of(search, values)
-    except ValueError:
+    except WrongRequest:
         return search.base
 
 
@@ -196,6 +197,6 @@ def _ends(search: Search) -> Iterator[Recipe]:
 def _work(search: Search, values: dict[str, Any]) -> float:
     try:
         recipe = recipe_of(search, values)
-    except ValueError:
+    except WrongRequest:
         return 0.0
     return cost(recipe.model, recipe.image_size).macs * recipe.schedule.total_epochs

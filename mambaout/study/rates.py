@@ -91,7 +91,7 @@ def measured(storage: Path, device: str) -> list[Rate]:
             continue  # a copy of another study's
         try:
             recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
-        except (ValueError, FileNotFoundError):
+        except (WrongRequest, UnicodeDecodeError, FileNotFoundError):
             continue  # of another version
         rate = _of_outcome(recipe, outcome, source=path.parents[2].name)
         if rate is not None:
@@ -211,7 +211,7 @@ def _yardstick(device: str, precision: str) -> Assumption:
     """What measured times are set against: any speed will do where some have been measured."""
     try:
         return assumption(device, precision)
-    except ValueError:
+    except WrongRequest:
         return assumption("H100", precision)
 
 

@@ -14,14 +14,16 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mambaout.errors import WrongRequest
 from mambaout.study.reporting.findings import answer
 from mambaout.study.reporting.page import Section, page
 from mambaout.study.reporting.picture import png
 from mambaout.study.reporting.ranking import standing
-from mambaout.study.reporting.reading import Reading, read
+from mambaout.study.reporting.reading import Reading, read_prediction, reading
 from mambaout.study.reporting.sections import CAPTIONS, drawings, sections
 from mambaout.study.reporting.tables import (
     MARKDOWN_ROWS,
@@ -42,26 +44,36 @@ from mambaout.study.reporting.trial_files import (
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MINIVAL_TOP1
 
-__all__ = ["ranked_table", "summary", "write_report"]
+__all__ = ["NotWritten", "ranked_table", "summary", "write_report"]
+
+
+class NotWritten(WrongRequest):
+    """The study's folder cannot be written to."""
 
 
 def write_report(folder: StudyFolder) -> list[Path]:
     """Write the report's files into the study's folder, each whole or not at all; their paths.
 
-    Charts of an earlier report that this one does not draw are removed.
+    Charts of an earlier report that this one does not draw are removed. Raises NotWritten where
+    the folder cannot be written to.
     """
-    reading = read(folder)
-    data = _data_name(reading.study, reading.runs)
-    columns = reading.study.get("columns", {})
-    commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in reading.runs}
-    found = {run.trial.key: checkpoint_path(folder, run.trial) for run in reading.runs}
-    checkpoints = {key: path for key, path in found.items() if path}
-    pictures = {name: png(draw()) for name, draw in drawings(reading).items()}
-    said, parts = answer(reading), sections(reading)
-    ranked = ranked_cells(reading.standing)
+    study, runs = folder.read(), folder.runs()
+    data = _data_name(study, runs)
+    columns = study.get("columns", {})
+    commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in runs}
+    lines = trial_lines(folder, runs, commands)
+    # The numbers are written first: a fit or a chart that fails costs none of them.
+    tables = {"trials.csv": csv_text(lines).encode(), "trials.parquet": parquet_bytes(lines)}
+    _write(folder, tables)
+    found = reading(runs, study=study, prediction=read_prediction(folder))
+    paths = {run.trial.key: checkpoint_path(folder, run.trial) for run in runs}
+    checkpoints = {key: path for key, path in paths.items() if path}
+    pictures = {name: png(draw()) for name, draw in drawings(found).items()}
+    said, parts = answer(found), sections(found)
+    ranked = ranked_cells(found.standing)
     html = page(
-        reading.study,
-        reading.table,
+        found.study,
+        found.table,
         said,
         parts,
         ranked,
@@ -70,24 +82,28 @@ def write_report(folder: StudyFolder) -> list[Path]:
         commands,
         checkpoints,
     )
-    lines = trial_lines(folder, reading.runs, commands)
-    files = pictures | {
-        "trials.csv": csv_text(lines).encode(),
-        "trials.parquet": parquet_bytes(lines),
-        "results.md": _markdown(reading, said, parts, ranked, commands, checkpoints).encode(),
+    texts = {
+        "results.md": _markdown(found, said, parts, ranked, commands, checkpoints).encode(),
         "report.html": html.encode(),
     }
+    _write(folder, pictures | texts)
+    for name in CAPTIONS.keys() - pictures.keys():
+        (folder.path / name).unlink(missing_ok=True)
+    return [folder.path / name for name in pictures | tables | texts]
+
+
+def _write(folder: StudyFolder, files: Mapping[str, bytes]) -> None:
     for name, body in files.items():
         aside = folder.path / f".{name}.{os.getpid()}"
         try:
             aside.write_bytes(body)
             aside.replace(folder.path / name)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-    for name in CAPTIONS.keys() - pictures.keys():
-        (folder.path / name).unlink(missing_ok=True)
-    return [folder.path / name for name in files]
+        except OSError as error:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise NotWritten(
+                f"the report cannot be written to {folder.path} ({error.strerror or error})"
+            ) from error
 
 
 def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
@@ -117,19 +133,19 @@ def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
 
 
 def _markdown(
-    reading: Reading,
+    found: Reading,
     said: Sequence[str],
     parts: Sequence[Section],
     ranked: RankedTable,
     commands: Mapping[str, str],
     checkpoints: Mapping[str, str],
 ) -> str:
-    study = reading.study
+    study = found.study
     lines = [f"# {study['name']}", "", study["question"], ""]
     for text in said:
         lines += [text, ""]
     lines += [markdown_table(ranked), ""]
-    best = reading.standing.best_run
+    best = found.standing.best_run
     if best and best.trial.key in checkpoints:
         lines += [f"Highest trial: {best.trial.name}, `{checkpoints[best.trial.key]}`", ""]
     for part in parts:
@@ -143,7 +159,7 @@ def _markdown(
     if study.get("command"):
         lines += [f"The study: `{study['command']}`", ""]
     lines += ["Each trial alone, trained into a new folder:", "", "```"]
-    order = [run for row in reading.table for run in row.runs]
+    order = [run for row in found.table for run in row.runs]
     lines += [commands[run.trial.key] for run in order[:MARKDOWN_ROWS]]
     more = [f"and {len(order) - MARKDOWN_ROWS} more in trials.csv", ""]
     return "\n".join([*lines, "```", "", *(more if len(order) > MARKDOWN_ROWS else [])])

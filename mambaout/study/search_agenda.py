@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import Choice, Search
 from mambaout.study.best import chosen, holding, ranked, scores_of, widened_at
@@ -259,7 +260,7 @@ class SearchAgenda:
         """The recipe with `values`, or None where it cannot be or has been decided on before."""
         try:
             recipe = self._recipe(values)
-        except ValueError:  # values that do not go together
+        except WrongRequest:  # values that do not go together
             return None
         key = self._trial("", recipe).key
         return None if key in self._keys or key in self.ledger.reserved else recipe

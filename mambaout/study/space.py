@@ -135,7 +135,7 @@ def check(search: Search) -> None:
     try:
         for _ in corners(search):
             pass
-    except ValueError as error:
+    except WrongRequest as error:
         raise WrongRequest(f"{where}: {error}; {NARROW}") from error
 
 

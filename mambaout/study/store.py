@@ -99,6 +99,15 @@ def _check_sqlite_uri(uri: str) -> None:
 
 
 def _check_sqlite(path: Path) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is to be made
+    except OSError as error:  # a name that is too long, a folder that is another user's
+        raise TrackingError(
+            f"tracking store {path} cannot be reached ({error.strerror}); choose another with "
+            "--storage or --tracking-uri"
+        ) from error
     if path.is_dir():
         raise TrackingError(
             f"tracking store {path} is a folder; name a file in it: {path}/mlflow.db"

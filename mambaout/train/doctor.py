@@ -26,6 +26,7 @@ from mambaout.chips import GIB, find_chip
 from mambaout.data.files import CACHE_VARIABLE, default_cache
 from mambaout.data.loader import Batch
 from mambaout.data.native import why_not
+from mambaout.errors import WrongRequest
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train import versions
@@ -70,7 +71,7 @@ def doctor(name: str | None = None, say: Say = print) -> int:
         _lines(say, "devices", _devices(where))
         recipe = trial_recipe(where)
         tried = try_steps(where, recipe)
-    except ValueError:
+    except WrongRequest:
         raise
     except Exception as error:  # whatever a runtime raises that does not work
         return _verdict(say, [*wrong, f"no step of training: {type(error).__name__}: {error}"], 2)

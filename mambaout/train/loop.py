@@ -48,11 +48,13 @@ def train(
     num_workers: int = 0,
     checkpoint_seconds: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
+    began: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train `recipe` on `data` into the run directory `out`, continuing what lies there.
 
     Every sink is called with every record, records.jsonl first. `max_steps` ends this call early,
-    as `stop` does once it returns true; both leave a run that can be continued.
+    as `stop` does once it returns true; both leave a run that can be continued. `began` is called
+    once the directory is known to be this run's: what fails after it is no wrong request any more.
 
     Raises ValueError where the directory holds a run of another recipe, seed or data set.
     """
@@ -70,6 +72,7 @@ def train(
 
     state, meter = run.restore()
     _require_alike(backend, state.step, f"the step that {out} stands at")
+    began()
     host = Host(backend.host, backend.num_hosts)
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=host)
     batches.undecodable |= run.undecodable

@@ -77,9 +77,13 @@ class Reading:
 
 
 def read(folder: StudyFolder) -> Reading:
+    return reading(folder.runs(), study=folder.read(), prediction=read_prediction(folder))
+
+
+def read_prediction(folder: StudyFolder) -> dict[str, Any] | None:
+    """What prediction.json holds, where the study predicts a result."""
     path = folder.path / PREDICTION_FILE
-    prediction = json.loads(path.read_text()) if path.exists() else None
-    return reading(folder.runs(), study=folder.read(), prediction=prediction)
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def reading(

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-from mambaout.accounting import find_chip
+from mambaout.chips import find_chip
 from mambaout.fields import flat_fields
 from mambaout.options import field_text
 from mambaout.recipe import BASELINE, Recipe, field_knobs, power_of_two_in, tuned

@@ -14,6 +14,7 @@ from mambaout.launch.resources import Share
 from mambaout.launch.trial import TRAINER
 from mambaout.memory import micro_batches
 from mambaout.study.pricing import NumImages
+from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, Trial
 
 
@@ -44,15 +45,24 @@ class Request:
     about_data: str = ""  # a line on the data
     rules: Sequence[str] = ()  # which fields of the recipes follow the data, a line each
 
+    @property
+    def reuse(self) -> bool:
+        """Whether finished trials of the studies beside this one are taken over. Not for a search
+        that looks for speed, which is a measurement of the device that it runs on."""
+        return not self.rerun and not speed_goals(self.study.searches)
+
 
 def hello(request: Request) -> list[str]:
     """What is said of the data and of what follows from it, before a plan or a launch."""
-    if not request.about_data:
-        return []
-    lines = [f"{request.data_name}: {request.about_data}"]
-    if request.rules:
+    lines = [f"{request.data_name}: {request.about_data}"] if request.about_data else []
+    if request.about_data and request.rules:
         lines.append("what follows the data (each is an option, --image-size 64 for one):")
-    return lines + [f"    {rule}" for rule in request.rules]
+        lines += [f"    {rule}" for rule in request.rules]
+    return lines + [
+        f"search {label} looks for {goal}, which is measured on this device: no trial is taken "
+        "over from another study"
+        for label, goal in speed_goals(request.study.searches).items()
+    ]
 
 
 def check_batches(request: Request, part: Share) -> None:

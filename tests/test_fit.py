@@ -286,7 +286,7 @@ def test_a_slice_without_a_minimum_between_its_ends_says_so():
     assert found.optimum is None
     assert found.significant
     assert found.difference.value > 0
-    assert "best at d4 (the wide end)" in found.text()
+    assert "the least is at d4 (the wide end)" in found.text()
 
 
 def test_two_shapes_within_noise_are_not_significant():

@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def study_table(folders: Sequence[StudyFolder]) -> str:
     """A line a study: trials finished of all, when it last changed, the result of its choice."""
-    rows = [("study", "finished", "changed", "top-1 %", "of the recipe chosen on minival")]
+    rows = [("study", "finished", "changed", "val top-1 %", "of the recipe chosen on minival")]
     unread = []
     for folder in folders:
         try:
@@ -57,7 +57,7 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
 
 def trial_table(folder: StudyFolder) -> str:
     """A line a trial, in the order they were decided on: its numbers and where its weights are."""
-    rows = [("trial", "status", "top-1 %", "minival %", "MACs", "checkpoint")]
+    rows = [("trial", "status", "minival %", "val top-1 %", "MACs", "checkpoint")]
     with named_errors(folder):
         runs = folder.runs()
     for run in runs:
@@ -66,8 +66,8 @@ def trial_table(folder: StudyFolder) -> str:
             (
                 run.trial.name,
                 run.status,
-                _percent(run.metrics.get(TOP1)),
                 _minival(run),
+                _percent(run.metrics.get(TOP1)),
                 count_text(run.metrics.get(MACS, math.nan)),
                 str(path) if path.exists() else "none",
             )

@@ -395,7 +395,7 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
     part = share(options.accelerator, nodes)
     check_batches(request, part)
     concurrency = options.max_concurrent or part.slots(nodes)
-    folder = StudyFolder(request.storage, request.name)
+    folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     device = device_of(part)
     return plan(
         request.trials,

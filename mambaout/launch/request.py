@@ -15,6 +15,7 @@ from mambaout.launch.resources import Share
 from mambaout.launch.trial import TRAINER
 from mambaout.memory import micro_batches
 from mambaout.study.pricing import NumImages
+from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial
 
 
@@ -46,18 +47,28 @@ class Request:
     about_others: str = ""  # a line on trials of another code version
     rules: Sequence[str] = ()  # which fields of the recipes follow data and device, a line each
 
+    @property
+    def reuse(self) -> bool:
+        """Whether finished trials of the studies beside this one are taken over. Not for a search
+        that looks for speed, which is a measurement of the device that it runs on."""
+        return not self.rerun and not speed_goals(self.study.searches)
+
 
 def hello(request: Request) -> list[str]:
     """What is said of earlier trials, of the data and of what follows from it, before a plan or a
     launch."""
     lines = [request.about_others] if request.about_others else []
-    if not request.about_data:
-        return lines
-    lines.append(f"{request.data_name}: {request.about_data}")
-    if request.rules:
+    if request.about_data:
+        lines.append(f"{request.data_name}: {request.about_data}")
+    if request.about_data and request.rules:
         each = "each is an option, --image-size 64 for one"
         lines.append(f"what follows the data and the device ({each}):")
-    return lines + [f"    {rule}" for rule in request.rules]
+        lines += [f"    {rule}" for rule in request.rules]
+    return lines + [
+        f"search {label} looks for {goal}, which is measured on this device: no trial is taken "
+        "over from another study"
+        for label, goal in speed_goals(request.study.searches).items()
+    ]
 
 
 def about_others(folder: StudyFolder) -> str:

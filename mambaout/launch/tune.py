@@ -54,6 +54,7 @@ from mambaout.study.prediction import PREDICTION_FILE, predict
 from mambaout.study.search import OPTUNA_FILE, agenda
 from mambaout.study.store_uri import default_tracking_uri, hidden
 from mambaout.study.study import Run, StudyFolder, Trial
+from mambaout.train.metrics import MINIVAL_TOP1
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
 GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to stop
@@ -69,7 +70,7 @@ def run_study(request: Request) -> int:
     Raises ValueError before anything has started or been written, where the study cannot start:
     the cluster does not answer or lacks what a trial needs, another driver has the study.
     """
-    folder = StudyFolder(request.storage, request.name, reuse=not request.rerun)
+    folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
         nodes = [this_machine(request.accelerator)]
@@ -293,7 +294,7 @@ class _Launch:
 
     def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None:
         """Let the agenda see how a trial gets on, and stop it where it says so."""
-        value = result.get(self.request.study.objective)
+        value = result.get(MINIVAL_TOP1)
         if value is None:
             return
         trial = self.known[tune_trial.config[KEY]]

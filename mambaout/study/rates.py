@@ -27,7 +27,7 @@ from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
-from mambaout.train.metrics import IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
+from mambaout.train.metrics import EARLIER_DEVICES, IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
 
 RATES_FILE = "rates.jsonl"
 MOST_RATES = 400
@@ -102,7 +102,7 @@ def measured(storage: Path, device: str) -> list[Rate]:
 def _of_outcome(recipe: Recipe, outcome: dict[str, Any], source: str) -> Rate | None:
     metrics, facts = outcome["metrics"], outcome["facts"]
     rate, num_devices = metrics.get(IMAGES_PER_SECOND, 0), facts["num_devices"]
-    if not rate > 0:
+    if not rate > 0 or facts.get(EARLIER_DEVICES):
         return None
     images = facts["step"] * recipe.global_batch
     seconds = metrics.get(TRAIN_DEVICE_HOURS, 0) * 3600 / num_devices

@@ -12,7 +12,7 @@ would have. What the database shows of a recipe:
 | RUNNING | has been given out and has not come back; the next launch goes on with it |
 | COMPLETE | was trained to the end; the values are the final ones |
 | PRUNED | was stopped early; the value is the one of the epoch where it was |
-| FAIL | diverged or was given up; the samplers leave it out |
+| FAIL | diverged, was given up, or has a speed of another device; the samplers leave it out |
 
 The other seeds, which only the best recipes get, are no trials of Optuna's: the study's attribute
 "confirmed" has them.
@@ -39,6 +39,7 @@ from mambaout.study.search_agenda import Ledger, SearchAgenda
 from mambaout.study.space import Values, check, check_all, rounded, tuning, values_of
 from mambaout.study.store_uri import sqlite_uri
 from mambaout.study.study import Run, Study, StudyFolder, Trial
+from mambaout.train.metrics import MINIVAL_TOP1
 
 if TYPE_CHECKING:
     import optuna
@@ -364,10 +365,11 @@ def agenda(
     """
     check_all(study.searches, study.recipes)
     for search in study.searches:
-        if search.early_stop and search.goals[0][0] != study.objective:
+        if search.early_stop and search.goals[0][0] != MINIVAL_TOP1:
             raise WrongRequest(
                 f"search {search.label!r} stops early on {search.goals[0][0]}, and what trials "
-                f"report is the study's objective, {study.objective}; make them the same"
+                f"report while they run is {MINIVAL_TOP1}; make that the goal, or set "
+                "early_stop=False"
             )
     predicted = [trial for trial in trials if trial.label == study.predicted]
     fixed = [trial for trial in trials if trial.label != study.predicted]

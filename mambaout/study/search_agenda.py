@@ -16,7 +16,8 @@ from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import Choice, Search
 from mambaout.study.best import chosen, holding, ranked, scores_of, widened_at
 from mambaout.study.space import BLOCKS, WIDTH, Values, base_values, points, recipe_of, rounded
-from mambaout.study.study import Run, StudyFolder, Trial
+from mambaout.study.speeds import device_of, speed_goals, study_device
+from mambaout.study.study import REUSED_FROM, Run, StudyFolder, Trial
 
 if TYPE_CHECKING:
     from mambaout.study.search import Memory
@@ -56,6 +57,7 @@ class SearchAgenda:
         self._confirming: list[Trial] | None = None  # other seeds to give out; None: not yet known
         self._confirmed_open: set[str] = set()
         self._exhausted = False
+        self._on_another_device = False  # this launch: its trials cannot be compared
         self._carried: dict[str, Any] = {}  # of this search's axes, to be tried second
         self._taken: dict[str, Any] = {}  # of other fields, for all recipes but the base
         self._read()
@@ -139,7 +141,7 @@ class SearchAgenda:
             return None
         if self._left:
             return self._left.pop(0)
-        while self._undecided and not self._exhausted:
+        while self._undecided and not self._ends_early:
             trial = self._decide()
             if trial is not None:
                 return trial
@@ -158,7 +160,12 @@ class SearchAgenda:
 
     @property
     def _all_given_out(self) -> bool:
-        return self.begun and not self._left and (not self._undecided or self._exhausted)
+        return self.begun and not self._left and (not self._undecided or self._ends_early)
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether fewer recipes than asked for are tried in this launch."""
+        return self._exhausted or self._on_another_device
 
     @property
     def done(self) -> bool:
@@ -167,7 +174,7 @@ class SearchAgenda:
 
     @property
     def num_undecided(self) -> int:
-        recipes = 0 if self._exhausted else self._undecided
+        recipes = 0 if self._ends_early else self._undecided
         if self._confirming is not None:
             return recipes
         confirmed = min(self.search.num_confirmed, self.search.num_trials)
@@ -287,7 +294,7 @@ class SearchAgenda:
             return  # interrupted: the next launch goes on with it
         trial = self._trials[run.trial.key]
         self._open.discard(trial.key)
-        number, scores = self._keys[trial.key], scores_of(self.search, run)
+        number, scores = self._keys[trial.key], self._scores(run)
         if self.memory.state(number) == "fail":  # one that was given up and was run once more
             if scores is None:
                 return
@@ -300,12 +307,42 @@ class SearchAgenda:
         else:
             self.memory.tell(number, "pruned" if run.status == "stopped" else "fail")
 
+    # -- goals that are a measurement of the device
+
+    def _scores(self, run: Run) -> tuple[float, ...] | None:
+        """The run's values of the goals; None where a speed among them is another device's."""
+        scores = scores_of(self.search, run)
+        goal = speed_goals([self.search]).get(self.search.label)
+        device = device_of(run)
+        if scores is None or goal is None or device is None:
+            return scores
+        before = study_device(
+            self.folder.run(trial)
+            for trial in self._trials.values()
+            if trial.seed in self._results.get(trial.label, {})
+        )
+        if REUSED_FROM in run.facts and device != before:
+            self.notice = (
+                f"search {self.search.label}: {run.trial.name} was trained on {device} by another "
+                f"study and has no {goal} here; it is left out of the search"
+            )
+            return None
+        if before in (None, device):
+            return scores
+        self._on_another_device = True
+        self.notice = (
+            f"search {self.search.label} compares {goal} on {before}, and {run.trial.name} was "
+            f"trained on {device}: it is left out, and no more recipes are tried here. Go on with "
+            f"the search on {before}, or begin another one here with --name"
+        )
+        return None
+
     # -- the other seeds of the best
 
     def _settle(self) -> None:
         """Choose the best, once all first seeds are over."""
         if self._confirming is None and self._all_given_out and not self._open:
-            trials = self._confirmations()
+            trials = [] if self._on_another_device else self._confirmations()
             self._confirming = [t for t in trials if not self._is_over(t, self._confirmed_open)]
 
     def _confirmations(self) -> list[Trial]:
@@ -318,7 +355,7 @@ class SearchAgenda:
         if run.status == "unfinished":
             return
         self._confirmed_open.discard(run.trial.key)
-        scores = scores_of(self.search, run)
+        scores = self._scores(run)
         if scores is not None:
             self._results[run.trial.label][run.trial.seed] = scores
             confirmed: dict[str, dict[str, tuple[float, ...]]] = {}

@@ -174,7 +174,8 @@ class Slice:
         elif self.parabola is not None:
             end = {deep.label: " (the deep end)", wide.label: " (the wide end)"}
             where = end.get(self.best.label, "")
-            text += f"; no minimum between the ends is shown: best at {self.best.label}{where}"
+            text += "; no minimum between the ends is shown: the least is at "
+            text += f"{self.best.label}{where}"
         return text
 
 

@@ -1,6 +1,6 @@
-"""A study as a value: its question, its trials, its objective; and its folder on disk.
+"""A study as a value: its question and its trials; and its folder on disk.
 
-    STORAGE/NAME/study.json           the question, the objective, what was asked for
+    STORAGE/NAME/study.json           the question, what was asked for
     STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on
     STORAGE/NAME/trials/KEY/          one run directory a trial (recipe.json, records.jsonl,
                                       last.ckpt, outcome.json), written by mambaout.train
@@ -26,13 +26,14 @@ from mambaout.code_version import CODE_VERSION
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.axes import Search
-from mambaout.train.metrics import MINIVAL_TOP1, Record, read_records
+from mambaout.train.metrics import Record, read_records
 
 RECIPE_FILE = "recipe.json"
 RECORDS_FILE = "records.jsonl"
 OUTCOME_FILE = "outcome.json"
 CHECKPOINT_FILE = "last.ckpt"
 REUSED_FILE = "reused.json"  # where a run was taken over from
+REUSED_FROM = "reused_from"  # its one fact: the study
 STOPPED_FILE = "stopped.json"
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.jsonl"
@@ -82,7 +83,6 @@ class Study:
     question: str
     recipes: Mapping[str, Recipe]  # label -> recipe
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)  # for all, or for each label
-    objective: str = MINIVAL_TOP1  # the metric to choose on, larger is better
     searches: Sequence[Search] = ()  # run after the recipes, one after another
     predicted: str | None = None  # label of the recipe whose result is predicted from the others'
 
@@ -132,7 +132,6 @@ class StudyFolder:
         body = {
             "name": study.name,
             "question": study.question,
-            "objective": study.objective,
             "predicted": study.predicted,
             "searches": [search.to_json() for search in study.searches],
             **facts,
@@ -241,13 +240,15 @@ class StudyFolder:
                 records = read_records(source / RECORDS_FILE)
                 (aside / RECORDS_FILE).write_text("".join(map(_without_val, records)))
             study = source.parent.parent.name
-            (aside / REUSED_FILE).write_text(json.dumps({"reused_from": study}) + "\n")
+            (aside / REUSED_FILE).write_text(json.dumps({REUSED_FROM: study}) + "\n")
             aside.replace(directory)
             return study
         return None
 
     def finished_elsewhere(self, trials: Sequence[Trial]) -> set[str]:
         """Keys of the trials that `adopt` would take over whole."""
+        if not self.reuse:
+            return set()
         sources = {trial.key: next(self._sources(trial), None) for trial in trials}
         return {key for key, source in sources.items() if source is not None and source[1]}
 

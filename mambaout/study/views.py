@@ -17,6 +17,7 @@ from mambaout.study.mlflow_client import open_client
 from mambaout.study.store import check_tracking
 from mambaout.study.store_uri import TrackingError, hidden, is_server, sqlite_path, sqlite_uri
 from mambaout.train.metrics import (
+    DEVICE,
     IMAGES_PER_SECOND,
     MACS,
     MINIVAL_TOP1,
@@ -35,10 +36,11 @@ TRIALS_QUERY = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
 CHARTS_QUERY = f"{TRIALS_QUERY}&compareRunsMode=CHART"
 
 _COLUMNS = {  # in this order, width in px
-    f"metrics.`{TOP1}`": 80,
-    f"metrics.`{MINIVAL_TOP1}`": 110,
+    f"metrics.`{MINIVAL_TOP1}`": 110,  # the order of the runs
+    f"metrics.`{TOP1}`": 80,  # on val
     f"metrics.`{MACS}`": 100,
     f"metrics.`{IMAGES_PER_SECOND}`": 150,
+    f"tags.`{DEVICE}`": 150,  # whose speed that is: trials can be taken over from other machines
     f"metrics.`{PARAMS}`": 90,
     f"metrics.`{TRAIN_DEVICE_HOURS}`": 150,
     "params.`depths`": 80,

@@ -35,6 +35,8 @@ class Meter:
         self._compilations = backend.compilations()
         self._window_compilations = 0
         self._seconds = 0.0  # of earlier processes
+        self._device = metrics.device_text(backend.device_name, backend.num_devices)
+        self._earlier_devices: list[str] = []
         self._started = time.monotonic()
         self._warm = False
         self._window_start = 0.0
@@ -56,6 +58,11 @@ class Meter:
         if self._timed_seconds > 0:
             return self._timed_images / self._timed_seconds
         return self._all_images / self.seconds
+
+    @property
+    def earlier_devices(self) -> list[str]:
+        """Other devices that earlier processes of the run trained on: the times are theirs too."""
+        return [device for device in self._earlier_devices if device != self._device]
 
     @property
     def input_wait_fraction(self) -> float:
@@ -151,6 +158,7 @@ class Meter:
             "steps": int(self._steps),
             "seconds": self.seconds,
             "timed": [self._timed_images, self._timed_seconds, self._timed_wait],
+            "devices": list(dict.fromkeys([*self._earlier_devices, self._device])),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -159,3 +167,4 @@ class Meter:
         self._steps = self._backend.place_whole(torch.tensor([state["steps"]]))
         self._seconds = state["seconds"]
         self._timed_images, self._timed_seconds, self._timed_wait = state["timed"]
+        self._earlier_devices = state.get("devices", [])  # not in checkpoints of earlier versions

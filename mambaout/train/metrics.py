@@ -37,6 +37,18 @@ ACTIVATIONS = "activations"  # output elements of convolutions and linears, one 
 TRAIN_DEVICE_HOURS = "train_device_hours"  # training time times devices, evaluation included
 # and IMAGES_PER_SECOND, MINIVAL_TOP1
 
+# Measurements of a recipe on a device, and not of the recipe alone.
+SPEEDS = (IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS)
+# Facts of outcome.json that say which device that is:
+DEVICE = "device"  # as its driver calls it
+NUM_DEVICES = "num_devices"  # of the whole run
+EARLIER_DEVICES = "earlier_devices"  # where the run began, if not there: texts of `device_text`
+
+
+def device_text(name: str, count: int) -> str:
+    """ "NVIDIA H200", "8 x TPU v3"."""
+    return f"{count} x {name}" if count > 1 else name
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:

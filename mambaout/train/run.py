@@ -349,7 +349,9 @@ class Run:
             metrics.INPUT_WAIT: meter.input_wait_fraction,
             metrics.TRAIN_DEVICE_HOURS: meter.seconds * self.backend.num_devices / 3600,
         }
-        self._write_outcome("finished", final, {"step": last.step})
+        earlier = meter.earlier_devices
+        facts = {metrics.EARLIER_DEVICES: earlier} if earlier else {}
+        self._write_outcome("finished", final, {"step": last.step} | facts)
         return Finished(final)
 
     def end_diverged(self, step: int) -> Diverged:
@@ -374,8 +376,8 @@ class Run:
             "num_val": self.data.num_images("val", self.recipe),
             "num_classes": self.data.num_classes,
             "backend": self.backend.name,
-            "device": self.backend.device_name,
-            "num_devices": self.backend.num_devices,
+            metrics.DEVICE: self.backend.device_name,
+            metrics.NUM_DEVICES: self.backend.num_devices,
             "micro_batch": self.micro_batch,
             "undecodable_images": len(self.undecodable),
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -26,7 +26,14 @@ from mambaout.study.reporting.picture import (
     shades,
 )
 from mambaout.study.reporting.rows import Row
-from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, PARAMS, TOP1, TRAIN_DEVICE_HOURS
+from mambaout.train.metrics import (
+    IMAGES_PER_SECOND,
+    MACS,
+    MINIVAL_TOP1,
+    PARAMS,
+    TOP1,
+    TRAIN_DEVICE_HOURS,
+)
 
 MANY = 40  # points
 MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
@@ -101,7 +108,10 @@ class _Point:
 
 
 def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
-    """Val top-1 against a cost, with 95 % intervals over seeds and the Pareto front."""
+    """Val top-1 against a cost, with 95 % intervals over seeds and the Pareto front.
+
+    The front is chosen on minival: val only says how high what was chosen stands.
+    """
     points = _points(table, axis.cost, seed_noise(table))
     figure, axes = new(axis.title, axis.label, "top-1 on val, %")
     if not points:
@@ -109,7 +119,9 @@ def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
     axes.set_xscale("log")
     floor = _floor([p.y for p in points])
     sign = -1 if axis.more_is_better else 1
-    best = [points[i] for i in front([(sign * p.x, p.y) for p in points]) if points[i].y >= floor]
+    scored = [p for p in points if p.row.mean(MINIVAL_TOP1)]
+    chosen = front([(sign * p.x, p.row.mean(MINIVAL_TOP1).value) for p in scored])
+    best = [scored[i] for i in chosen if scored[i].y >= floor]
     axes.plot(
         [p.x for p in best],
         [p.y for p in best],
@@ -117,7 +129,7 @@ def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
         linewidth=1,
         linestyle=(0, (4, 3)),
         zorder=1,
-        label="not beaten on both axes",
+        label="front, chosen on minival",
     )
     shown = [p for p in points if p.y >= floor]
     _draw(axes, shown, best)
@@ -265,11 +277,11 @@ def is_drawn(table: Sequence[Row], axis: CostAxis) -> bool:
     What is measured differs a little between equal trainings too, which is no difference in cost.
     """
     ready = [row for row in table if row.mean(TOP1)]
-    if axis.is_measured and len(ready) > 1 and len({_work(row) for row in ready}) == 1:
+    priced = [row for row in ready if math.isfinite(axis.cost(row)) and axis.cost(row) > 0]
+    if axis.is_measured and len(priced) > 1 and len({_work(row) for row in priced}) == 1:
         return False
-    costs = [axis.cost(row) for row in ready]
-    costs = [cost for cost in costs if math.isfinite(cost) and cost > 0]
-    return bool(costs) and (len(costs) == 1 or max(costs) > 1.05 * min(costs))
+    costs = [axis.cost(row) for row in priced]
+    return bool(costs) and (len(ready) == 1 or max(costs) > 1.05 * min(costs))
 
 
 def _work(row: Row) -> Hashable:

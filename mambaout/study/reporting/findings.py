@@ -61,11 +61,12 @@ def _best(found: Standing) -> str:
     best = found.best or found.ready[0]
     others = [row for row in found.ready if row is not best]
     near = [row for row in others if found.is_within_noise(row)]
-    result = (
-        f"{interval_text(best, TOP1, found.noise, ' %')} top-1 on val for "
-        f"{count_text(best.mean(MACS).value)} MACs, {count_text(best.mean(PARAMS).value)} "
-        f"parameters and {rate_text(best.mean(IMAGES_PER_SECOND).value)} images/s in training"
-    )
+    macs, params = (count_text(best.mean(name).value) for name in (MACS, PARAMS))
+    speed = best.mean(IMAGES_PER_SECOND)
+    cost = f"{macs} MACs and {params} parameters"
+    if speed:  # measured on the study's device
+        cost = f"{macs} MACs, {params} parameters and {rate_text(speed.value)} images/s in training"
+    result = f"{interval_text(best, TOP1, found.noise, ' %')} top-1 on val for {cost}"
     minival = f"{best.mean(MINIVAL_TOP1).value:.2f} %"
     if found.noise is None and others:
         return f"{best.label} is the highest on minival ({minival}): {result}."
@@ -94,22 +95,25 @@ def _best(found: Standing) -> str:
 
 
 def _value(ready: Sequence[Row]) -> list[str]:
-    """The cheapest recipe that is nearly as good, where that is not the best itself."""
-    priced = [row for row in ready if row.mean(MACS)]
+    """The cheapest recipe that is nearly as good on minival, where that is not the best itself."""
+    priced = [row for row in ready if row.mean(MACS) and row.mean(MINIVAL_TOP1)]
     if len(priced) < 2:
         return []
-    best = max(priced, key=_top1)
-    near = [row for row in priced if _top1(best) - _top1(row) <= CLOSE_POINTS]
+    best = max(priced, key=_minival)
+    near = [row for row in priced if _minival(best) - _minival(row) <= CLOSE_POINTS]
     cheap = min(near, key=lambda row: row.mean(MACS).value)
     if best.mean(MACS).value < 1.05 * min(row.mean(MACS).value for row in priced):
         return []
-    on_front = front([(row.mean(MACS).value, _top1(row)) for row in priced])
-    names = ", ".join(priced[i].label for i in on_front)
-    text = f"No other recipe has both fewer MACs and a higher top-1 than these: {names}."
+    on_front = front([(row.mean(MACS).value, _minival(row)) for row in priced])
+    names = ", ".join(f"{priced[i].label} ({_top1(priced[i]):.2f} %)" for i in on_front)
+    text = (
+        "No other recipe has both fewer MACs and a higher top-1 on minival than these (their "
+        f"top-1 on val): {names}."
+    )
     share = best.mean(MACS).value / cheap.mean(MACS).value
     if cheap is not best and share > 1.2:
         text += (
-            f" {cheap.label} is within {CLOSE_POINTS:g} point of the highest at "
+            f" {cheap.label} is within {CLOSE_POINTS:g} point of the highest on minival at "
             f"1/{share:.1f} of its MACs."
         )
     return [text]
@@ -127,7 +131,7 @@ def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
     gain = _top1(high) - _top1(low)
     span = (
         f"from {count_text(low.mean(MACS).value)} to {count_text(high.mean(MACS).value)} MACs "
-        f"(x{factor:.1f}, {len(steps)} variants) top-1 goes from {_top1(low):.2f} to "
+        f"(x{factor:.1f}, {len(steps)} variants) top-1 on val goes from {_top1(low):.2f} to "
         f"{_top1(high):.2f} %"
     )
     order = rank_correlation([row.mean(MACS).value for row in steps], list(map(_top1, steps)))
@@ -185,7 +189,7 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
     if base is None or not rivals:
         return []
     text = (
-        f"The baseline recipe reaches {interval_text(base, TOP1, noise, ' %')} at "
+        f"The baseline recipe reaches {interval_text(base, TOP1, noise, ' %')} on val at "
         f"{count_text(base.mean(MACS).value)} MACs{base.cut}"
     )
     # Of the same length of training where there are any.
@@ -231,6 +235,10 @@ def _stopped(table: Sequence[Row]) -> list[str]:
 
 def _top1(row: Row) -> float:
     return row.mean(TOP1).value
+
+
+def _minival(row: Row) -> float:
+    return row.mean(MINIVAL_TOP1).value
 
 
 def _ratio(first: Row, second: Row) -> float:

@@ -18,6 +18,7 @@ from mambaout.study.numbers import hours_text, percent_text, rate_text
 from mambaout.study.reporting.page_style import STYLE
 from mambaout.study.reporting.rows import Row
 from mambaout.study.reporting.tables import CHOSEN, NAME, NOTE, RankedTable
+from mambaout.study.speeds import device_of
 from mambaout.study.study import Run
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, TOP1, TRAIN_DEVICE_HOURS
 
@@ -47,7 +48,9 @@ class Section:
 
 _NOTES = (
     "Top-1 is in percent. Minival is training images that are held out to choose on: recipes are "
-    "ranked on it. Val is the test set, which is looked at once, after the last step.",
+    "ranked on it, and the front of the charts is chosen on it. Val is the test set, which is "
+    "looked at once, after the last step: it says how good what was chosen is. Charts, laws and "
+    "differences are in top-1 on val.",
     "± is half the 95 % interval of the mean over n seeds: where the mean of many more seeds would "
     "lie, by Student's t. The spread is pooled over the recipes of the same length of training, or "
     "over all recipes where fewer than four seeds of that length can be compared. All recipes see "
@@ -204,13 +207,15 @@ def _ranked(table: Sequence[Row], ranked: RankedTable) -> str:
 def _trial(run: Run, command: str, checkpoint: str | None) -> str:
     figures = ["stopped early" if run.status == "stopped" else run.status]
     for name, text in (
-        (TOP1, lambda value: f"top-1 {percent_text(value)}"),
         (MINIVAL_TOP1, lambda value: f"minival {percent_text(value)}"),
+        (TOP1, lambda value: f"val {percent_text(value)}"),
         (IMAGES_PER_SECOND, lambda value: f"{rate_text(value)} images/s"),
         (TRAIN_DEVICE_HOURS, hours_text),
     ):
         if name in run.metrics:
             figures.append(text(run.metrics[name]))
+    if run.status == "finished" and IMAGES_PER_SECOND not in run.metrics:  # another device's
+        figures += [f"trained on {device}" for device in [device_of(run)] if device]
     if why := run.facts.get("error") or run.facts.get("why"):
         figures.append(str(why))
     shown = "".join(f"<span>{escape(text)}</span>" for text in figures)

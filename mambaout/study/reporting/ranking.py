@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
@@ -19,6 +19,7 @@ from mambaout.study.axes import Search, search_from_json
 from mambaout.study.best import runs_of
 from mambaout.study.reporting.noise import Noise, seed_noise
 from mambaout.study.reporting.rows import Row, rows
+from mambaout.study.speeds import Speeds, own_speeds
 from mambaout.study.study import Run
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
@@ -72,6 +73,7 @@ class Standing:
     chance: Chance | None  # None where the number of classes is not known
     near_chance: frozenset[Recipe]
     num_minival: int | None  # the fewest of any recipe
+    speeds: Speeds = field(default_factory=Speeds)  # whose runs are those of `rows`
 
     @cached_property
     def ready(self) -> list[Row]:
@@ -101,6 +103,10 @@ class Standing:
     def has_verdict(self) -> bool:
         """Whether differences between recipes can be told from luck at all."""
         return self.noise is not None and not self.guessing
+
+    def is_elsewhere(self, row: Row) -> bool:
+        """Whether a seed of the row trained on another device than the study's."""
+        return any(run.trial.key in self.speeds.elsewhere for run in row.runs)
 
     def score(self, row: Row) -> float:
         """Minival's mean, less half its interval: one lucky seed does not beat a sure mean."""
@@ -244,8 +250,8 @@ def half_width(top1: float, num_images: int) -> float:
 
 def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Standing:
     """The runs in order; `study` is what study.json holds."""
-    runs, study = list(runs), study or {}
-    table = rows(runs)
+    speeds, study = own_speeds(list(runs)), study or {}
+    table = rows(speeds.runs)
     searches = tuple(search_from_json(body) for body in study.get("searches", ()))
     confirmed = _confirmed(table, searches)
     noise = seed_noise(table, MINIVAL_TOP1)
@@ -270,6 +276,7 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
         chance=chance,
         near_chance=frozenset(row.recipe for row in near),
         num_minival=min(counts, default=study.get(NUM_MINIVAL)),
+        speeds=speeds,
     )
 
 

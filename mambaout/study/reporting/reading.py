@@ -51,7 +51,7 @@ class Reading:
     """A study's runs, read."""
 
     study: Mapping[str, Any] = field(default_factory=dict)  # what study.json holds
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  # with every speed, also those of other devices
     standing: Standing  # the recipes in order
     families: tuple[Family, ...]  # shortest training first
     laws: tuple[FamilyLaw, ...]
@@ -94,7 +94,7 @@ def reading(
 ) -> Reading:
     stands = standing(runs, study)
     table = stands.rows
-    searches = searched(study or {}, runs)
+    searches = searched(study or {}, stands.speeds.runs)
     found = families(table)
     tuned = [*found, *_tuned(searches)]
     ended = all(run.status != "unfinished" for run in runs)

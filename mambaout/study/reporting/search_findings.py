@@ -187,7 +187,7 @@ def _best_table(one: Searched, noise: Noise | None) -> Table:
         ]
         for row in ready[:MOST_SHOWN]
     ]
-    return Table((f"best of {one.search.label}", *goals, "top-1 %", "MACs", *names), cells)
+    return Table((f"best of {one.search.label}", *goals, "val top-1 %", "MACs", *names), cells)
 
 
 def _goal(row: Row, goal: str) -> str:

@@ -28,7 +28,8 @@ from mambaout.study.reporting.varied_chart import charted_fields, varied_chart
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
-    "other beats on both axes; an arrow at the lower edge is a recipe that lies below the chart.",
+    "other beats on both MACs and minival, at their height on val, so it can fall; an arrow at the "
+    "lower edge is a recipe that lies below the chart.",
     "varied.png": "Top-1 on minival over each field that the study varies, with 95 % intervals "
     "over seeds where they are known. Other fields may differ between two dots of a panel.",
     "accuracy_params.png": "Parameters count nothing at run time and little in memory while "
@@ -104,7 +105,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
 def sections(reading: Reading) -> list[Section]:
     drawn = drawings(reading)
     parts = [
-        *_costs(drawn),
+        *_costs(reading, drawn),
         *([Section("What was varied", (), (), ["varied.png"])] if "varied.png" in drawn else []),
         *_shapes(reading, drawn),
         *_laws(reading, drawn),
@@ -125,9 +126,11 @@ def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Se
     return [Section("Deeper or wider", said, (), charts)] if charts else []
 
 
-def _costs(drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
+def _costs(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
     charts = [name for name in COST_AXES if name in drawn]
-    return [Section("Accuracy against cost", (), (), charts)] if charts else []
+    note = reading.standing.speeds.note
+    said = [note] if note else []
+    return [Section("Accuracy against cost", said, (), charts)] if charts else []
 
 
 def _published(drawn: dict[str, Callable[[], Figure]]) -> list[Section]:

@@ -29,6 +29,7 @@ TERMINAL_COLUMNS = 100  # of the sentences under a table
 NAME, NOTE = "recipe", "note"  # columns of words; numbers stand to the right
 NEAR_CHANCE, WITHIN_NOISE, CONFIRMED = "near chance", "within noise of #1", "confirmed"
 CHOSEN = "chosen"
+OTHER_DEVICE = "other device"
 TRAIN_MACS = "train MACs"
 
 # Columns that say what a recipe costs by its content: where all recipes agree on one, it is told
@@ -106,6 +107,7 @@ def _notes(row: Row, found: Standing) -> list[str]:
         if row is found.best and found.has_verdict and len(found.ready) > 1:
             notes.append(CHOSEN)
         notes += [WITHIN_NOISE] if found.is_within_noise(row) else []
+    notes += [OTHER_DEVICE] if found.is_elsewhere(row) else []
     return notes + ([row.state] if row.state else [])
 
 
@@ -131,6 +133,8 @@ def _legend(found: Standing, notes: Sequence[str], others: Sequence[str]) -> lis
     }
     used = "; ".join(notes).split("; ")
     lines += [f"{mark}: {text}" for mark, text in marks.items() if mark in used]
+    if found.speeds.note:
+        lines.append(f"{OTHER_DEVICE}: {found.speeds.note}")
     if others:
         lines.append(f"Also varied: {', '.join(others)}; trials.csv has them.")
     return lines

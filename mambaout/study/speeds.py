@@ -1,0 +1,97 @@
+"""Whose speed a number is: images/s and training time are measurements of a recipe on a device.
+
+A study can hold trials of several devices: it was continued on another machine, or it has taken
+finished trials over from a study that ran on one. Their accuracies can be compared; their speeds
+cannot. The rule stands here once: a study's device is the one that most of its own finished trials
+trained on, and a trial of another device has no speed in it. Charts, fronts, tables and goals read
+the runs that `own_speeds` returns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mambaout.study.axes import Search
+from mambaout.study.study import REUSED_FROM, Run
+from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, NUM_DEVICES, SPEEDS, device_text
+
+
+def device_of(run: Run) -> str | None:
+    """What the run trained on, "8 x TPU v3"; None where it does not say."""
+    if not run.facts.get(DEVICE):
+        return None
+    last = device_text(str(run.facts[DEVICE]), int(run.facts.get(NUM_DEVICES, 1)))
+    return ", then ".join([*run.facts.get(EARLIER_DEVICES, ()), last])
+
+
+def study_device(runs: Iterable[Run]) -> str | None:
+    """The device that most of the study's own finished trials trained on; of two with as many,
+    the one of the trial that ended last.
+
+    Trials taken over from other studies count only where there are no others. None where no
+    finished trial names its device.
+    """
+    known = [run for run in runs if run.status == "finished" and device_of(run)]
+    own = [run for run in known if REUSED_FROM not in run.facts] or known
+    counts = Counter(map(device_of, own))
+    latest: dict[str | None, str] = {}
+    for run in own:
+        device = device_of(run)
+        latest[device] = max(latest.get(device, ""), str(run.facts.get("ended", "")))
+    return max(counts, key=lambda device: (counts[device], latest[device]), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """A study's runs with the speeds of one device alone."""
+
+    device: str | None = None
+    runs: tuple[Run, ...] = ()  # those of other devices without a speed
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # trial key -> the other device
+    studies: tuple[str, ...] = ()  # that such trials were taken over from
+
+    @property
+    def note(self) -> str:
+        """What was left out, and what to do about it; "" where nothing was."""
+        if not self.elsewhere:
+            return ""
+        finished = sum(run.status == "finished" for run in self.runs)
+        counts = Counter(self.elsewhere.values())
+        devices = ", ".join(f"{count} on {device}" for device, count in counts.items())
+        taken = f" (taken over from {', '.join(self.studies)})" if self.studies else ""
+        return (
+            f"Images/s and time are those of {self.device}. {len(self.elsewhere)} of {finished} "
+            f"finished trials have none here, since they were trained on another device: "
+            f"{devices}{taken}. Their accuracy counts. To have all on one device, run the study "
+            "again with --rerun."
+        )
+
+
+def own_speeds(runs: Sequence[Run]) -> Speeds:
+    """The runs, without the speeds that are another device's than the study's."""
+    device = study_device(runs)
+    found = {run.trial.key: device_of(run) for run in runs if run.status == "finished"}
+    elsewhere = {key: other for key, other in found.items() if other not in (None, device)}
+    studies = [run.facts.get(REUSED_FROM) for run in runs if run.trial.key in elsewhere]
+    return Speeds(
+        device=device,
+        runs=tuple(_without_speed(run) if run.trial.key in elsewhere else run for run in runs),
+        elsewhere={key: other for key, other in elsewhere.items() if other is not None},
+        studies=tuple(dict.fromkeys(str(name) for name in studies if name)),
+    )
+
+
+def _without_speed(run: Run) -> Run:
+    return replace(run, metrics={n: v for n, v in run.metrics.items() if n not in SPEEDS})
+
+
+def speed_goals(searches: Iterable[Search]) -> dict[str, str]:
+    """The searches that look for speed, by label: the first such goal."""
+    return {
+        search.label: metric
+        for search in searches
+        for metric, _ in reversed(search.goals)
+        if metric in SPEEDS
+    }

@@ -85,7 +85,8 @@ class Layer:
         """
         return 0
 
-    def _input_bytes(self, storage: Storage, number_bytes: int) -> int:
+    def input_bytes(self, storage: Storage, number_bytes: int) -> int:
+        """What its input takes, kept once and for it."""
         if self.input_kept:
             return 0
         if self.size is None:
@@ -134,7 +135,7 @@ class Conv(Layer):
         return (MatrixProduct(rows, self.channels, self.filters),)
 
     def kept_bytes(self, storage: Storage) -> int:
-        return self._input_bytes(storage, storage.low)
+        return self.input_bytes(storage, storage.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class DepthwiseConv(Layer):
         return self.channels * _positions(self.size)
 
     def kept_bytes(self, storage: Storage) -> int:
-        return self._input_bytes(storage, storage.low)
+        return self.input_bytes(storage, storage.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class Linear(Layer):
         return (MatrixProduct(_positions(self.size), self.channels, self.features),)
 
     def kept_bytes(self, storage: Storage) -> int:
-        return self._input_bytes(storage, storage.low)
+        return self.input_bytes(storage, storage.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class Gelu(Layer):
     after_norm: bool = False
 
     def kept_bytes(self, storage: Storage) -> int:
-        return self._input_bytes(storage, FP32 if self.after_norm else storage.low)
+        return self.input_bytes(storage, FP32 if self.after_norm else storage.low)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class ModelConfig:
         "how a block mixes tokens",
         unit=None,
         source="paper, Figure 1",
-        choices=MIXER_LAYERS.keys(),
+        choices=MIXER_LAYERS,
     )
     stem_stride: int = knob(
         4,

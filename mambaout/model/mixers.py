@@ -1,8 +1,9 @@
 """Token mixers: what moves information between positions inside a Gated CNN block.
 
-A mixer takes and gives a map (B, H, W, channels) and is built as `mixer(channels, config)`. It is
-the block's `conv`, so its parameters are named `conv.*`. Its layers in closed form are the row of
-the same name in mixer_layers.MIXER_LAYERS; tests/test_layers.py holds the two together.
+A mixer takes a map (B, H, W, channels), gives one of the same shape and precision, and is built as
+`mixer(channels, config)`. It is the block's `conv`, so its parameters are named `conv.*`. Its
+layers as values, for costs and memory, are the row of the same name in mixer_layers.MIXER_LAYERS;
+tests/test_layers.py holds the two together.
 """
 
 from __future__ import annotations

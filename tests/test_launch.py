@@ -35,7 +35,8 @@ from mambaout.launch.outcomes import (
 )
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
 from mambaout.launch.request import Request
-from mambaout.launch.tune import _set_aside, run_study
+from mambaout.launch.rerun import Rerun
+from mambaout.launch.tune import run_study
 from mambaout.recipe import BASELINE, tuned
 from mambaout.study.axes import Axis, Search, Whole
 from mambaout.study.start import Start
@@ -463,15 +464,15 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
         (folder.run_directory(mine) / "last.ckpt").write_text(mine.label)
     uri = default_tracking_uri(tmp_path)
     Tracker(uri, "tiny", "?").begin(trials[0])
-    request = request_of(study, tmp_path, tracking_uri=uri)
-    _set_aside(request, folder)
+    request = request_of(study, tmp_path, tracking_uri=uri, rerun=True)
+    assert Rerun(folder).begin(request)
     (aside,) = (folder.path / "aside").iterdir()
     kept = {path.parent.name: path.read_text() for path in aside.glob("*/last.ckpt")}
     assert kept == {mine.key: mine.label for mine in trials[:2]}
     assert not any(folder.run_directory(mine).exists() for mine in trials)
     tracker = Tracker(uri, "tiny", "?")
     assert trials[0].key not in tracker._study.runs
-    _set_aside(request, folder)  # nothing is there any more: nothing to move
+    assert Rerun(folder).begin(request)  # nothing is there any more: nothing to move
     assert len(list((folder.path / "aside").iterdir())) == 1
 
 

@@ -17,9 +17,9 @@ import pytest
 from study_files import mixed_study, scaling_study
 
 from mambaout.__main__ import main
+from mambaout.launch.ending import ui_command as ui_line
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request
-from mambaout.launch.tune import ui_command as ui_line
 from mambaout.study.store import default_tracking_uri
 from mambaout.study.tracking import Tracker
 from mambaout.study.ui import _free_port

@@ -37,9 +37,11 @@ from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
+from mambaout.launch.ending import StudyBroke
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_batches, hello
+from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share
 from mambaout.launch.tune import run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
@@ -74,7 +76,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     options = _parser(build_study).parse_args(words)
     script = Path(sys.argv[0]).name
     try:
-        command = shlex.join([sys.argv[0], *map(hidden, words)])
+        # The command that goes on. --rerun begins anew, and the study's folder knows of it.
+        again = [hidden(word) for word in words if word != "--rerun"]
+        command = shlex.join([sys.argv[0], *again])
         request = _request(build_study, options, command)
         if options.calibrate:
             run_calibration(request)
@@ -87,7 +91,7 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     except WrongRequest as error:
         print(f"{script}: {error}", file=sys.stderr)
         return WRONG
-    except RayDidNotStart as error:
+    except (RayDidNotStart, StudyBroke) as error:
         print(f"{script}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `--plan | head` has read enough
@@ -397,14 +401,18 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
     concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     device = device_of(part)
+    rerun = Rerun(folder)
+    anew = rerun.begins_with(request)
+    known = [] if anew else [*request.trials, *folder.trials_to_go_on()]
+    reuse = request.reuse and not (anew or rerun.is_under_way)
     return plan(
         request.trials,
         facts["num_train"],
         facts["num_classes"],
         searches=request.study.searches,
         num_images=request.num_images,
-        runs=[folder.run(trial) for trial in [*request.trials, *folder.trials_to_go_on()]],
-        finished=folder.finished_elsewhere(request.trials),
+        runs=[folder.run(trial) for trial in known],
+        finished=folder.finished_elsewhere(request.trials) if reuse else (),
         rates=known_rates(request.storage, device, concurrency),
         device=device,
         num_devices=part.num_devices,

@@ -5,7 +5,9 @@ Ray's classes are made inside functions, so that a study is planned without impo
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from mambaout.study.study import Trial
@@ -83,3 +85,12 @@ def callback(launch: Launch) -> Any:
             launch.on_step()
 
     return Callback()
+
+
+def error_of(tune_trial: Any) -> Exception:
+    """What Tune wrote down of the trial's last failure; it hands callbacks no exception."""
+    path = Path(tune_trial.pickled_error_file or "")
+    if path.is_file():
+        return pickle.loads(path.read_bytes())  # by this very process, a moment ago
+    text = Path(tune_trial.error_file).read_text() if tune_trial.error_file else "no reason given"
+    return RuntimeError(text.strip().splitlines()[-1])

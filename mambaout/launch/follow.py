@@ -2,6 +2,7 @@
 
 Tune's event loop only says which trial began and which ended. All else is read from the run
 directories, so that a slow tracking server or the upload of a checkpoint never holds a trial up.
+Each of the three fails alone: what failed is said once and tried again later, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mambaout.launch.outcomes import Failure, one_line, read_failures, retried
 from mambaout.launch.progress import (
@@ -25,10 +28,55 @@ from mambaout.launch.progress import (
 )
 from mambaout.study.study import Run, Study, StudyFolder
 
+if TYPE_CHECKING:
+    from mambaout.study.tracking import Tracker
+
+REPORT_MODULE = "mambaout.study.report"  # with matplotlib, whose import takes a second
+
 POLL_SECONDS = 1.0
 CATCH_UP_SECONDS = 3.0  # between two readings of the running trials' records
 REPORT_SECONDS = 60.0  # least time between two report files while the study runs
 REPORT_PAUSE = 30.0  # and the least, in times of what the last one took
+
+
+class Duty:
+    """One of the things that a follower does for a study: it fails alone.
+
+    Work that failed is owed, under the name that it was asked for by, until it is done or other
+    work of the same name is.
+    """
+
+    def __init__(self, name: str, screen: Screen) -> None:
+        self.name, self.screen = name, screen
+        self._owed: dict[Hashable, tuple[Callable[[], object], Exception]] = {}
+        self._said: set[type[Exception]] = set()
+
+    @property
+    def problems(self) -> list[Exception]:
+        """What keeps from being done what is owed, each error once."""
+        return list(dict.fromkeys(error for _, error in self._owed.values()))
+
+    def do(self, name: Hashable, work: Callable[[], object]) -> bool:
+        """Do it; False where it failed, which is said once for each type of error."""
+        try:
+            work()
+        except Exception as error:
+            self._owed[name] = (work, error)
+            if type(error) not in self._said:
+                self._said.add(type(error))
+                with suppress(OSError):  # of a terminal that is gone
+                    self.screen.say(
+                        f"{self.name}: failed ({one_line(error)}); the rest goes on, and this is "
+                        "tried again later"
+                    )
+            return False
+        self._owed.pop(name, None)
+        return True
+
+    def try_again(self) -> None:
+        """Do what is owed."""
+        for name, (work, _) in list(self._owed.items()):
+            self.do(name, work)
 
 
 class Follower:
@@ -50,7 +98,11 @@ class Follower:
         self.study, self.folder, self.jobs = study, folder, {job.trial.key: job for job in jobs}
         self.launch, self.slots, self.tags, self.screen = launch, slots, tags, screen
         self.tracking_uri, self.num_undecided = tracking_uri, num_undecided
-        self.problem: BaseException | None = None  # what ended the thread before its time
+        self.tracking, self.table = Duty("MLflow", screen), Duty("the live lines", screen)
+        self.report = Duty("the report", screen)
+        self._tracker: Tracker | None = None  # None until MLflow has taken the study
+        self._refusal: Exception | None = None  # why it has not
+        self._fault: Exception | None = None  # what ended the thread before its time
         self._runs = {key: folder.run(job.trial) for key, job in self.jobs.items()}
         self._at_start = self._fractions()
         self._running: dict[str, None] = {}  # keys in the order they began
@@ -66,10 +118,20 @@ class Follower:
         self._thread.start()
 
     def wait_for_tracking(self) -> None:
-        """Return once MLflow has taken the study and a file of it; raise where it does not."""
+        """Return once MLflow has taken the study and a file of it; where it does not, end the
+        thread and raise."""
         self._tracked.wait()
-        if self.problem is not None:
-            raise self.problem
+        if self._refusal is not None:
+            self._events.put(("leave", None))
+            self._thread.join()
+            raise self._refusal
+
+    @property
+    def problems(self) -> list[Exception]:
+        """What is still not done, once the follower has finished."""
+        alone = [error for error in (self._refusal, self._fault) if error is not None]
+        duties = (self.tracking, self.table, self.report)
+        return [*alone, *(error for duty in duties for error in duty.problems)]
 
     def add(self, job: Job) -> None:
         """One more trial has been decided on."""
@@ -101,54 +163,66 @@ class Follower:
 
     def _follow(self) -> None:
         try:
-            self._track()
-        except BaseException as error:
-            self.problem = error  # raised by the launch: at once, or when the trials are over
-            if self._tracked.is_set():
+            self._begin_tracking()
+            self._tracked.set()
+            self._go_on()
+        except Exception as error:
+            self._fault = error  # raised by the launch when the trials are over
+            with suppress(OSError):
                 self.screen.say(f"no more reports ({one_line(error)}); training goes on")
         finally:
             self._tracked.set()
 
-    def _track(self) -> None:
+    def _begin_tracking(self) -> None:
         # Seconds of import and of making sqlite's tables, spent while Ray starts.
-        from mambaout.study.report import write_report
-        from mambaout.study.tracking import Tracker
+        try:
+            from mambaout.study.tracking import Tracker
 
-        self._write_report = write_report
-        artifacts = self.folder.path.parent / "mlartifacts"
-        self._tracker = Tracker(
-            self.tracking_uri, self.folder.path.name, self.study.question, artifacts
-        )
-        self._tracker.describe(self.folder)
-        self._tracked.set()
-        self._tracker.sync(self.folder, closely=False)
+            artifacts = self.folder.path.parent / "mlartifacts"
+            tracker = Tracker(
+                self.tracking_uri, self.folder.path.name, self.study.question, artifacts
+            )
+            tracker.describe(self.folder)
+        except Exception as error:
+            self._refusal = error
+        else:
+            self._tracker = tracker
+
+    def _track(self, name: Hashable, work: Callable[[Tracker], object]) -> None:
+        """Have the tracker do it, in place of what is owed under that name: a trial's key."""
+        if (tracker := self._tracker) is not None:
+            self.tracking.do(name, lambda: work(tracker))
+
+    def _go_on(self) -> None:
+        self.report.do("its code", lambda: import_module(REPORT_MODULE))
+        self._track("the study", lambda tracker: tracker.sync(self.folder, closely=False))
         caught_up = reported = time.monotonic()
         stale = False  # trials have ended since the last report
         while True:
             event, what = self._next_event()
             now = time.monotonic()
             if event == "added":
-                self.jobs[what.trial.key] = what
-                self._runs[what.trial.key] = self._read(what.trial.key)
+                self._on_added(what)
             elif event == "began":
                 self._on_begin(what)
             elif event == "retrying":
-                self._on_retry(what)
+                self.table.do(("retrying", what), lambda key=what: self._say_retry(key))
             elif event == "ended":
                 self._on_end(what)
                 stale = True
             elif event == "finish":
                 self._on_finish(what)
                 return
+            elif event == "leave":
+                return
             if now - caught_up >= CATCH_UP_SECONDS:
                 caught_up = now
                 for key in self._running:
-                    self._runs[key] = self._read(key)
-                    self._tracker.catch_up(self.jobs[key].trial, self._directory(key))
-                self._show()
+                    self._catch_up(key)
+                self.table.do("table", self._show)
             if stale and self._running and now - reported >= self._report_pause:
-                self._report()
-                stale, reported = False, time.monotonic()
+                self.tracking.try_again()
+                stale, reported = not self._report(), time.monotonic()
                 # A large study's report takes seconds of the driver's time; spend little on it.
                 self._report_pause = max(REPORT_SECONDS, REPORT_PAUSE * (reported - now))
 
@@ -158,42 +232,69 @@ class Follower:
         except queue.Empty:
             return "nothing", None
 
+    def _on_added(self, job: Job) -> None:
+        key = job.trial.key
+        self.jobs[key], self._runs[key] = job, Run(trial=job.trial, status="unfinished")
+        self.table.do(("added", key), lambda: self._look(key))
+
     def _on_begin(self, key: str) -> None:
         if key in self._running:
             return
         self._running[key] = None
         if self._training_since is None:
             self._training_since = time.monotonic()
-        self._tracker.begin(self.jobs[key].trial, self.tags)
+        self._track(key, lambda tracker: tracker.begin(self.jobs[key].trial, self.tags))
 
-    def _on_retry(self, key: str) -> None:
+    def _catch_up(self, key: str) -> None:
+        trial, directory = self.jobs[key].trial, self._directory(key)
+        self._track(key, lambda tracker: tracker.catch_up(trial, directory))
+
+    def _say_retry(self, key: str) -> None:
         last = self._failures(key)[-1]
         name = self.jobs[key].trial.name
         self.screen.say(f"    {name}: {last.kind} at step {last.step} ({last.error}); trying again")
 
     def _on_end(self, key: str) -> None:
         self._running.pop(key, None)
-        run = self._runs[key] = self._read(key)
-        if run.status != "unfinished":
-            if run.status == "failed":
-                self._failed.add(key)
-            over = sum(run.status != "unfinished" for run in self._runs.values())
-            width = max(len(job.trial.name) for job in self.jobs.values())
-            seconds = time.monotonic() - self._started
-            self.screen.say(ended_line(run, seconds, over, self._num_trials(), width))
-        self._tracker.end(self.jobs[key].trial, run, self._directory(key))
+        trial, directory = self.jobs[key].trial, self._directory(key)
+        self.table.do(("ended", key), lambda: self._say_end(key))
+        self._track(key, lambda tracker: tracker.end(trial, self._read(key), directory))
+
+    def _say_end(self, key: str) -> None:
+        run = self._look(key)
+        if run.status == "unfinished":
+            return
+        if run.status == "failed":
+            self._failed.add(key)
+        over = sum(run.status != "unfinished" for run in self._runs.values())
+        width = max(len(job.trial.name) for job in self.jobs.values())
+        seconds = time.monotonic() - self._started
+        self.screen.say(ended_line(run, seconds, over, self._num_trials(), width))
 
     def _on_finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         for key in list(self._running):
             self._on_end(key)
         self._report()
-        self._tracker.close(status)
+        self.table.try_again()
+        self.tracking.try_again()
+        self._track("its end", lambda tracker: tracker.close(status))
 
-    def _report(self) -> None:
-        self._files = self._write_report(self.folder)
-        self._tracker.attach(self._files)
+    def _report(self) -> bool:
+        """Write the report and attach it; whether it could be written."""
+        done = self.report.do("files", self._write)
+        if done:
+            self.report.try_again()
+            self._track("files", lambda tracker: tracker.attach(self._files))
+        return done
+
+    def _write(self) -> None:
+        from mambaout.study.report import write_report
+
+        self._files = write_report(self.folder)
 
     def _show(self) -> None:
+        for key in self._running:
+            self._look(key)
         now = time.monotonic()
         left = None
         if self._training_since is not None:
@@ -218,6 +319,11 @@ class Follower:
 
     def _num_trials(self) -> int:
         return len(self.jobs) + self.num_undecided()
+
+    def _look(self, key: str) -> Run:
+        """Read the trial's run, and keep it for the table."""
+        self._runs[key] = run = self._read(key)
+        return run
 
     def _read(self, key: str) -> Run:
         """The trial's run; "failed" where this launch has given it up."""

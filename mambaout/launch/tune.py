@@ -10,18 +10,18 @@ Writes: STORAGE/NAME/ (see study.study), and .launch/ in it while it runs.
 
 from __future__ import annotations
 
+import functools
 import os
-import pickle
-import shlex
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from mambaout.errors import WrongRequest
@@ -34,11 +34,11 @@ from mambaout.launch.cluster import (
     leave,
     start,
 )
-from mambaout.launch.feed import KEY, TASK, callback, searcher
+from mambaout.launch.ending import Problems, left_lines, ui_command
+from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
-    FAILURES_FILE,
     Failure,
     add_failure,
     classify,
@@ -48,11 +48,11 @@ from mambaout.launch.outcomes import (
 )
 from mambaout.launch.progress import Screen, clock, counted
 from mambaout.launch.request import Request, check_batches, hello
+from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.trial import Retry, Task, recorded_step, run_trial
-from mambaout.study.prediction import PREDICTION_FILE, predict
-from mambaout.study.search import OPTUNA_FILE, agenda
-from mambaout.study.store_uri import default_tracking_uri, hidden
+from mambaout.study.prediction import predict
+from mambaout.study.search import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1
 
@@ -63,31 +63,38 @@ GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to s
 LEAVE_SECONDS = 10.0
 LAUNCH_FOLDER = ".launch"
 
+T = TypeVar("T")
+
 
 def run_study(request: Request) -> int:
     """Run what is left of the study; the exit status.
 
-    Raises ValueError before anything has started or been written, where the study cannot start:
-    the cluster does not answer or lacks what a trial needs, another driver has the study.
+    Raises WrongRequest before anything has started or been written, where the study cannot start:
+    the cluster does not answer or lacks what a trial needs, another driver has the study. What
+    comes to light after trials began is a StudyBroke where a user can mend it; a bug's own error
+    otherwise. Either is raised once all else of the launch's end is done.
     """
-    folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
+    folder = StudyFolder(request.storage, request.name)
+    rerun = Rerun(folder)
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
         nodes = [this_machine(request.accelerator)]
         # A finished study is reported without asking its cluster; a search may have more to come.
         if address and (
-            request.rerun or request.study.searches or _unfinished(folder, request.trials)
+            request.study.searches
+            or rerun.begins_with(request)
+            or _unfinished(folder, request.trials)
         ):
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
         check_batches(request, part)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
-        if request.rerun:
-            _set_aside(request, folder)
+        anew = rerun.begin(request)
+        folder.reuse = request.reuse and not rerun.is_under_way
         decided = {trial.key for trial in request.trials}
         searched = [trial for trial in folder.trials_to_go_on() if trial.key not in decided]
-        searched = searched if request.study.searches and not request.rerun else []
+        searched = searched if request.study.searches and not anew else []
         kept = folder.texts()
         folder.write(
             request.study,
@@ -99,10 +106,11 @@ def run_study(request: Request) -> int:
             **request.facts,
         )
         try:
-            launch = _Launch(request, folder, nodes, part, joined=bool(address))
+            launch = _Launch(request, folder, nodes, part, rerun, joined=bool(address))
         except WrongRequest:  # a search was begun here with other axes, goals or data
             folder.put_back(kept)
             raise
+        rerun.confirm()
         launch.signals.listen()
         cleanup.callback(launch.signals.give_back)
         try:
@@ -116,28 +124,28 @@ def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if folder.run(trial).status == "unfinished"]
 
 
-def _set_aside(request: Request, folder: StudyFolder) -> None:
-    """Take what the trials have done so far out of the way, in MLflow and on disk."""
-    known = {trial.key: trial for trial in [*request.trials, *folder.trials()]}
-    found = [trial for trial in known.values() if folder.run_directory(trial).exists()]
-    aside = folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    if found:
-        from mambaout.study.tracking import Tracker
-
-        # MLflow first: a kill in between leaves runs that the next launch logs once more, not
-        # steps of a new run in the series of the old one.
-        tracker = Tracker(request.tracking_uri, request.name, request.study.question)
-        tracker.set_aside(trial.key for trial in found)
-    others = [folder.path / name for name in (OPTUNA_FILE, PREDICTION_FILE)]
-    for path in [*map(folder.run_directory, found), *filter(Path.exists, others)]:
-        aside.mkdir(parents=True, exist_ok=True)
-        path.rename(aside / path.name)
-    if aside.exists():
-        print(f"{len(found)} earlier run directories are now in {aside}", flush=True)
-
-
 class _Stopped(Exception):
     """Raised out of Tune's event loop once the study is to end early."""
+
+
+def _kept(method: Callable[..., T]) -> Callable[..., T | None]:
+    """A method that Tune's event loop calls, which would kill the running trials for an error.
+
+    What it raises is kept: the trials save and stop, and the launch raises it at its end.
+    """
+
+    @functools.wraps(method)
+    def call(self: _Launch, *args: Any) -> T | None:
+        try:
+            return method(self, *args)
+        except _Stopped:
+            raise
+        except Exception as error:
+            if not self.problems.found:  # those after it may come of it
+                self.problems.found.append(error)
+            return None
+
+    return call
 
 
 class _Launch:
@@ -149,10 +157,11 @@ class _Launch:
         folder: StudyFolder,
         nodes: Sequence[Node],
         part: Share,
+        rerun: Rerun,
         joined: bool,
     ) -> None:
         self.request, self.folder, self.nodes, self.part = request, folder, nodes, part
-        self.joined = joined
+        self.rerun, self.joined = rerun, joined
         self.id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid4().hex[:4]
         self.path = folder.path / LAUNCH_FOLDER / self.id
         self.stop_file = self.path / "stop"
@@ -160,7 +169,8 @@ class _Launch:
         self.started = time.monotonic()
         self.why_stopped: str | None = None
         self.stopped_at = 0.0
-        self.fitted = False  # Tune has come to an end
+        self.began = self.fitted = False  # Tune has begun, and come to an end
+        self.problems = Problems()
         self.screen = Screen()
         for trial in _unfinished(folder, request.trials):
             if study := folder.adopt(trial):
@@ -209,7 +219,8 @@ class _Launch:
             if self.signals.seen:
                 self.screen.say("interrupted before a trial began")
             else:
-                self._tune()
+                self.began = True
+                self.problems.tried(self._tune, None)
         return self._end()
 
     def _say_hello(self) -> None:
@@ -276,8 +287,9 @@ class _Launch:
 
     # -- called by Tune's event loop
 
+    @_kept
     def next_trial(self) -> Trial | None:
-        if self.why_stopped is not None:
+        if self.why_stopped is not None or self.problems.found:
             return None
         trial = self.agenda.next()
         if trial is not None and trial.key not in self.known:
@@ -286,12 +298,14 @@ class _Launch:
         return trial
 
     def no_more_trials(self) -> bool:
-        return self.why_stopped is not None or self.agenda.over
+        return self.why_stopped is not None or bool(self.problems.found) or self.agenda.over
 
+    @_kept
     def on_start(self, tune_trial: Any) -> None:
         self.active.add(tune_trial.config[KEY])
         self.follower.began(tune_trial.config[KEY])
 
+    @_kept
     def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None:
         """Let the agenda see how a trial gets on, and stop it where it says so."""
         value = result.get(MINIVAL_TOP1)
@@ -302,11 +316,12 @@ class _Launch:
         if why is not None:
             self.folder.stop(trial, why)
 
+    @_kept
     def on_failure(self, tune_trial: Any) -> None:
         """Tune is about to start the trial again; write down why, and hold it where it is over."""
         key = tune_trial.config[KEY]
         directory = self._directory(key)
-        error = _error_of(tune_trial)
+        error = error_of(tune_trial)
         cause = getattr(error, "cause", None) or error
         if not isinstance(cause, Retry):  # that one has been written down by the worker
             failure = Failure(
@@ -323,6 +338,7 @@ class _Launch:
             # run_trial will return at once; where it cannot even start, Tune ends the trial.
             tune_trial.max_failures = 0
 
+    @_kept
     def on_end(self, tune_trial: Any) -> None:
         key = tune_trial.config[KEY]
         self.active.discard(key)
@@ -333,12 +349,16 @@ class _Launch:
         elif self.why_stopped is None:
             self.agenda.ended(replace(run, status="failed"))
 
+    @_kept
     def on_step(self) -> None:
         now = time.monotonic()
         budget = self.request.budget_hours
         if self.why_stopped is None:
             if self.signals.seen:
                 self.why_stopped = "interrupted"
+            elif self.problems.found:
+                why = one_line(self.problems.found[0])
+                self.why_stopped = f"the study cannot go on ({why})"
             elif budget is not None and now - self.started > budget * 3600:
                 self.why_stopped = f"the budget of {budget:g} h is spent"
             if self.why_stopped is not None:
@@ -356,7 +376,11 @@ class _Launch:
     def _leave(self) -> None:
         """End the process where Ray does not: what there is lies in the run directories."""
         if not self.fitted:
-            status = self._end()
+            try:
+                status = self._end()
+            except Exception:
+                traceback.print_exc()
+                status = UNFINISHED
             sys.stdout.flush()
             os._exit(status)
 
@@ -371,47 +395,46 @@ class _Launch:
 
     def _end(self) -> int:
         """Log and print what came out; the exit status."""
-        from mambaout.study.report import summary  # with matplotlib, which --plan needs not
+        unfinished = self.problems.tried(self._is_unfinished, True)
+        interrupted = self.signals.seen and unfinished
+        status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
+        files = self.follower.finish(status)
+        self.problems.found += self.follower.problems
+        runs = self.problems.tried(self.follower.runs, [])
+        self.problems.tried(lambda: self._say_result(runs), None)
+        self.problems.tried(lambda: self._say_what_is_left(runs), None)
+        self.problems.tried(lambda: self._say_where(files), None)
+        if not unfinished:
+            self.problems.tried(self.rerun.end, None)
+        self.problems.raise_all(self.request.name, began=self.began)
+        return INTERRUPTED if interrupted else UNFINISHED if unfinished else DONE
 
+    def _is_unfinished(self) -> bool:
         for trial in self.folder.trials():  # taken over from other studies as they were decided on
             if trial.key not in self.known:
                 self.known[trial.key] = trial
                 self.follower.add(self.request.job(trial))
                 self.follower.ended(trial.key)
-        unfinished = bool(_unfinished(self.folder, list(self.known.values())))
-        unfinished |= not self.agenda.over
-        interrupted = self.signals.seen and unfinished
-        status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
-        files = self.follower.finish(status)
-        runs = self.follower.runs()
+        return bool(_unfinished(self.folder, list(self.known.values()))) or not self.agenda.over
+
+    def _say_result(self, runs: Sequence[Run]) -> None:
+        from mambaout.study.report import summary  # with matplotlib, which --plan needs not
+
         self.screen.say("\n" + summary(self.folder, runs))
         for notice in self.agenda.notices:
             self.screen.say(f"\n{notice}")
-        self._say_what_is_left(runs)
+
+    def _say_what_is_left(self, runs: Sequence[Run]) -> None:
+        undecided, over = self.agenda.num_undecided, self.agenda.over
+        if lines := left_lines(self.folder, runs, num_undecided=undecided, is_over=over):
+            for line in [*lines, self._how_to_go_on]:
+                self.screen.say(line)
+
+    def _say_where(self, files: Sequence[Path]) -> None:
         seconds = clock(time.monotonic() - self.started)
         reports = [str(path) for path in files if path.suffix == ".html"]
         self.screen.say(f"\n{seconds} in all; report: {reports[0] if reports else 'none'}")
         self.screen.say(f"MLflow: {ui_command(self.request)}")
-        if self.follower.problem is not None:
-            raise self.follower.problem
-        return INTERRUPTED if interrupted else UNFINISHED if unfinished else DONE
-
-    def _say_what_is_left(self, runs: Sequence[Run]) -> None:
-        left = [run for run in runs if run.status in ("unfinished", "failed")]
-        if not left and self.agenda.over:
-            return
-        self.screen.say(f"\n{len(left)} of {counted(len(runs), 'trial')} did not finish:")
-        for run in left:
-            step = run.records[-1].step if run.records else 0
-            directory = self.folder.run_directory(run.trial)
-            begun = f"stopped after step {step}" if step else "stopped before its first record"
-            so_far = begun if (directory / "last.ckpt").exists() else "not begun"
-            self.screen.say(f"    {run.trial.name}  {run.facts.get('error', so_far)}")
-            if run.status == "failed":
-                self.screen.say(f"        {directory / FAILURES_FILE}")
-        if self.agenda.num_undecided:
-            self.screen.say(f"{counted(self.agenda.num_undecided, 'trial')} not decided on yet")
-        self.screen.say(self._how_to_go_on)
 
     @property
     def _how_to_go_on(self) -> str:
@@ -425,22 +448,3 @@ class _Launch:
         self.screen.say(f"\nstopped at once: {over} of {counted(len(runs), 'trial')} are over")
         self.screen.say("a running trial goes on from its last checkpoint")
         self.screen.say(self._how_to_go_on)
-
-
-def _error_of(tune_trial: Any) -> Exception:
-    """What Tune wrote down of the trial's last failure; it hands callbacks no exception."""
-    path = Path(tune_trial.pickled_error_file or "")
-    if path.is_file():
-        return pickle.loads(path.read_bytes())  # by this very process, a moment ago
-    text = Path(tune_trial.error_file).read_text() if tune_trial.error_file else "no reason given"
-    return RuntimeError(text.strip().splitlines()[-1])
-
-
-def ui_command(request: Request) -> str:
-    """The command that opens the MLflow UI on the study, for a shell."""
-    uri = request.tracking_uri
-    # `make demo` runs without the virtual environment's commands on the PATH.
-    ours = ["mambaout"] if shutil.which("mambaout") else [sys.executable, "-m", "mambaout"]
-    if uri == default_tracking_uri(request.storage):
-        return shlex.join([*ours, "ui", "--storage", str(request.storage)])
-    return shlex.join([*ours, "ui", "--tracking-uri", hidden(uri)])

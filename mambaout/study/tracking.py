@@ -346,15 +346,17 @@ class Tracker:
 
     def close(self, status: RunStatus = "FINISHED") -> bool:
         """End the parent run; False, and a report, where MLflow still lacks something."""
-        self._patience.end_pause()
-        self._make_good()
 
         def finish() -> bool:
             self._study.keep_parent()
             self._client.set_terminated(self.run_id, status)
             return True
 
-        closed = self._patience.guarded(finish)
+        self._patience.end_pause()
+        try:
+            self._make_good()
+        finally:  # a trial whose end cannot be logged does not keep the study from its own
+            closed = self._patience.guarded(finish)
         owed = [f.trial.name for f in self._followed.values() if f.ending]
         if owed or not closed:
             log.warning(
@@ -366,6 +368,13 @@ class Tracker:
         return bool(closed) and not owed
 
     def _make_good(self, but: _Followed | None = None) -> None:
+        """Log the ends that are owed; what one of them raises is raised after the others."""
+        failed: list[Exception] = []
         for followed in self._followed.values():
             if followed.ending and followed is not but:
-                self._patience.guarded(lambda followed=followed: self._end(followed))
+                try:
+                    self._patience.guarded(lambda followed=followed: self._end(followed))
+                except Exception as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]

@@ -1,0 +1,84 @@
+"""How a launch ends: what it says is left, and what failed, raised once all else is done."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from mambaout.errors import WrongRequest
+from mambaout.launch.outcomes import FAILURES_FILE
+from mambaout.launch.progress import counted
+from mambaout.launch.request import Request
+from mambaout.study.store_uri import default_tracking_uri, hidden
+from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder
+
+T = TypeVar("T")
+
+
+class StudyBroke(RuntimeError):
+    """Trials had begun when something came up that a user can mend; the same command goes on."""
+
+
+class Problems:
+    """What failed in a launch beside its trials, kept until its results are saved and said."""
+
+    def __init__(self) -> None:
+        self.found: list[Exception] = []
+
+    def tried(self, work: Callable[[], T], instead: T) -> T:
+        """What `work` gives; `instead` where it fails."""
+        try:
+            return work()
+        except Exception as error:
+            self.found.append(error)
+            return instead
+
+    def raise_all(self, study: str, *, began: bool) -> None:
+        """Raise what was found: bugs as they are, and what a user can mend as a StudyBroke where
+        trials had begun."""
+        bugs = [error for error in self.found if not isinstance(error, WrongRequest)]
+        if gone := [error for error in bugs if isinstance(error, BrokenPipeError)]:
+            raise gone[0]  # nobody reads what is said
+        if len(bugs) > 1:
+            raise ExceptionGroup(f"study {study}: {len(bugs)} failures", bugs)
+        if bugs:
+            raise bugs[0]
+        if self.found and not began:
+            raise self.found[0]
+        if self.found:
+            said = "; ".join(dict.fromkeys(map(str, self.found)))
+            raise StudyBroke(f"{said}; once that is mended, the same command goes on")
+
+
+def left_lines(
+    folder: StudyFolder, runs: Sequence[Run], *, num_undecided: int, is_over: bool
+) -> list[str]:
+    """What is left of the study, and why; no line where nothing is."""
+    left = [run for run in runs if run.status in ("unfinished", "failed")]
+    if not left and is_over:
+        return []
+    lines = [f"\n{len(left)} of {counted(len(runs), 'trial')} did not finish:"]
+    for run in left:
+        step = run.records[-1].step if run.records else 0
+        directory = folder.run_directory(run.trial)
+        begun = f"stopped after step {step}" if step else "stopped before its first record"
+        so_far = begun if (directory / CHECKPOINT_FILE).exists() else "not begun"
+        lines.append(f"    {run.trial.name}  {run.facts.get('error', so_far)}")
+        if run.status == "failed":
+            lines.append(f"        {directory / FAILURES_FILE}")
+    if num_undecided:
+        lines.append(f"{counted(num_undecided, 'trial')} not decided on yet")
+    return lines
+
+
+def ui_command(request: Request) -> str:
+    """The command that opens the MLflow UI on the study, for a shell."""
+    uri = request.tracking_uri
+    # `make demo` runs without the virtual environment's commands on the PATH.
+    ours = ["mambaout"] if shutil.which("mambaout") else [sys.executable, "-m", "mambaout"]
+    if uri == default_tracking_uri(request.storage):
+        return shlex.join([*ours, "ui", "--storage", str(request.storage)])
+    return shlex.join([*ours, "ui", "--tracking-uri", hidden(uri)])

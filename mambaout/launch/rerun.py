@@ -1,0 +1,121 @@
+"""`--rerun`: a study that is trained anew, over as many launches as that takes.
+
+A rerun is begun once: what the trials have done so far is set aside, in MLflow and on disk. From
+then on it is under way until the study is over, and RERUN_FILE in the study's folder says so. Each
+launch meanwhile, with --rerun or without, goes on with what the rerun has trained, and takes no
+finished trial over from another study. So the same command, submitted again, sets aside nothing
+that it has just trained itself.
+
+Writes: STORAGE/NAME/rerun.json, and STORAGE/NAME/aside/TIME/ with what was there before
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mambaout.errors import WrongRequest
+from mambaout.launch.request import Request
+from mambaout.study.prediction import PREDICTION_FILE
+from mambaout.study.search import OPTUNA_FILE
+from mambaout.study.study import StudyFolder, Trial
+
+RERUN_FILE = "rerun.json"
+
+
+class Rerun:
+    """What a study's folder says of a rerun."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder, self.path = folder, folder.path / RERUN_FILE
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.path.exists()
+
+    def begins_with(self, request: Request) -> bool:
+        """Whether this launch is the one to set aside what is there."""
+        return not self._is_set_aside() if self.is_under_way else request.rerun
+
+    def begin(self, request: Request) -> bool:
+        """Set aside what is there, unless that has been done for the rerun under way; whether this
+        launch begins with nothing.
+
+        Safe to be killed in: RERUN_FILE is there before anything is moved, and until `confirm` the
+        next launch sets aside what is still there.
+        """
+        if self.begins_with(request):
+            self._set_aside(request)
+            return True
+        if self.is_under_way:
+            begun = f"the rerun of {self._read()['begun']}"
+            if request.rerun:
+                print(
+                    f"--rerun: {begun} is not over, and this launch goes on with it; to begin "
+                    f"another one instead, remove {self.path} first"
+                )
+            else:
+                print(f"this launch goes on with {begun}")
+        return False
+
+    def confirm(self) -> None:
+        """What was there has been set aside, and the study's files are those of the rerun."""
+        if self.is_under_way and not self._is_set_aside():
+            self._write(self._read()["begun"], is_set_aside=True)
+
+    def end(self) -> None:
+        """The study is over."""
+        self.path.unlink(missing_ok=True)
+
+    def _set_aside(self, request: Request) -> None:
+        folder = self.folder
+        known: dict[str, Trial] = {t.key: t for t in [*request.trials, *folder.trials()]}
+        found = [trial for trial in known.values() if folder.run_directory(trial).exists()]
+        tracker = None
+        if found:
+            from mambaout.study.tracking import Tracker
+
+            # It may refuse, and then nothing has been begun.
+            tracker = Tracker(request.tracking_uri, request.name, request.study.question)
+        begun = time.gmtime()
+        self._write(time.strftime("%Y-%m-%dT%H:%M:%SZ", begun), is_set_aside=False)
+        if tracker is not None:
+            # MLflow first: a kill in between leaves runs that the next launch logs once more, not
+            # steps of a new run in the series of the old one.
+            tracker.set_aside(trial.key for trial in found)
+        aside = folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", begun)
+        _move(found, folder, aside)
+        if aside.exists():
+            print(f"{len(found)} earlier run directories are now in {aside}", flush=True)
+
+    def _is_set_aside(self) -> bool:
+        return self._read()["is_set_aside"]
+
+    def _read(self) -> dict:
+        try:
+            found = json.loads(self.path.read_text())
+            return {"begun": str(found["begun"]), "is_set_aside": bool(found["is_set_aside"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise WrongRequest(
+                f"{self.path} cannot be read ({error!r}); remove it to go on with the trials that "
+                "are there, and add --rerun to train all anew"
+            ) from error
+
+    def _write(self, begun: str, *, is_set_aside: bool) -> None:
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with aside.open("w") as file:
+            json.dump({"begun": begun, "is_set_aside": is_set_aside}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self.path)
+
+
+def _move(trials: Sequence[Trial], folder: StudyFolder, aside: Path) -> None:
+    """Move the trials' run directories, and what a search and a prediction were made of."""
+    others = [folder.path / name for name in (OPTUNA_FILE, PREDICTION_FILE)]
+    for path in [*map(folder.run_directory, trials), *filter(Path.exists, others)]:
+        aside.mkdir(parents=True, exist_ok=True)
+        path.rename(aside / path.name)

@@ -67,6 +67,22 @@ def test_four_hosts_of_a_slice_are_taken_to_be_four_times_as_fast_as_one():
     assert host < speed.train_image_seconds(4.47e9, 2)
 
 
+def test_a_product_that_a_chip_has_no_units_for_is_made_of_those_it_has():
+    speeds = [assumption("TPU v3", precision).macs_per_second for precision in ("bf16", "fp32")]
+    assert speeds[0] == pytest.approx(6 * speeds[1])
+    volta = "Tesla V100-SXM2-16GB"
+    assert assumption(volta, "bf16").macs_per_second == assumption(volta, "fp32").macs_per_second
+
+
+def test_the_basis_of_a_plan_counts_the_rates_of_its_own_precision():
+    here = tuned(SMALL, precision="bf16")
+    rates = [rate(here, 1e-3), *[rate(sized(8 * n, 2), 1e-3) for n in range(1, 6)]]
+    found = plan(trials_of(x=here), TRAIN, CLASSES, rates=rates, device=CORE)
+    (said,) = found.basis
+    assert said.startswith(f"measured: from 1 finished trial on {CORE} in bf16")
+    assert "off by" not in said
+
+
 def test_a_plan_counts_what_accounting_counts(tmp_path):
     for row in plan(write_study(tmp_path).trials(), TRAIN, CLASSES).rows:
         price = cost(row.recipe.model, row.recipe.image_size, CLASSES)

@@ -20,7 +20,7 @@ import torch
 from mambaout.data.loader import TrainBatches
 from mambaout.data.sources import open_data
 from mambaout.model.network import build
-from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
+from mambaout.recipe import BASELINE, Recipe, recipe_from_json, tuned, with_global_batch
 from mambaout.train.backend import Backend, backend
 from mambaout.train.loop import train
 from mambaout.train.metrics import COMPILATIONS, TRAIN_LOSS, read_records
@@ -188,7 +188,25 @@ def resume(folder: Path, where: Backend) -> dict[str, Any]:
     return {"compilations": compilations(folder / "killed")}
 
 
-SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume)}
+def step_graph(folder: Path, where: Backend) -> dict[str, Any]:
+    """One step of the recipe in FOLDER/recipe.json as XLA gets it: forward, backward, update."""
+    import torch_xla
+
+    recipe = recipe_from_json((folder / "recipe.json").read_text())
+    data = open_data("digits")
+    model = where.move(build(recipe.model, data.num_classes))
+    state = TrainState(model, optimizer(model, recipe, where))
+    batch = next(TrainBatches(data, recipe, seed=0).starting_at(0))
+    size = recipe.global_batch
+    parts = placed(batch, recipe, backend=where, step=0, micro_batch=size, seed=0)
+    type(where).cut_graph = lambda self: None  # all of it in one graph
+    sums = train_step(state, parts, recipe, backend=where, lr=1e-3)
+    moments = [moment for kept in state.optimizer.state.values() for moment in kept.values()]
+    results = [sums.loss, *model.parameters(), *moments]
+    return {"text": torch_xla._XLAC._get_xla_tensors_hlo(results)}
+
+
+SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume, step_graph)}
 
 
 if __name__ == "__main__":

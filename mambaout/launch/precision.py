@@ -124,7 +124,7 @@ def _devices(accelerator: str | None, address: str | None) -> dict[str, bool | N
         for node in nodes:
             if node.has("GPU") >= 1:
                 found |= gpus_of(node)
-        return found
+        return dict(sorted(found.items()))  # nodes come in any order
 
 
 def gpus_of(node: Node) -> dict[str, bool | None]:

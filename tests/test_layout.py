@@ -15,6 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import itself and what stands to its right.
 BOTTOM = {
+    "durable",
     "errors",
     "fields",
     "recipe",

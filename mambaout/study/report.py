@@ -11,12 +11,12 @@ with one seed each, there is none.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mambaout.durable import write_whole
 from mambaout.study.reporting.findings import answer
 from mambaout.study.reporting.page import Section, page
 from mambaout.study.reporting.picture import png
@@ -78,13 +78,7 @@ def write_report(folder: StudyFolder) -> list[Path]:
         "report.html": html.encode(),
     }
     for name, body in files.items():
-        aside = folder.path / f".{name}.{os.getpid()}"
-        try:
-            aside.write_bytes(body)
-            aside.replace(folder.path / name)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_whole(folder.path / name, body)
     for name in CAPTIONS.keys() - pictures.keys():
         (folder.path / name).unlink(missing_ok=True)
     return [folder.path / name for name in files]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mambaout.durable import read_whole
 from mambaout.study.exponents import ShapeFit, fit_shape
 from mambaout.study.fit import Law, Size, TooFew, fit_law
 from mambaout.study.plateau import Plateau, plateaus
@@ -77,8 +78,8 @@ class Reading:
 
 
 def read(folder: StudyFolder) -> Reading:
-    path = folder.path / PREDICTION_FILE
-    prediction = json.loads(path.read_text()) if path.exists() else None
+    text = read_whole(folder.path / PREDICTION_FILE)
+    prediction = None if text is None else json.loads(text)
     return reading(folder.runs(), study=folder.read(), prediction=prediction)
 
 

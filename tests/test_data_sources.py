@@ -204,7 +204,7 @@ def test_two_processes_pack_one_set_at_once(tmp_path):
 def test_what_a_killed_packing_left_is_cleared(tmp_path):
     root = image_folder(tmp_path / "own", "{}/{}", count=60)
     _, key = image_tree.read_image_folder(root)
-    left = tmp_path / "cache" / "packed" / f".own-{key}.packing-0badcafe"
+    left = tmp_path / "cache" / "packed" / f".own-{key}.77-0badcafe.part"
     left.mkdir(parents=True)
     (left / "train-0").write_bytes(b"half")
     open_data(str(root), tmp_path / "cache")

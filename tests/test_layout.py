@@ -16,6 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A folder may import itself and what stands to its right.
 BOTTOM = {
     "code_version",
+    "durable",
     "errors",
     "fields",
     "recipe",

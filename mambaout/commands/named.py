@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.data.column_options import GivenColumns
+from mambaout.durable import read_whole
 from mambaout.errors import WrongRequest
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, Run, StudyFolder, Trial
 
@@ -117,7 +118,7 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_whole(path) or "{}")
     except ValueError as error:
         raise WrongRequest(f"{path} is no JSON: {error}") from error
     except OSError as error:

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
 
 log = logging.getLogger(__name__)
@@ -359,11 +359,6 @@ def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}")
-        try:
-            with open(aside, "wb") as file:
-                np.save(file, make())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        array = make()
+        write_whole(path, lambda file: np.save(file, array))
     return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: memmap's indexing is slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -17,11 +16,11 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from mambaout.data.files import CACHE_VARIABLE, default_cache, locked
+from mambaout.durable import replacing
 
 log = logging.getLogger(__name__)
 
@@ -111,18 +110,13 @@ def _compile(source: Path, library: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         raise NotNative(f"there is no C compiler, `cc`: {INSTALL}")
-    # Other machines may share the folder and compile the same: each aside, the last rename stands.
-    part = library.with_name(f".{library.name}.{os.getpid()}-{uuid4().hex[:8]}")
-    command = [compiler, *FLAGS, "-o", str(part), str(source), "-lm"]
     try:
-        subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())  # a part of a library would be the end of every process
-        part.replace(library)
+        # Other machines may share the folder and compile the same: the last one stands.
+        with replacing(library) as part:
+            command = [compiler, *FLAGS, "-o", str(part), str(source), "-lm"]
+            subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
     except subprocess.CalledProcessError as error:
         words = [*error.stderr.decode(errors="replace").strip().splitlines(), "no reason given"]
         raise NotNative(f"{compiler} failed ({words[0]}): {INSTALL}") from error
     except subprocess.TimeoutExpired as error:
         raise NotNative(f"{compiler} took over {COMPILE_SECONDS:g} s") from error
-    finally:
-        part.unlink(missing_ok=True)

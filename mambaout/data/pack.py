@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +30,7 @@ from mambaout.data.encoded import SEGMENTS
 from mambaout.data.files import DataError
 from mambaout.data.shards import CONTENT, LOSSY, VAL_FRACTION
 from mambaout.data.storing import Lossy, Row, Sample, Storing
+from mambaout.durable import replacing
 
 SHARD_BYTES = 256 << 20
 GROUP_BYTES = 16 << 20  # about 150 ImageNet photographs
@@ -130,12 +130,11 @@ def write_shards(
             f"packing {source.name} takes {source.num_bytes / 2**30:.1f} GiB, and {out.parent} has "
             f"{free / 2**30:.1f} GiB left; `mambaout pack SOURCE OUT` writes where there is room"
         )
-    aside = out.with_name(f".{out.name}.packing-{uuid4().hex[:8]}")
-    aside.mkdir()
     begun = time.monotonic()
     text = "; then ".join(str(step) for step in (source.lossy, lossy) if step is not None) or None
-    try:
-        total = len(source.train) + len(source.val)
+    total = len(source.train) + len(source.val)
+    with replacing(out) as aside:
+        aside.mkdir()
         with (
             Storing(as_is=as_is, lossy=lossy) as storing,
             progress_bar(
@@ -151,9 +150,6 @@ def write_shards(
                     bar.update()
         if out.exists():
             out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     packed.seconds = time.monotonic() - begun
     return packed
 

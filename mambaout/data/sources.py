@@ -31,6 +31,7 @@ from mambaout.data.pack import Packed, Source, split_by_hash, write_shards
 from mambaout.data.shard_files import holds_parquet
 from mambaout.data.shards import DataSet, Split, read_data_set
 from mambaout.data.storing import Lossy, Sample
+from mambaout.durable import leftovers, remove, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ def _pack_once(found: Found, packed: Path) -> None:
         packed.parent.mkdir(parents=True, exist_ok=True)
         with locked(packed.with_name(f".{packed.name}.lock")):
             if not is_there():  # another process packed it while this one waited
-                for left in packed.parent.glob(f".{packed.name}.packing-*"):
-                    shutil.rmtree(left)  # of a process killed while it packed
+                for left in leftovers(packed):
+                    remove(left)  # of a process killed while it packed
                 source = found.read()
                 _say(source.remark)
                 if found.is_tree:
@@ -93,9 +94,7 @@ def _pack_once(found: Found, packed: Path) -> None:
                     shutil.rmtree(packed)
                 if not packed.exists():
                     _pack_into_cache(source, packed)
-                aside = packed / f".{REMARK}"  # a process killed here leaves no half of it
-                aside.write_text(source.remark, encoding="utf-8")
-                aside.replace(remark)
+                write_whole(remark, source.remark)
     if source is None:
         _say(remark.read_text(encoding="utf-8") if found.remark is None else found.remark)
 

@@ -10,8 +10,8 @@ Writes: DIR/NAME-FINGERPRINT-SIZES/train-00000-of-0000N.parquet, validation-...;
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
 
 from mambaout.data.bar import progress_bar
 from mambaout.data.files import DataError, file_size, locked, read_range
 from mambaout.data.shards import DataSet, Split
+from mambaout.durable import PART, remove, replacing
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ def stage(
 
 
 def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
-    for left in home.glob(".*.part"):
-        left.unlink()  # of a process killed while it copied
+    for left in home.glob(f".*{PART}"):
+        remove(left)  # of a process killed while it copied
     missing = [copy for copy in copies if not copy.is_there()]
     need, free = sum(copy.num_bytes for copy in missing), shutil.disk_usage(home).free
     if need > free:
@@ -121,19 +121,16 @@ def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
             raise
 
 
+class _Stopped(Exception):
+    """Another copy has failed."""
+
+
 def _copy(copy: _Copy, count: Callable[[int], None], stop: threading.Event) -> None:
     """Copy one file, aside until it is whole; nothing where `stop` is set meanwhile."""
-    aside = copy.target.with_name(f".{copy.target.name}.{uuid4().hex[:8]}.part")
-    try:
-        with open(aside, "wb") as file:
-            for start in range(0, copy.num_bytes, PIECE_BYTES):
-                if stop.is_set():
-                    return
-                length = min(PIECE_BYTES, copy.num_bytes - start)
-                file.write(read_range(copy.source, start, length))
-                count(length)
-            file.flush()
-            os.fsync(file.fileno())  # before the name: a crash of the machine is a kill too
-        aside.replace(copy.target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with contextlib.suppress(_Stopped), replacing(copy.target) as aside, open(aside, "wb") as file:
+        for start in range(0, copy.num_bytes, PIECE_BYTES):
+            if stop.is_set():
+                raise _Stopped
+            length = min(PIECE_BYTES, copy.num_bytes - start)
+            file.write(read_range(copy.source, start, length))
+            count(length)

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mambaout.durable import append_lines, read_lines
+
 Kind = Literal["preempted", "out_of_memory", "diverged", "broken"]
 
 FAILURES_FILE = "failures.jsonl"
@@ -107,16 +109,11 @@ def add_failure(run_directory: Path, failure: Failure) -> None:
     """Append to the run directory's failures.jsonl, with the time."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run_directory.mkdir(parents=True, exist_ok=True)
-    with (run_directory / FAILURES_FILE).open("a") as file:
-        file.write(json.dumps(asdict(failure) | {"time": stamp}) + "\n")
+    line = json.dumps(asdict(failure) | {"time": stamp})
+    append_lines(run_directory / FAILURES_FILE, [line], sync=True)
 
 
 def read_failures(run_directory: Path, launch: str) -> list[Failure]:
     """The failures of one launch, oldest first."""
-    path = run_directory / FAILURES_FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
-    found = [Failure(**json.loads(line)) for line in whole]
+    found = read_lines(run_directory / FAILURES_FILE, lambda line: Failure(**json.loads(line)))
     return [failure for failure in found if failure.launch == launch]

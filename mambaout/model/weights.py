@@ -13,7 +13,6 @@ Write: .safetensors with timm's names; its metadata holds the shape, so that the
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mambaout.code_version import CODE_VERSION, said_version
+from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
 from mambaout.model.torch_file import printable, read_torch
@@ -308,11 +308,8 @@ def save_weights(
     if recipe is not None:
         metadata["recipe"] = canonical_json(recipe)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(state, aside, metadata)
-        aside.replace(path)
+        with replacing(path) as aside:
+            save_file(state, aside, metadata)
     except (SafetensorError, OSError) as error:
         raise WrongRequest(f"{path} cannot be written: {printable(str(error))}") from error
-    finally:
-        aside.unlink(missing_ok=True)

@@ -7,13 +7,13 @@ so that the outcome cannot have been known.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from mambaout.accounting import cost
+from mambaout.durable import read_whole, write_whole
 from mambaout.recipe import BASELINE, Recipe, content_key
 from mambaout.study.fit import Size, TooFew, fit_law
 from mambaout.study.study import Run, StudyFolder
@@ -32,8 +32,9 @@ def predict(folder: StudyFolder) -> str:
     label = study["predicted"]
     mine = [run for run in runs if run.trial.label == label]
     path = folder.path / PREDICTION_FILE
-    if path.exists() and any(run.records for run in mine):
-        return str(json.loads(path.read_text())["text"])
+    before = read_whole(path)
+    if before is not None and any(run.records for run in mine):
+        return str(json.loads(before)["text"])
     recipe = mine[0].trial.recipe
     sizes = family(recipe, [run for run in runs if run.trial.label != label])
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -59,9 +60,7 @@ def predict(folder: StudyFolder) -> str:
             "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
             f"top-1 (95 % interval {low:.2f} to {high:.2f}), from {len(sizes)} smaller sizes",
         }
-    aside = path.with_name(f".{PREDICTION_FILE}.{os.getpid()}")
-    aside.write_text(json.dumps(body, indent=1) + "\n")
-    aside.replace(path)
+    write_whole(path, json.dumps(body, indent=1) + "\n")
     return str(body["text"])
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from mambaout.accounting import FLOP_PER_MAC, TRAIN_FORWARDS, cost
 from mambaout.chips import CHIPS, Chip, find_chip
+from mambaout.durable import append_lines, read_lines, read_whole
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
@@ -79,7 +80,10 @@ def measured(storage: Path, device: str) -> list[Rate]:
     last; a few hundred of them, since more make no better forecast."""
     ended: list[tuple[str, Path, dict[str, Any]]] = []
     for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
-        outcome = json.loads(path.read_text())
+        text = read_whole(path)
+        if text is None:
+            continue  # spoilt by a power loss: the trial is run again
+        outcome = json.loads(text)
         facts = outcome["facts"]
         if outcome["status"] == "finished" and _same(facts.get("device", ""), device):
             ended.append((facts.get("ended", ""), path, outcome))
@@ -131,26 +135,25 @@ def num_evaluated(recipe: Recipe, num_minival: int, num_val: int) -> int:
 def calibrated(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
     """The latest calibrations of each recipe on `device` in `storage`: those with so many runs
     sharing the machine, or, where there are none such, all of them."""
-    path = Path(storage) / RATES_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            rate = Rate.from_json(line)
-        except (ValueError, TypeError):
-            continue  # of another version, or cut off by a kill
-        if _same(rate.device, device):
-            found.append(rate)
+    rates = read_lines(Path(storage) / RATES_FILE, _rate_of)
+    found = [rate for rate in rates if rate is not None and _same(rate.device, device)]
     found = [rate for rate in found if rate.slots == slots] or found
     latest = {content_key(rate.recipe): rate.made for rate in found}  # a file grows at its end
     return [rate for rate in found if rate.made == latest[content_key(rate.recipe)]]
 
 
+def _rate_of(line: str) -> Rate | None:
+    """The line's rate; None where it is of another version, or damaged: one can do without it."""
+    try:
+        return Rate.from_json(line)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def add_calibrated(storage: Path, rates: Iterable[Rate]) -> None:
     """Append to the storage's rates.jsonl."""
     storage.mkdir(parents=True, exist_ok=True)
-    with (storage / RATES_FILE).open("a") as file:
-        file.writelines(rate.to_json() + "\n" for rate in rates)
+    append_lines(storage / RATES_FILE, [rate.to_json() for rate in rates], sync=True)
 
 
 def known_rates(storage: Path, device: str, slots: int | None = None) -> list[Rate]:

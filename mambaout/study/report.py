@@ -11,13 +11,12 @@ with one seed each, there is none.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
 from mambaout.study.reporting.findings import answer
 from mambaout.study.reporting.page import Section, page
@@ -94,13 +93,9 @@ def write_report(folder: StudyFolder) -> list[Path]:
 
 def _write(folder: StudyFolder, files: Mapping[str, bytes]) -> None:
     for name, body in files.items():
-        aside = folder.path / f".{name}.{os.getpid()}"
         try:
-            aside.write_bytes(body)
-            aside.replace(folder.path / name)
+            write_whole(folder.path / name, body)
         except OSError as error:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
             raise NotWritten(
                 f"the report cannot be written to {folder.path} ({error.strerror or error})"
             ) from error

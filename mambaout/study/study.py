@@ -13,7 +13,6 @@ study stopped early has stopped.json instead, and its checkpoint, so that it can
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaout.code_version import CODE_VERSION
+from mambaout.durable import (
+    DamagedLine,
+    append_lines,
+    leftovers,
+    read_lines,
+    read_whole,
+    remove,
+    replacing,
+    write_whole,
+)
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.axes import Search
@@ -137,13 +146,13 @@ class StudyFolder:
             **facts,
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        self._put(TRIALS_FILE, "".join(trial.to_json() + "\n" for trial in trials))
-        self._put(STUDY_FILE, json.dumps(body, indent=1) + "\n")
+        lines = "".join(trial.to_json() + "\n" for trial in trials)
+        write_whole(self.path / TRIALS_FILE, lines)
+        write_whole(self.path / STUDY_FILE, json.dumps(body, indent=1) + "\n")
 
     def add(self, trial: Trial) -> None:
         """Append a trial that has only now been decided on."""
-        with (self.path / TRIALS_FILE).open("a") as file:
-            file.write(trial.to_json() + "\n")
+        append_lines(self.path / TRIALS_FILE, [trial.to_json()], sync=True)
 
     def texts(self) -> dict[str, str]:
         """What `write` is about to replace, for `put_back`."""
@@ -152,25 +161,24 @@ class StudyFolder:
 
     def put_back(self, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
-            self._put(name, text)
-
-    def _put(self, name: str, text: str) -> None:
-        aside = self.path / f".{name}.{os.getpid()}"
-        aside.write_text(text)
-        aside.replace(self.path / name)
+            write_whole(self.path / name, text)
 
     def read(self) -> dict[str, Any]:
         """What study.json holds; FileNotFoundError says where it was looked for."""
         path = self.path / STUDY_FILE
+        text = read_whole(path)
+        if text is None and path.exists():
+            raise WrongRequest(
+                f"{path} cannot be read: a power loss has emptied it; run the study's command "
+                "again, which writes it anew"
+            )
         with _named(path, remedy=""):
-            return json.loads(path.read_text())
+            return json.loads(path.read_text() if text is None else text)
 
     def trials(self) -> list[Trial]:
         """Every trial decided on so far; a last line cut off by a kill is left out."""
         path = self.path / TRIALS_FILE
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        with _named(path, remedy=""):
-            return [Trial.from_json(line) for line in lines if line.endswith("\n")]
+        return list(read_lines(path, Trial.from_json))
 
     def trials_to_go_on(self) -> list[Trial]:
         """The trials but for those of other code versions, which only their own goes on with."""
@@ -195,18 +203,19 @@ class StudyFolder:
         with _named(directory / RECORDS_FILE):
             records = tuple(read_records(directory / RECORDS_FILE))
         path = directory / OUTCOME_FILE
-        if not path.exists():
+        text = read_whole(path)
+        if text is None:  # not over, or to be ended once more: a power loss has emptied the file
             stopped = directory / STOPPED_FILE
             if stopped.exists():
                 with _named(stopped):
-                    facts = json.loads(stopped.read_text())
+                    facts = json.loads(read_whole(stopped) or "{}")
                 return Run(trial=trial, status="stopped", facts=facts, records=records)
             return Run(trial=trial, status="unfinished", records=records)
         reused = directory / REUSED_FILE
         with _named(reused):
-            origin = json.loads(reused.read_text()) if reused.exists() else {}
+            origin = json.loads(read_whole(reused) or "{}")
         with _named(path):
-            outcome = json.loads(path.read_text())
+            outcome = json.loads(text)
             return Run(
                 trial=trial,
                 status=outcome["status"],
@@ -228,20 +237,20 @@ class StudyFolder:
         if directory.exists() or not self.reuse:
             return None
         for source, complete in self._sources(trial):
-            aside = directory.with_name(f".{trial.key}.{os.getpid()}")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            shutil.copy(source / CHECKPOINT_FILE, aside)
-            if complete:
-                for name in (RECIPE_FILE, RECORDS_FILE, OUTCOME_FILE):
-                    shutil.copy(source / name, aside)
-            else:
-                (aside / RECIPE_FILE).write_text(canonical_json(trial.recipe) + "\n")
-                records = read_records(source / RECORDS_FILE)
-                (aside / RECORDS_FILE).write_text("".join(map(_without_val, records)))
+            for left in leftovers(directory):
+                remove(left)  # of a driver killed while it copied
             study = source.parent.parent.name
-            (aside / REUSED_FILE).write_text(json.dumps({REUSED_FROM: study}) + "\n")
-            aside.replace(directory)
+            with replacing(directory) as aside:
+                aside.mkdir(parents=True)
+                shutil.copy(source / CHECKPOINT_FILE, aside)
+                if complete:
+                    for name in (RECIPE_FILE, RECORDS_FILE, OUTCOME_FILE):
+                        shutil.copy(source / name, aside)
+                else:
+                    write_whole(aside / RECIPE_FILE, canonical_json(trial.recipe) + "\n")
+                    records = read_records(source / RECORDS_FILE)
+                    append_lines(aside / RECORDS_FILE, map(_without_val, records))
+                write_whole(aside / REUSED_FILE, json.dumps({REUSED_FROM: study}) + "\n")
             return study
         return None
 
@@ -260,7 +269,8 @@ class StudyFolder:
             twin = replace(trial, recipe=replace(trial.recipe, schedule=shorter))
             for outcome in sorted(self.path.parent.glob(f"*/trials/{twin.key}/{OUTCOME_FILE}")):
                 complete = cooldown == schedule.cooldown_epochs
-                finished = json.loads(outcome.read_text())["status"] == "finished"
+                text = read_whole(outcome)
+                finished = text is not None and json.loads(text)["status"] == "finished"
                 if finished and (outcome.parent / CHECKPOINT_FILE).exists():
                     yield outcome.parent, complete
 
@@ -268,9 +278,7 @@ class StudyFolder:
         """Have the trial stopped early: its worker sees the file, saves and ends."""
         directory = self.run_directory(trial)
         directory.mkdir(parents=True, exist_ok=True)
-        aside = directory / f".{STOPPED_FILE}.{os.getpid()}"
-        aside.write_text(json.dumps({"why": why}) + "\n")
-        aside.replace(directory / STOPPED_FILE)
+        write_whole(directory / STOPPED_FILE, json.dumps({"why": why}) + "\n")
 
 
 _OF_A_RUN = "; put it back from a copy, or move its folder away and run the study's command again"
@@ -281,6 +289,8 @@ def _named(path: Path, remedy: str = _OF_A_RUN) -> Iterator[None]:
     """What is wrong with a file, of another version or damaged, as a ValueError that names it."""
     try:
         yield
+    except DamagedLine as error:
+        raise WrongRequest(f"{error}{remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, ValueError) else repr(error)
         raise WrongRequest(f"{path} cannot be read: {reason}{remedy}") from error
@@ -298,4 +308,4 @@ def _look(path: Path) -> tuple[int, ...] | None:
 def _without_val(record: Record) -> str:
     """The record as a line, without what a run measures at its end alone."""
     kept = {name: value for name, value in record.values.items() if not name.startswith("val/")}
-    return replace(record, values=kept).to_json() + "\n"
+    return replace(record, values=kept).to_json()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mambaout.durable import parsed
 from mambaout.train.metrics import Record
 
 
@@ -33,7 +34,7 @@ class Tail:
         lines = body[:end].splitlines(keepends=True)
         if lines:
             self._read = (start + end, lines[-1])
-        return [Record.from_json(line.decode()) for line in lines]
+        return [parsed(line, Record.from_json, path) for line in lines]
 
     def accept(self) -> None:
         """The records of the last `new` are dealt with."""

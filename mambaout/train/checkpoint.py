@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from mambaout.durable import leftovers, remove, replacing
 from mambaout.errors import WrongRequest
 from mambaout.model.torch_file import read_torch
 
@@ -26,15 +26,12 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     Its tensors are written as a CPU's, so that any backend can go on from them. At every moment at
     least one whole checkpoint lies in the directory.
     """
-    aside, last = directory / f".{LAST}.{os.getpid()}", directory / LAST
-    with aside.open("wb") as file:
-        state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
+    last = directory / LAST
+    for left in leftovers(last):
+        remove(left)  # of a process killed while it saved
+    state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
+    with replacing(last, keep=directory / PREVIOUS) as aside, aside.open("wb") as file:
         torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if last.exists():
-        last.replace(directory / PREVIOUS)
-    aside.replace(last)
 
 
 def load_latest(directory: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ first one writes.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from mambaout.train.metrics import Record
 from mambaout.train.optim import learning_rate
 from mambaout.train.run import DoesNotFit, Outcome, OutOfMemory, Preempted, Run
 from mambaout.train.step import eval_step
+
+log = logging.getLogger(__name__)
 
 Sink = Callable[[Record], None]
 ASK_EVERY_STEPS = 10  # that hosts of a slice ask each other whether to save or stop
@@ -78,16 +81,26 @@ def train(
     batches.undecodable |= run.undecodable
     eval_size = evaluation_batch(recipe, run.micro_batch, backend)
 
-    def measure(split: Split) -> dict[str, float]:
-        return evaluate(
-            state.model,
-            data,
-            split,
-            recipe,
-            backend=backend,
-            batch_size=eval_size,
-            num_workers=num_workers,
-        )
+    def is_over() -> bool:
+        return state.step == num_steps
+
+    def is_at_eval() -> bool:
+        return is_over() or state.step % (per_epoch * recipe.eval_every_epochs) == 0
+
+    def measured() -> dict[str, float]:
+        splits: list[Split] = ["minival", "val"] if is_over() else ["minival"]
+        values: dict[str, float] = {}
+        for split in splits:
+            values |= evaluate(
+                state.model,
+                data,
+                split,
+                recipe,
+                backend=backend,
+                batch_size=eval_size,
+                num_workers=num_workers,
+            )
+        return values
 
     def report(values: dict[str, float]) -> None:
         run.note_undecodable(batches.undecodable)
@@ -106,7 +119,11 @@ def train(
 
     if backend.compiles:  # now, not when the devices would stand still for it
         _warm_evaluation(state.model, recipe, backend, eval_size)
-    saved_at, stopped, began = time.monotonic(), False, state.step
+    wanted = metrics.VAL_TOP1 if is_over() else metrics.MINIVAL_TOP1
+    if state.step and is_at_eval() and backend.highest(run.lacks(wanted, state.step)):
+        log.warning("%s: the record of step %d is lost; evaluating again", out, state.step)
+        report({metrics.MICRO_BATCH: run.micro_batch} | measured())
+    saved_at, stopped, first_step = time.monotonic(), False, state.step
     left = itertools.islice(batches.starting_at(state.step), max(0, last_step - state.step))
     for sent in run.sent_ahead(meter.watch(left), state.step):
         lr = learning_rate(recipe, state.step, per_epoch)
@@ -114,17 +131,14 @@ def train(
             meter.add(run.step(state, sent, lr))
         except DoesNotFit as error:
             return OutOfMemory(run.micro_batch, str(error.__cause__))
-        over = state.step == num_steps
-        at_eval = over or state.step % (per_epoch * recipe.eval_every_epochs) == 0
+        over, at_eval = is_over(), is_at_eval()
         if at_eval or state.step % log_every_steps == 0:
             values = {metrics.TRAIN_LR: lr, metrics.MICRO_BATCH: run.micro_batch} | meter.record()
             if meter.diverged_at is not None:
                 return run.end_diverged(meter.diverged_at)
             with meter.paused():
                 if at_eval:
-                    values |= measure("minival")
-                if over:
-                    values |= measure("val")
+                    values |= measured()
                 report(values)
         stopped = late = False
         # Several hosts ask each other, which waits for the devices: not at every step.
@@ -142,7 +156,7 @@ def train(
         if stopped:
             break
     if state.step < num_steps:
-        return Preempted(state.step, began)
+        return Preempted(state.step, first_step)
     return run.end_finished(meter)
 
 

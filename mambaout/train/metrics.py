@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mambaout.durable import read_lines
+
 # In records.jsonl and as MLflow series:
 TRAIN_LOSS = "train/loss"  # mean over the images since the last record, soft labels, nats
 TRAIN_LR = "train/lr"  # of the last step of the window
@@ -71,9 +73,4 @@ class Record:
 
 def read_records(path: Path) -> Iterator[Record]:
     """The whole records of a records.jsonl; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return
-    with path.open() as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield Record.from_json(line)
+    return read_lines(path, Record.from_json)

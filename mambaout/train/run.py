@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,14 @@ from mambaout.chips import find_chip
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.data.loader import Batch
 from mambaout.data.shards import DataSet
+from mambaout.durable import (
+    DamagedLine,
+    append_lines,
+    read_lines,
+    read_whole,
+    sync_lines,
+    write_whole,
+)
 from mambaout.errors import WrongRequest
 from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
 from mambaout.model.network import build
@@ -105,6 +112,10 @@ class Run:
         )
 
     @property
+    def records(self) -> Path:
+        return self.out / "records.jsonl"
+
+    @property
     def identity(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
@@ -120,10 +131,11 @@ class Run:
     def finished(self) -> Outcome | None:
         """The outcome of a run that is already over."""
         path = self.out / "outcome.json"
-        if not path.exists():
+        text = read_whole(path)
+        if text is None:
             return None
         try:
-            outcome = json.loads(path.read_text(encoding="utf-8"))
+            outcome = json.loads(text)
             kept = {name: outcome["facts"][name] for name in ("seed", "data")}
             kept["code_version"] = said_version(outcome["facts"])
             commit = outcome["facts"].get("git_commit")
@@ -141,19 +153,23 @@ class Run:
     def _check_and_claim(self) -> None:
         """Write recipe.json, or find that the directory holds this very run."""
         path = self.out / "recipe.json"
-        if path.exists():
-            kept = recipe_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        text = read_whole(path)
+        is_written = text is not None
+        if not is_written and path.exists():  # emptied by a power loss: a checkpoint has it, too
+            saved = checkpoint.load_latest(self.out)
+            text = None if saved is None else saved["recipe"]
+        if text is not None:
+            kept = recipe_from_json(text, str(path))
             if kept != self.recipe:
                 raise WrongRequest(
                     f"{self.out} holds a run of another recipe "
                     f"({_difference(kept, self.recipe)}){self._of_other_data()}; "
                     "give another --out or remove it"
                 )
-            return
-        if self.backend.host > 0:
+        if is_written or self.backend.host > 0:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
+        write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
 
     def _of_other_data(self) -> str:
         """Said of a run of another recipe: a recipe that follows the data changes with them."""
@@ -287,6 +303,7 @@ class Run:
     def save(self, state: TrainState, meter: Meter) -> None:
         if self.backend.host > 0:
             return
+        self._sync_records()
         checkpoint.save(
             self.out,
             {
@@ -304,41 +321,61 @@ class Run:
         )
 
     def write_record(self, record: Record) -> None:
-        with (self.out / "records.jsonl").open("a") as file:
-            file.write(record.to_json() + "\n")
+        append_lines(self.records, [record.to_json()])
 
     @property
     def undecodable(self) -> dict[int, str]:
         """The training images that this run could not decode, on any host: row, and why."""
-        lines = [
-            line.split(" ", 1)
+        return dict(
+            line
             for path in sorted(self.out.glob("undecodable*.txt"))
-            for line in path.read_text().splitlines()
-        ]
-        return {int(row): text for row, text in lines}
+            for line in read_lines(path, _row_and_text)
+        )
 
     def note_undecodable(self, images: dict[int, str]) -> None:
         """Keep what is new of `images`, each host in a file of its own."""
         known = self.undecodable
-        new = [f"{row} {text}\n" for row, text in images.items() if row not in known]
+        new = {row: text for row, text in images.items() if row not in known}
         if new:
             host = self.backend.host
             name = f"undecodable-{host}.txt" if host else "undecodable.txt"
-            with (self.out / name).open("a") as file:
-                file.writelines(new)
+            lines = [f"{row} {' '.join(text.split())}" for row, text in new.items()]
+            append_lines(self.out / name, lines)
 
     def _keep_records_up_to(self, step: int) -> None:
         """Drop the records after the checkpoint: the run makes them again."""
-        path = self.out / "records.jsonl"
-        kept = [record for record in metrics.read_records(path) if record.step <= step]
-        if path.exists():
-            _write_whole(path, "".join(record.to_json() + "\n" for record in kept))
+        kept = []
+        try:
+            for record in metrics.read_records(self.records):
+                if record.step <= step:
+                    kept.append(record)
+        except DamagedLine as error:
+            log.warning("%s; the records from there on are dropped", error)
+        if self.records.exists():
+            lines = "".join(record.to_json() + "\n" for record in kept)
+            write_whole(self.records, lines)
+        self.last_record = kept[-1] if kept else None
+
+    def lacks(self, metric: str, step: int) -> bool:
+        """Whether the checkpoint's own record, with `metric`, is lost; the first host alone knows.
+
+        A power loss could take it from a run of an earlier version, which did not sync records
+        before the checkpoint that stands for them.
+        """
+        last = self.last_record
+        there = last is not None and last.step == step and metric in last.values
+        return self.backend.host == 0 and not there
+
+    def _sync_records(self) -> None:
+        """Have the records on the disk, before what stands for them is."""
+        for path in (self.records, *self.out.glob("undecodable*.txt")):
+            sync_lines(path)
 
     def end_finished(self, meter: Meter) -> Finished:
         """Write outcome.json from the last record."""
         last = self.last_record
         if last is None:  # a process that was killed after its last step
-            *_, last = metrics.read_records(self.out / "records.jsonl")
+            *_, last = metrics.read_records(self.records)
         final = dict(last.values) | {
             metrics.TOP1: last.values[metrics.VAL_TOP1],
             metrics.TOP5: last.values[metrics.VAL_TOP5],
@@ -365,6 +402,7 @@ class Run:
     ) -> None:
         if self.backend.host > 0:
             return
+        self._sync_records()
         facts = {
             **facts,
             **host_facts(),
@@ -383,7 +421,7 @@ class Run:
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         body = {"status": status, "metrics": final, "facts": facts}
-        _write_whole(self.out / "outcome.json", json.dumps(body, indent=1) + "\n")
+        write_whole(self.out / "outcome.json", json.dumps(body, indent=1) + "\n")
 
     def _utilisation(self, images_per_second: float) -> float | None:
         chip = find_chip(self.backend.device_name)
@@ -402,8 +440,6 @@ def _difference(kept: Recipe, asked: Recipe) -> str:
     return ", ".join(f"{name} {old[name]!r} not {new[name]!r}" for name in changed)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write `path` so that a kill leaves the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+def _row_and_text(line: str) -> tuple[int, str]:
+    row, _, text = line.partition(" ")
+    return int(row), text

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mambaout.durable import read_whole
 from mambaout.study.exponents import ShapeFit, fit_shape
 from mambaout.study.fit import Law, Size, TooFew, fit_law
 from mambaout.study.plateau import Plateau, plateaus
@@ -82,8 +83,8 @@ def read(folder: StudyFolder) -> Reading:
 
 def read_prediction(folder: StudyFolder) -> dict[str, Any] | None:
     """What prediction.json holds, where the study predicts a result."""
-    path = folder.path / PREDICTION_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    text = read_whole(folder.path / PREDICTION_FILE)
+    return None if text is None else json.loads(text)
 
 
 def reading(

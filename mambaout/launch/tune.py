@@ -84,8 +84,8 @@ def run_study(request: Request) -> int:
         if request.rerun:
             _set_aside(request, folder)
         decided = {trial.key for trial in request.trials}
-        searched = [trial for trial in folder.trials() if trial.key not in decided]
-        searched = searched if request.study.searches and not request.rerun else []
+        searched = [] if request.rerun else folder.searched(request.study.searches)
+        searched = [trial for trial in searched if trial.key not in decided]
         kept = folder.texts()
         folder.write(
             request.study,

@@ -368,8 +368,8 @@ def agenda(
                 f"search {search.label!r} stops early on {search.goals[0][0]}, and what trials "
                 f"report is the study's objective, {study.objective}; make them the same"
             )
-    predicted = [trial for trial in trials if trial.label == study.predicted]
-    fixed = [trial for trial in trials if trial.label != study.predicted]
+    predicted = [trial for trial in trials if trial.is_predicted]
+    fixed = [trial for trial in trials if not trial.is_predicted]
     ledger = Ledger(trials={trial.key: trial for trial in folder.trials()})
     ledger.given |= {trial.key for trial in fixed}
     ledger.reserved |= {trial.key for trial in predicted}

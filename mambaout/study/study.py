@@ -1,7 +1,9 @@
 """A study as a value: its question, its trials, its objective; and its folder on disk.
 
     STORAGE/NAME/study.json           the question, the objective, what was asked for
-    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on
+    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on; one that
+                                      a further part of the study asks for gets a second line,
+                                      which stands for it from then on
     STORAGE/NAME/trials/KEY/          one run directory a trial (recipe.json, records.jsonl,
                                       last.ckpt, outcome.json), written by mambaout.train
     STORAGE/NAME/report.html, trials.csv, ...
@@ -24,7 +26,19 @@ from typing import Any, Literal
 
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
-from mambaout.study.axes import Search
+from mambaout.study.axes import Search, search_from_json
+from mambaout.study.origin import (
+    Baseline,
+    GridPoint,
+    Origin,
+    Origins,
+    Predicted,
+    earlier,
+    of_searches,
+    origins_from_json,
+    origins_to_json,
+    trial_label,
+)
 from mambaout.train.metrics import MINIVAL_TOP1, Record, read_records
 
 RECIPE_FILE = "recipe.json"
@@ -51,19 +65,36 @@ class Trial:
     recipe: Recipe
     seed: int
     data: str  # the fingerprint of the data set
+    # The parts of the study that asked for it, the first of them first; none in what an earlier
+    # version stored. Like the label, they say nothing of what the trial is.
+    origins: Origins = field(default=(GridPoint(),), compare=False)
 
     @cached_property
     def key(self) -> str:
-        """What the trial is, in twelve hex digits; the label takes no part."""
+        """What the trial is, in twelve hex digits; label and origins take no part."""
         return content_key(self.recipe, self.seed, self.data, CODE_VERSION)
 
     @property
     def name(self) -> str:
         return f"{self.label}-s{self.seed}"
 
+    @property
+    def is_baseline(self) -> bool:
+        return Baseline() in self.origins
+
+    @property
+    def is_predicted(self) -> bool:
+        return Predicted() in self.origins
+
+    def asked_for_by(self, *origins: Origin) -> Trial:
+        """The trial, with these among its origins."""
+        whole = tuple(dict.fromkeys([*self.origins, *origins]))
+        return self if whole == self.origins else replace(self, origins=whole)
+
     def to_json(self) -> str:
         """One line: a line of trials.jsonl, and what a worker is told."""
         body = {"label": self.label, "key": self.key, "seed": self.seed, "data": self.data}
+        body |= {"origins": origins_to_json(self.origins)}
         return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
 
     @classmethod
@@ -71,7 +102,13 @@ class Trial:
     def from_json(cls, line: str) -> Trial:
         row = json.loads(line)
         recipe = recipe_from_json(json.dumps(row["recipe"]))
-        return cls(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])
+        return cls(
+            label=row["label"],
+            recipe=recipe,
+            seed=row["seed"],
+            data=row["data"],
+            origins=origins_from_json(row.get("origins", ())),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +122,12 @@ class Study:
     objective: str = MINIVAL_TOP1  # the metric to choose on, larger is better
     searches: Sequence[Search] = ()  # run after the recipes, one after another
     predicted: str | None = None  # label of the recipe whose result is predicted from the others'
+    baseline: str | None = None  # label of the recipe that the others are held against
 
     def trials(self, data: str) -> list[Trial]:
         """Every trial, on the data set with the fingerprint `data`; cheap seeds first."""
         rows = [
-            (position, index, Trial(label=label, recipe=recipe, seed=seed, data=data))
+            (position, index, self._trial(label, recipe, seed, data))
             for index, (label, recipe) in enumerate(self.recipes.items())
             for position, seed in enumerate(self._seeds_of(label))
         ]
@@ -97,6 +135,12 @@ class Study:
 
     def _seeds_of(self, label: str) -> Sequence[int]:
         return self.seeds[label] if isinstance(self.seeds, Mapping) else self.seeds
+
+    def _trial(self, label: str, recipe: Recipe, seed: int, data: str) -> Trial:
+        found: list[Origin] = [Predicted()] if label == self.predicted else []
+        found += [Baseline()] if label == self.baseline else []
+        origins = tuple(found) or (GridPoint(),)
+        return Trial(label=label, recipe=recipe, seed=seed, data=data, origins=origins)
 
 
 Status = Literal["finished", "diverged", "failed", "stopped", "unfinished"]
@@ -142,7 +186,7 @@ class StudyFolder:
         self._put(STUDY_FILE, json.dumps(body, indent=1) + "\n")
 
     def add(self, trial: Trial) -> None:
-        """Append a trial that has only now been decided on."""
+        """Append a trial that has only now been decided on, or that has a further origin."""
         with (self.path / TRIALS_FILE).open("a") as file:
             file.write(trial.to_json() + "\n")
 
@@ -171,7 +215,35 @@ class StudyFolder:
         path = self.path / TRIALS_FILE
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         with _named(path, remedy=""):
-            return [Trial.from_json(line) for line in lines if line.endswith("\n")]
+            found = [Trial.from_json(line) for line in lines if line.endswith("\n")]
+            found = self._with_origins(found)
+        return list({trial.key: trial for trial in found}.values())
+
+    def _with_origins(self, trials: list[Trial]) -> list[Trial]:
+        """The trials, those of an earlier version with the origins that study.json tells of."""
+        if all(trial.origins for trial in trials):
+            return trials
+        study = self.read() if (self.path / STUDY_FILE).exists() else {}
+        searches = [search_from_json(body) for body in study.get("searches", ())]
+        predicted = study.get("predicted")
+
+        def known(trial: Trial) -> Trial:
+            if trial.origins:
+                return trial
+            found = earlier(trial.label, trial.recipe, trial.seed, searches, predicted)
+            return replace(trial, origins=found)
+
+        return [known(trial) for trial in trials]
+
+    def searched(self, searches: Sequence[Search]) -> list[Trial]:
+        """The trials here that these searches asked for, as theirs alone."""
+        labels = [search.label for search in searches]
+        found = []
+        for trial in self.trials():
+            if own := of_searches(trial.origins, labels):
+                label = trial_label(own[0].search, own[0].number)
+                found.append(replace(trial, label=label, origins=own))
+        return found
 
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds by now; read again only where a file has changed."""
@@ -181,7 +253,8 @@ class StudyFolder:
         if run is None or now != before:
             run = self._run(trial, directory)
             self._read[trial.key] = (now, run)
-        return run if run.trial.label == trial.label else replace(run, trial=trial)
+        same = run.trial.label == trial.label and run.trial.origins == trial.origins
+        return run if same else replace(run, trial=trial)
 
     def _run(self, trial: Trial, directory: Path) -> Run:
         with _named(directory / RECORDS_FILE):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from searches import AXES, DATA, SMALL, Driver, search, study
@@ -70,6 +70,7 @@ def _unsynced():
 # -- a trial and its line --------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(origins, min_size=1, max_size=3, unique=True), labels)
 def test_a_trial_keeps_its_origins_through_its_line(found, label):
     trial = Trial(label=label, recipe=SMALL, seed=0, data=DATA, origins=tuple(found))
@@ -79,6 +80,7 @@ def test_a_trial_keeps_its_origins_through_its_line(found, label):
     assert (plain, plain.key) == (trial, trial.key), "they say nothing of what the trial is"
 
 
+@settings(deadline=None)
 @given(labels, labels, st.integers(-3, 20), st.integers(-3, 20))
 def test_two_trials_of_one_name_have_one_label_and_one_seed(one, other, seed, another):
     names = [
@@ -145,10 +147,11 @@ def test_trials_stored_without_origins_get_those_they_had(tmp_path):
     assert {trial.key: trial.origins for trial in again.folder.trials()} == stored
 
 
+@settings(deadline=None)
 @given(st.lists(labels, min_size=3, max_size=3, unique=True), st.integers(0, 1500))
 def test_an_earlier_label_is_read_as_its_own_search_named_it(found, number):
     one, other, grid = found
-    searches = [search(label=label, num_trials=2000) for label in (one, other)]
+    searches = [search(label=label, num_trials=2000, axes=LR) for label in (one, other)]
     try:
         check_all(searches, [grid])
     except WrongRequest:

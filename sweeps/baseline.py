@@ -16,15 +16,18 @@ from mambaout.study.start import Start
 from mambaout.study.study import Study
 from mambaout.variants import FEMTO
 
+BASELINE = "baseline"
+
 
 def baseline(start: Start) -> Study:
     """What does the paper's recipe, unchanged but for the size of the data, give here?"""
     # --variants kobe,tiny,small,base trains these in its place: one more trial each.
-    shapes = start.shapes({"baseline": SMALL_MODEL} if start.small else {"femto": FEMTO})
+    shapes = start.shapes({BASELINE: SMALL_MODEL} if start.small else {"femto": FEMTO})
     return Study(
         name="baseline-smoke" if start.smoke else "baseline",
         question=str(baseline.__doc__),
         recipes={label: start.paper(shape) for label, shape in shapes.items()},
+        baseline=BASELINE if BASELINE in shapes else None,
     )
 
 

@@ -34,6 +34,11 @@ REFERENCE = ModelConfig(
 )
 WIDTHS = {"w8": 0.5, "w16": 1.0, "w24": 1.5, "w32": 2.0}  # factors of the reference's widths
 BLOCKS = {"d4": 0, "d10": 6, "d22": 18}  # blocks added in stage 3
+GRID = {
+    f"{wide}-{deep}": deepen(widen(REFERENCE, factor), blocks)
+    for wide, factor in WIDTHS.items()
+    for deep, blocks in BLOCKS.items()
+}
 # Deep against wide at equal MACs, counted at 28 px: 6.7M is w16-d10 and w24-d4; 11.6M to 14.1M is
 # w16-d22, w24-d10 and w32-d4.
 SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w24-d4", "w16-d10", "w32-d4", "w16-d22", "w24-d10")
@@ -117,7 +122,7 @@ def _small(start: Start, predict: bool) -> Study:
                 add(label, shape, length)
     predicted = None
     if predict:
-        predicted = add(PREDICTED_SHAPE, _shape(PREDICTED_SHAPE), epochs)
+        predicted = add(PREDICTED_SHAPE, GRID[PREDICTED_SHAPE], epochs)
     if BASELINE in shapes:
         recipes[BASELINE] = start.paper(
             shapes[BASELINE],
@@ -127,7 +132,12 @@ def _small(start: Start, predict: bool) -> Study:
         )
         seeds[BASELINE] = (0,)
     return Study(
-        name=_name(start), question=_question(), recipes=recipes, seeds=seeds, predicted=predicted
+        name=_name(start),
+        question=_question(),
+        recipes=recipes,
+        seeds=seeds,
+        predicted=predicted,
+        baseline=BASELINE if BASELINE in recipes else None,
     )
 
 
@@ -192,13 +202,7 @@ def _short(start: Start) -> int:
 
 
 def _catalogue(labels: tuple[str, ...]) -> dict[str, ModelConfig]:
-    return {label: _shape(label) for label in labels}
-
-
-def _shape(label: str) -> ModelConfig:
-    """ "w16-d10" of the two axes."""
-    wide, deep = label.split("-")
-    return deepen(widen(REFERENCE, WIDTHS[wide]), BLOCKS[deep])
+    return {label: GRID[label] for label in labels}
 
 
 if __name__ == "__main__":

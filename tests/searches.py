@@ -63,8 +63,9 @@ class Driver:
         turn: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = StudyFolder(storage, study.name)
-        searched = {t.key: t for t in self.folder.trials()} | {t.key: t for t in study.trials(DATA)}
-        self.folder.write(study, list(searched.values()))
+        known = {trial.key: trial for trial in self.folder.searched(study.searches)}
+        known |= {trial.key: trial for trial in study.trials(DATA)}
+        self.folder.write(study, list(known.values()))
         self.study, self.slots, self.outcome, self.turn = study, slots, outcome, turn
         self.started: list[Trial] = []
         self.predicting_after: int | None = None  # trials that had ended when it was to predict

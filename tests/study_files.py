@@ -12,6 +12,7 @@ from typing import Any
 
 from mambaout.recipe import BASELINE, Recipe, canonical_json, tuned
 from mambaout.study.axes import Choice, Log, Search
+from mambaout.study.origin import Confirmed, Suggested, trial_label
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
 
@@ -36,6 +37,7 @@ def scaling_study(seeds: int = 2) -> Study:
         name="scale",
         question="What do depth and width buy, and does the baseline recipe carry over?",
         recipes=grid | {"baseline": baseline},
+        baseline="baseline",
         seeds=tuple(range(seeds)),
     )
 
@@ -202,26 +204,32 @@ def searched_study(storage: Path, num_trials: int = 30) -> StudyFolder:
     study = Study(name="search", question="Which rate?", recipes={}, searches=searches)
     folder = write_study(storage, study)
     for search in searches:
-        draw, best = random.Random(search.label), None
+        draw, best, best_number = random.Random(search.label), None, 0
         for number in range(num_trials):
             rate = round(5e-4 * 16 ** draw.random(), 6)
             recipe = tuned(search.base, peak_lr=rate, kernel_size=draw.choice((5, 7, 9)))
-            trial = Trial(label=f"{search.label}-t{number:03d}", recipe=recipe, seed=0, data=DATA)
+            trial = suggested_trial(search, number, recipe)
             folder.add(trial)
             if number % 3 == 2:
                 stop_early(folder, trial)
                 continue
             _finish_at(folder, trial, 80 + math.log2(rate / 5e-4) + math.log2(recipe.model.dims[0]))
             if best is None or rate > best.recipe.optim.peak_lr:
-                best = trial
+                best, best_number = trial, number
         for seed in (1, 2):
             assert best is not None
-            trial = replace(best, seed=seed)
+            trial = replace(best, seed=seed, origins=(Confirmed(search.label, best_number),))
             folder.add(trial)
             rate = trial.recipe.optim.peak_lr
             top1 = 80 + math.log2(rate / 5e-4) + math.log2(trial.recipe.model.dims[0])
             _finish_at(folder, trial, top1 - 0.1 * seed)
     return folder
+
+
+def suggested_trial(search: Search, number: int, recipe: Recipe) -> Trial:
+    """Number `number` of the search."""
+    label, origins = trial_label(search.label, number), (Suggested(search.label, number),)
+    return Trial(label=label, recipe=recipe, seed=0, data=DATA, origins=origins)
 
 
 def _finish_at(folder: StudyFolder, trial: Trial, top1: float) -> None:

@@ -7,7 +7,16 @@ import math
 from dataclasses import replace
 
 import pytest
-from study_files import DATA, SMALL, finish, scaling_study, sized, start, write_study
+from study_files import (
+    DATA,
+    SMALL,
+    finish,
+    scaling_study,
+    sized,
+    start,
+    suggested_trial,
+    write_study,
+)
 
 from mambaout.accounting import cost, train_macs
 from mambaout.recipe import Recipe, steps_per_epoch, tuned
@@ -398,7 +407,7 @@ def test_trials_that_a_search_has_had_are_not_priced_again(tmp_path):
     folder = write_study(tmp_path, study)
     for i in range(3):
         recipe = tuned(SEARCH.base, peak_lr=1e-3 * (i + 1.5))
-        trial = Trial(label=f"find-t{i:03}", recipe=recipe, seed=0, data=DATA)
+        trial = suggested_trial(SEARCH, i, recipe)
         folder.add(trial)
         finish(folder, trial)
     (row,) = plan([], TRAIN, CLASSES, searches=[SEARCH], runs=folder.runs()).rows

@@ -241,7 +241,8 @@ def test_a_grid_shows_the_fields_that_differ_and_not_those_that_follow_them(tmp_
         for epochs in (10, 20)
         for kernel in (3, 7)
     } | {"baseline": sized(24, 2, tuned(SMALL, peak_lr=4e-3, mixup=0.5))}
-    folder = write_study(tmp_path, Study(name="grid", question="?", recipes=recipes))
+    one = Study(name="grid", question="?", recipes=recipes, baseline="baseline")
+    folder = write_study(tmp_path, one)
     header = ranked_table(folder.runs()).splitlines()[0].split()
     assert {"epochs", "kernel_size"} < set(header)
     assert not {"warmup_epochs", "peak_lr", "mixup"} & set(header)

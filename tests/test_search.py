@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from searches import AXES, BEST_LR, DATA, EPOCHS, SMALL, Driver, search, study, suggested, top1
+from study_files import suggested_trial
 
 from mambaout.recipe import tuned
 from mambaout.study import search_agenda
@@ -27,7 +28,7 @@ from mambaout.study.search import (
     open_store,
     tuning,
 )
-from mambaout.study.study import Run, StudyFolder, Trial
+from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
 from mambaout.variants import VARIANTS, widen
 
@@ -449,21 +450,21 @@ def test_an_optimum_at_the_edge_is_widened_carried_to_the_next_size_and_flagged(
     assert used.high >= 2.4e-3
 
 
-def finished(label: str, **values: float) -> Run:
+def finished(number: int, **values: float) -> Run:
     recipe = tuned(SMALL, **values)
-    trial = Trial(label=label, recipe=recipe, seed=0, data=DATA)
+    trial = suggested_trial(search(), number, recipe)
     return Run(trial=trial, status="finished", metrics={MINIVAL_TOP1: top1(recipe, 0)})
 
 
 def test_an_edge_is_named_with_its_range_and_a_field_s_own_end_is_none():
     low = search(axes=(Log("peak_lr", 2e-4, 1e-3), Linear("weight_decay", 0.0, 0.3)))
-    runs = [finished("femto-t001", peak_lr=9.9e-4, weight_decay=0.1)]
+    runs = [finished(1, peak_lr=9.9e-4, weight_decay=0.1)]
     assert edges(low, runs) == ["peak_lr=0.00099 is the upper edge of 0.0002..0.001"]
     # A value that was tried beyond the range shows that it was widened.
-    runs += [finished("femto-t002", peak_lr=1.9e-3, weight_decay=0.5)]
+    runs += [finished(2, peak_lr=1.9e-3, weight_decay=0.5)]
     assert edges(low, runs) == []
     # No decay at all is where the field ends.
-    assert edges(low, [finished("femto-t001", peak_lr=5e-4, weight_decay=0.0)]) == []
+    assert edges(low, [finished(1, peak_lr=5e-4, weight_decay=0.0)]) == []
 
 
 def test_widening_never_raises_the_price(tmp_path):
@@ -498,7 +499,7 @@ def test_importances_name_the_axis_that_decides_and_few_recipes_tell_nothing():
     draw = random.Random(0)
     runs = [
         finished(
-            f"femto-t{i:03d}",
+            i,
             peak_lr=LR.low * (LR.high / LR.low) ** draw.random(),
             weight_decay=draw.uniform(0.05, 0.15),
             mixup=draw.random(),

@@ -94,7 +94,7 @@ def _recipes(request: Request) -> dict[str, Recipe]:
     found = {trial.label: trial.recipe for trial in request.trials}
     for search in request.study.searches:
         for i, recipe in enumerate(search_recipes(search)):
-            found[f"{search.label} ({i})" if i else search.label] = recipe
+            found[f"{search.label} (search{f', {i}' if i else ''})"] = recipe
     return found
 
 

@@ -86,10 +86,10 @@ def about_others(folder: StudyFolder) -> str:
 
 def check_batches(request: Request, part: Share) -> None:
     """ValueError for a recipe whose batch the share's devices cannot split."""
-    recipes = {trial.label: trial.recipe for trial in request.trials}
-    recipes |= {search.label: search.base for search in request.study.searches}
-    for label, recipe in recipes.items():
+    recipes = {f"trial {trial.label}": trial.recipe for trial in request.trials}
+    recipes |= {f"search {one.label}": one.base for one in request.study.searches}
+    for what, recipe in recipes.items():
         try:
             micro_batches(recipe, part.num_devices)
         except WrongRequest as error:
-            raise WrongRequest(f"trial {label} on {part.accelerator}: {error}") from error
+            raise WrongRequest(f"{what} on {part.accelerator}: {error}") from error

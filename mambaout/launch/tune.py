@@ -93,8 +93,8 @@ def run_study(request: Request) -> int:
         anew = rerun.begin(request)
         folder.reuse = request.reuse and not rerun.is_under_way
         decided = {trial.key for trial in request.trials}
-        searched = [trial for trial in folder.trials_to_go_on() if trial.key not in decided]
-        searched = searched if request.study.searches and not anew else []
+        searched = [] if anew else folder.searched(request.study.searches)
+        searched = [trial for trial in searched if trial.key not in decided]
         kept = folder.texts()
         folder.write(
             request.study,

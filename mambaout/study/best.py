@@ -6,14 +6,14 @@ Pure values, from runs alone; the report and the search itself read them here.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Augment, Optim, Recipe
 from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.origin import searches_of
 from mambaout.study.space import DIGITS, Values, base_values, recipe_of, values_of
 from mambaout.study.study import Run
 
@@ -42,7 +42,8 @@ class Best:
         return sum(self.scores) / len(self.scores)
 
 
-Results = Mapping[str, Mapping[int, tuple[float, ...]]]  # label -> seed -> the goals' values
+Name = TypeVar("Name", bound=Hashable)  # of a recipe: itself, or the key of its first seed
+Results = Mapping[Name, Mapping[int, tuple[float, ...]]]  # recipe -> seed -> the goals' values
 
 
 def scores_of(search: Search, run: Run) -> tuple[float, ...] | None:
@@ -53,50 +54,47 @@ def scores_of(search: Search, run: Run) -> tuple[float, ...] | None:
     return scores if all(map(math.isfinite, scores)) else None
 
 
-def ranked(search: Search, results: Results) -> list[str]:
-    """Labels, the best first, by the first goal with the search's first seed."""
+def ranked(search: Search, results: Results[Name]) -> list[Name]:
+    """The recipes, the best first, by the first goal with the search's first seed."""
     sign = 1 if search.goals[0][1] == "max" else -1
     first = search.seeds[0]
-    found = [label for label, seeds in results.items() if first in seeds]
-    return sorted(found, key=lambda label: -sign * results[label][first][0])
+    found = [name for name, seeds in results.items() if first in seeds]
+    return sorted(found, key=lambda name: -sign * results[name][first][0])
 
 
-def chosen(search: Search, results: Results) -> str | None:
-    """The label of the best recipe: by the mean over the seeds among those that have them all,
+def chosen(search: Search, results: Results[Name]) -> Name | None:
+    """The best recipe: by the mean over the seeds among those that have them all,
     so that no lucky first seed is compared with a mean; by the first seed where none has them.
     """
     order = ranked(search, results)
-    whole = [label for label in order if set(search.seeds) <= results[label].keys()]
+    whole = [name for name in order if set(search.seeds) <= results[name].keys()]
     sign = 1 if search.goals[0][1] == "max" else -1
 
-    def mean(label: str) -> float:
-        return sum(results[label][seed][0] for seed in search.seeds) / len(search.seeds)
+    def mean(name: Name) -> float:
+        return sum(results[name][seed][0] for seed in search.seeds) / len(search.seeds)
 
     if whole:
-        return max(whole, key=lambda label: sign * mean(label))
+        return max(whole, key=lambda name: sign * mean(name))
     return order[0] if order else None
 
 
 def runs_of(search: Search, runs: Sequence[Run]) -> list[Run]:
-    """The runs that the search decided on, and its base's under whatever label."""
-    own = re.compile(re.escape(search.label) + r"-t\d{3,}")
-    return [
-        run for run in runs if own.fullmatch(run.trial.label) or run.trial.recipe == search.base
-    ]
+    """The runs that the search asked for, also where another part of the study had them first."""
+    return [run for run in runs if search.label in searches_of(run.trial.origins)]
 
 
 def best(search: Search, runs: Sequence[Run]) -> Best | None:
     """What the search came to, from the study's runs; None before one of its own has finished."""
     own = runs_of(search, runs)
-    results: dict[str, dict[int, tuple[float, ...]]] = {}
+    results: dict[Recipe, dict[int, tuple[float, ...]]] = {}
     for run in own:
         if (scores := scores_of(search, run)) is not None:
-            results.setdefault(run.trial.label, {})[run.trial.seed] = scores
-    label = chosen(search, results)
-    if label is None:
+            results.setdefault(run.trial.recipe, {})[run.trial.seed] = scores
+    recipe = chosen(search, results)
+    if recipe is None:
         return None
-    recipe = next(run.trial.recipe for run in own if run.trial.label == label)
-    scores = tuple(results[label][seed][0] for seed in sorted(results[label]))
+    label = next(run.trial.label for run in own if run.trial.recipe == recipe)
+    scores = tuple(results[recipe][seed][0] for seed in sorted(results[recipe]))
     return Best(label=label, recipe=recipe, values=values_of(search, recipe), scores=scores)
 
 

@@ -23,20 +23,19 @@ PREDICTION_FILE = "prediction.json"
 
 
 def predict(folder: StudyFolder) -> str:
-    """Write prediction.json for the recipe that study.json names; what it says, for people.
+    """Write prediction.json for the recipe that is to be predicted; what it says, for people.
 
     Keeps the prediction that is there when the recipe's training has begun. Where the sizes give
     no prediction, the file says why.
     """
     study, runs = folder.read(), folder.runs()
-    label = study["predicted"]
-    mine = [run for run in runs if run.trial.label == label]
+    mine = [run for run in runs if run.trial.is_predicted]
+    label, recipe = mine[0].trial.label, mine[0].trial.recipe
     path = folder.path / PREDICTION_FILE
     before = read_whole(path)
     if before is not None and any(run.records for run in mine):
         return str(json.loads(before)["text"])
-    recipe = mine[0].trial.recipe
-    sizes = family(recipe, [run for run in runs if run.trial.label != label])
+    sizes = family(recipe, [run for run in runs if not run.trial.is_predicted])
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begun = {"begun": True} if any(run.records for run in mine) else {}
     body: dict[str, Any] = {"label": label, "made": made, **begun}

@@ -130,10 +130,12 @@ class Pricing:
     def of_search(self, search: Search, runs: Sequence[Run]) -> PlanRow:
         """The search at the middle of its axes, and at most at their dearest ends."""
         confirmations = (len(search.seeds) - 1) * search.num_confirmed
-        mine = f"{search.label}-t"  # the base may have been run under another label
-        own = [run for run in runs_of(search, runs) if run.trial.label.startswith(mine)]
-        over = sum(run.status not in ("unfinished", "failed") for run in own)
-        left = max(0, search.num_trials + confirmations - over)
+        over = {
+            run.trial.key
+            for run in runs_of(search, runs)
+            if run.status not in ("unfinished", "failed")
+        }
+        left = max(0, search.num_trials + confirmations - len(over))
         typical, *others = (
             self.of_recipe(search.label, recipe) for recipe in search_recipes(search)
         )

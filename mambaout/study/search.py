@@ -371,8 +371,8 @@ def agenda(
                 f"report while they run is {MINIVAL_TOP1}; make that the goal, or set "
                 "early_stop=False"
             )
-    predicted = [trial for trial in trials if trial.label == study.predicted]
-    fixed = [trial for trial in trials if trial.label != study.predicted]
+    predicted = [trial for trial in trials if trial.is_predicted]
+    fixed = [trial for trial in trials if not trial.is_predicted]
     ledger = Ledger(trials={trial.key: trial for trial in folder.trials()})
     ledger.given |= {trial.key for trial in fixed}
     ledger.reserved |= {trial.key for trial in predicted}

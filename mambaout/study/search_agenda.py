@@ -15,6 +15,7 @@ from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import Choice, Search
 from mambaout.study.best import chosen, holding, ranked, scores_of, widened_at
+from mambaout.study.origin import Confirmed, Suggested, trial_label
 from mambaout.study.space import BLOCKS, WIDTH, Values, base_values, points, recipe_of, rounded
 from mambaout.study.speeds import device_of, speed_goals, study_device
 from mambaout.study.study import REUSED_FROM, Run, StudyFolder, Trial
@@ -38,6 +39,11 @@ class Ledger:
     reserved: set[str] = field(default_factory=set)  # keys that come last and are not for searches
     ended: dict[str, Run] = field(default_factory=dict)  # in this launch, by key
 
+    def known(self, trial: Trial) -> Trial:
+        """The trial as the study has it already, asked for by whoever asks for `trial`, too."""
+        known = self.trials.get(trial.key)
+        return trial if known is None else known.asked_for_by(*trial.origins)
+
 
 class SearchAgenda:
     """The trials of one search; an Agenda."""
@@ -49,11 +55,12 @@ class SearchAgenda:
         self.ledger = ledger
         self.notice: str | None = None  # why there are fewer trials than asked for
         self.begun = False
-        self._keys: dict[str, int] = {}  # of the recipes decided on -> their number in the memory
-        self._trials: dict[str, Trial] = {}  # the recipes' first seeds, by key
+        # Both by the key of a recipe's first seed, in the order they were decided on.
+        self._keys: dict[str, int] = {}  # the recipes' numbers in the memory
+        self._trials: dict[str, Trial] = {}
         self._open: set[str] = set()  # keys of first seeds given out or waited for
         self._left: list[Trial] = []  # begun in an earlier launch
-        self._results: dict[str, dict[int, tuple[float, ...]]] = {}  # label -> seed -> goals
+        self._results: dict[str, dict[int, tuple[float, ...]]] = {}  # key -> seed -> goals
         self._confirming: list[Trial] | None = None  # other seeds to give out; None: not yet known
         self._confirmed_open: set[str] = set()
         self._exhausted = False
@@ -68,18 +75,18 @@ class SearchAgenda:
         noted = self.memory.note("carried") or {"tried": {}, "taken": {}}
         self._carried, self._taken = noted["tried"], noted["taken"]
         latest = {known.key: known for known in self.memory.trials()}
-        for known in latest.values():
+        for number, known in enumerate(latest.values()):
             trial = self.ledger.trials.get(known.key)
             if trial is None:  # killed between the memory and the folder
-                base = known.number == 0
-                recipe = self.search.base if base else self._recipe(known.values)
-                trial = self._trial(known.label, recipe)
-                self._write(trial)
+                recipe = self.search.base if number == 0 else self._recipe(known.values)
+                trial = self._trial(number, recipe)
+            trial = trial.asked_for_by(Suggested(self.search.label, number))
+            self._write(trial)
             self._keys[known.key] = known.number
             self._trials[known.key] = trial
             self.ledger.given.add(known.key)
             if known.scores is not None:
-                self._results.setdefault(trial.label, {})[trial.seed] = known.scores
+                self._results[known.key] = {trial.seed: known.scores}
         for known in latest.values():
             trial = self._trials[known.key]
             if known.state == "running":
@@ -185,9 +192,11 @@ class SearchAgenda:
         was suggested here may be stopped."""
         if not self.search.early_stop or (key := trial.key) not in self._open:
             return None
-        number = self._keys[key]
-        ours = trial.label.startswith(f"{self.search.label}-t") and number > 0
-        return self.memory.report(number, epoch, value, may_stop=ours)
+        ours = all(
+            isinstance(origin, Suggested) and origin.search == self.search.label and origin.number
+            for origin in self.ledger.trials[key].origins
+        )
+        return self.memory.report(self._keys[key], epoch, value, may_stop=ours)
 
     def ended(self, run: Run) -> None:
         key = run.trial.key
@@ -199,13 +208,12 @@ class SearchAgenda:
     @property
     def carries(self) -> Values:
         """The best recipe's values, for the search that follows."""
-        label = chosen(self.search, self._results)
-        if label is None:
+        key = chosen(self.search, self._results)
+        if key is None:
             return {}
-        trial = self._labelled(label)
-        fields = flat_fields(trial.recipe)
+        fields = flat_fields(self._trials[key].recipe)
         taken = {name: fields[name] for name in self._taken}
-        return {**taken, **self.memory.values(self._keys[trial.key])}
+        return {**taken, **self.memory.values(self._keys[key])}
 
     # -- first seeds
 
@@ -223,8 +231,7 @@ class SearchAgenda:
             self._exhaust()
             return None
         values, recipe = found
-        trial = self._trial(f"{self.search.label}-t{index:03d}", recipe)
-        trial = self.ledger.trials.get(trial.key, trial)
+        trial = self.ledger.known(self._trial(index, recipe))
         self._keys[trial.key] = self.memory.add(values, key=trial.key, label=trial.label)
         self._trials[trial.key] = trial
         return trial if self._to_start(trial, self._open) else None
@@ -269,7 +276,7 @@ class SearchAgenda:
             recipe = self._recipe(values)
         except WrongRequest:  # values that do not go together
             return None
-        key = self._trial("", recipe).key
+        key = self._trial(len(self._keys), recipe).key
         return None if key in self._keys or key in self.ledger.reserved else recipe
 
     def _recipe(self, values: Values) -> Recipe:
@@ -302,7 +309,7 @@ class SearchAgenda:
             number = self.memory.add(values, key=trial.key, label=trial.label)
             self._keys[trial.key] = number
         if scores is not None:
-            self._results.setdefault(trial.label, {})[trial.seed] = scores
+            self._results[trial.key] = {trial.seed: scores}
             self.memory.tell(number, "complete", scores)
         else:
             self.memory.tell(number, "pruned" if run.status == "stopped" else "fail")
@@ -348,8 +355,14 @@ class SearchAgenda:
     def _confirmations(self) -> list[Trial]:
         """The other seeds of the best recipes, one of each before the next."""
         best = ranked(self.search, self._results)[: self.search.num_confirmed]
-        trials = [self._labelled(label) for label in best]
-        return [replace(trial, seed=seed) for seed in self.search.seeds[1:] for trial in trials]
+        numbers = {key: number for number, key in enumerate(self._trials)}
+        found = []
+        for seed in self.search.seeds[1:]:
+            for key in best:
+                origin = Confirmed(self.search.label, numbers[key])
+                trial = replace(self._trials[key], seed=seed, origins=(origin,))
+                found.append(self.ledger.known(trial))
+        return found
 
     def _take_confirmed(self, run: Run) -> None:
         if run.status == "unfinished":
@@ -357,26 +370,32 @@ class SearchAgenda:
         self._confirmed_open.discard(run.trial.key)
         scores = self._scores(run)
         if scores is not None:
-            self._results[run.trial.label][run.trial.seed] = scores
+            first = replace(run.trial, seed=self.search.seeds[0])
+            self._results[first.key][run.trial.seed] = scores
             confirmed: dict[str, dict[str, tuple[float, ...]]] = {}
-            for label, seeds in self._results.items():
+            for key, seeds in self._results.items():
                 others = {str(s): v for s, v in seeds.items() if s != self.search.seeds[0]}
                 if others:
-                    confirmed[label] = others
+                    confirmed[self._trials[key].label] = others
             self.memory.put("confirmed", confirmed)
 
     # -- trials
 
-    def _trial(self, label: str, recipe: Recipe) -> Trial:
-        return Trial(label=label, recipe=recipe, seed=self.search.seeds[0], data=self.data)
-
-    def _labelled(self, label: str) -> Trial:
-        return next(trial for trial in self._trials.values() if trial.label == label)
+    def _trial(self, number: int, recipe: Recipe) -> Trial:
+        return Trial(
+            label=trial_label(self.search.label, number),
+            recipe=recipe,
+            seed=self.search.seeds[0],
+            data=self.data,
+            origins=(Suggested(self.search.label, number),),
+        )
 
     def _write(self, trial: Trial) -> None:
-        if trial.key not in self.ledger.trials:
-            self.folder.add(trial)
-            self.ledger.trials[trial.key] = trial
+        """Have the trial in the study's folder, with this search among its origins."""
+        known, whole = self.ledger.trials.get(trial.key), self.ledger.known(trial)
+        if known is None or known.origins != whole.origins:
+            self.folder.add(whole)
+            self.ledger.trials[trial.key] = whole
 
     def _is_over(self, trial: Trial, waiting: set[str]) -> bool:
         """Whether the trial's run is there already, in which case it is taken in."""

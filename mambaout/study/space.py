@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from mambaout.accounting import cost
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, field_types, flat_fields, tuned
 from mambaout.study.axes import Axis, Choice, Log, Search, Whole, axis_names
+from mambaout.study.origin import trial_label
 from mambaout.train.metrics import (
     ACTIVATIONS,
     IMAGES_PER_SECOND,
@@ -151,9 +151,13 @@ def check_all(searches: Sequence[Search], labels: Iterable[str] = ()) -> None:
                 f"search {search.label!r} follows {search.follows!r}, which is none of the ones "
                 f"before it ({', '.join(before) or 'there are none'})"
             )
+        taken = {trial_label(search.label, number) for number in range(search.num_trials)}
         for label in labels:
-            if re.fullmatch(re.escape(search.label) + r"-t\d+", label):
-                raise WrongRequest(f"recipe {label!r} is called like a trial of {search.label!r}")
+            if label in taken:
+                raise WrongRequest(
+                    f"recipe {label!r} is called like a trial of the search {search.label!r}; "
+                    "give one of the two another label"
+                )
         before.append(search.label)
 
 

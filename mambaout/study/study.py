@@ -1,7 +1,9 @@
 """A study as a value: its question and its trials; and its folder on disk.
 
     STORAGE/NAME/study.json           the question, what was asked for
-    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on
+    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on; one that
+                                      a further part of the study asks for gets a second line,
+                                      which stands for it from then on
     STORAGE/NAME/trials/KEY/          one run directory a trial (recipe.json, records.jsonl,
                                       last.ckpt, outcome.json), written by mambaout.train
     STORAGE/NAME/report.html, trials.csv, ...
@@ -34,7 +36,19 @@ from mambaout.durable import (
 )
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
-from mambaout.study.axes import Search
+from mambaout.study.axes import Search, search_from_json
+from mambaout.study.origin import (
+    Baseline,
+    GridPoint,
+    Origin,
+    Origins,
+    Predicted,
+    earlier,
+    of_searches,
+    origins_from_json,
+    origins_to_json,
+    trial_label,
+)
 from mambaout.train.metrics import Record, read_records
 
 RECIPE_FILE = "recipe.json"
@@ -58,19 +72,36 @@ class Trial:
     seed: int
     data: str  # the fingerprint of the data set
     code_version: int = CODE_VERSION
+    # The parts of the study that asked for it, the first of them first; none in what an earlier
+    # version stored. Like the label, they say nothing of what the trial is.
+    origins: Origins = field(default=(GridPoint(),), compare=False)
 
     @cached_property
     def key(self) -> str:
-        """What the trial is, in twelve hex digits; the label takes no part."""
+        """What the trial is, in twelve hex digits; label and origins take no part."""
         return content_key(self.recipe, self.seed, self.data, self.code_version)
 
     @property
     def name(self) -> str:
         return f"{self.label}-s{self.seed}"
 
+    @property
+    def is_baseline(self) -> bool:
+        return Baseline() in self.origins
+
+    @property
+    def is_predicted(self) -> bool:
+        return Predicted() in self.origins
+
+    def asked_for_by(self, *origins: Origin) -> Trial:
+        """The trial, with these among its origins."""
+        whole = tuple(dict.fromkeys([*self.origins, *origins]))
+        return self if whole == self.origins else replace(self, origins=whole)
+
     def to_json(self) -> str:
         """One line: a line of trials.jsonl, and what a worker is told."""
         body = {"label": self.label, "key": self.key, "seed": self.seed, "data": self.data}
+        body |= {"origins": origins_to_json(self.origins)}
         return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
 
     @classmethod
@@ -78,7 +109,13 @@ class Trial:
     def from_json(cls, line: str) -> Trial:
         row = json.loads(line)
         recipe = recipe_from_json(json.dumps(row["recipe"]))
-        trial = cls(label=row["label"], recipe=recipe, seed=row["seed"], data=row["data"])
+        trial = cls(
+            label=row["label"],
+            recipe=recipe,
+            seed=row["seed"],
+            data=row["data"],
+            origins=origins_from_json(row.get("origins", ())),
+        )
         # The key says which code version it is of.
         older = (replace(trial, code_version=n) for n in reversed(range(1, CODE_VERSION)))
         return next((each for each in (trial, *older) if each.key == row.get("key")), trial)
@@ -94,11 +131,12 @@ class Study:
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)  # for all, or for each label
     searches: Sequence[Search] = ()  # run after the recipes, one after another
     predicted: str | None = None  # label of the recipe whose result is predicted from the others'
+    baseline: str | None = None  # label of the recipe that the others are held against
 
     def trials(self, data: str) -> list[Trial]:
         """Every trial, on the data set with the fingerprint `data`; cheap seeds first."""
         rows = [
-            (position, index, Trial(label=label, recipe=recipe, seed=seed, data=data))
+            (position, index, self._trial(label, recipe, seed, data))
             for index, (label, recipe) in enumerate(self.recipes.items())
             for position, seed in enumerate(self._seeds_of(label))
         ]
@@ -106,6 +144,12 @@ class Study:
 
     def _seeds_of(self, label: str) -> Sequence[int]:
         return self.seeds[label] if isinstance(self.seeds, Mapping) else self.seeds
+
+    def _trial(self, label: str, recipe: Recipe, seed: int, data: str) -> Trial:
+        found: list[Origin] = [Predicted()] if label == self.predicted else []
+        found += [Baseline()] if label == self.baseline else []
+        origins = tuple(found) or (GridPoint(),)
+        return Trial(label=label, recipe=recipe, seed=seed, data=data, origins=origins)
 
 
 Status = Literal["finished", "diverged", "failed", "stopped", "unfinished"]
@@ -151,7 +195,7 @@ class StudyFolder:
         write_whole(self.path / STUDY_FILE, json.dumps(body, indent=1) + "\n")
 
     def add(self, trial: Trial) -> None:
-        """Append a trial that has only now been decided on."""
+        """Append a trial that has only now been decided on, or that has a further origin."""
         append_lines(self.path / TRIALS_FILE, [trial.to_json()], sync=True)
 
     def texts(self) -> dict[str, str]:
@@ -178,7 +222,8 @@ class StudyFolder:
     def trials(self) -> list[Trial]:
         """Every trial decided on so far; a last line cut off by a kill is left out."""
         path = self.path / TRIALS_FILE
-        return list(read_lines(path, Trial.from_json))
+        found = self._with_origins(list(read_lines(path, Trial.from_json)))
+        return list({trial.key: trial for trial in found}.values())
 
     def trials_to_go_on(self) -> list[Trial]:
         """The trials but for those of other code versions, which only their own goes on with."""
@@ -189,6 +234,32 @@ class StudyFolder:
         others = (trial for trial in self.trials() if trial.code_version != CODE_VERSION)
         return [trial for trial in others if self.run_directory(trial).exists()]
 
+    def _with_origins(self, trials: list[Trial]) -> list[Trial]:
+        """The trials, those of an earlier version with the origins that study.json tells of."""
+        if all(trial.origins for trial in trials):
+            return trials
+        study = self.read() if (self.path / STUDY_FILE).exists() else {}
+        searches = [search_from_json(body) for body in study.get("searches", ())]
+        predicted = study.get("predicted")
+
+        def known(trial: Trial) -> Trial:
+            if trial.origins:
+                return trial
+            found = earlier(trial.label, trial.recipe, trial.seed, searches, predicted)
+            return replace(trial, origins=found)
+
+        return [known(trial) for trial in trials]
+
+    def searched(self, searches: Sequence[Search]) -> list[Trial]:
+        """The trials here that these searches asked for, as theirs alone."""
+        labels = [search.label for search in searches]
+        found = []
+        for trial in self.trials_to_go_on():
+            if own := of_searches(trial.origins, labels):
+                label = trial_label(own[0].search, own[0].number)
+                found.append(replace(trial, label=label, origins=own))
+        return found
+
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds by now; read again only where a file has changed."""
         directory = self.run_directory(trial)
@@ -197,7 +268,8 @@ class StudyFolder:
         if run is None or now != before:
             run = self._run(trial, directory)
             self._read[trial.key] = (now, run)
-        return run if run.trial.label == trial.label else replace(run, trial=trial)
+        same = run.trial.label == trial.label and run.trial.origins == trial.origins
+        return run if same else replace(run, trial=trial)
 
     def _run(self, trial: Trial, directory: Path) -> Run:
         with _named(directory / RECORDS_FILE):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from mambaout.recipe import flat_fields
+from mambaout.study.origin import searches_of
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import Record
 
@@ -27,6 +28,7 @@ def params_of(trial: Trial) -> dict[str, str]:
 
 def tags_of(trial: Trial, parent_id: str) -> dict[str, str]:
     """What a run is found by and shown under, from its beginning on."""
+    searches = searches_of(trial.origins)
     return {
         KEY_TAG: trial.key,
         ROLE_TAG: "trial",
@@ -34,7 +36,8 @@ def tags_of(trial: Trial, parent_id: str) -> dict[str, str]:
         NAME_TAG: trial.name,
         "variant": trial.label,
         "data": trial.data,
-    }
+        "origin": trial.origins[0].kind,
+    } | ({"search": ", ".join(searches)} if searches else {})
 
 
 def end_tags_of(run: Run) -> dict[str, str]:

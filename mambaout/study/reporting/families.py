@@ -50,17 +50,13 @@ def size(row: Row, cost: float) -> Size:
     )
 
 
-def families(table: Sequence[Row], left_out: Sequence[str] = ()) -> list[Family]:
+def families(table: Sequence[Row]) -> list[Family]:
     """The ladders, shortest training first.
 
     Of several groups of recipes that have anything else in common it is the largest; the baseline
-    recipe and the labels in `left_out` are not part of it.
+    recipe is not part of it.
     """
-    ready = [
-        row
-        for row in table
-        if row.mean(TOP1) and row.mean(MACS) and not row.is_baseline and row.label not in left_out
-    ]
+    ready = [row for row in table if row.mean(TOP1) and row.mean(MACS) and not row.is_baseline]
     keys = {row.recipe: _besides_shape(row.recipe) for row in ready}
     sizes = Counter(keys[row.recipe] for row in ready)
     largest = max(sizes, key=lambda key: sizes[key], default=None)

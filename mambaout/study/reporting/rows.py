@@ -13,8 +13,6 @@ from mambaout.accounting import train_macs
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.study import Run
 
-BASELINE_LABEL = "baseline"  # labels of the baseline recipe start with it
-
 
 @dataclass(frozen=True)
 class Mean:
@@ -52,7 +50,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        return self.label.startswith(BASELINE_LABEL)
+        return any(run.trial.is_baseline for run in self.runs)
 
     @property
     def cut(self) -> str:

@@ -42,8 +42,8 @@ class Searched:
 
     @property
     def best_row(self) -> Row | None:
-        label = self.best.label if self.best else None
-        return next((row for row in self.rows if row.label == label), None)
+        recipe = self.best.recipe if self.best else None
+        return next((row for row in self.rows if row.recipe == recipe), None)
 
 
 def searched(study: Mapping[str, Any], runs: Sequence[Run]) -> list[Searched]:

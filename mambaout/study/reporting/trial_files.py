@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from mambaout.recipe import BASELINE, flat_fields, following
+from mambaout.study.origin import searches_of
 from mambaout.study.reporting.rows import rows
 from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
 from mambaout.train.metrics import (
@@ -35,7 +36,8 @@ FINAL_METRICS = (
     TRAIN_DEVICE_HOURS,
 )
 TRAIN_MACS = "train_macs"  # of the whole training; not a metric of a run but of its recipe
-_NOT_FACTS = {"seed", "data", "label", "key", "status", *FINAL_METRICS}  # columns of their own
+_OWN = {"label", "key", "seed", "data", "origin", "search", "status"}
+_NOT_FACTS = {*_OWN, *FINAL_METRICS}  # columns of their own
 LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # of runs without a result too
 
 
@@ -88,7 +90,8 @@ def checkpoint_path(folder: StudyFolder, trial: Trial) -> str | None:
 def trial_lines(
     folder: StudyFolder, runs: Sequence[Run], commands: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """One line a trial: label, key, seed, outcome, final metrics, paths, facts, recipe, command.
+    """One line a trial: label, key, seed, origin, outcome, final metrics, paths, facts, recipe,
+    command.
 
     Paths are seen from the study's folder. Every line has the same names; what a trial lacks is
     None.
@@ -102,6 +105,7 @@ def trial_lines(
         ended = [record for record in run.records if MINIVAL_TOP1 in record.values][-1:]
         lines.append(
             {"label": trial.label, "key": key, "seed": trial.seed, "data": trial.data}
+            | {"origin": trial.origins[0].kind, "search": ", ".join(searches_of(trial.origins))}
             | {"status": run.status}
             | {name: run.metrics.get(name) for name in FINAL_METRICS}
             | {TRAIN_MACS: price if price == price else None}

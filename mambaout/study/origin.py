@@ -1,0 +1,111 @@
+"""Who asked for a trial: a typed origin, stored with it in trials.jsonl.
+
+    GridPoint()              a recipe that the study names
+    Baseline()               the one that it holds the others against
+    Predicted()              the one whose result is predicted before it is trained
+    Suggested("recipe", 3)   number 3 of the search `recipe`, with the search's first seed
+    Confirmed("recipe", 3)   the same recipe with another of the search's seeds
+
+A study has a trial once, whoever asks for it. It keeps an origin for each part that did, the one
+that decided on it first at the head. A label is for people: `earlier` is the only place that reads
+one, for trials that were stored before origins were.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from mambaout.recipe import Recipe
+from mambaout.study.axes import Search
+
+
+@dataclass(frozen=True, slots=True)
+class GridPoint:
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    kind: ClassVar[str] = "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    kind: ClassVar[str] = "predicted"
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    kind: ClassVar[str] = "suggested"
+    search: str  # the search's label
+    number: int  # in the order the search decided on its recipes; 0 is its base
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    kind: ClassVar[str] = "confirmed"
+    search: str
+    number: int  # of the recipe
+
+
+Origin = GridPoint | Baseline | Predicted | Suggested | Confirmed
+Origins = tuple[Origin, ...]
+
+_KINDS = {one.kind: one for one in (GridPoint, Baseline, Predicted, Suggested, Confirmed)}
+
+
+def trial_label(search: str, number: int) -> str:
+    """What a trial is called that no other part of the study has named."""
+    return f"{search}-t{number:03d}"
+
+
+def searches_of(origins: Origins) -> list[str]:
+    """The labels of the searches that asked for the trial."""
+    return [one.search for one in origins if isinstance(one, (Suggested, Confirmed))]
+
+
+def of_searches(origins: Origins, labels: Iterable[str]) -> tuple[Suggested | Confirmed, ...]:
+    """The origins that the searches of these labels gave."""
+    known = set(labels)
+    found = (one for one in origins if isinstance(one, (Suggested, Confirmed)))
+    return tuple(one for one in found if one.search in known)
+
+
+def origins_to_json(origins: Origins) -> list[dict[str, Any]]:
+    return [{"kind": one.kind} | asdict(one) for one in origins]
+
+
+def origins_from_json(body: Sequence[Mapping[str, Any]]) -> Origins:
+    return tuple(
+        _KINDS[one["kind"]](**{name: value for name, value in one.items() if name != "kind"})
+        for one in body
+    )
+
+
+# -- trials stored before origins were -------------------------------------------------------------
+
+
+def earlier(
+    label: str, recipe: Recipe, seed: int, searches: Sequence[Search], predicted: str | None
+) -> Origins:
+    """The origins of a trial that was stored without them, from what its study.json says."""
+
+    def asked(search: Search, number: int) -> Suggested | Confirmed:
+        kind = Suggested if seed == search.seeds[0] else Confirmed
+        return kind(search.label, number)
+
+    named: list[Origin] = [Predicted()] if label == predicted else []
+    named += [Baseline()] if label.startswith("baseline") else []  # as their labels did
+    suggested = [asked(search, number) for search, number in _numbers(label, searches)]
+    # A search's base may have been run under another label.
+    bases = [asked(one, 0) for one in searches if recipe == one.base and seed in one.seeds]
+    return tuple(dict.fromkeys([*(suggested or named or [GridPoint()]), *bases]))
+
+
+def _numbers(label: str, searches: Sequence[Search]) -> list[tuple[Search, int]]:
+    """The search that called a trial so, and the trial's number; empty where none did."""
+    matches = [(one, re.fullmatch(re.escape(one.label) + r"-t(\d{3,})", label)) for one in searches]
+    return [(search, int(match[1])) for search, match in matches if match is not None]

@@ -106,12 +106,15 @@ def test_the_recipes_of_a_search_are_calibrated_too(digits, tmp_path):
         axes=(Log("peak_lr", 1e-3, 4e-3), Whole("blocks", 0, 6)),
     )
 
+    wide = tiny_sweep.recipe("wide")  # of the search's name, and not hidden by it
+
     def study(start: Start) -> Study:
-        return Study(name="tiny", question="?", recipes={}, searches=(search,))
+        return Study(name="tiny", question="?", recipes={"find": wide}, searches=(search,))
 
     recipes = _recipes(request_of(tmp_path, study))
-    blocks = {recipe.model.num_blocks for recipe in recipes.values()}
+    blocks = {recipe.model.num_blocks for recipe in recipes.values() if recipe != wide}
     assert {4, 7, 10} <= blocks, "its base, its middle and its dearest"
+    assert wide in recipes.values()
 
 
 # -- forecast against actual -----------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 from tiny_sweep import recipe, tiny
 
 from mambaout.data.cores import cgroup_cores, usable_cores
+from mambaout.errors import WrongRequest
 from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
@@ -32,6 +33,7 @@ from mambaout.launch.resources import (
 )
 from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
 from mambaout.recipe import tuned
+from mambaout.study.axes import Search
 from mambaout.study.start import Start
 from mambaout.study.study import Study
 
@@ -156,7 +158,13 @@ def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
     study = Study(name="odd", question="?", recipes={"wide": wide})
     request: Any = SimpleNamespace(study=study, trials=study.trials("d"))
     check_batches(request, share("cpu", [TWO_CORES]))
-    with pytest.raises(ValueError, match=r"wide on tpu-v3-8: .*=100 .* 8 devices .* 96 or 112"):
+    says = r"trial wide on tpu-v3-8: .*=100 .* 8 devices .* 96 or 112"
+    with pytest.raises(WrongRequest, match=says):
+        check_batches(request, share("tpu-v3-8", [V3_8]))
+    # A search of the same name does not hide the recipe.
+    even = Search(label="wide", base=recipe("wide"), axes=(), num_trials=1)
+    request.study = replace(study, searches=(even,))
+    with pytest.raises(WrongRequest, match=says):
         check_batches(request, share("tpu-v3-8", [V3_8]))
 
 

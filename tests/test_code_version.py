@@ -155,8 +155,9 @@ CASES = {
     "XLA": Case(numbers=lambda folder: losses(SMALL, open_data("digits"), folder, "xla"), rel=1e-4),
 }
 
-# By code version, with torch 2.9.0, torch_xla 2.9.0, OpenCV 5.0.0, simplejpeg 1.9.0 and Pillow 13.0.0
-# on an x86 CPU. A new version takes over what it does not move: GOLDEN[5] = GOLDEN[4] | {"bf16": ...}
+# By code version, with torch 2.9.0, torch_xla 2.9.0, OpenCV 5.0.0, simplejpeg 1.9.0 and Pillow
+# 13.0.0 on an x86 CPU. A new version takes over what it does not move:
+# GOLDEN[5] = GOLDEN[4] | {"bf16": [...]}
 GOLDEN = {
     4: {
         "digits, exact pixels": [

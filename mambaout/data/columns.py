@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from mambaout.data.encoded import SEGMENTS, ImageColumn
-from mambaout.data.files import DataError, read_columns
+from mambaout.data.files import DataError, Footer, read_columns
 
 HUGGING_FACE = b"huggingface"  # the schema metadata that holds the features and the class names
 
@@ -209,7 +209,9 @@ def class_names(schema: pa.Schema, label: str) -> tuple[tuple[str, ...] | None, 
 # -- labels ---------------------------------------------------------------------------------------
 
 
-def read_labels(location: str, schema: pa.Schema, label: str, num_rows: int) -> np.ndarray:
+def read_labels(
+    location: str, schema: pa.Schema, label: str, num_rows: int, known: Footer | None = None
+) -> np.ndarray:
     """The labels of a shard: int64, or an object array of str.
 
     All are UNLABELLED where the column is missing or empty throughout. Raises DataError for a row
@@ -217,7 +219,7 @@ def read_labels(location: str, schema: pa.Schema, label: str, num_rows: int) -> 
     """
     if label not in schema.names:
         return np.full(num_rows, UNLABELLED)
-    column = read_columns(location, [label]).column(label)
+    column = read_columns(location, [label], known=known).column(label)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if column.null_count == len(column):

@@ -7,13 +7,13 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from mambaout.data.files import DataError, leaf_columns, read_columns
+from mambaout.data.files import DataError, Footer, leaf_columns, read_columns
 
 SEGMENTS = "segments"  # the column of where a re-cut JPEG's restart segments begin, or null
 
@@ -48,6 +48,7 @@ class Shard:
     group_rows: tuple[int, ...]  # rows of each row group
     num_bytes: int
     image: ImageColumn = ImageColumn()
+    footer: Footer | None = field(default=None, repr=False, compare=False)  # where it is known
 
     @property
     def num_rows(self) -> int:
@@ -249,9 +250,9 @@ def _read_group(shard: Shard, row_group: int) -> _Group:
     location, image = shard.location, shard.image
     # Others' columns may have that name too: of another type, or an index that is not the file's,
     # which jpeg.py finds.
-    with_segments = leaf_columns(location).get(SEGMENTS) == "BYTE_ARRAY"
+    with_segments = leaf_columns(location, shard.footer).get(SEGMENTS) == "BYTE_ARRAY"
     columns = [image.bytes_leaf] + [SEGMENTS] * with_segments
-    table = read_columns(location, columns, [row_group])
+    table = read_columns(location, columns, [row_group], shard.footer)
     images = _Values(table, image.name, "bytes" if image.is_struct else None)
     segments = _Values(table, SEGMENTS) if with_segments else None
     num_bytes = images.num_bytes + (0 if segments is None else segments.num_bytes)
@@ -261,11 +262,12 @@ def _read_group(shard: Shard, row_group: int) -> _Group:
 def read_paths(shard: Shard, row_groups: Sequence[int] | None = None) -> list[str | None]:
     """The paths that a shard's images came from, of some row groups or of all; None for none."""
     leaf = shard.image.path_leaf
-    if not shard.image.is_struct or leaf not in leaf_columns(shard.location):
+    if not shard.image.is_struct or leaf not in leaf_columns(shard.location, shard.footer):
         groups = range(len(shard.group_rows)) if row_groups is None else row_groups
         return [None] * sum(shard.group_rows[group] for group in groups)
     found: list[str | None] = []
-    for chunk in read_columns(shard.location, [leaf], row_groups).column(shard.image.name).chunks:
+    table = read_columns(shard.location, [leaf], row_groups, shard.footer)
+    for chunk in table.column(shard.image.name).chunks:
         found += [
             path if isinstance(path, str) else None for path in chunk.field("path").to_pylist()
         ]

@@ -13,11 +13,12 @@ import functools
 import logging
 import os
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -125,21 +126,54 @@ def tried_again(what: str, attempt: Callable[[], T]) -> T:
 # -- Parquet files --------------------------------------------------------------------------------
 
 
+class Stamp(NamedTuple):
+    """What tells a file from the one that takes its place, without opening it."""
+
+    size: int
+    time_ns: int  # of its last change
+    inode: int = 0  # of a local file
+
+
+def stamp_of(path: str | Path) -> Stamp:
+    """Of a local file."""
+    facts = os.stat(path)
+    return Stamp(facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+class Footer(NamedTuple):
+    """Which file is meant, as a listing told, and its end, where that has been read before."""
+
+    stamp: Stamp
+    tail: bytes = b""
+
+
 class _Open:
-    """A file held open, and opened anew after an error."""
+    """A file that is opened when something is read of it, and anew after an error."""
 
     def __init__(self, location: str) -> None:
         self.location = location
+        self.known: Footer | None = None
         self.file: pa.NativeFile | None = None
-        self.size = tried_again(f"opening {location}", lambda: self._opened().size())
 
     def _opened(self) -> pa.NativeFile:
         file = self.file
         if file is None:
             files, path = filesystem(self.location)
             mapped = files is _local() and _file_system_of(path) in MAPPED_FILE_SYSTEMS
-            file = self.file = pa.memory_map(path) if mapped else files.open_input_file(path)
+            file = pa.memory_map(path) if mapped else files.open_input_file(path)
+            if self.known is not None and file.size() != self.known.stamp.size:
+                raise DataError(
+                    f"{self.location} was replaced while it was in use: it has {file.size():,} "
+                    f"bytes and had {self.known.stamp.size:,}"
+                )
+            self.file = file
         return file
+
+    @functools.cached_property
+    def size(self) -> int:
+        if self.known is not None:
+            return self.known.stamp.size
+        return tried_again(f"opening {self.location}", lambda: self._opened().size())
 
     def read(self, start: int, length: int, what: str) -> pa.Buffer:
         """`length` bytes from `start` on, in one ranged read; OSError where they cannot be had."""
@@ -158,34 +192,57 @@ class _Open:
         return tried_again(f"reading {what} of {self.location}", attempt)
 
     @functools.cached_property
-    def footer(self) -> pq.FileMetaData:
+    def tail(self) -> bytes:
+        """The footer, as it stands at the end of the file."""
+        if self.known is not None and self.known.tail:
+            return self.known.tail
         length = min(self.size, FOOTER_BYTES)
         tail = self.read(self.size - length, length, "the footer")
         wanted = int.from_bytes(memoryview(tail)[-8:-4], "little") + 8
         if length < wanted <= self.size:
             tail = self.read(self.size - wanted, wanted, "the footer")
-        return pq.read_metadata(pa.BufferReader(tail))
+        return memoryview(tail)[-min(wanted, len(tail)) :].tobytes()
 
 
-def _open(location: str) -> _Open:
-    """The file, the last 64 kept open."""
+def _open(location: str, known: Footer | None = None) -> _Open:
+    """The file, the last ones (KEPT_OPEN) kept open; of a known footer nothing is read."""
     files, path = filesystem(location)
-    stamp = None
-    if files is _local():  # a path may come to hold another file
-        facts = os.stat(path)
-        stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-    return _kept_open(location, stamp)
+    # A location may come to hold another file. A remote one is looked at when it is listed alone.
+    stamp = stamp_of(path) if files is _local() else known and known.stamp
+    opened = _kept_open(location, stamp)
+    if known is not None and known.stamp == stamp and not (opened.known and opened.known.tail):
+        opened.known = known
+    return opened
 
 
-@functools.lru_cache(maxsize=64)
-def _kept_open(location: str, stamp: object) -> _Open:
+def _kept_open_most() -> int:
+    """A quarter of the files that the process may open: others are opened beside shards."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if allowed == resource.RLIM_INFINITY else min(4096, max(64, allowed // 4))
+
+
+KEPT_OPEN = _kept_open_most()
+
+
+@functools.lru_cache(maxsize=KEPT_OPEN)
+def _kept_open(location: str, stamp: Stamp | None) -> _Open:
     return _Open(location)
 
 
-def read_footer(location: str) -> pq.FileMetaData:
+@functools.lru_cache(maxsize=64)  # of a shard's footer some 30 kB, where its bytes are 5
+def _parsed(tail: bytes) -> pq.FileMetaData:
+    return pq.read_metadata(pa.BufferReader(tail))
+
+
+def footer_bytes(location: str, known: Footer | None = None) -> bytes:
+    """The footer as it stands in a file of which `read_footer` has read it."""
+    return _open(location, known).tail
+
+
+def read_footer(location: str, known: Footer | None = None) -> pq.FileMetaData:
     """What the file says of itself; DataError if it is no Parquet file or cannot be had."""
     try:
-        return _open(location).footer
+        return _parsed(_open(location, known).tail)
     except OSError as error:
         raise DataError(f"{location} cannot be read as a Parquet file: {_said(error)}") from error
     except pa.ArrowException as error:
@@ -209,63 +266,70 @@ def _what_it_is(location: str, error: pa.ArrowException) -> str:
     return f"{_said(error)}; download it again"
 
 
-def leaf_columns(location: str) -> dict[str, str]:
+def leaf_columns(location: str, known: Footer | None = None) -> dict[str, str]:
     """The stored columns with their physical types: {"image.bytes": "BYTE_ARRAY", ...}."""
-    schema = read_footer(location).schema
+    schema = read_footer(location, known).schema
     return {schema.column(i).path: schema.column(i).physical_type for i in range(len(schema))}
 
 
-def file_size(location: str) -> int:
+def file_size(location: str, known: Footer | None = None) -> int:
     """Bytes of the file; DataError where it cannot be had."""
     try:
-        return _open(location).size
+        return _open(location, known).size
     except OSError as error:
         raise DataError(f"{location} cannot be read: {_said(error)}") from error
 
 
-def read_range(location: str, start: int, length: int) -> pa.Buffer:
+def read_range(location: str, start: int, length: int, known: Footer | None = None) -> pa.Buffer:
     """`length` bytes from `start` on; DataError where they cannot be had."""
     try:
-        return _open(location).read(start, length, f"bytes {start} to {start + length}")
+        return _open(location, known).read(start, length, f"bytes {start} to {start + length}")
     except OSError as error:
         raise DataError(f"{location} cannot be read: {_said(error)}") from error
 
 
-def read_ends(location: str, whole_bytes: int) -> bytes:
+def read_ends(location: str, whole_bytes: int, known: Footer | None = None) -> bytes:
     """All of a file of at most `whole_bytes`; of a larger one the footer and eight bytes of size.
 
     Raises DataError where they cannot be had.
     """
-    size = file_size(location)
+    size = file_size(location, known)
     if size <= whole_bytes:
-        return read_range(location, 0, size).to_pybytes()
-    length = int.from_bytes(memoryview(read_range(location, size - 8, 4)), "little")
-    footer = read_range(location, size - 8 - length, length)
+        return read_range(location, 0, size, known).to_pybytes()
+    length = int.from_bytes(memoryview(read_range(location, size - 8, 4, known)), "little")
+    footer = read_range(location, size - 8 - length, length, known)
     return footer.to_pybytes() + size.to_bytes(8, "little")
 
 
 def read_columns(
-    location: str, columns: Sequence[str], row_groups: Sequence[int] | None = None
+    location: str,
+    columns: Sequence[str],
+    row_groups: Sequence[int] | None = None,
+    known: Footer | None = None,
 ) -> pa.Table:
     """Stored columns of some row groups of a Parquet file, or of all.
 
     Raises DataError, naming the file and the row group, where it is damaged or cannot be had.
     """
-    footer = read_footer(location)
+    footer = read_footer(location, known)
     if row_groups is None:
         row_groups = range(footer.num_row_groups)
-    parts = [_read_row_group(location, footer, group, columns) for group in row_groups]
+    parts = [_read_row_group(location, footer, group, columns, known) for group in row_groups]
     if not parts:
         return footer.schema.to_arrow_schema().empty_table()
     return pa.concat_tables(parts)
 
 
 def _read_row_group(
-    location: str, footer: pq.FileMetaData, group: int, columns: Sequence[str]
+    location: str,
+    footer: pq.FileMetaData,
+    group: int,
+    columns: Sequence[str],
+    known: Footer | None,
 ) -> pa.Table:
     what = f"row group {group}"
     try:
-        file = _open(location)
+        file = _open(location, known)
         part = _Part(file.size)
         for start, end in _byte_ranges(footer.row_group(group), columns):
             if not 0 <= start < end <= file.size:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pyarrow.fs
 
-from mambaout.data.files import DataError, filesystem, tried_again
+from mambaout.data.files import DataError, Stamp, filesystem, stamp_of, tried_again
 
 SPLIT_WORDS = {  # of files and folders, in any letter case; folders of images have the same
     "train": ("train", "training"),
@@ -52,6 +52,7 @@ class SplitFiles:
     train: list[str]
     val: dict[str, list[str]]  # by name, the one to be taken first; may be empty
     left_out: list[str]  # what was met and is not read, in words
+    stamps: dict[str, Stamp | None]  # of train and val by location; None where it is not told
 
 
 class _File(NamedTuple):
@@ -67,10 +68,11 @@ def find_shards(location: str) -> SplitFiles:
     is missing or there twice.
     """
     if is_parquet_file(location):
-        return SplitFiles([location], {}, [])
+        return SplitFiles([location], {}, [], {location: _stamp_of(location)})
     paths, left_out = [], []
     hidden: list[PurePosixPath] = []
-    for path in _listed(location, left_out):
+    stamps = _listed(location, left_out)
+    for path in stamps:
         (hidden if _is_hidden(path) else paths).append(path)
     if hidden:
         left_out.append(f"{_counted(len(hidden), 'hidden or metadata file')} ({_some(hidden)})")
@@ -110,7 +112,9 @@ def find_shards(location: str) -> SplitFiles:
         left_out.append(
             f"what {train} lacks of the split: Hugging Face converted only the first part"
         )
-    return SplitFiles(found.pop(train), found, left_out)
+    of_location = {f"{location.rstrip('/')}/{path}": stamp for path, stamp in stamps.items()}
+    read = {each: of_location[each] for locations in found.values() for each in locations}
+    return SplitFiles(found.pop(train), found, left_out, read)
 
 
 def described_split(split: str, num_shards: int) -> str:
@@ -140,21 +144,46 @@ def is_parquet_file(location: str) -> bool:
 # -- listing --------------------------------------------------------------------------------------
 
 
-def _listed(location: str, left_out: list[str]) -> list[PurePosixPath]:
+def _listed(location: str, left_out: list[str]) -> dict[PurePosixPath, Stamp | None]:
     """The Parquet files below `location`, sorted; a folder met twice is added to `left_out`."""
     files, root = filesystem(location)
     if isinstance(files, pyarrow.fs.LocalFileSystem):
-        return sorted(_walked(root, left_out), key=str)
+        paths = sorted(_walked(root, left_out), key=str)
+        return {path: _local_stamp(os.path.join(root, path)) for path in paths}
     everything = pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True)
     try:
         found = tried_again(f"listing {location}", lambda: files.get_file_info(everything))
     except OSError as error:
         raise DataError(f"{location} cannot be listed: {error}") from error
-    return [
-        PurePosixPath(info.path).relative_to(root)
+    return {
+        PurePosixPath(info.path).relative_to(root): _stamp(info)
         for info in sorted(found, key=lambda info: info.path)
         if info.type == pyarrow.fs.FileType.File and info.path.lower().endswith(_ENDING)
-    ]
+    }
+
+
+def _stamp_of(location: str) -> Stamp | None:
+    files, path = filesystem(location)
+    if isinstance(files, pyarrow.fs.LocalFileSystem):
+        return _local_stamp(path)
+    try:
+        return _stamp(tried_again(f"looking for {location}", lambda: files.get_file_info(path)))
+    except OSError:
+        return None
+
+
+def _local_stamp(path: str) -> Stamp | None:
+    try:
+        return stamp_of(path)
+    except OSError:  # a link to nothing: reading it says so
+        return None
+
+
+def _stamp(info: pyarrow.fs.FileInfo) -> Stamp | None:
+    """Of a file of any store, as its listing tells; None where that tells no time."""
+    if info.size is None or info.mtime_ns is None:
+        return None
+    return Stamp(info.size, info.mtime_ns)
 
 
 def _walked(root: str, left_out: list[str]) -> Iterator[PurePosixPath]:

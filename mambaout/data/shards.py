@@ -32,10 +32,20 @@ from mambaout.data.columns import (
     find_columns,
     read_labels,
 )
+from mambaout.data.description import Description, Place
 from mambaout.data.draws import draws, hash64, uniforms
 from mambaout.data.encoded import EncodedImages, Shard, place, read_paths
-from mambaout.data.files import DataError, file_size, read_ends, read_footer, stored_array
-from mambaout.data.shard_files import described_split, find_shards
+from mambaout.data.files import (
+    DataError,
+    Footer,
+    Stamp,
+    file_size,
+    footer_bytes,
+    read_ends,
+    read_footer,
+    stored_array,
+)
+from mambaout.data.shard_files import SplitFiles, described_split, find_shards
 from mambaout.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -146,20 +156,52 @@ def read_data_set(
 ) -> DataSet:
     """The data set in a folder of Parquet shards, local or at a URI, or in one Parquet file.
 
-    Reads footers and labels, no images, and logs what it leaves out. The columns are named where
-    they cannot be told by names and types. Raises DataError for shards that are missing or of
-    another schema, or a label out of range, naming shard and row.
+    Reads footers and labels, no images, and neither where the same shards were read before on this
+    machine; logs what it leaves out. The columns are named where they cannot be told by names and
+    types. Raises DataError for shards that are missing or of another schema, or a label out of
+    range, naming shard and row.
     """
     files = find_shards(location)
+    place = Place(cache, name, location, (image_column, label_column), files.stamps)
+    found = place.read()
+    if found is None:
+        found = _described_set(name, location, files, image_column, label_column)
+        place.write(found)
+    if left_out := [*files.left_out, *found.left_out]:
+        log.warning("%s: left out: %s", name, "; ".join(left_out))
+    for remark in found.remarks:
+        log.warning("%s", remark)
+    return DataSet(
+        name=name,
+        fingerprint=found.fingerprint,
+        class_names=found.class_names,
+        shards=found.shards,
+        labels=found.labels,
+        cache=cache,
+        lossy=found.lossy,
+    )
+
+
+def _described_set(
+    name: str,
+    location: str,
+    files: SplitFiles,
+    image_column: str | None,
+    label_column: str | None,
+) -> Description:
+    """What the shards say, by opening each."""
     first = files.train[0]
-    schema = read_footer(first).schema.to_arrow_schema()
+    schema = read_footer(first, _known(files.stamps[first])).schema.to_arrow_schema()
     columns = find_columns(first, schema, image_column, label_column)
-    left_out = list(files.left_out)
+    left_out: list[str] = []
+    remarks: list[str] = []
     known: dict[str, list[_Described]] = {}
     with ThreadPoolExecutor(DESCRIBE_THREADS) as pool:
 
         def describe(locations: Sequence[str], *, is_train: bool = False) -> list[_Described]:
-            each = functools.partial(_describe, columns=columns, is_train=is_train)
+            def each(shard: str) -> _Described:
+                return _describe(shard, columns, is_train, files.stamps[shard])
+
             return list(pool.map(each, locations))
 
         known["train"] = describe(files.train, is_train=True)
@@ -175,15 +217,13 @@ def read_data_set(
                 if any(shard.is_labelled for shard in found):
                     known["val"] = found
                     if "test" in split:
-                        log.warning("%s: the val split is its %s shards", name, split)
+                        remarks.append(f"{name}: the val split is its {split} shards")
                     continue
                 unlabelled = ", without labels"
             left_out.append(described_split(split, len(locations)) + unlabelled)
-    if left_out:
-        log.warning("%s: left out: %s", name, "; ".join(left_out))
     if "val" not in known:
-        log.warning("%s: no validation split: one in five training images is held out", name)
-    return _data_set(name, location, cache, columns, known)
+        remarks.append(f"{name}: no validation split: one in five training images is held out")
+    return _description(location, columns, known, left_out, remarks)
 
 
 class _Described(NamedTuple):
@@ -200,9 +240,10 @@ class _Described(NamedTuple):
         return self.labels.dtype == object or bool((self.labels != UNLABELLED).any())
 
 
-def _describe(location: str, columns: Columns, is_train: bool) -> _Described:
+def _describe(location: str, columns: Columns, is_train: bool, stamp: Stamp | None) -> _Described:
     """What is known of a shard before an image is read."""
-    metadata = read_footer(location)
+    known = _known(stamp)
+    metadata = read_footer(location, known)
     schema = metadata.schema.to_arrow_schema()
     check_columns(location, schema, columns, with_label=is_train)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -211,26 +252,35 @@ def _describe(location: str, columns: Columns, is_train: bool) -> _Described:
         tuple(group.num_rows for group in groups),
         sum(group.total_byte_size for group in groups),
         columns.image,
+        None if stamp is None else Footer(stamp, footer_bytes(location, known)),
     )
     written = metadata.metadata or {}
     # Whoever packs the same images again, with another pyarrow, has the same data. Of others'
     # shards the whole file, or the footer: the place, sizes and statistics of every column.
-    identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES)
+    identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES, known)
     names, odd = class_names(schema, columns.label)
     return _Described(
         shard,
         sha256(identity).digest(),
-        CONTENT in written or file_size(location) <= WHOLE_FILE_BYTES,
+        CONTENT in written or file_size(location, known) <= WHOLE_FILE_BYTES,
         names,
         odd,
         written[LOSSY].decode() if LOSSY in written else None,
-        read_labels(location, schema, columns.label, shard.num_rows),
+        read_labels(location, schema, columns.label, shard.num_rows, known),
     )
 
 
-def _data_set(
-    name: str, location: str, cache: Path, columns: Columns, known: dict[str, list[_Described]]
-) -> DataSet:
+def _known(stamp: Stamp | None) -> Footer | None:
+    return None if stamp is None else Footer(stamp)
+
+
+def _description(
+    location: str,
+    columns: Columns,
+    known: dict[str, list[_Described]],
+    left_out: list[str],
+    remarks: list[str],
+) -> Description:
     digest = sha256()
     for split, described in known.items():
         _check_once(split, described)
@@ -247,20 +297,20 @@ def _data_set(
             f"({', '.join(sorted(str(way) for way in lossy))}); pack them together"
         )
     for shard in [shard for shard in every if shard.odd][:1]:
-        log.warning("%s: %s; its classes are named by number", shard.shard.location, shard.odd)
+        remarks.append(f"{shard.shard.location}: {shard.odd}; its classes are named by number")
     shards = {split: tuple(d.shard for d in described) for split, described in known.items()}
     labels, names = _labels(shards, known, _class_names(every))
     _check_labels(shards, labels, names)
     if names is None:
         names = tuple(str(label) for label in range(int(labels["train"].max()) + 1))
-    return DataSet(
-        name=name,
+    return Description(
         fingerprint=digest.hexdigest()[:12],
         class_names=names,
         shards=shards,
         labels=labels,
-        cache=cache,
         lossy=lossy.pop(),
+        left_out=left_out,
+        remarks=remarks,
     )
 
 

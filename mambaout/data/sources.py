@@ -105,7 +105,7 @@ def _say(remark: str) -> None:
 
 
 def _holds(packed: Path, source: Source) -> bool:
-    data = read_data_set(packed.name, str(packed), packed.parent)
+    data = read_data_set(packed.name, str(packed), packed.parent.parent)
     counts = {split: len(labels) for split, labels in data.labels.items()}
     wanted = {"train": len(source.train), "val": len(source.val)}
     return (data.class_names, counts) == (source.class_names, wanted)

@@ -59,7 +59,8 @@ def stage(
     ]
     # Of all, whatever is copied: training and an evaluation share their copies.
     with ThreadPoolExecutor(STAGE_THREADS) as pool:
-        sizes = list(pool.map(file_size, (shard.location for _, shard, _ in shards)))
+        each = [shard for _, shard, _ in shards]
+        sizes = list(pool.map(lambda shard: file_size(shard.location, shard.footer), each))
     # The same images packed in another way have the same fingerprint, and other row groups.
     packing = sha256(repr(sizes).encode()).hexdigest()[:6]
     home = folder.absolute() / f"{data.name}-{data.fingerprint}-{packing}"

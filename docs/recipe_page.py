@@ -43,7 +43,8 @@ FOLLOWS = """\
 The paper's values are for 1.28 million photographs of 224 px. They hardly train a network on a
 few thousand images. So these fields follow the data, unless you set them. Data are *small* if
 there are fewer than 50,000 training images, or if the images have at most 64 px. `--plan` and
-every launch print which fields follow, to which value, and why.
+every launch print which fields follow, to which value, and why. The rules are the same for every
+sweep and for `mambaout train`.
 """
 DEVICE = """\
 One field follows the device: `precision` is bf16 on accelerators that have bf16 units, and fp32

@@ -40,19 +40,7 @@ from mambaout.errors import WrongRequest
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; bad input is one line on stderr, or a line a fault, and status 2."""
-    parser = Parser(
-        prog="mambaout",
-        description="MambaOut: train, evaluate, account, and read studies.",
-        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/.",
-    )
-    parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (
-        *(add_train, add_evaluate, add_list, add_account, add_pack, add_export),
-        *(add_report, add_sync, add_ui, add_doctor),
-    ):
-        add(commands)
-    options = parser.parse_args(argv)
+    options = command_parser().parse_args(argv)
     try:
         check_working_directory()
         status = options.run(options)
@@ -68,6 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; the same command continues it" if options.command == "train" else ""
         print(f"mambaout {options.command}: interrupted{again}", file=sys.stderr)
         return 130
+
+
+def command_parser() -> Parser:
+    """The parser of `mambaout` and of all its subcommands."""
+    parser = Parser(
+        prog="mambaout",
+        description="MambaOut: train, evaluate, account, and read studies.",
+        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/.",
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (
+        *(add_train, add_evaluate, add_list, add_account, add_pack, add_export),
+        *(add_report, add_sync, add_ui, add_doctor),
+    ):
+        add(commands)
+    return parser
 
 
 class _Version(argparse.Action):

@@ -9,14 +9,14 @@ Data are small with under 50,000 images, or with images of at most 64 px.
 
 | field | small data | other data |
 |---|---|---|
-| image_size | 64 px and less: as they are, 28 at least; photographs: 128 at most | 224 at most |
-| stem_stride | 2 up to 64 px, so that four stages are left; above, the paper's 4 | the same |
-| minival_fraction | a tenth, or enough for 120 images, a quarter at most | 0.02 |
-| train_images | in a study on small images 6,000 | all |
-| global_batch | 64; less below 1,600 images; more above 12,000 | 4096 to 100 steps an epoch |
-| peak_lr | 0.001 at 64, times the root of the batch | 0.004 at 4096, linear |
-| epochs | 12, or as many as make 1,116 steps | 300 |
-| warmup_epochs | 47 steps | 20 of 300 |
+| image_size | up to 64 px: the images' own side, 28 at least; larger: 128 at most | 224 at most |
+| stem_stride | 2 for images of up to 64 px, so that four stages fit; else the paper's 4 | same |
+| minival_fraction | a tenth; more where that is under 120 images; a quarter at most | 0.02 |
+| train_images | 6,000 in a study on images of up to 64 px; else all | all |
+| global_batch | 64; less below 1,600 images; more over 12,000 | 4096; less for 100 steps an epoch |
+| peak_lr | 0.001 at a batch of 64; it grows with the root of the batch | 0.004 at 4096; linear |
+| epochs | 12; more where 12 are fewer than 1,116 steps | 300 |
+| warmup_epochs | as many as 47 steps are | the paper's share, 20 of 300 |
 | augmentation | crops of 60 % and more; photographs are flipped | the paper's |
 
 One field follows the device: precision is bf16 where all devices of a run or a study have units for

@@ -93,7 +93,7 @@ def _best(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, str]:
         return "-", "-"
     note = ", near chance" if found.guessing else ""
     top1 = found.best.mean(TOP1).value
-    return f"{top1:.2f}", f"{found.best.label} (n={len(found.best.finished)}{note})"
+    return f"{top1:.2f}", f"{found.best.label} (n={len(found.best.counted)}{note})"
 
 
 def _minival(run: Run) -> str:

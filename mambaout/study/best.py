@@ -35,7 +35,8 @@ class Best:
     label: str
     recipe: Recipe
     values: Values  # of the axes
-    scores: tuple[float, ...]  # of the first goal, one a seed
+    scores: tuple[float, ...]  # of the first goal, one a seed: without the one it was chosen on,
+    # where there are others, since that one was the highest of many
 
     @property
     def mean(self) -> float:
@@ -94,7 +95,9 @@ def best(search: Search, runs: Sequence[Run]) -> Best | None:
     if recipe is None:
         return None
     label = next(run.trial.label for run in own if run.trial.recipe == recipe)
-    scores = tuple(results[recipe][seed][0] for seed in sorted(results[recipe]))
+    found = results[recipe]
+    seeds = sorted(found.keys() - {search.seeds[0]}) or sorted(found)
+    scores = tuple(found[seed][0] for seed in seeds)
     return Best(label=label, recipe=recipe, values=values_of(search, recipe), scores=scores)
 
 

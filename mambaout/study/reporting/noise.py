@@ -94,7 +94,7 @@ def seed_noise(table: Sequence[Row], metric: str = TOP1) -> Noise | None:
 def _pooled(table: Sequence[Row], metric: str) -> Pool | None:
     squares, degrees = 0.0, 0
     for row in table:
-        values = row.mean(metric).values
+        values = row.mean_of_all(metric).values
         if len(values) > 1:
             squares += statistics.variance(values) * (len(values) - 1)
             degrees += len(values) - 1

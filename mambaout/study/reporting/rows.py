@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mambaout.accounting import train_macs
 from mambaout.recipe import BASELINE, Recipe
+from mambaout.study.origin import Confirmed, Suggested
 from mambaout.study.study import Run
 
 
@@ -62,10 +63,29 @@ class Row:
     def finished(self) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.status == "finished")
 
+    @cached_property
+    def counted(self) -> tuple[Run, ...]:
+        """The finished seeds that the means are over.
+
+        Where a search chose the recipe on its first seed and other seeds have finished since, the
+        others alone: the first was the highest of many, so that a mean with it is too high.
+        """
+        chosen_by = {
+            origin.search
+            for run in self.finished
+            for origin in run.trial.origins
+            if isinstance(origin, Confirmed)
+        }
+        others = tuple(run for run in self.finished if not _was_chosen_on(run, chosen_by))
+        return others or self.finished
+
     def mean(self, name: str) -> Mean:
-        """The final metric `name` over the finished seeds; values that are not finite left out."""
-        found = (run.metrics.get(name, math.nan) for run in self.finished)
-        return Mean(tuple(value for value in found if math.isfinite(value)))
+        """The final metric `name` over the counted seeds; values that are not finite left out."""
+        return _mean(self.counted, name)
+
+    def mean_of_all(self, name: str) -> Mean:
+        """The same over all finished seeds, for the spread between seeds."""
+        return _mean(self.finished, name)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -106,6 +126,17 @@ class Row:
             elif run.status != "finished":
                 parts.append(f"s{run.trial.seed} {run.status}")
         return ", ".join(parts)
+
+
+def _mean(runs: Iterable[Run], name: str) -> Mean:
+    found = (run.metrics.get(name, math.nan) for run in runs)
+    return Mean(tuple(value for value in found if math.isfinite(value)))
+
+
+def _was_chosen_on(run: Run, searches: Collection[str]) -> bool:
+    """Whether one of the searches chose the run's recipe on this seed."""
+    origins = run.trial.origins
+    return any(isinstance(one, Suggested) and one.search in searches for one in origins)
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:

@@ -41,6 +41,12 @@ class Searched:
     importances: Mapping[str, float] | None  # None where too few recipes have finished
 
     @property
+    def is_confirmed(self) -> bool:
+        """Whether its best has other seeds than the one that chose it."""
+        row = self.best_row
+        return row is not None and len(row.counted) < len(row.finished)
+
+    @property
     def best_row(self) -> Row | None:
         recipe = self.best.recipe if self.best else None
         return next((row for row in self.rows if row.recipe == recipe), None)
@@ -74,10 +80,12 @@ def search_answer(found: Sequence[Searched]) -> list[str]:
         if one.best is None:
             continue
         values = f": {_values(one.best.values)}" if len(found) <= MOST_TOLD else ""
+        count = len(one.best.scores)
+        others = ", without the one that chose it" if one.is_confirmed else ""
         text = (
             f"The search {one.search.label} came to {one.best.label}{values} "
             f"({one.search.goals[0][0]} {one.best.mean:.2f} over "
-            f"{len(one.best.scores)} seed{'s' * (len(one.best.scores) > 1)})"
+            f"{count} seed{'s' * (count > 1)}{others})"
         )
         told = f"; not known to be an optimum: {', '.join(one.edges)}" if one.edges else ""
         said.append(f"{text}{told}.")

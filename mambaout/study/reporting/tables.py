@@ -127,7 +127,8 @@ def _legend(found: Standing, notes: Sequence[str], others: Sequence[str]) -> lis
     else:
         lines.append("n: the number of seeds.")
     marks = {
-        CONFIRMED: "trained with all seeds of its search; these recipes come first.",
+        CONFIRMED: "trained with all seeds of its search; these recipes come first. Their "
+        "means leave out the seed that chose them: it was the highest of many.",
         WITHIN_NOISE: "its distance to #1 on minival is too small to be told from luck.",
         NEAR_CHANCE: "a network that guesses could have reached it.",
     }

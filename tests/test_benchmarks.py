@@ -224,3 +224,19 @@ def test_small_pictures_are_enlarged_into_an_image_folder(tmp_path):
         assert (image.size, image.mode) == ((112, 112), "RGB")
     with pytest.raises(ValueError, match="has 50 train images, not 51"):
         modes.enlarge(small, tmp_path / "more", {"train": 51})
+
+
+# -- opening shards -------------------------------------------------------------------------------
+
+
+def test_a_later_open_opens_no_shard_and_a_set_without_a_description_opens_all(tmp_path, capsys):
+    open_shards = module("open_shards")
+    assert (
+        open_shards.main(["--shards", "4", "--times", "1", "--json", f"{tmp_path}/row.json"]) == 0
+    )
+    body = json.loads((tmp_path / "row.json").read_text())
+    rows = {row["case"]: row for row in body["rows"]}
+    assert [rows[case]["opens"] for case in ("without", "first", "later")] == [4, 4, 0]
+    assert [rows[case]["row_groups"] for case in rows] == [3 * 4] * 3
+    assert rows["later"]["bytes"] == 0
+    assert "a later open takes" in capsys.readouterr().out

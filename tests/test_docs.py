@@ -190,6 +190,16 @@ def test_python_of_the_pages_can_be_compiled(name):
         compile(block, name, "exec")
 
 
+def test_the_python_of_one_network_builds_what_it_says():
+    page = (ROOT / "docs" / "one-network.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    assert found["recipe"].optim.peak_lr == 8e-3
+    assert found["model"].config.dims[0] == 72
+    assert found["model"].config.num_blocks == 18 + 6
+
+
 def test_the_page_of_fields_is_what_the_code_says():
     path = ROOT / "docs" / "recipe_page.py"
     made = runpy.run_path(str(path))["page"]()

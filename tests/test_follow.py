@@ -103,7 +103,7 @@ def test_a_report_that_fails_at_first_is_written_later_and_tracking_and_lines_go
     followed.begin()
     followed.end(0)
     followed.wait_for(lambda: "the report: failed (NotWritten: " in followed.said)
-    assert (followed.folder.path / "trials.csv").read_text().count("finished") == 1
+    assert (followed.folder.path / "trials.csv").read_text().count(",finished,") == 1
     followed.end(1)
     followed.wait_for(lambda: "2/3  w16-s0" in followed.said)
     shutil.rmtree(in_the_way.parent)
@@ -128,7 +128,7 @@ def test_a_report_that_never_works_costs_no_other_part_and_is_a_problem_at_the_e
     assert isinstance(problem, ValueError)
     assert followed.statuses() == ALL_OVER
     assert "3/3  w32-s0" in followed.said
-    assert (followed.folder.path / "trials.csv").read_text().count("finished") == 3
+    assert (followed.folder.path / "trials.csv").read_text().count(",finished,") == 3
 
 
 def test_a_trial_whose_end_cannot_be_tracked_costs_no_other_and_is_tried_again(
@@ -236,7 +236,7 @@ def test_a_bug_in_the_summary_or_the_report_is_raised_once_all_is_saved(
     with pytest.raises((ValueError, ExceptionGroup)) as raised:
         run_study(request)
     assert not isinstance(raised.value, WrongRequest)
-    assert (folder.path / "trials.csv").read_text().count("finished") == 3
+    assert (folder.path / "trials.csv").read_text().count(",finished,") == 3
     client = MlflowClient(tracking_uri=request.tracking_uri)
     experiments = [each.experiment_id for each in client.search_experiments()]
     assert {run.info.status for run in client.search_runs(experiments)} == {"FINISHED"}

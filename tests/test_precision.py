@@ -265,8 +265,13 @@ def test_a_recipe_without_a_rule_of_the_device_is_what_it_was():
 class Accelerator(backends.Cpu):
     """A CPU that calls itself a TPU."""
 
-    device_name = "TPU v3"
-    multiplies_bf16 = True
+    @property
+    def device_name(self) -> str:
+        return "TPU v3"
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        return True
 
 
 def test_a_single_run_follows_its_device_and_goes_on_elsewhere_as_it_began(

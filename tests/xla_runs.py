@@ -190,7 +190,7 @@ def resume(folder: Path, where: Backend) -> dict[str, Any]:
 
 def step_graph(folder: Path, where: Backend) -> dict[str, Any]:
     """One step of the recipe in FOLDER/recipe.json as XLA gets it: forward, backward, update."""
-    import torch_xla
+    from torch_xla import _XLAC  # pyright: ignore[reportPrivateImportUsage]
 
     recipe = recipe_from_json((folder / "recipe.json").read_text())
     data = open_data("digits")
@@ -203,7 +203,7 @@ def step_graph(folder: Path, where: Backend) -> dict[str, Any]:
     sums = train_step(state, parts, recipe, backend=where, lr=1e-3)
     moments = [moment for kept in state.optimizer.state.values() for moment in kept.values()]
     results = [sums.loss, *model.parameters(), *moments]
-    return {"text": torch_xla._XLAC._get_xla_tensors_hlo(results)}
+    return {"text": _XLAC._get_xla_tensors_hlo(results)}
 
 
 SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume, step_graph)}

@@ -141,13 +141,11 @@ def _asked(node: Node) -> dict[str, bool | None]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    there: Any = NodeAffinitySchedulingStrategy(node.id, soft=False)
     # No share of a GPU: all may be taken, by another study's trials.
-    work: Any = ray.remote(
-        num_cpus=0,
-        max_calls=1,
-        max_retries=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-    )(_gpus_of_this_host)
+    work: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0, scheduling_strategy=there)(
+        _gpus_of_this_host
+    )
     try:
         return ray.get(work.remote(), timeout=ASK_SECONDS)
     except Exception:  # Ray's copy of whatever it was: nothing is known then, and that is said

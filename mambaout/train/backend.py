@@ -132,7 +132,8 @@ class Cuda(Backend):
         self.device = torch.device("cuda", torch.cuda.current_device())
         # By default convolutions of fp32 are TF32, with ten bits of mantissa, and other products
         # are not; fp32 means fp32.
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - not in its types
+        convolutions.fp32_precision = "ieee"
         torch.cuda.reset_peak_memory_stats(self.device)
 
     @property

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from study_files import final_metrics, scaling_study, write_outcome, write_records, write_study
 
@@ -81,7 +82,7 @@ def test_the_front_of_a_chart_is_chosen_on_minival_and_drawn_at_its_val(name, fo
         for line in accuracy(table, axis).axes[0].get_lines()
         if line.get_label() == "front, chosen on minival"
     ]
-    drawn = {(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)}
+    drawn = {(float(x), float(y)) for x, y in np.asarray(line.get_xydata())}
     rows = {row.label: row for row in table}
     place = {label: (axis.cost(row), row.mean("top1").value) for label, row in rows.items()}
     assert place[CHOSEN] in drawn

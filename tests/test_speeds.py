@@ -7,6 +7,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from searches import search, study
@@ -47,7 +48,7 @@ HERE, THERE = "Xeon (1 thread)", "NVIDIA H200"
 THROUGHPUT, TIME = COST_AXES["accuracy_throughput.png"], COST_AXES["accuracy_device_hours.png"]
 
 
-def on_device(folder: StudyFolder, trial: Trial, device: str, **facts: object) -> None:
+def on_device(folder: StudyFolder, trial: Trial, device: str, **facts: Any) -> None:
     """The trial's outcome, as the device would have written it."""
     finish(folder, trial)
     metrics = final_metrics(trial.recipe, trial.seed)
@@ -225,8 +226,10 @@ def launched(
 
 
 def test_a_study_that_looks_for_speed_takes_nothing_over_and_says_so():
-    def request(**changes: object) -> Request:
-        unused: dict = dict.fromkeys(["job", "num_images", "fingerprint", "data", "data_name"])
+    def request(**changes: Any) -> Request:
+        unused: dict[str, Any] = dict.fromkeys(
+            ["job", "num_images", "fingerprint", "data", "data_name"]
+        )
         unused |= dict.fromkeys(["storage", "name", "tracking_uri"])
         return Request(**{"study": study(FAST), "trials": []} | unused | changes)
 
@@ -290,7 +293,9 @@ def test_a_trial_that_was_taken_over_earlier_has_no_score_in_a_search_for_speed(
 
 
 class OtherCpu(Cpu):
-    device_name = THERE
+    @property
+    def device_name(self) -> str:
+        return THERE
 
 
 def test_a_run_that_began_on_another_device_names_both_and_has_no_speed(
@@ -300,7 +305,7 @@ def test_a_run_that_began_on_another_device_names_both_and_has_no_speed(
     moved, whole = (Trial(label="t", recipe=tiny_recipe, seed=s, data="d") for s in (0, 1))
     folder.write(study(name="moved"), [moved, whole])
 
-    def trained(trial: Trial, backend: Cpu, **options: object) -> object:
+    def trained(trial: Trial, backend: Cpu, **options: Any) -> object:
         out = folder.run_directory(trial)
         return train(trial.recipe, digits, out=out, backend=backend, seed=trial.seed, **options)
 

@@ -386,9 +386,10 @@ class Run:
             metrics.INPUT_WAIT: meter.input_wait_fraction,
             metrics.TRAIN_DEVICE_HOURS: meter.seconds * self.backend.num_devices / 3600,
         }
-        earlier = meter.earlier_devices
-        facts = {metrics.EARLIER_DEVICES: earlier} if earlier else {}
-        self._write_outcome("finished", final, {"step": last.step} | facts)
+        facts: dict[str, object] = {"step": last.step}
+        if meter.earlier_devices:
+            facts[metrics.EARLIER_DEVICES] = meter.earlier_devices
+        self._write_outcome("finished", final, facts)
         return Finished(final)
 
     def end_diverged(self, step: int) -> Diverged:

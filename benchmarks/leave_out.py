@@ -17,7 +17,7 @@ from mambaout.study.shape import growth
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What a lead of width over depth rests on.")
     parser.add_argument("trials", type=Path, help="trials.csv of a study that varies both")
     parser.add_argument("--width", type=int, required=True, help="first width to leave out")
     options = parser.parse_args(argv)

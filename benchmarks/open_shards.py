@@ -54,7 +54,8 @@ def make(folder: Path, count: int) -> None:
                 table, path, compression="none", use_dictionary=False, write_statistics=False,
                 row_group_size=GROUP_ROWS,
             )  # fmt: skip
-            os.utime(path, (time.time() - 3600,) * 2)  # as shards are that were there before
+            an_hour_ago = time.time() - 3600
+            os.utime(path, (an_hour_ago, an_hour_ago))  # as shards are that were there before
 
 
 def opened(location: str, cache: Path, *, is_described: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mambaout.__main__ import main
 from mambaout.data.sources import open_data
 from mambaout.launch import calibrate, cli
 from mambaout.launch.request import Request
+from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import share, this_machine
 from mambaout.launch.trial import train_trial
 from mambaout.launch.tune import _Launch
@@ -80,7 +81,7 @@ def test_a_sweeps_trials_calibration_and_report_have_the_columns(
     nodes = [this_machine("cpu")]
     study = StudyFolder(request.storage, request.name)
     study.write(request.study, request.trials, data_name="flowers", columns=request.columns)
-    task = _Launch(request, study, nodes, share("cpu", nodes), joined=False).task()
+    task = _Launch(request, study, nodes, share("cpu", nodes), Rerun(study), joined=False).task()
     short = tuned(request.trials[0].recipe, epochs=2, train_images=128, minival_fraction=0.2)
     trial = replace(request.trials[0], recipe=short)
     train_trial(task, trial, study.run_directory(trial), lambda record: None, lambda: False)

@@ -16,7 +16,8 @@ import pytest
 from starts import start_of
 
 from mambaout.__main__ import main as command
-from mambaout.accounting import cost, find_chip, mfu
+from mambaout.accounting import cost, mfu
+from mambaout.chips import find_chip
 from mambaout.launch import cli
 from mambaout.launch.precision import gpus_of
 from mambaout.launch.request import Request

@@ -14,6 +14,7 @@ from mambaout.__main__ import main
 from mambaout.data.encoded import EncodedImages
 from mambaout.launch import calibrate, cli
 from mambaout.launch.request import Request
+from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import share, this_machine
 from mambaout.launch.trial import train_trial
 from mambaout.launch.tune import _Launch
@@ -90,7 +91,7 @@ def test_a_sweeps_trials_are_told_where_to_stage_and_keep_their_keys(digits, tmp
     for request in (plain, staged):
         folder = StudyFolder(request.storage, request.name)
         folder.write(request.study, request.trials)
-        launch = _Launch(request, folder, nodes, share("cpu", nodes), joined=False)
+        launch = _Launch(request, folder, nodes, share("cpu", nodes), Rerun(folder), joined=False)
         assert launch.task().stage == request.stage
     assert not (tmp_path / "fast").exists()
 
@@ -100,7 +101,7 @@ def test_a_trial_stages_and_trains_on_what_it_staged(digits, tmp_path, monkeypat
     nodes = [this_machine("cpu")]
     folder = StudyFolder(request.storage, request.name)
     folder.write(request.study, request.trials)
-    task = _Launch(request, folder, nodes, share("cpu", nodes), joined=False).task()
+    task = _Launch(request, folder, nodes, share("cpu", nodes), Rerun(folder), joined=False).task()
     trial = replace(request.trials[0], recipe=tuned(request.trials[0].recipe, epochs=2))
     read_from.clear()
     train_trial(task, trial, tmp_path / "run", lambda record: None, lambda: False)

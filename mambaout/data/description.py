@@ -81,7 +81,10 @@ class Place:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, lambda file: np.savez(file, **_packed(found, self.location)))
+            write_whole(
+                self.path,
+                lambda file: np.savez(file, allow_pickle=False, **_packed(found, self.location)),
+            )
             for other in self.path.parent.glob(f"{self.set}-*.npz"):
                 if other != self.path:
                     other.unlink(missing_ok=True)

@@ -12,11 +12,11 @@ Writes: STORAGE/NAME/rerun.json, and STORAGE/NAME/aside/TIME/ with what was ther
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
 from mambaout.launch.request import Request
 from mambaout.study.prediction import PREDICTION_FILE
@@ -105,12 +105,8 @@ class Rerun:
             ) from error
 
     def _write(self, begun: str, *, is_set_aside: bool) -> None:
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with aside.open("w") as file:
-            json.dump({"begun": begun, "is_set_aside": is_set_aside}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path)
+        body = {"begun": begun, "is_set_aside": is_set_aside}
+        write_whole(self.path, json.dumps(body) + "\n")
 
 
 def _move(trials: Sequence[Trial], folder: StudyFolder, aside: Path) -> None:

@@ -291,11 +291,13 @@ def test_a_ring_that_nobody_asked_for_a_batch_ends():
 
 SCRIPT = """
 import os, signal, sys, time
+from pathlib import Path
 from mambaout.data.ring import made_in_order
 from ring_makers import Naming
 
 print("begun", flush=True)
-batches = made_in_order(Naming(slow_from={slow_from}), range(100), 2)
+maker = Naming(slow_from={slow_from}, begun=Path("begun"))
+batches = made_in_order(maker, range(100), 2)
 workers = {{int(label) for label in next(batches).labels}}
 print(*workers, flush=True)
 {then}

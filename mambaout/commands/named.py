@@ -19,7 +19,7 @@ from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, Run,
 
 # What a folder is asked for, in this order: a run's checkpoint, then Hugging Face's two files.
 FILES = (CHECKPOINT_FILE, "model.safetensors", "pytorch_model.bin")
-NEEDED = ("name", "question", "objective")  # that study.json has in every version
+NEEDED = ("name", "question")  # that study.json has in every version
 _SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 

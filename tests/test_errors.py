@@ -110,6 +110,7 @@ PARSES = {
     "fields.py": 1,  # int(text), float(text)
     "launch/cli.py": 1,  # float(text)
     "launch/cluster.py": 1,  # ray.init, of an address
+    "launch/rerun.py": 1,  # json.loads
     "launch/resources.py": 1,
     "recipe.py": 1,
     "study/mlflow_client.py": 1,

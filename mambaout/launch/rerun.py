@@ -11,6 +11,7 @@ Writes: STORAGE/NAME/rerun.json, and STORAGE/NAME/aside/TIME/ with what was ther
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class Rerun:
             # MLflow first: a kill in between leaves runs that the next launch logs once more, not
             # steps of a new run in the series of the old one.
             tracker.set_aside(trial.key for trial in found)
-        aside = folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", begun)
+        aside = _new_folder(folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", begun))
         _move(found, folder, aside)
         if aside.exists():
             print(f"{len(found)} earlier run directories are now in {aside}", flush=True)
@@ -115,3 +116,9 @@ def _move(trials: Sequence[Trial], folder: StudyFolder, aside: Path) -> None:
     for path in [*map(folder.run_directory, trials), *filter(Path.exists, others)]:
         aside.mkdir(parents=True, exist_ok=True)
         path.rename(aside / path.name)
+
+
+def _new_folder(path: Path) -> Path:
+    """`path`, or one beside it where two reruns begin in one second."""
+    names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
+    return next(each for each in map(path.with_name, names) if not each.exists())

@@ -15,7 +15,7 @@ network is w16-d4 of sweeps/scale.py.
 fashion-mnist: pictures of 28 px are too small to crop, so they are enlarged on purpose, to 112 px
 by Pillow's bicubic filter, and stored as RGB JPEGs of quality 90; trained at 28 px on crops of a
 quarter of the area or more. 5,000 of the test split validate. 6,000 of them are too many to be
-kept decoded (data/decode.py): every crop is decoded from its JPEG, as a photograph's is.
+kept decoded (data/images/decode.py): every crop is decoded from its JPEG, as a photograph's is.
 
 photographs: the class of an image is the photograph that it was cut from
 (benchmarks/photographs.py); trained at 64 px on crops of 0.08 of the area or more, and validated
@@ -39,8 +39,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from scipy import stats
 
-from mambaout.data.shards import DataSet
-from mambaout.data.sources import open_data, pack
+from mambaout.data.packing.sources import open_data, pack
+from mambaout.data.shards.data_set import DataSet
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train.backend import backend
 from mambaout.train.loop import train

@@ -12,8 +12,8 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mambaout.study.fit import Size
-from mambaout.study.shape import growth
+from mambaout.study.law.fit import Size
+from mambaout.study.law.shape import growth
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -37,7 +37,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mambaout.data.files import default_cache
+from mambaout.data.shards.files import default_cache
 from mambaout.train.cpu import cpu_name
 
 LOADERS = ("fast", "exact", "timm", "torchvision", "webdataset", "datasets")  # in every setting
@@ -45,8 +45,8 @@ AUGMENTS = ("randaugment", "crop")
 WARM_UP_CPU_SECONDS, CPU_SECONDS = 1.0, 4.0
 POLL_SECONDS = 0.4  # looking at every process costs 2 ms
 IMPORTS = {
-    "fast": ("mambaout.data.loader",),
-    "exact": ("mambaout.data.loader",),
+    "fast": ("mambaout.data.batches.loader",),
+    "exact": ("mambaout.data.batches.loader",),
     "timm": ("timm.data",),
     "torchvision": ("torchvision.datasets", "torchvision.transforms.v2"),
     "webdataset": ("webdataset", "torchvision.transforms.v2"),

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mambaout.data.draws import hash64
-from mambaout.data.sources import open_data, pack
+from mambaout.data.packing.sources import open_data, pack
 from mambaout.launch.cluster import QUIET
 from mambaout.recipe import BASELINE, tuned
 
@@ -115,7 +115,7 @@ def write_plain(
 
 def ours(shards: str, pixels: str) -> Callable[[Path, str, int], Batches]:
     def batches(folder: Path, augment: str, workers: int) -> Batches:
-        from mambaout.data.loader import TrainBatches
+        from mambaout.data.batches.loader import TrainBatches
 
         recipe = tuned(
             BASELINE, global_batch=BATCH, image_size=SIZE,

@@ -22,19 +22,23 @@ WARM_UP_BATCHES, CPU_SECONDS = 8, 12.0
 
 # The end of a file's name, a function in it or "" for any, and the part that its time belongs to.
 PARTS = (
-    ("mambaout/data/jpeg.py", "", "splice"),
-    ("mambaout/data/decode.py", "", "decode"),
-    ("mambaout/data/jpeg_crop.py", "", "decode"),
+    ("mambaout/data/images/jpeg.py", "", "splice"),
+    ("mambaout/data/images/decode.py", "", "decode"),
+    ("mambaout/data/images/jpeg_crop.py", "", "decode"),
     ("PIL/ImageFile.py", "", "decode"),
-    ("mambaout/data/resample.py", "", "resample"),
+    ("mambaout/data/images/resample.py", "", "resample"),
     ("PIL/Image.py", "resize", "resample"),
-    ("mambaout/data/randaugment.py", "", "RandAugment"),
+    ("mambaout/data/images/randaugment.py", "", "RandAugment"),
     ("timm/data/auto_augment.py", "", "RandAugment"),
-    ("mambaout/data/encoded.py", "", "read"),
-    ("mambaout/data/shards.py", "", "read"),
-    ("mambaout/data/files.py", "", "read"),
+    ("mambaout/data/shards/encoded.py", "", "read"),
+    ("mambaout/data/shards/data_set.py", "", "read"),
+    ("mambaout/data/shards/files.py", "", "read"),
 )
-GEOMETRY = ("mambaout/data/resample.py", "move", "RandAugment, geometry")  # around a resampling
+GEOMETRY = (
+    "mambaout/data/images/resample.py",
+    "move",
+    "RandAugment, geometry",
+)  # around a resampling
 REST = "rest"
 
 

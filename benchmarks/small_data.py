@@ -34,10 +34,10 @@ import photographs
 from PIL import Image
 from scipy import stats
 
-from mambaout.data.decode import Images
-from mambaout.data.shards import DataSet
-from mambaout.data.sizes import facts_of
-from mambaout.data.sources import open_data
+from mambaout.data.images.decode import Images
+from mambaout.data.packing.sizes import facts_of
+from mambaout.data.packing.sources import open_data
+from mambaout.data.shards.data_set import DataSet
 from mambaout.recipe import BASELINE, Recipe, power_of_two_in, tuned, with_global_batch
 from mambaout.rules import fitted
 from mambaout.train.backend import backend

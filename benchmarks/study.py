@@ -36,7 +36,7 @@ from mambaout.launch.request import Request
 from mambaout.launch.tune import run_study
 from mambaout.recipe import BASELINE, Recipe, canonical_json, tuned
 from mambaout.study.axes import Linear, Log, Search, Whole
-from mambaout.study.report import write_report
+from mambaout.study.report.study_report import write_report
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Study, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1, Record
 

@@ -26,7 +26,7 @@ from mambaout.options import field_text
 from mambaout.recipe import Recipe, field_types, parse_field, tuned
 from mambaout.rules import SMALL_MODEL
 from mambaout.study.axes import Axis, Choice, Linear, Log, Whole
-from mambaout.study.search import tuning
+from mambaout.study.search.space import tuning
 from mambaout.study.start import Start
 from mambaout.study.study import Study
 from mambaout.variants import FEMTO, VARIANTS, ModelConfig

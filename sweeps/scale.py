@@ -16,8 +16,8 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.axes import Linear, Log
-from mambaout.study.ladder import PAPER_LADDER, iso
-from mambaout.study.search import tuning
+from mambaout.study.search.ladder import PAPER_LADDER, iso
+from mambaout.study.search.space import tuning
 from mambaout.study.start import Start
 from mambaout.study.study import Study
 from mambaout.variants import FEMTO, VARIANTS, ModelConfig, deepen, widen

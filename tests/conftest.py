@@ -67,7 +67,7 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def digits(data_cache):
-    from mambaout.data.sources import open_data
+    from mambaout.data.packing.sources import open_data
 
     return open_data("digits")
 

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mambaout.data.files import DataError
-from mambaout.data.image_tree import read_image_folder
-from mambaout.data.pack import Source
+from mambaout.data.packing.image_tree import read_image_folder
+from mambaout.data.packing.pack import Source
+from mambaout.data.shards.files import DataError
 
 
 def encoded(pixels: np.ndarray, form: str = "png") -> bytes:

@@ -8,8 +8,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from mambaout.data.loader import Batch, TrainBatches
-from mambaout.data.sources import open_data
+from mambaout.data.batches.loader import Batch, TrainBatches
+from mambaout.data.packing.sources import open_data
 from mambaout.recipe import BASELINE, tuned
 
 RECIPE = tuned(BASELINE, global_batch=8, image_size=32, minival_fraction=0.05)

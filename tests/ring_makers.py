@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaout.data.files import DataError
-from mambaout.data.ring import Filled
+from mambaout.data.batches.ring import Filled
+from mambaout.data.shards.files import DataError
 
 
 @dataclass

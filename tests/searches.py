@@ -12,9 +12,9 @@ from study_files import DATA, record, write_outcome
 from study_files import SMALL as TEN_EPOCHS
 
 from mambaout.recipe import Recipe, tuned
-from mambaout.study.agenda import Agenda
 from mambaout.study.axes import Choice, Linear, Log, Search, Whole
-from mambaout.study.search import agenda
+from mambaout.study.search.agenda import Agenda
+from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
 

@@ -16,7 +16,7 @@ import pytest
 from image_files import write_folder
 from PIL import Image
 
-from mambaout.data.sources import open_data
+from mambaout.data.packing.sources import open_data
 from mambaout.recipe import BASELINE, flat_fields
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

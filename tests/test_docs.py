@@ -18,7 +18,7 @@ from PIL import Image
 
 from mambaout.__main__ import command_parser
 from mambaout.__main__ import main as run_mambaout
-from mambaout.data import sources
+from mambaout.data.packing import sources
 from mambaout.launch import cli
 from mambaout.options import given_fields
 

@@ -42,11 +42,36 @@ MAY_IMPORT = {
     "model": BOTTOM,
     "data": BOTTOM,
 }
+# Inside a folder: a room may import itself, what stands to its right, and the folder's ground,
+# which are the files that lie in no room.
+GROUND = ""
+ROOMS = {
+    "study": {
+        "report": {"search", "law", GROUND},
+        "price": {"search", "law", GROUND},
+        "tracking": {"search", "law", GROUND},
+        "search": {GROUND},
+        "law": {GROUND},
+        GROUND: set(),
+    },
+    "data": {
+        "packing": {"batches", "images", "shards", GROUND},
+        "batches": {"images", "shards", GROUND},
+        "images": {"shards", GROUND},
+        "shards": {GROUND},
+        GROUND: set(),
+    },
+    "launch": {GROUND: set(), "files": {GROUND}},
+}
 HOMES = {
     "ray": {"launch"},
-    "mlflow": {"study/tracking.py", "study/tracked_study.py", "study/mlflow_client.py"},
-    "optuna": {"study/search.py"},
-    "matplotlib": {"study/reporting"},
+    "mlflow": {
+        "study/tracking/tracker.py",
+        "study/tracking/tracked_study.py",
+        "study/tracking/mlflow_client.py",
+    },
+    "optuna": {"study/search/memory.py", "study/search/importances.py"},
+    "matplotlib": {"study/report"},
     "torch_xla": {"train/backend.py"},
     "pyarrow": {"data"},
     "PIL": {"data"},
@@ -78,9 +103,53 @@ def test_imports_point_one_way(path):
     if layer == "study":
         reached = {name for name in imported(path) if name.startswith("mambaout.train")}
         assert all(name.startswith("mambaout.train.metrics") for name in reached)
-        # The report stands on the study; study/report.py is its door.
-        if path.parent.name != "reporting" and path.name != "report.py":
-            assert not [n for n in imported(path) if n.startswith("mambaout.study.reporting")]
+
+
+def module_of(path: Path) -> str:
+    """mambaout.study.law.fit of mambaout/study/law/fit.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The package's modules that the file imports."""
+    return (imported(path) & MODULES.keys()) - {"mambaout", module_of(path)}
+
+
+def room_of(module: str) -> tuple[str, str]:
+    """The folder and its room: ("study", "law") of mambaout.study.law.fit."""
+    parts = MODULES[module].relative_to(PACKAGE).parts
+    return parts[0], parts[1] if len(parts) > 2 else GROUND
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_rooms_import_what_stands_below_them(folder):
+    rooms = ROOMS[folder]
+    wrong = []
+    for module in MODULES:
+        layer, room = room_of(module)
+        if layer != folder:
+            continue
+        assert room in rooms, f"{module} is in a room that nobody has named"
+        for other in modules_imported(MODULES[module]):
+            other_layer, other_room = room_of(other)
+            is_folder = other == f"mambaout.{folder}" or other == f"mambaout.{folder}.{other_room}"
+            if other_layer == folder and not is_folder and other_room not in rooms[room] | {room}:
+                wrong.append(f"{module} imports {other}")
+    assert wrong == []
+
+
+def test_no_two_modules_import_each_other_directly_or_in_a_circle():
+    reached = {module: modules_imported(path) for module, path in MODULES.items()}
+    rests = dict(reached)
+    while free := [module for module, others in rests.items() if not others & rests.keys()]:
+        for module in free:
+            del rests[module]
+    circle = {module: sorted(others & rests.keys()) for module, others in rests.items()}
+    assert circle == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -103,8 +172,8 @@ def test_the_pure_values_import_no_library(path):
     ("module", "absent"),
     [
         ("mambaout.train.loop", ("ray", "mlflow", "optuna", "torch_xla", "timm")),
-        ("mambaout.study.report", ("torch", "ray")),
-        ("mambaout.study.plan", ("torch", "ray", "mlflow")),
+        ("mambaout.study.report.study_report", ("torch", "ray")),
+        ("mambaout.study.price.plan", ("torch", "ray", "mlflow")),
         ("mambaout.__main__", ("torch", "ray", "mlflow")),
     ],
 )

@@ -16,8 +16,8 @@ from mambaout.fields import flat_fields
 from mambaout.launch.cli import acting_rules
 from mambaout.recipe import BASELINE, steps_per_epoch
 from mambaout.study.axes import Choice, Linear, Log, Whole
-from mambaout.study.plan import plan, plan_table
-from mambaout.study.search import check_all
+from mambaout.study.price.plan import plan, plan_table
+from mambaout.study.search.space import check_all
 from mambaout.study.start import Start, check_given
 from mambaout.study.study import Study
 

@@ -1,4 +1,4 @@
-"""What tests/test_xla.py has done on XLA devices, in processes of its own.
+"""What tests/train/test_xla.py has done on XLA devices, in processes of its own.
 
 torch_xla changes the process that imports it, and the number of devices is fixed by then.
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from mambaout.data.loader import TrainBatches
-from mambaout.data.sources import open_data
+from mambaout.data.batches.loader import TrainBatches
+from mambaout.data.packing.sources import open_data
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, Recipe, recipe_from_json, tuned, with_global_batch
 from mambaout.train.backend import Backend, backend

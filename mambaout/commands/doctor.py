@@ -20,7 +20,7 @@ def add_doctor(commands: argparse._SubParsersAction) -> None:
 
 def _run_doctor(options: argparse.Namespace) -> int:
     if options.cluster is not None:
-        from mambaout.launch.cluster_files import check, not_checked
+        from mambaout.launch.files.cluster_files import check, not_checked
 
         found = check(options.cluster)
         for text in found:

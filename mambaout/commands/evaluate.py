@@ -20,7 +20,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
-from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
@@ -64,9 +64,9 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> int:
     named = named_weights(options.weights, options.storage)
 
-    from mambaout.data.files import DataError, default_cache
-    from mambaout.data.sources import NAMED, open_data
-    from mambaout.data.stage import stage
+    from mambaout.data.packing.sources import NAMED, open_data
+    from mambaout.data.packing.stage import stage
+    from mambaout.data.shards.files import DataError, default_cache
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, read_weights
     from mambaout.train.backend import backend

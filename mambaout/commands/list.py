@@ -86,7 +86,7 @@ def _earlier(folder: StudyFolder, runs: Sequence[Run]) -> list[str]:
 
 def _best(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, str]:
     """The result of the recipe that minival prefers, over its seeds, and its label."""
-    from mambaout.study.reporting.ranking import standing
+    from mambaout.study.report.ranking import standing
 
     found = standing(runs, study)
     if found.best is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mambaout.data.column_options import GivenColumns
+from mambaout.data.shards.column_options import GivenColumns
 from mambaout.durable import read_whole
 from mambaout.errors import WrongRequest
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, Run, StudyFolder, Trial
@@ -106,7 +106,7 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
         said = _json(study)
         data, columns = said.get("data"), said.get("columns") or columns
     elif outcome.is_file():
-        from mambaout.data.sources import NAMED
+        from mambaout.data.packing.sources import NAMED
 
         name = _json(outcome).get("facts", {}).get("data_name")
         data = name if name in NAMED else None  # of a folder the name alone is kept

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mambaout.command_line import writable_folder
-from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.data.shards.column_options import add_column_options, given_columns
 
 
 def add_pack(commands: argparse._SubParsersAction) -> None:
@@ -34,8 +34,8 @@ def add_pack(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_pack(options: argparse.Namespace) -> int:
-    from mambaout.data.sources import pack
-    from mambaout.data.storing import Lossy
+    from mambaout.data.packing.sources import pack
+    from mambaout.data.packing.storing import Lossy
 
     asked = {"short_side": options.short_side, "quality": options.quality}
     asked = {name: value for name, value in asked.items() if value is not None}

@@ -26,7 +26,7 @@ def add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    from mambaout.study.report import NotWritten, summary, write_report
+    from mambaout.study.report.study_report import NotWritten, summary, write_report
 
     folder = study_folder(options.storage, options.study)
     _, runs = read_study(folder)
@@ -50,9 +50,9 @@ def add_sync(commands: argparse._SubParsersAction) -> None:
 
 def _run_sync(options: argparse.Namespace) -> int:
     from mambaout.launch.lock import CannotHold, held
-    from mambaout.study.report import NotWritten, write_report
-    from mambaout.study.store import check_tracking
+    from mambaout.study.report.study_report import NotWritten, write_report
     from mambaout.study.store_uri import chosen_uri, hidden
+    from mambaout.study.tracking.store import check_tracking
 
     folder = study_folder(options.storage, options.study)
     uri = chosen_uri(options.tracking_uri, options.storage)
@@ -66,7 +66,7 @@ def _run_sync(options: argparse.Namespace) -> int:
         except (CannotHold, NotWritten) as error:
             print(f"mambaout sync: {error}; {OWN_COPY}", file=sys.stderr)
             files = [path for path in [folder.path / "report.html"] if path.exists()]
-        from mambaout.study.tracking import Tracker
+        from mambaout.study.tracking.tracker import Tracker
 
         name = folder.path.name
         tracker = Tracker(uri, name, study["question"], options.storage / "mlartifacts")
@@ -94,8 +94,8 @@ def add_ui(commands: argparse._SubParsersAction) -> None:
 
 def _run_ui(options: argparse.Namespace) -> int:
     from mambaout.study.store_uri import chosen_uri, hidden, is_server
-    from mambaout.study.ui import check_port, serve
-    from mambaout.study.views import study_pages
+    from mambaout.study.tracking.ui import check_port, serve
+    from mambaout.study.tracking.views import study_pages
 
     uri = chosen_uri(options.tracking_uri, options.storage)
     pages = study_pages(uri, options.port)

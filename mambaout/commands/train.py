@@ -24,7 +24,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
-from mambaout.data.column_options import add_column_options, given_columns
+from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
 from mambaout.options import add_recipe_options, given_fields, given_recipe
@@ -40,7 +40,7 @@ from mambaout.rules import (
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
 if TYPE_CHECKING:
-    from mambaout.data.shards import DataSet
+    from mambaout.data.shards.data_set import DataSet
     from mambaout.train.backend import Backend
     from mambaout.train.run import Preempted
 
@@ -92,12 +92,12 @@ def _run_train(options: argparse.Namespace) -> int:
         lambda: recipe_choice(options), lambda: _data_of(options), lambda: _out_of(options)
     )
     if options.workers or options.backend in ("cuda", "xla"):
-        from mambaout.data.makers import warm_workers
+        from mambaout.data.batches.makers import warm_workers
 
         warm_workers()  # beside this process's own imports
-    from mambaout.data.files import default_cache
-    from mambaout.data.sources import open_data
-    from mambaout.data.stage import stage
+    from mambaout.data.packing.sources import open_data
+    from mambaout.data.packing.stage import stage
+    from mambaout.data.shards.files import default_cache
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
     from mambaout.train.loop import train
@@ -221,8 +221,8 @@ def _fitting(
     data: DataSet, *, shape: ModelConfig | None, given: Mapping[str, Any], smoke: bool
 ) -> FittedRecipe:
     """The recipe that the rules choose for the data."""
-    from mambaout.data.decode import Images
-    from mambaout.data.sizes import facts_of
+    from mambaout.data.images.decode import Images
+    from mambaout.data.packing.sizes import facts_of
 
     facts = facts_of(data, Images(data, "train"))
     print(f"{data.name}: {facts}")

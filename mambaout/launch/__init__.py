@@ -1,1 +1,8 @@
-"""A study on Ray Tune; the only place that knows of a second machine."""
+"""A study on Ray Tune. Home of ray; the only place that knows of a second machine.
+
+In:  a sweep's function and the command line.
+Out: trained trials in the study's folder, an exit status.
+Read: cli.py (the options and the checks), request.py, tune.py (a launch), follow.py (what is seen
+of it), task.py and trial.py (what a worker does), hosts.py (a slice), resources.py (a trial's
+share). files/ has the rules that a cluster file is checked by.
+"""

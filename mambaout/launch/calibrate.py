@@ -2,7 +2,7 @@
 
 A handful of recipes that differ most, the smallest and the largest among them, train for some
 seconds each, as many at once as trials will: neighbours on a machine slow each other down. What
-they take is appended to STORAGE/rates.jsonl, which study/rates.py reads.
+they take is appended to STORAGE/rates.jsonl, which study/price/rates.py reads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.tpu import prepare
 from mambaout.launch.trial import use_torch
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
-from mambaout.study.pricing import search_recipes
-from mambaout.study.rates import Rate, add_calibrated, assumed_image_seconds, features
+from mambaout.study.price.rates import Rate, add_calibrated, assumed_image_seconds, features
+from mambaout.study.price.trial_price import search_recipes
 from mambaout.train.cpu import cpu_name
 
 if TYPE_CHECKING:
@@ -203,8 +203,8 @@ def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -
 
 def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
     """What a worker does; plain values in and out."""
-    from mambaout.data.sources import open_data
-    from mambaout.data.stage import stage
+    from mambaout.data.packing.sources import open_data
+    from mambaout.data.packing.stage import stage
     from mambaout.train.backend import backend
     from mambaout.train.calibrate import calibrate
 

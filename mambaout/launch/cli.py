@@ -28,11 +28,11 @@ import numpy as np
 
 from mambaout.accounting import train_macs
 from mambaout.command_line import WRONG, Parser, check_working_directory, writable_folder
-from mambaout.data.column_options import GivenColumns, add_column_options, given_columns
-from mambaout.data.decode import Images
-from mambaout.data.shards import DataSet
-from mambaout.data.sizes import facts_of
-from mambaout.data.sources import open_data
+from mambaout.data.images.decode import Images
+from mambaout.data.packing.sizes import facts_of
+from mambaout.data.packing.sources import open_data
+from mambaout.data.shards.column_options import GivenColumns, add_column_options, given_columns
+from mambaout.data.shards.data_set import DataSet
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
@@ -47,14 +47,13 @@ from mambaout.launch.tune import run_study
 from mambaout.options import add_recipe_options, field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
 from mambaout.rules import PRECISION, AppliedRule, rule_lines
-from mambaout.study.plan import Plan, plan, plan_table
-from mambaout.study.rates import known_rates
-from mambaout.study.search import check_all
-from mambaout.study.space import NARROW, corners
+from mambaout.study.price.plan import Plan, plan, plan_table
+from mambaout.study.price.rates import known_rates
+from mambaout.study.search.space import NARROW, check_all, corners
 from mambaout.study.start import Start, check_given
-from mambaout.study.store import check_tracking
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
+from mambaout.study.tracking.store import check_tracking
 
 SMOKE_DATA = "digits"
 STORAGE = "runs"

@@ -29,9 +29,9 @@ from mambaout.launch.progress import (
 from mambaout.study.study import Run, Study, StudyFolder
 
 if TYPE_CHECKING:
-    from mambaout.study.tracking import Tracker
+    from mambaout.study.tracking.tracker import Tracker
 
-REPORT_MODULE = "mambaout.study.report"  # with matplotlib, whose import takes a second
+REPORT_MODULE = "mambaout.study.report.study_report"  # with matplotlib, whose import takes a second
 
 POLL_SECONDS = 1.0
 CATCH_UP_SECONDS = 3.0  # between two readings of the running trials' records
@@ -176,7 +176,7 @@ class Follower:
     def _begin_tracking(self) -> None:
         # Seconds of import and of making sqlite's tables, spent while Ray starts.
         try:
-            from mambaout.study.tracking import Tracker
+            from mambaout.study.tracking.tracker import Tracker
 
             artifacts = self.folder.path.parent / "mlartifacts"
             tracker = Tracker(
@@ -288,7 +288,7 @@ class Follower:
         return done
 
     def _write(self) -> None:
-        from mambaout.study.report import write_report
+        from mambaout.study.report.study_report import write_report
 
         self._files = write_report(self.folder)
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from mambaout.launch.outcomes import cause_of, classify
 from mambaout.launch.resources import SLICE_NAME
+from mambaout.launch.task import Task, call_trainer, stop_of, writing
 from mambaout.launch.tpu import host_rank
-from mambaout.launch.trial import Task, call_trainer, stop_of, writing
 from mambaout.study.study import RECORDS_FILE, Trial
-from mambaout.study.tail import Tail
+from mambaout.study.tracking.tail import Tail
 from mambaout.train.metrics import Record
 
 WATCH_SECONDS = 1.0  # between two looks at the records

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.code_version import CODE_VERSION
-from mambaout.data.column_options import GivenColumns
+from mambaout.data.shards.column_options import GivenColumns
 from mambaout.errors import WrongRequest
 from mambaout.launch.progress import Job, counted
 from mambaout.launch.resources import Share
-from mambaout.launch.trial import TRAINER
+from mambaout.launch.task import TRAINER
 from mambaout.memory import micro_batches
-from mambaout.study.pricing import NumImages
+from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
 from mambaout.launch.request import Request
-from mambaout.study.prediction import PREDICTION_FILE
-from mambaout.study.search import OPTUNA_FILE
+from mambaout.study.law.prediction import PREDICTION_FILE
+from mambaout.study.search.memory import OPTUNA_FILE
 from mambaout.study.study import StudyFolder, Trial
 
 RERUN_FILE = "rerun.json"
@@ -77,7 +77,7 @@ class Rerun:
         found = [trial for trial in known.values() if folder.run_directory(trial).exists()]
         tracker = None
         if found:
-            from mambaout.study.tracking import Tracker
+            from mambaout.study.tracking.tracker import Tracker
 
             # It may refuse, and then nothing has been begun.
             tracker = Tracker(request.tracking_uri, request.name, request.study.question)

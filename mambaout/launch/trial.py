@@ -13,17 +13,12 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mambaout.data.column_options import GivenColumns
 from mambaout.errors import WrongRequest
 from mambaout.launch.feed import TASK, TRIAL
-from mambaout.launch.lock import held
 from mambaout.launch.outcomes import (
     Failure,
     add_failure,
@@ -33,39 +28,14 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
-from mambaout.launch.tpu import check_devices, prepare
-from mambaout.study.study import RECORDS_FILE, STOPPED_FILE, StudyFolder, Trial
+from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
+from mambaout.launch.tpu import check_devices
+from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
 REPORT_SECONDS = 5.0  # least time between two reports to Tune: each holds the trial for a moment
-STOP_CHECK_SECONDS = 1.0  # least time between two looks for the stop file
 CHECKPOINT_SECONDS = 60.0
-TRAINER = "mambaout.launch.trial:train_trial"
 CACHE_FOLDER = ".xla-cache"  # in the storage: what has been compiled, for every trial to find
-# A driver that was killed takes its workers with it, some of them a moment later.
-PREDECESSOR_SECONDS = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What every trial of a launch is told; plain values, since Tune copies them about."""
-
-    storage: str
-    study: str
-    data: str  # what open_data is given
-    launch: str
-    stop_file: str  # the trial saves and ends once this file is there
-    backend: str
-    cpus: int  # of each host
-    num_workers: int
-    commit: str  # of the code, as the driver sees it
-    trainer: str  # MODULE:FUNCTION, called as `train_trial` here is
-    columns: GivenColumns = field(default_factory=GivenColumns)  # and is told of them
-    stage: str | None = None  # the folder of each machine that the shards are copied to
-    gpus: float = 0
-    chips: int = 0  # of a TPU, of each host
-    num_hosts: int = 1
-    env: Mapping[str, str] = field(default_factory=dict)  # see Share.env
 
 
 class Retry(Exception):
@@ -129,30 +99,6 @@ def train_here(
             call_trainer(task, trial, directory, report, stop)
 
 
-def writing(directory: Path) -> AbstractContextManager[None]:
-    """Hold the run directory; one that is being written to is waited for."""
-    return held(directory, f"run directory {directory}", PREDECESSOR_SECONDS)
-
-
-def call_trainer(
-    task: Task,
-    trial: Trial,
-    directory: Path,
-    report: Callable[[Record], None],
-    stop: Callable[[], bool],
-) -> None:
-    """Make this process ready for the share that it has, and train on it."""
-    if task.chips:
-        prepare(task.chips, task.env)
-    module, _, name = task.trainer.partition(":")
-    getattr(import_module(module), name)(task, trial, directory, report, stop)
-
-
-def stop_of(task: Task, directory: Path) -> Appearance:
-    """Says, on any machine, when the trial is to save and end."""
-    return Appearance(Path(task.stop_file), directory / STOPPED_FILE)
-
-
 def recorded_step(directory: Path) -> int:
     """The last step that the run directory has a record of."""
     return max((record.step for record in read_records(directory / RECORDS_FILE)), default=0)
@@ -166,8 +112,8 @@ def train_trial(
     stop: Callable[[], bool],
 ) -> None:
     """Train to the end, or until `stop` says so; `report` is told of every record."""
-    from mambaout.data.sources import open_data
-    from mambaout.data.stage import stage
+    from mambaout.data.packing.sources import open_data
+    from mambaout.data.packing.stage import stage
     from mambaout.train.backend import backend
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import train
@@ -232,20 +178,3 @@ class _TuneReports:
                 shown[name] = record.values[name]
         tune.report(shown)
         self.stop.look_now()  # the driver has decided by now whether the trial goes on
-
-
-class Appearance:
-    """Says whether one of the paths exists, and looks at most once a second."""
-
-    def __init__(self, *paths: Path) -> None:
-        self.paths, self.looked = paths, -float("inf")
-
-    def look_now(self) -> None:
-        self.looked = -float("inf")
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now - self.looked < STOP_CHECK_SECONDS:
-            return False
-        self.looked = now
-        return any(path.exists() for path in self.paths)

@@ -50,9 +50,10 @@ from mambaout.launch.progress import Screen, clock, counted
 from mambaout.launch.request import Request, check_batches, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import Node, Share, share, this_machine
-from mambaout.launch.trial import Retry, Task, recorded_step, run_trial
-from mambaout.study.prediction import predict
-from mambaout.study.search import agenda
+from mambaout.launch.task import Task
+from mambaout.launch.trial import Retry, recorded_step, run_trial
+from mambaout.study.law.prediction import predict
+from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1
 
@@ -418,7 +419,9 @@ class _Launch:
         return bool(_unfinished(self.folder, list(self.known.values()))) or not self.agenda.over
 
     def _say_result(self, runs: Sequence[Run]) -> None:
-        from mambaout.study.report import summary  # with matplotlib, which --plan needs not
+        from mambaout.study.report.study_report import (
+            summary,  # with matplotlib, which --plan needs not
+        )
 
         self.screen.say("\n" + summary(self.folder, runs))
         for notice in self.agenda.notices:

@@ -1,1 +1,6 @@
-"""The network, parameters named as timm names them."""
+"""The network and its token mixers, with timm's parameter names.
+
+In:  a `ModelConfig`.
+Out: `MambaOut`, and weights read from or written for timm.
+Read: network.py, mixers.py, weights.py, timm_call.py.
+"""

@@ -17,6 +17,9 @@ from typing import Any, Literal
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json
 from mambaout.train.metrics import MINIVAL_TOP1
 
+# The two axes that are no fields of a recipe: they make the network wider or deeper.
+WIDTH, BLOCKS = "width", "blocks"
+
 
 @dataclass(frozen=True)
 class Log:

@@ -23,8 +23,7 @@ from mambaout.fields import flat_fields
 from mambaout.options import option
 from mambaout.recipe import Recipe
 from mambaout.rules import AppliedRule, DataFacts, fitted, is_small
-from mambaout.study.axes import Search, axis_names
-from mambaout.study.space import BLOCKS, WIDTH
+from mambaout.study.axes import BLOCKS, WIDTH, Search, axis_names
 from mambaout.study.study import Study
 from mambaout.variants import VARIANTS, ModelConfig
 

@@ -1,1 +1,6 @@
-"""One training run on one worker group; knows nothing of Ray, MLflow or Optuna."""
+"""One training run on one worker group. Knows nothing of Ray, MLflow or Optuna.
+
+In:  a recipe, a data set, a seed, a backend.
+Out: a run directory, a `Record` for every sink, an `Outcome`.
+Read: loop.py, run.py, step.py, optim.py, meter.py; backend.py is the home of torch_xla.
+"""

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mambaout.data.loader import evaluation_batches
-from mambaout.data.shards import DataSet
+from mambaout.data.batches.loader import evaluation_batches
+from mambaout.data.shards.data_set import DataSet
 from mambaout.model.network import build
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend

@@ -23,9 +23,9 @@ import torch
 
 from mambaout.accounting import cost, mfu
 from mambaout.chips import GIB, find_chip
-from mambaout.data.files import CACHE_VARIABLE, default_cache
-from mambaout.data.loader import Batch
-from mambaout.data.native import why_not
+from mambaout.data.batches.loader import Batch
+from mambaout.data.images.native import why_not
+from mambaout.data.shards.files import CACHE_VARIABLE, default_cache
 from mambaout.errors import WrongRequest
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, Recipe, tuned

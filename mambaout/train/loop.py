@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from mambaout.data.loader import Batch, TrainBatches, evaluation_batches
-from mambaout.data.makers import Host, warm_workers
-from mambaout.data.shards import DataSet, Split
+from mambaout.data.batches.loader import Batch, TrainBatches, evaluation_batches
+from mambaout.data.batches.makers import Host, warm_workers
+from mambaout.data.shards.data_set import DataSet, Split
 from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe, steps_per_epoch

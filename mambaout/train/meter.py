@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaout.data.loader import Batch
+from mambaout.data.batches.loader import Batch
 from mambaout.train import metrics
 from mambaout.train.backend import Backend
 from mambaout.train.step import Sums

@@ -21,8 +21,8 @@ import torch
 from mambaout.accounting import Cost, cost, mfu
 from mambaout.chips import find_chip
 from mambaout.code_version import CODE_VERSION, said_version
-from mambaout.data.loader import Batch
-from mambaout.data.shards import DataSet
+from mambaout.data.batches.loader import Batch
+from mambaout.data.shards.data_set import DataSet
 from mambaout.durable import (
     DamagedLine,
     append_lines,

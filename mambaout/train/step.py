@@ -19,8 +19,8 @@ from torch import Tensor
 # By its own name: torch_xla replaces the one in torch.nn.utils when it is imported.
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
-from mambaout.data.device_augment import Drawn, draw_step, prepare_eval, prepare_train
-from mambaout.data.loader import Batch
+from mambaout.data.batches.device_augment import Drawn, draw_step, prepare_eval, prepare_train
+from mambaout.data.batches.loader import Batch
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend

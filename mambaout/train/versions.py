@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mambaout.errors import WrongRequest
 
-# As the tpu extra of pyproject.toml pins them; tests/test_doctor.py holds the two together.
+# As the tpu extra of pyproject.toml pins them; tests/train/test_doctor.py holds the two together.
 # libtpu: torch_xla 2.9.0's own metadata (Requires-Dist of its tpu extra).
 TOGETHER = {"torch": "2.9.0", "torch_xla": "2.9.0", "libtpu": "0.0.21"}
 LIBTPU_PYTHON = (3, 12)  # the newest that this libtpu has a package for

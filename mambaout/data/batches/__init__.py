@@ -1,0 +1,7 @@
+"""Rows to batches, by processes that share memory; and the device's part of augmentation.
+
+In:  a `DataSet`, a recipe, a seed.
+Out: any batch from its number, whoever makes it.
+Read: loader.py (what training asks for), makers.py (one batch), ring.py (the processes),
+device_augment.py.
+"""

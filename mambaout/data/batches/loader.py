@@ -1,0 +1,125 @@
+"""Rows to batches: training from any step on, and evaluation.
+
+What a batch holds and how it is filled is makers.py's; who fills it, this process or workers that
+share its memory, is ring.py's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambaout.data.batches import ring
+from mambaout.data.batches.makers import EXACT_NEEDS, ONLY_HOST, EvaluationMaker, Host, TrainMaker
+from mambaout.data.images import native
+from mambaout.data.shards.data_set import DataSet, Split
+from mambaout.data.shards.files import DataError
+from mambaout.recipe import Recipe, steps_per_epoch
+
+log = logging.getLogger(__name__)
+
+UNDECODABLE = 0.001  # share of the training images that others may stand in for
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where training stands: the next batch of an epoch, both counted from 0."""
+
+    epoch: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one shape. Rows from `num_valid` on are padding: zeros, with label 0.
+
+    One of several hosts has its own rows of a global batch, which begin at its place `first`.
+    """
+
+    images: Tensor  # uint8 (B, H, W, 3)
+    labels: Tensor  # int64 (B,)
+    num_valid: int
+    first: int = 0
+
+
+class TrainBatches:
+    """The training batches of a recipe on a data set, each of the whole global batch, or of the
+    share that one of several hosts has of it.
+
+    In place of an image that cannot be decoded its successor stands, and `undecodable` names those
+    that there were by their rows; past one in a thousand of the training images a DataError.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        recipe: Recipe,
+        *,
+        seed: int,
+        num_workers: int = 0,
+        host: Host = ONLY_HOST,
+    ) -> None:
+        self.data, self.recipe, self.num_workers = data, recipe, num_workers
+        self.num_images = data.num_images("train", recipe)
+        self.steps_per_epoch = steps_per_epoch(recipe, self.num_images)
+        self.undecodable: dict[int, str] = {}  # by row: shard, row and reason
+        self._make = TrainMaker(data, recipe, seed=seed, host=host)
+        images = self._make.open()  # a small set is decoded here, once for a machine
+        if images.pixels is None:
+            native.prepare()  # before each worker finds it wanting
+
+    def position(self, step: int) -> Position:
+        return Position(*divmod(step, self.steps_per_epoch))
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        """The batches of optimizer steps `step`, `step` + 1, ... without end."""
+        made = _made(self._make, itertools.count(step), self.num_workers)
+        return (self._checked(batch) for batch in made)
+
+    def _checked(self, made: ring.Made) -> Batch:
+        for note in made.notes:
+            row, text = note.split(" ", 1)
+            if int(row) not in self.undecodable:
+                self.undecodable[int(row)] = text
+                log.warning("%s; another image stands in for it", text)
+        if len(self.undecodable) > UNDECODABLE * self.num_images:
+            raise DataError(
+                f"{len(self.undecodable)} of the {self.num_images} training images of "
+                f"{self.data.name} cannot be decoded, more than {UNDECODABLE:.1%}: "
+                f"{'; '.join([*self.undecodable.values()][:3])}. Replace them, or pack without them"
+            )
+        return _batch(made, self._make.part.start)
+
+
+def evaluation_batches(
+    data: DataSet,
+    split: Split,
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    host: Host = ONLY_HOST,
+) -> Iterator[Batch]:
+    """Every image of `split` once over all hosts, in global batches of `batch_size`, the last one
+    padded. DataError for an image that cannot be decoded: top-1 would be of another set."""
+    make = EvaluationMaker(data, split, recipe, batch_size, host)
+    decoded = make.open().pixels is not None
+    made = _made(make, range(make.num_batches), 0 if decoded else num_workers)
+    return (_batch(batch, make.part.start) for batch in made)
+
+
+def _made(
+    make: TrainMaker | EvaluationMaker, keys: Iterable[int], num_workers: int
+) -> Iterator[ring.Made]:
+    needs = () if isinstance(make, TrainMaker) and make.augment.fast else EXACT_NEEDS
+    return ring.made_in_order(make, keys, num_workers, preload=needs)
+
+
+def _batch(made: ring.Made, first: int) -> Batch:
+    labels = torch.from_numpy(made.labels)
+    return Batch(torch.from_numpy(made.images), labels, made.num_valid, first)

@@ -1,0 +1,298 @@
+"""What a batch holds and how its rows are filled: pure functions of the batch's number.
+
+The order is a pure function of (seed, epoch), an image's augmentation of (seed, epoch, sample id),
+and a batch of its step number: any batch is made without the ones before it, so continuing costs
+nothing. Several processes fill one batch, each its share of the rows; which share does not show in
+the batch.
+
+An epoch shuffles the row groups, then the rows inside windows of row groups of at most 1 GiB
+together (encoded.WINDOW_BYTES). A smaller split is one window: an exact shuffle. `pack` writes
+rows in a hashed order, so that a window is a fair sample even of a sorted source. In a larger one
+the rows of each batch stand in 32 lanes, in which row groups stay together, so that each of
+several hosts, whose rows are one run of the batch, reads its own row groups and not all.
+
+Imports neither torch nor timm: worker processes have to start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from dataclasses import dataclass
+
+import numpy as np
+
+from mambaout.data.batches import ring
+from mambaout.data.batches.ring import Filled
+from mambaout.data.draws import draws
+from mambaout.data.images.augment import Drawn, TrainAugment, eval_crop
+from mambaout.data.images.decode import Images, Picture, Undecodable
+from mambaout.data.images.resample import Part
+from mambaout.data.shards.data_set import DataSet, Split
+from mambaout.data.shards.encoded import WINDOW_BYTES, Shard, needed_bytes
+from mambaout.data.shards.files import DataError
+from mambaout.recipe import Recipe
+
+LANES = 32  # to split between hosts
+SUBSTITUTES = 16  # rows to try in place of one that cannot be decoded
+DRAWN_TOGETHER = 256  # images: draws cost 20 us for one and 1 us for each of many
+BATCHES_AHEAD = 2  # whose row groups are read while a batch is made
+EXACT_NEEDS = ("torch",)  # two seconds of imports that fast training is spared
+
+
+def warm_workers() -> None:
+    """Start the server that workers are forked from, and return while it imports what they need.
+
+    A trainer that calls it before its own imports has its first batch two seconds earlier.
+    """
+    ring.warm([__name__, *EXACT_NEEDS])
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Which of the processes that train one network together this is, and of how many."""
+
+    rank: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> slice:
+        """This host's rows of a global batch: one run of them, as long on every host."""
+        if batch_size % self.count:
+            raise ValueError(f"a batch of {batch_size} does not split over {self.count} hosts")
+        size = batch_size // self.count
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+
+ONLY_HOST = Host()
+
+
+def epoch_order(
+    shards: tuple[Shard, ...],
+    rows: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    batch: int,
+    window_bytes: int = WINDOW_BYTES,
+) -> np.ndarray:
+    """`rows` in the order of an epoch of batches of `batch`."""
+    group_rows = np.array([n for shard in shards for n in shard.group_rows])
+    total_bytes = sum(shard.num_bytes for shard in shards)
+    groups_a_window = max(1, int(window_bytes * len(group_rows) / max(total_bytes, 1)))
+    group = np.searchsorted(np.cumsum(group_rows), rows, side="right")
+    by_draw = np.argsort(draws("groups", seed, epoch, each=np.arange(len(group_rows))))
+    rank = np.empty(len(group_rows), np.int64)
+    rank[by_draw] = np.arange(len(group_rows))
+    window, place = np.divmod(rank[group], groups_a_window)
+    order = np.lexsort((draws("rows", seed, epoch, each=rows), window))
+    if groups_a_window < len(group_rows):
+        number = np.arange(len(rows)) // batch
+        order = order[np.lexsort(((place * LANES // groups_a_window)[order], number))]
+    return rows[order]
+
+
+class _Maker:
+    """Fills batches of the rows of "train" or "val"; small to pickle: a process opens the images
+    for itself."""
+
+    def __init__(self, data: DataSet, source: str, recipe: Recipe, num_rows: int) -> None:
+        self.data, self.source, self.recipe = data, source, recipe
+        self.num_rows, self.image_size = num_rows, recipe.image_size
+        self._images: Images | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_images": None}
+
+    def open(self) -> Images:
+        if self._images is None:
+            if multiprocessing.parent_process() is not None:
+                self._work_on_one_thread()
+            self._images = Images(self.data, self.source)
+        return self._images
+
+    def _work_on_one_thread(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+
+    def rows(self, key: int) -> np.ndarray:
+        """The rows that batch `key` has on this host; fewer than num_rows at the end of a split."""
+        raise NotImplementedError
+
+    def fill(
+        self, key: int, images: np.ndarray, labels: np.ndarray, worker: int, num_workers: int
+    ) -> Filled:
+        source = self.open()
+        rows = self.rows(key)
+        mine = self._share(rows, worker, num_workers)
+        if source.pixels is None:
+            source.encoded.keep_bytes = needed_bytes(num_workers)
+            for later in range(key + 1, key + 1 + BATCHES_AHEAD):
+                ahead = self.rows(later)
+                ahead = ahead[self._share(ahead, worker, num_workers)]
+                source.encoded.prefetch(np.unique(source.encoded.groups(ahead)).tolist())
+        if worker == 0:
+            images[len(rows) :] = 0
+            labels[len(rows) :] = 0
+        labels[mine] = self.data.labels[self.source][rows[mine]]
+        return Filled(len(rows), self._fill(key, images, labels, rows, mine))
+
+    def _share(self, rows: np.ndarray, worker: int, num_workers: int) -> np.ndarray:
+        """The places of a batch that a worker fills: those of few row groups, so that a row group
+        is read by one process, as a rule."""
+        if num_workers == 1:
+            return np.arange(len(rows))
+        by_group = np.argsort(self.open().encoded.groups(rows), kind="stable")
+        first, end = (len(rows) * w // num_workers for w in (worker, worker + 1))
+        return np.sort(by_group[first:end])
+
+    def _fill(
+        self, key: int, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, mine: np.ndarray
+    ) -> tuple[str, ...]:
+        raise NotImplementedError
+
+
+class TrainMaker(_Maker):
+    """Fills the batch of any step."""
+
+    def __init__(self, data: DataSet, recipe: Recipe, *, seed: int, host: Host) -> None:
+        self.part = host.rows(recipe.global_batch)
+        super().__init__(data, "train", recipe, self.part.stop - self.part.start)
+        self.seed = seed
+        self.train_rows = data.rows("train", recipe)
+        self.steps_per_epoch = len(self.train_rows) // recipe.global_batch
+        self.augment = TrainAugment(recipe)
+        self._orders: dict[int, np.ndarray] = {}  # of two epochs at most
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_orders": {}}
+
+    def _work_on_one_thread(self) -> None:
+        if not self.augment.fast:  # which spares itself torch's import
+            super()._work_on_one_thread()
+
+    def rows(self, key: int) -> np.ndarray:
+        epoch, index = divmod(key, self.steps_per_epoch)
+        batch = self.recipe.global_batch
+        if epoch not in self._orders:
+            kept = [self._orders.popitem()] if self._orders else []
+            shards = self.data.shards["train"]
+            order = epoch_order(shards, self.train_rows, seed=self.seed, epoch=epoch, batch=batch)
+            self._orders = dict([*kept, (epoch, order)])
+        return self._orders[epoch][index * batch : (index + 1) * batch][self.part]
+
+    def _fill(
+        self, key: int, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, mine: np.ndarray
+    ) -> tuple[str, ...]:
+        epoch = key // self.steps_per_epoch
+        keys = draws("augment", self.seed, epoch, each=self.data.sample_ids[rows[mine]])
+        notes: list[str] = []
+        for first in range(0, len(mine), DRAWN_TOGETHER):
+            part = slice(first, first + DRAWN_TOGETHER)
+            drawn = self.augment.draw(keys[part])
+            notes += self._augment(drawn, rows[mine[part]], mine[part], images, labels)
+        return tuple(notes)
+
+    def _augment(
+        self,
+        drawn: Drawn,
+        rows: np.ndarray,
+        places: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+    ) -> list[str]:
+        """Fill `places` with the images of `rows`; what could not be decoded."""
+        source, notes = self.open(), []
+        pictures: list[Picture | Undecodable | None] = []
+        pictures += [_or_error(source, row) for row in rows.tolist()]
+        sizes = [getattr(picture, "size", (1, 1)) for picture in pictures]
+        boxes = drawn.boxes(np.array(sizes)).tolist()
+        for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
+            part = self.augment.part(boxes[index], drawn, index)
+            # Dropped with its crop: Pillow's pictures hold all their pixels by then.
+            picture, pictures[index] = pictures[index], None
+            assert picture is not None
+            try:
+                crop = _cropped(source, row, picture, boxes[index], part, self.augment.least)
+            except Undecodable as error:
+                notes.append(f"{error.row} {error}")
+                crop, part, labels[place] = self._substitute(row, drawn, index, error)
+            images[place] = self.augment(crop, drawn, index, part)
+        return notes
+
+    def _substitute(
+        self, row: int, drawn: Drawn, index: int, error: Undecodable
+    ) -> tuple[np.ndarray, Part | None, int]:
+        """Crop, part and label of the next training row that can be decoded."""
+        source = self.open()
+        at = int(np.searchsorted(self.train_rows, row))
+        for other in range(at + 1, at + 1 + SUBSTITUTES):
+            row = int(self.train_rows[other % len(self.train_rows)])
+            with contextlib.suppress(Undecodable):
+                picture = source[row]
+                box = drawn.boxes(np.array([picture.size]), slice(index, index + 1))[0].tolist()
+                part = self.augment.part(box, drawn, index)
+                crop = _cropped(source, row, picture, box, part, self.augment.least)
+                return crop, part, int(self.data.labels["train"][row])
+        raise DataError(f"{error}, nor are the {SUBSTITUTES} rows after it; replace them")
+
+
+def _or_error(source: Images, row: int) -> Picture | Undecodable:
+    try:
+        return source[row]
+    except Undecodable as error:
+        return error
+
+
+def _cropped(
+    source: Images,
+    row: int,
+    picture: Picture | Undecodable,
+    box: list[int],
+    part: Part | None = None,
+    least: int | None = None,
+) -> np.ndarray:
+    """The pixels of a box, or of a part of it."""
+    if isinstance(picture, Undecodable):
+        raise picture
+    left, top, width, height = box
+    if part is not None:
+        left, top, width, height = left + part.left, top + part.top, part.width, part.height
+    try:
+        return picture.crop((left, top, width, height), least)
+    except Exception as error:  # of many kinds, for a damaged file
+        raise source.undecodable(row, error) from error
+
+
+class EvaluationMaker(_Maker):
+    """Fills any batch of an evaluation: every image of the split once, in the order of its rows."""
+
+    def __init__(
+        self, data: DataSet, split: Split, recipe: Recipe, batch_size: int, host: Host
+    ) -> None:
+        self.part, self.batch_size = host.rows(batch_size), batch_size
+        super().__init__(data, data.source(split), recipe, self.part.stop - self.part.start)
+        self.split_rows = data.rows(split, recipe)
+        self.num_batches = -(-len(self.split_rows) // batch_size)
+
+    def rows(self, key: int) -> np.ndarray:
+        return self.split_rows[key * self.batch_size : (key + 1) * self.batch_size][self.part]
+
+    def _fill(
+        self, key: int, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, mine: np.ndarray
+    ) -> tuple[str, ...]:
+        source, size = self.open(), self.image_size
+        pixels = source.pixels
+        if pixels is not None and pixels.shape[1:3] == (size, size) and self.recipe.eval_crop == 1:
+            chosen = pixels[rows[mine]]
+            images[mine] = chosen if chosen.ndim == 4 else chosen[..., None]
+            return ()
+        for place, row in zip(mine.tolist(), rows[mine].tolist(), strict=True):
+            try:
+                picture = source[row]
+                image = _cropped(source, row, picture, [0, 0, *picture.size])
+            except Undecodable as error:
+                # Another set of images would have another top-1.
+                raise DataError(f"{error}; an evaluation needs all: replace it") from error
+            images[place] = eval_crop(image, self.recipe)
+        return ()

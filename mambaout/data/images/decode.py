@@ -1,0 +1,228 @@
+"""Encoded images to pixels, and no more of them than a crop needs.
+
+A baseline JPEG is decoded by jpeg_crop.c, of one that `pack` re-cut only the segments that the crop
+covers (jpeg.py). What that leaves, or all of them where it cannot run, is libjpeg-turbo's, with the
+same pixels. Everything else, a JPEG that libjpeg-turbo warns about among it, is Pillow's, whose
+convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as in timm. Rotation that
+EXIF asks for is not done, as in timm. Grey images stay grey until they are resized, which gives the
+same pixels for a third of the work.
+
+A small split whose images share one size is decoded once for a machine: its pixels lie in the
+cache as one memory-mapped array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from typing import Protocol
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from mambaout.data.bar import progress_bar
+from mambaout.data.images.jpeg import segment_lengths, splice
+from mambaout.data.images.jpeg_crop import Box, decoded_box, room
+from mambaout.data.shards.data_set import DataSet, place
+from mambaout.data.shards.encoded import Encoded, EncodedImages
+from mambaout.data.shards.files import DataError, stored_array
+
+PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded
+
+_COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo converts as Pillow
+
+
+class Undecodable(DataError):
+    """An image that cannot be decoded: its row of the split, and as text shard, row and reason."""
+
+    def __init__(self, row: int, text: str) -> None:
+        super().__init__(row, text)
+        self.row, self.text = row, text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Picture(Protocol):
+    """An image of which parts can be decoded."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        ...
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        """The pixels of the box: uint8 (height, width), or (height, width, 3).
+
+        With `least` chroma is repeated where that is faster than to interpolate it, and a crop that
+        is at least twice as large comes at a half, a quarter or an eighth of its size, no side
+        below `least`. The pixels are good until another picture is cropped in this thread.
+        Whatever a decoder raises for a damaged image travels.
+        """
+        ...
+
+
+class Decoded:
+    """A picture whose pixels are there, (H, W) or (H, W, 3)."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.size = pixels.shape[1], pixels.shape[0]
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        left, top, width, height = box
+        return _shrunk(self.pixels[top : top + height, left : left + width], least)
+
+
+def _shrunk(pixels: np.ndarray, least: int | None) -> np.ndarray:
+    """Means of 2, 4 or 8 pixels square: the most that leaves both sides `least`, or none."""
+    height, width = pixels.shape[:2]
+    shrink = 1
+    while least is not None and shrink < 8 and min(width, height) >= 2 * shrink * least:
+        shrink *= 2
+    if shrink == 1:
+        return pixels
+    size = width // shrink, height // shrink
+    pixels = pixels[: size[1] * shrink, : size[0] * shrink]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+class Jpeg:
+    """A JPEG that libjpeg-turbo reads; `space` is how it names the file's colours."""
+
+    def __init__(self, encoded: Encoded, size: tuple[int, int], space: str) -> None:
+        self.encoded, self.size, self.space = encoded, size, space
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        smooth = least is None
+        pixels = self._by_us(box, smooth) if self.space != "RGB" else None
+        if pixels is None:
+            pixels = self._by_libjpeg(box, smooth)
+        if pixels is None:
+            return Other(self.encoded.image).crop(box, least)
+        return _shrunk(pixels, least)
+
+    def _by_us(self, box: Box, smooth: bool) -> np.ndarray | None:
+        encoded, segments = self.encoded
+        lengths = None if segments is None else segment_lengths(encoded, segments)
+        return decoded_box(encoded, lengths, box, is_grey=self.space == "Gray", smooth=smooth)
+
+    def _by_libjpeg(self, box: Box, smooth: bool) -> np.ndarray | None:
+        left, top, width, height = box
+        encoded, size = self.encoded.image, self.size
+        if self.encoded.segments is not None and (width, height) != self.size:
+            spliced = splice(encoded, self.encoded.segments, box)
+            if spliced is not None:
+                encoded, left, top, *size = spliced
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                encoded,
+                _COLOURS[self.space],
+                fastupsample=not smooth,
+                buffer=room("pixels", 3 * size[0] * size[1]),
+            )
+        except ValueError:  # a warning, too, which Pillow lets pass
+            return None
+        pixels = pixels[top : top + height, left : left + width]
+        return pixels[..., 0] if self.space == "Gray" else pixels
+
+
+class Other:
+    """Any image that Pillow reads, decoded when it is cropped."""
+
+    def __init__(self, encoded: bytes | memoryview) -> None:
+        self.image = Image.open(io.BytesIO(encoded))
+        self.size = self.image.size
+
+    def crop(self, box: Box, least: int | None = None) -> np.ndarray:
+        image = self.image
+        if image.mode == "P" and "transparency" in image.info:
+            # Pillow advises RGBA here; timm's loader, and so every published number, goes to RGB.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Palette images with Transparency")
+                image = image.convert("RGB")
+        elif image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        return Decoded(np.asarray(image)).crop(box, least)
+
+
+def picture(encoded: Encoded) -> Picture:
+    """The image's size, and its pixels when they are asked for.
+
+    Whatever Pillow raises for a damaged image travels, here or from `crop`.
+    """
+    with contextlib.suppress(ValueError):  # no JPEG, or none that libjpeg-turbo likes
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded.image)
+        if colour in _COLOURS:
+            return Jpeg(encoded, (int(width), int(height)), colour)
+    return Other(encoded.image)
+
+
+class Images:
+    """The images of a data set's "train" or "val" rows."""
+
+    def __init__(self, data: DataSet, split: str) -> None:
+        self.shards = data.shards[split]
+        self.encoded = EncodedImages(self.shards)
+        self.pixels: np.ndarray | None = None
+        file = data.cache / f"pixels-3-{data.fingerprint}-{split}.npy"
+        pixels = stored_array(file, self._decode_all)
+        # uint8 (rows, H, W) or (rows, H, W, 3); None where too large or of many sizes
+        self.pixels = pixels if pixels.ndim > 1 else None
+
+    def __getitem__(self, row: int) -> Picture:
+        """Raises Undecodable for an image whose header cannot be read."""
+        if self.pixels is not None:
+            return Decoded(self.pixels[row])
+        encoded = self.encoded[row]
+        try:
+            return picture(encoded)
+        except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
+            raise self.undecodable(row, error) from error
+
+    def undecodable(self, row: int, error: Exception) -> Undecodable:
+        """What to raise where the image of `row` fails with `error`."""
+        if isinstance(error, MemoryError):  # of the machine's making, not of the image's
+            raise error
+        reason = re.sub(r" object at 0x[0-9a-f]+", "", " ".join(str(error).split()))
+        path = self.encoded.path(row)
+        came = f"; it came from {path}" if path else ""
+        return Undecodable(
+            row,
+            f"{place(self.shards, row)} is not an image that can be decoded "
+            f"({type(error).__name__}: {reason}){came}",
+        )
+
+    def _decode_all(self) -> np.ndarray:
+        # An image that cannot be decoded is dealt with when its turn comes: loader.py.
+        with contextlib.suppress(Undecodable):
+            for channels in ((), (3,)):
+                pixels = self._decode_as(channels)
+                if pixels is not None:
+                    return pixels
+        return np.zeros(1, np.uint8)
+
+    def _decode_as(self, channels: tuple[int, ...]) -> np.ndarray | None:
+        num_rows = sum(shard.num_rows for shard in self.shards)
+        width, height = self[0].size
+        shape = (num_rows, height, width, *channels)
+        if np.prod(shape) > PIXEL_BYTES:
+            return None
+        pixels = np.empty(shape, np.uint8)
+        # Seconds, once a machine; a bar from the third on.
+        for row in progress_bar(range(num_rows), desc="decode", unit=" images", delay=3):
+            image = self[row]
+            if image.size != (width, height):
+                return None
+            try:
+                found = image.crop((0, 0, width, height))
+            except Exception as error:
+                raise self.undecodable(row, error) from error
+            if found.ndim == 3 and not channels:
+                return None
+            pixels[row] = found[..., None] if found.ndim < pixels.ndim - 1 else found
+        return pixels

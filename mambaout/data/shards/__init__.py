@@ -1,0 +1,6 @@
+"""Parquet: where shards lie, what they hold, which rows are which split. Home of pyarrow.
+
+In:  a folder or an address.
+Out: a `DataSet` (data_set.py), and any row's encoded image (encoded.py).
+Read: data_set.py, shard_files.py, columns.py, files.py, encoded.py, description.py.
+"""

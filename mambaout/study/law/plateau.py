@@ -1,0 +1,117 @@
+"""Where growing stopped paying: steps of a ladder that gain far less than the smaller ones promise.
+
+The promise is a law without the shift d (error = a C^-b + c): it has three parameters, so that four
+smaller sizes already leave something to judge it by. A step is a plateau when it falls short of
+its promise beyond noise, and what it gained is itself within noise or under a quarter of the
+promise. Where the promise is within noise there is nothing to see. A floor c that the smaller
+sizes already show is no plateau: it is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mambaout.study.law import power_law
+from mambaout.study.law.fit import MIN_SIZES, Size, cost_text, noise_of
+
+FALSE_ALARMS = 0.05  # of a ladder without a plateau, over all of its steps
+PAID = 0.25  # share of the promise from which on a step has paid
+SAME_COST = 1.1  # costs within this factor are one step of the ladder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """A step that did not pay."""
+
+    first: Size
+    second: Size
+    gain_points: float  # of top-1
+    expected_points: float  # by the law of the sizes up to `first`
+    sigmas: float  # by which it falls short
+
+    def text(self) -> str:
+        factor = self.second.cost / self.first.cost
+        return (
+            f"growth stopped paying from {self.first.label} to {self.second.label}: x{factor:.2f} "
+            f"in cost (to {cost_text(self.second.cost)}) gained {self.gain_points:+.2f} points "
+            f"where the law of the smaller sizes promises {self.expected_points:+.2f} "
+            f"({self.sigmas:.1f} sigma short)"
+        )
+
+
+def plateaus(
+    sizes: Sequence[Size],
+    *,
+    num_images: int | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> list[Plateau]:
+    """The steps of the ladder that did not pay; none is looked for before the fifth size.
+
+    Of sizes at one cost the best stands for the step. `num_images` of val stands in for the spread
+    between seeds where there is none.
+    """
+    noise = noise_of(sizes, num_images)
+    ladder = _ladder(sizes)
+    found = []
+    # Every step is another chance of a false alarm.
+    chance = FALSE_ALARMS / max(len(ladder) - MIN_SIZES, 1)
+    for position in range(MIN_SIZES, len(ladder)):
+        costs = np.array([size.cost for size in ladder[: position + 1]])
+        errors = np.array([[size.error for size in ladder[: position + 1]]])
+        counts = np.array([len(size.errors) for size in ladder[: position + 1]])
+        variances = noise.variance(errors, counts)
+        if not noise.known:
+            variances = np.ones_like(variances)
+        x = costs / np.exp(np.log(costs).mean())
+        weights = np.where(np.arange(position + 1) < position, 1 / variances, 0)
+        best = power_law.solve(x, errors, weights, shift=False)
+        misfit = float((weights * (power_law.value(best, x) - errors) ** 2).sum())
+        degrees = position - 2 - int(best[0, 2] > 0)
+        rng = np.random.default_rng(seed)
+        if noise.known:
+            raised = max(1.0, misfit / degrees) ** 0.5
+            factors = raised * noise.seed_factors(rng, num_resamples)
+        else:
+            factors = noise.factors(rng, num_resamples, misfit, degrees)
+        spread = np.sqrt(variances) * factors[:, None]
+        moved = np.concatenate([errors, errors + spread * rng.standard_normal(spread.shape)])
+        laws = power_law.solve(x, moved, np.repeat(weights, len(moved), 0), shift=False)
+        promised = power_law.value(laws, x[-2:])
+        expected = promised[:, 0] - promised[:, 1]
+        gain = moved[:, -2] - moved[:, -1]
+        short = expected - gain
+        spread_of_short = _sigma(short[1:])
+        spread_of_gain = _sigma(gain[1:])
+        visible = 1.645 * spread_of_gain
+        promised_more = expected[0] > visible and np.quantile(short[1:], chance) > 0
+        if promised_more and gain[0] < max(visible, PAID * expected[0]):
+            found.append(
+                Plateau(
+                    first=ladder[position - 1],
+                    second=ladder[position],
+                    gain_points=float(gain[0]),
+                    expected_points=float(expected[0]),
+                    sigmas=float(short[0] / spread_of_short),
+                )
+            )
+    return found
+
+
+def _ladder(sizes: Sequence[Size]) -> list[Size]:
+    steps: list[list[Size]] = []
+    for size in sorted(sizes, key=lambda size: size.cost):
+        if steps and size.cost <= SAME_COST * steps[-1][0].cost:
+            steps[-1].append(size)
+        else:
+            steps.append([size])
+    return [min(step, key=lambda size: size.error) for step in steps]
+
+
+def _sigma(draws: power_law.Array) -> float:
+    """Half the width of the middle 68 %: a few wild refits do not count."""
+    low, high = np.percentile(draws, (15.87, 84.13))
+    return max(float(high - low) / 2, 1e-9)

@@ -1,0 +1,89 @@
+"""Predict, then run: what the trained sizes say of a size that has not been trained yet.
+
+Writes STORAGE/NAME/prediction.json before the size is trained, and never again once it has begun,
+so that the outcome cannot have been known.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mambaout.accounting import cost
+from mambaout.durable import read_whole, write_whole
+from mambaout.recipe import BASELINE, Recipe, content_key
+from mambaout.study.law.fit import Size, TooFew, fit_law
+from mambaout.study.study import Run, StudyFolder
+from mambaout.train.metrics import MACS, TOP1
+
+PREDICTION_FILE = "prediction.json"
+
+
+def predict(folder: StudyFolder) -> str:
+    """Write prediction.json for the recipe that is to be predicted; what it says, for people.
+
+    Keeps the prediction that is there when the recipe's training has begun. Where the sizes give
+    no prediction, the file says why.
+    """
+    study, runs = folder.read(), folder.runs()
+    mine = [run for run in runs if run.trial.is_predicted]
+    label, recipe = mine[0].trial.label, mine[0].trial.recipe
+    path = folder.path / PREDICTION_FILE
+    before = read_whole(path)
+    if before is not None and any(run.records for run in mine):
+        return str(json.loads(before)["text"])
+    sizes = family(recipe, [run for run in runs if not run.trial.is_predicted])
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    begun = {"begun": True} if any(run.records for run in mine) else {}
+    body: dict[str, Any] = {"label": label, "made": made, **begun}
+    body["sizes"] = [size.label for size in sizes]
+    try:
+        law = fit_law(sizes, num_images=_fact(runs, "num_val"))
+    except TooFew as error:
+        body |= {"refused": str(error), "text": f"no prediction for {label}: {error}"}
+    else:
+        num_classes = _fact(runs, "num_classes") or study["num_classes"]
+        macs = cost(recipe.model, recipe.image_size, num_classes).macs
+        found = law.predict(macs)
+        low, high = 100 - found.high, min(100.0, 100 - found.low)
+        body |= {
+            "cost": macs,
+            "predicted": 100 - found.value,
+            "low": low,
+            "high": high,
+            "sigma": found.sigma,
+            "law": law.text(),
+            "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
+            f"top-1 (95 % interval {low:.2f} to {high:.2f}), from {len(sizes)} smaller sizes",
+        }
+    write_whole(path, json.dumps(body, indent=1) + "\n")
+    return str(body["text"])
+
+
+def family(recipe: Recipe, runs: Sequence[Run]) -> list[Size]:
+    """The finished recipes that differ from `recipe` in their network alone, as sizes."""
+
+    def but_model(other: Recipe) -> str:
+        return content_key(replace(other, model=BASELINE.model))
+
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.status == "finished" and but_model(run.trial.recipe) == but_model(recipe):
+            groups.setdefault(content_key(run.trial.recipe), []).append(run)
+    return [
+        Size(
+            label=group[0].trial.label,
+            cost=group[0].metrics[MACS],
+            errors=tuple(100 - run.metrics[TOP1] for run in group),
+            depth=group[0].trial.recipe.model.num_blocks,
+            width=group[0].trial.recipe.model.dims[0],
+        )
+        for group in groups.values()
+    ]
+
+
+def _fact(runs: Sequence[Run], name: str) -> Any:
+    return next((run.facts[name] for run in runs if name in run.facts), None)

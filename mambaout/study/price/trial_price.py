@@ -1,0 +1,204 @@
+"""What one trial costs: its images, MACs, seconds and bytes; and each trial of a search.
+
+A search is priced as a typical recipe, at the middle of its axes, and at most as its dearest:
+what it will try is not known beforehand.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from mambaout.accounting import TRAIN_FORWARDS, cost
+from mambaout.errors import WrongRequest
+from mambaout.recipe import Recipe, flat_fields, steps_per_epoch
+from mambaout.study.axes import Axis, Choice, Log, Search
+from mambaout.study.price.rates import Forecast, Kind, num_evaluated
+from mambaout.study.search.best import runs_of
+from mambaout.study.search.space import recipe_of
+from mambaout.study.study import Run, Trial
+
+NumImages = Callable[[Literal["train", "minival", "val"], Recipe], int]  # DataSet.num_images
+
+# A checkpoint: weights and AdamW's two moments in fp32, and the file's own tables; 69,701 bytes
+# beside the weights for 4 blocks and 124,357 for 10. Of a trial there are last.ckpt, previous.ckpt
+# and MLflow's copy; a running trial writes one more before it drops the oldest.
+BYTES_PER_PARAMETER = 3 * 4
+CHECKPOINT_BYTES, CHECKPOINT_BLOCK_BYTES = 34_000, 9_200
+CHECKPOINTS = 3
+# 375 bytes in records.jsonl; in MLflow's database about 240 a value, of nine.
+RECORD_BYTES = 2_600
+LOG_EVERY_STEPS = 50  # the default of train.loop
+TRIAL_BYTES = 30_000  # outcome, recipe, MLflow's copies of them
+
+State = Literal["finished", "begun", "new"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """What one trial costs, or each trial of a search: of its typical recipe."""
+
+    name: str  # "w16-d6-s0"; a search's label
+    label: str
+    recipe: Recipe
+    num_trials: int = 1  # still to run: of a search all that are left of it
+    params: int
+    macs: int  # one image, one forward
+    images: int  # training images of the whole trial, every epoch counted
+    train_macs: int  # of the whole trial, backward included
+    seconds: float  # of one trial on its share of the machine, as far as it is not done
+    most_seconds: float  # the same of a search's dearest recipe
+    disk_bytes: int  # of one trial in the end
+    kind: Kind  # where the seconds come from
+    state: State = "new"
+    is_search: bool = False
+    num_confirmations: int = 0  # of `num_trials`, further seeds of the best of a search
+    stops_early: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+
+def checkpoint_bytes(recipe: Recipe, params: int) -> int:
+    blocks = CHECKPOINT_BLOCK_BYTES * recipe.model.num_blocks
+    return BYTES_PER_PARAMETER * params + CHECKPOINT_BYTES + blocks
+
+
+class Pricing:
+    """Prices recipes on one data set and device."""
+
+    def __init__(
+        self, num_train: int, num_classes: int, num_images: NumImages | None, forecast: Forecast
+    ) -> None:
+        self.num_train, self.num_classes, self.forecast = num_train, num_classes, forecast
+        self._num_images = num_images
+        self._splits: dict[tuple, tuple[int, int, int]] = {}
+
+    def splits(self, recipe: Recipe) -> tuple[int, int, int]:
+        """Images of train, minival and val."""
+        key = recipe.minival_fraction, recipe.train_images
+        if key not in self._splits:
+            if self._num_images is None:
+                share = recipe.minival_fraction
+                held_out = round(self.num_train * share / (1 - share))
+                self._splits[key] = self.num_train, held_out, 0
+            else:
+                train, minival, val = (
+                    self._num_images(split, recipe) for split in ("train", "minival", "val")
+                )
+                self._splits[key] = train, minival, val
+        return self._splits[key]
+
+    def of_recipe(self, label: str, recipe: Recipe) -> PlanRow:
+        price = cost(recipe.model, recipe.image_size, self.num_classes)
+        train, minival, val = self.splits(recipe)
+        epochs, steps = recipe.schedule.total_epochs, steps_per_epoch(recipe, train)
+        images = epochs * steps * recipe.global_batch
+        each = self.forecast.of(recipe, self.num_classes)
+        seconds = images * each.train_image_seconds
+        seconds += num_evaluated(recipe, minival, val) * each.eval_image_seconds
+        records = epochs * steps // LOG_EVERY_STEPS + epochs
+        kept = CHECKPOINTS * checkpoint_bytes(recipe, price.params)
+        return PlanRow(
+            name=label,
+            label=label,
+            recipe=recipe,
+            params=price.params,
+            macs=price.macs,
+            images=images,
+            train_macs=TRAIN_FORWARDS * images * price.macs,
+            seconds=seconds,
+            most_seconds=seconds,
+            disk_bytes=kept + records * RECORD_BYTES + TRIAL_BYTES,
+            kind=each.kind,
+        )
+
+    def of_trial(self, trial: Trial, run: Run | None, finished: Collection[str]) -> PlanRow:
+        row = replace(self.of_recipe(trial.label, trial.recipe), name=trial.name)
+        status = run.status if run is not None else "unfinished"
+        if status not in ("unfinished", "failed") or trial.key in finished:
+            return replace(row, state="finished", seconds=0.0, most_seconds=0.0)
+        if run is None or not run.records:
+            return row
+        left = 1 - min(1.0, run.records[-1].images_seen / row.images)
+        seconds = row.seconds * left
+        return replace(row, state="begun", seconds=seconds, most_seconds=seconds)
+
+    def of_search(self, search: Search, runs: Sequence[Run]) -> PlanRow:
+        """The search at the middle of its axes, and at most at their dearest ends."""
+        confirmations = (len(search.seeds) - 1) * search.num_confirmed
+        over = {
+            run.trial.key
+            for run in runs_of(search, runs)
+            if run.status not in ("unfinished", "failed")
+        }
+        left = max(0, search.num_trials + confirmations - len(over))
+        typical, *others = (
+            self.of_recipe(search.label, recipe) for recipe in search_recipes(search)
+        )
+        return replace(
+            typical,
+            num_trials=left,
+            most_seconds=max(row.seconds for row in (typical, *others)),
+            state="new" if left else "finished",
+            is_search=True,
+            num_confirmations=min(left, confirmations),
+            stops_early=search.early_stop,
+        )
+
+
+# -- the recipes that a search is priced by --------------------------------------------------------
+
+
+def search_recipes(search: Search) -> list[Recipe]:
+    """A typical recipe of the search, then those among which its dearest is."""
+    return [_legal(search, _middles(search)), *_ends(search)]
+
+
+def _middles(search: Search) -> dict[str, Any]:
+    return {axis.name: _middle(axis, search.base) for axis in search.axes}
+
+
+def _middle(axis: Axis, base: Recipe) -> Any:
+    if isinstance(axis, Choice):
+        own = flat_fields(base).get(axis.name)
+        return own if own in axis.values else axis.values[len(axis.values) // 2]
+    if isinstance(axis, Log):
+        return (axis.low * axis.high) ** 0.5
+    steps = (axis.high - axis.low) / (axis.step or 1)
+    return axis.low + (round(steps / 2) * axis.step if axis.step else steps / 2)
+
+
+def _legal(search: Search, values: dict[str, Any]) -> Recipe:
+    """The recipe of the values; the base where they do not go together."""
+    try:
+        return recipe_of(search, values)
+    except WrongRequest:
+        return search.base
+
+
+def _ends(search: Search) -> Iterator[Recipe]:
+    """Recipes among which the dearest is: each axis at the end that costs more MACs an image or
+    more images, and those axes together."""
+    middles, dearest = _middles(search), {}
+    for axis in search.axes:
+        values = axis.values if isinstance(axis, Choice) else (axis.low, axis.high)
+        dearest[axis.name] = max(
+            values, key=lambda value, name=axis.name: _work(search, middles | {name: value})
+        )
+    yield search.base
+    yield _legal(search, dearest)
+    # Where all ends together are no recipe (kernel, expansion and ratio have bounds), pairs are.
+    for pair in itertools.combinations(dearest, 2):
+        yield _legal(search, middles | {name: dearest[name] for name in pair})
+
+
+def _work(search: Search, values: dict[str, Any]) -> float:
+    try:
+        recipe = recipe_of(search, values)
+    except WrongRequest:
+        return 0.0
+    return cost(recipe.model, recipe.image_size).macs * recipe.schedule.total_epochs

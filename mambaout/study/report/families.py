@@ -1,0 +1,94 @@
+"""Recipes that differ in their network alone: the ladders that laws and slopes are read from.
+
+A ladder has one length of training; recipes that differ in the length too stand in one ladder a
+length, so that the two axes are never mixed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mambaout.recipe import BASELINE, Recipe
+from mambaout.study.law.fit import Size
+from mambaout.study.report.rows import Row
+from mambaout.train.metrics import MACS, TOP1
+
+
+@dataclass(frozen=True)
+class Family:
+    """Finished recipes of one length that differ in depths and widths, fewest MACs first."""
+
+    epochs: int
+    rows: tuple[Row, ...]
+    title: str = ""  # in place of the epochs
+
+    @property
+    def sizes(self) -> list[Size]:
+        """For the laws: error over MACs of one image."""
+        return [size(row, row.mean(MACS).value) for row in self.rows]
+
+    @property
+    def name(self) -> str:
+        return self.title or f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+
+    @property
+    def where(self) -> str:
+        """ "at 12 epochs", "tuned per size"."""
+        return self.title or f"at {self.name}"
+
+
+def size(row: Row, cost: float) -> Size:
+    """A row as the laws take it."""
+    return Size(
+        label=row.label,
+        cost=cost,
+        errors=tuple(100 - top1 for top1 in row.mean(TOP1).values),
+        depth=row.blocks,
+        width=row.width,
+    )
+
+
+def families(table: Sequence[Row]) -> list[Family]:
+    """The ladders, shortest training first.
+
+    Of several groups of recipes that have anything else in common it is the largest; the baseline
+    recipe is not part of it.
+    """
+    ready = [row for row in table if row.mean(TOP1) and row.mean(MACS) and not row.is_baseline]
+    keys = {row.recipe: _besides_shape(row.recipe) for row in ready}
+    sizes = Counter(keys[row.recipe] for row in ready)
+    largest = max(sizes, key=lambda key: sizes[key], default=None)
+    lengths: dict[int, list[Row]] = {}
+    for row in ready:
+        if keys[row.recipe] == largest:
+            lengths.setdefault(row.epochs, []).append(row)
+    return [
+        Family(epochs, tuple(sorted(lengths[epochs], key=lambda row: row.mean(MACS).value)))
+        for epochs in sorted(lengths)
+    ]
+
+
+def longest(found: Sequence[Family]) -> Family | None:
+    """The ladder with the most recipes; of equally large ones that of the longest training."""
+    return max(found, key=lambda family: (len(family.rows), family.epochs), default=None)
+
+
+def _besides_shape(recipe: Recipe) -> Recipe:
+    """The recipe with what a ladder varies taken out: depths, widths, and the drop path that
+    follows size in the paper; epochs, and the warm-up that follows them."""
+    model, schedule = BASELINE.model, BASELINE.schedule
+    return replace(
+        recipe,
+        model=replace(
+            recipe.model, depths=model.depths, dims=model.dims, drop_path=0.0, hidden_multiple=1
+        ),
+        schedule=replace(
+            recipe.schedule,
+            epochs=schedule.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+            cooldown_epochs=0,
+        ),
+        eval_every_epochs=1,
+    )

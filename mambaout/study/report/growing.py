@@ -1,0 +1,154 @@
+"""In words: should a network grow deeper or wider, and does the length of training matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mambaout.study.law.fit import Interval
+from mambaout.study.report.reading import Grown, Reading
+
+
+def deeper_or_wider(reading: Reading) -> list[str]:
+    """The direct answer, where the study has grown networks by both."""
+    told = [one for one in reading.grown if one.growth.difference is not None]
+    if not told or not reading.standing.has_verdict:
+        return []
+    gains = "; ".join(_gains(one) for one in told)
+    lengths = [one for one in told if not one.family.title]
+    tuned = [one for one in told if one.family.title]
+    parts = [f"With a recipe tuned for each size: {_lower(_verdict(tuned))}"] if tuned else []
+    if lengths:
+        same = "With one recipe for all sizes: " if tuned else ""
+        verdict = _verdict(lengths)
+        parts.append((f"{same}{_lower(verdict)}" if same else verdict) + _change(lengths))
+    return [" ".join(parts), f"A doubling of MACs bought, with 95 % intervals: {gains}."]
+
+
+def one_way(reading: Reading) -> list[str]:
+    """What growing bought, where there is no verdict on deeper against wider."""
+    return [] if deeper_or_wider(reading) else _gains_alone(reading)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _verdict(told: Sequence[Grown]) -> str:
+    found = {one.growth.verdict for one in told}
+    lengths = _lengths(told)
+    if len(told) == 1:
+        if found == {"not significant"}:
+            return f"Deeper or wider makes no significant difference at {lengths}."
+        return f"Grow {told[0].growth.verdict}, at {lengths}."
+    if found == {"not significant"}:
+        return f"Deeper or wider makes no significant difference at any length: {lengths}."
+    if len(found) == 1:
+        return f"Grow {found.pop()} at every length of training: {lengths}."
+    by_verdict = [
+        (verdict, [one for one in told if one.growth.verdict == verdict])
+        for verdict in ("wider", "deeper")
+    ]
+    parts = [f"{verdict} at {_lengths(which)}" for verdict, which in by_verdict if which]
+    unclear = [one for one in told if one.growth.verdict == "not significant"]
+    if unclear:
+        parts.append(f"no significant difference at {_lengths(unclear)}")
+    flips = "The answer flips with the length of training: " if len(parts) > len(unclear) else ""
+    both = {"wider", "deeper"} <= found
+    start = flips if both else "Grow "
+    return f"{start}{', '.join(parts)}."
+
+
+def _lengths(which: Sequence[Grown]) -> str:
+    """ "4, 12 and 36 epochs"."""
+    *most, last = [str(one.family.epochs) for one in which]
+    ending = "epoch" if last == "1" and not most else "epochs"
+    return f"{', '.join(most)} and {last} {ending}" if most else f"{last} {ending}"
+
+
+def _gains(one: Grown, *, sure: bool = True) -> str:
+    """What depth and width bought; without intervals and verdict where nothing is `sure`."""
+    growth, signed = one.growth, _signed if sure else _value
+    parts = [
+        f"{signed(gain)} points by {axis}"
+        for axis, gain in (("depth", growth.depth), ("width", growth.width))
+        if gain is not None
+    ]
+    text = f"{one.family.where} {' and '.join(parts)}"
+    if growth.difference is not None and sure:
+        text += f", width over depth {_signed(growth.difference)}"
+        text += "" if growth.difference.excludes_zero else ", not significant"
+    elif sure and not any(gain.excludes_zero for gain in (growth.depth, growth.width) if gain):
+        text += ", not significant"
+    return text
+
+
+def _change(told: Sequence[Grown]) -> str:
+    """Whether width's lead over depth differs between the shortest and the longest training."""
+    if len(told) < 2:
+        return ""
+    first, last = told[0].growth.difference, told[-1].growth.difference
+    if first is None or last is None:
+        return ""
+    change = last.value - first.value
+    # The two lengths share no run, so their errors are independent.
+    half = math.hypot(first.high - first.low, last.high - last.low) / 2
+    whole = Interval(change, change - half, change + half)
+    text = (
+        f" From {told[0].family.epochs} to {told[-1].family.name} width's lead over depth changes "
+        f"by {_signed(whole)} points a doubling"
+    )
+    if not math.isfinite(half):
+        return f"{text}; without seeds how sure that is cannot be said."
+    if whole.excludes_zero:
+        return f"{text}: the length of training matters to it."
+    return f"{text}: not significant, so no dependence on the length is shown."
+
+
+def _gains_alone(reading: Reading) -> list[str]:
+    told = [
+        one for one in reading.grown if one.growth.depth is not None or one.growth.width is not None
+    ]
+    if not told:
+        return []
+    sure = reading.standing.has_verdict
+    unsure = "" if sure else ", not told from luck"
+    gains = "; ".join(_gains(one, sure=sure) for one in told)
+    return [f"A doubling of MACs bought{unsure}: {gains}."]
+
+
+def _signed(gain: Interval) -> str:
+    if not math.isfinite(gain.low):
+        return _value(gain)
+    return f"{_value(gain)} ({gain.low:+.2f} to {gain.high:+.2f})"
+
+
+def _value(gain: Interval) -> str:
+    return f"{gain.value:+.2f}"
+
+
+def stopped_paying(reading: Reading) -> list[str]:
+    """Steps of a ladder that gained far less than the smaller ones promise."""
+    found = [
+        f"{one.family.where[:1].upper()}{one.family.where[1:]}, {plateau.text()}."
+        for one in reading.grown
+        for plateau in one.plateaus
+    ]
+    return [" ".join(found)] if found else []
+
+
+def at_equal_macs(reading: Reading) -> list[str]:
+    """Deep against wide within each slice of about equal MACs."""
+    return [
+        f"{one.family.name}: " + "; ".join(piece.text() for piece in one.slices) + "."
+        for one in reading.grown
+        if one.slices
+    ]
+
+
+def shape_exponents(reading: Reading) -> list[str]:
+    if isinstance(reading.exponents, str):
+        return []
+    text = f"Shape exponents of compute (SoViT, arXiv 2305.13035): {reading.exponents.text()}."
+    notes = "; ".join(reading.exponents.notes)
+    return [f"{text} {notes[:1].upper()}{notes[1:]}." if notes else text]

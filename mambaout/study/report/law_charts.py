@@ -1,0 +1,221 @@
+"""Charts of how networks grow: the fitted laws with their bands, deep against wide, equal MACs."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from mambaout.study.law.fit import Law
+from mambaout.study.law.shape import Slice
+from mambaout.study.numbers import count_text
+from mambaout.study.report.picture import (
+    BASELINE_COLOR,
+    DEEP,
+    FAINT,
+    INK,
+    MARKERS,
+    WIDE,
+    finite,
+    legend_below,
+    log_error_axis,
+    log_ticks,
+    new,
+    shades,
+    stacked,
+)
+from mambaout.study.report.reading import IMAGE_MACS, FamilyLaw, Reading
+from mambaout.train.metrics import TOP1
+
+
+def law_chart(reading: Reading, cost: str = IMAGE_MACS) -> Figure:
+    """Error against a cost: a law a length of training, its band, and the largest held out."""
+    title = "Law of error over MACs" if cost == IMAGE_MACS else "Law of error over training MACs"
+    figure, axes = new(title, f"{cost} (log)", "val error, % (log)")
+    axes.set_xscale("log")
+    found = [one for one in reading.laws if one.cost == cost]
+    for one, color, marker in zip(found, shades(len(found)), MARKERS * 9, strict=False):
+        _points(axes, one, reading, color, marker)
+        if one.law:
+            _curve(axes, one.law, color)
+    if cost == IMAGE_MACS:
+        _predicted(axes, reading)
+    axes.margins(x=0.08, y=0.08)
+    log_error_axis(axes)
+    log_ticks(axes, count_text)
+    legend_below(figure, axes)
+    return figure
+
+
+def _points(axes: Axes, one: FamilyLaw, reading: Reading, color: str, marker: str) -> None:
+    used = {s.label for s in one.law.sizes} if one.law else set()
+    for on in (True, False):
+        shown = [
+            (row, size)
+            for row, size in zip(one.rows, one.sizes, strict=True)
+            if (row.label in used) == on
+        ]
+        if not shown:
+            continue
+        xs = [size.cost for _, size in shown]
+        ys = [size.error for _, size in shown]
+        if reading.noise:
+            halves = [reading.noise.half_width(row) for row, _ in shown]
+            low = [min(half, 0.9 * y) for half, y in zip(halves, ys, strict=True)]
+            axes.errorbar(
+                xs, ys, [low, halves], color=color, capsize=2, linewidth=0.9, linestyle="none"
+            )
+        axes.scatter(
+            xs,
+            ys,
+            s=30,
+            marker=marker,
+            facecolor=color if on else "white",
+            edgecolor="white" if on else color,
+            linewidth=0.8 if on else 1.2,
+            zorder=3,
+            label=one.name if on or not used else None,
+        )
+
+
+def _curve(axes: Axes, law: Law, color: str) -> None:
+    costs = np.geomspace(law.low_cost, law.high_cost, 60)
+    band = law.curve(list(costs))
+    axes.plot(costs, [p.value for p in band], color=color, linewidth=1.4, zorder=2)
+    axes.fill_between(
+        costs, [p.low for p in band], [p.high for p in band], color=color, alpha=0.15, linewidth=0
+    )
+    if law.holdout:
+        p = law.holdout.prediction
+        x = law.holdout.size.cost * 1.03  # beside the size itself, not on it
+        axes.errorbar(
+            x,
+            p.value,
+            [[p.value - p.low], [p.high - p.value]],
+            color=color,
+            marker="x",
+            markersize=6,
+            capsize=2,
+            linewidth=0.9,
+            zorder=4,
+        )
+
+
+def _predicted(axes: Axes, reading: Reading) -> None:
+    """What was predicted of the largest size before it was trained, and its outcome."""
+    said, row = reading.prediction, reading.predicted
+    if said is None or "predicted" not in said:
+        return
+    error = 100 - said["predicted"]
+    axes.errorbar(
+        said["cost"],
+        error,
+        [[error - (100 - said["high"])], [100 - said["low"] - error]],
+        color=BASELINE_COLOR,
+        marker="D",
+        markerfacecolor="white",
+        markersize=6,
+        capsize=3,
+        linewidth=1.1,
+        linestyle="none",
+        label="predicted before training",
+    )
+    if row and row.mean(TOP1):
+        axes.scatter(
+            said["cost"],
+            100 - row.mean(TOP1).value,
+            s=60,
+            marker="*",
+            color=BASELINE_COLOR,
+            zorder=5,
+            label="its outcome",
+        )
+
+
+# -- deep against wide ----------------------------------------------------------------------------
+
+
+def growth_chart(reading: Reading) -> Figure:
+    """Points of top-1 that a doubling of MACs bought by depth and by width, by length."""
+    figure, axes = new(
+        "Deeper or wider, by length of training", "epochs of training", "points a doubling of MACs"
+    )
+    told = [one for one in reading.grown if one.growth.depth or one.growth.width]
+    places = range(len(told))
+    for shift, name, color in ((-0.08, "depth", DEEP), (0.08, "width", WIDE)):
+        gains = [getattr(one.growth, name) for one in told]
+        shown = [(x + shift, gain) for x, gain in zip(places, gains, strict=True) if gain]
+        if not shown:
+            continue
+        halves = [gain.high - gain.value if finite(gain.high) else 0.0 for _, gain in shown]
+        axes.errorbar(
+            [x for x, _ in shown],
+            [gain.value for _, gain in shown],
+            halves,
+            color=color,
+            marker="o",
+            markersize=6,
+            capsize=4,
+            linewidth=1.2,
+            label=f"by {name}, 95 %",
+        )
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    axes.set_xticks(list(places), [str(one.family.epochs) for one in told])
+    axes.set_xlim(-0.5, len(told) - 0.5)
+    legend_below(figure, axes)
+    return figure
+
+
+def iso_chart(reading: Reading) -> Figure:
+    """Error against depth over width, a panel a length, a line for shapes of about equal MACs."""
+    grown = [one for one in reading.grown if one.slices]
+    ordered = sorted((piece for one in grown for piece in one.slices), key=lambda one: one.cost)
+    costs = list(dict.fromkeys(map(_group, ordered)))
+    looks = dict(zip(costs, zip(shades(len(costs)), MARKERS * 9, strict=False), strict=True))
+    figure, panels = stacked(
+        "Deep against wide at equal MACs",
+        "blocks / first width (log; deep to the right)",
+        len(grown),
+    )
+    for one, axes in zip(grown, panels, strict=True):
+        axes.set_xscale("log")
+        axes.set_ylabel(f"val error, %\n{one.family.name}", fontsize=9, color=INK)
+        for piece in one.slices:
+            _slice(axes, piece, reading, *looks[_group(piece)])
+        axes.margins(x=0.1, y=0.15)
+    low, high = panels[-1].get_xlim()
+    panels[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1,)))
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[-1].xaxis.set_minor_formatter(NullFormatter())
+    legend_below(figure, panels[0])
+    return figure
+
+
+def _group(piece: Slice) -> str:
+    return f"{count_text(piece.cost)} MACs"
+
+
+def _slice(axes: Axes, piece: Slice, reading: Reading, color: str, marker: str) -> None:
+    rows = {row.label: row for row in reading.table}
+    ratios = [one.depth / one.width for one in piece.sizes]
+    errors = [one.error for one in piece.sizes]
+    halves = [
+        reading.noise.half_width(rows[one.label]) if reading.noise else 0.0 for one in piece.sizes
+    ]
+    low = [min(half, 0.9 * error) for half, error in zip(halves, errors, strict=True)]
+    curve = piece.curve(grid := list(np.geomspace(min(ratios), max(ratios), 40)))
+    axes.errorbar(
+        ratios,
+        errors,
+        [low, halves],
+        color=color,
+        marker=marker,
+        markersize=5,
+        capsize=2,
+        linewidth=0.9,
+        linestyle="none" if curve else "-",
+        label=_group(piece),
+    )
+    if curve:
+        axes.plot(grid, curve, color=color, linewidth=1.3)

@@ -1,0 +1,170 @@
+"""All that a report reads out of a study's runs, computed once for its text, charts and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mambaout.durable import read_whole
+from mambaout.study.law.exponents import ShapeFit, fit_shape
+from mambaout.study.law.fit import Law, Size, TooFew, fit_law
+from mambaout.study.law.plateau import Plateau, plateaus
+from mambaout.study.law.prediction import PREDICTION_FILE
+from mambaout.study.law.shape import Growth, Slice, growth, iso_mac
+from mambaout.study.report.families import Family, families, size
+from mambaout.study.report.noise import Noise
+from mambaout.study.report.ranking import Standing, standing
+from mambaout.study.report.rows import Row
+from mambaout.study.report.search_findings import Searched, searched
+from mambaout.study.study import Run, StudyFolder
+from mambaout.train.metrics import MACS
+
+IMAGE_MACS, TRAINING_MACS = "MACs of one image", "MACs of the whole training"
+SLICE_TOLERANCE = 0.25  # shapes whose MACs are within this share count as equally dear
+
+
+@dataclass(frozen=True)
+class FamilyLaw:
+    """The law of one ladder, or why there is none."""
+
+    name: str  # "12 epochs", "all lengths"
+    cost: str  # what C is: "MACs of one image"
+    rows: tuple[Row, ...]
+    sizes: tuple[Size, ...]  # of the rows, with that cost
+    law: Law | None
+    reason: str = ""  # where there is no law
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """What one ladder says of how networks should grow."""
+
+    family: Family
+    growth: Growth
+    slices: tuple[Slice, ...]  # shapes of about equal MACs
+    plateaus: tuple[Plateau, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A study's runs, read."""
+
+    study: Mapping[str, Any] = field(default_factory=dict)  # what study.json holds
+    runs: tuple[Run, ...]  # with every speed, also those of other devices
+    standing: Standing  # the recipes in order
+    families: tuple[Family, ...]  # shortest training first
+    laws: tuple[FamilyLaw, ...]
+    grown: tuple[Grown, ...]  # one a family of at least two recipes
+    exponents: ShapeFit | str  # or why there are none
+    searches: tuple[Searched, ...] = ()
+    prediction: Mapping[str, Any] | None = None  # prediction.json
+
+    @property
+    def table(self) -> tuple[Row, ...]:
+        """Best first."""
+        return self.standing.rows
+
+    @property
+    def noise(self) -> Noise | None:
+        return self.standing.noise
+
+    @property
+    def predicted(self) -> Row | None:
+        """The row whose result was predicted, finished or not."""
+        label = (self.prediction or {}).get("label")
+        return next((row for row in self.table if row.label == label), None)
+
+
+def read(folder: StudyFolder) -> Reading:
+    return reading(folder.runs(), study=folder.read(), prediction=read_prediction(folder))
+
+
+def read_prediction(folder: StudyFolder) -> dict[str, Any] | None:
+    """What prediction.json holds, where the study predicts a result."""
+    text = read_whole(folder.path / PREDICTION_FILE)
+    return None if text is None else json.loads(text)
+
+
+def reading(
+    runs: Sequence[Run],
+    *,
+    study: Mapping[str, Any] | None = None,
+    prediction: Mapping[str, Any] | None = None,
+) -> Reading:
+    stands = standing(runs, study)
+    table = stands.rows
+    searches = searched(study or {}, stands.speeds.runs)
+    found = families(table)
+    tuned = [*found, *_tuned(searches)]
+    ended = all(run.status != "unfinished" for run in runs)
+    num_val = next((run.facts["num_val"] for run in runs if "num_val" in run.facts), None)
+    return Reading(
+        study=study or {},
+        runs=tuple(runs),
+        standing=stands,
+        families=tuple(found),
+        laws=tuple(_laws(tuned, num_val)),
+        grown=tuple(_grown(family, tuned, num_val) for family in tuned if len(family.rows) > 1),
+        exponents=_exponents(found, num_val) if ended else "some trials have not ended",
+        searches=tuple(searches),
+        prediction=prediction,
+    )
+
+
+def _tuned(searches: Sequence[Searched]) -> list[Family]:
+    """The best recipes of the searches as a ladder, where each tuned a network of its own."""
+    best = [one.best_row for one in searches if one.best_row is not None]
+    if len({row.recipe.model.dims + row.recipe.model.depths for row in best}) < 2:
+        return []
+    ordered = tuple(sorted(best, key=lambda row: row.mean(MACS).value))
+    return [Family(max(row.epochs for row in ordered), ordered, "tuned per size")]
+
+
+def _grown(family: Family, every: Sequence[Family], num_val: int | None) -> Grown:
+    sizes, others = family.sizes, [one for other in every for one in other.sizes]
+    # All recipes see the same val images, so their number says nothing of differences between
+    # recipes; it stands in for the seeds only where there are none.
+    images = None if any(len(one.errors) > 1 for one in sizes) else num_val
+    return Grown(
+        family=family,
+        growth=growth(sizes, num_images=images, others=others),
+        slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images, others=others)),
+        plateaus=tuple(plateaus(sizes, num_images=images)),
+    )
+
+
+def _exponents(found: Sequence[Family], num_val: int | None) -> ShapeFit | str:
+    """SoViT's exponents over all lengths: compute and shape must vary apart.
+
+    Only for a study that has ended: the fit takes longer than all the rest of a report.
+    """
+    rows = [row for family in found for row in family.rows if row.train_macs > 0]
+    try:
+        return fit_shape([size(row, row.train_macs) for row in rows], num_images=num_val)
+    except TooFew as error:
+        return str(error)
+
+
+def _laws(found: Sequence[Family], num_val: int | None) -> list[FamilyLaw]:
+    """One law a length over the MACs of an image, and one over the MACs of the whole training."""
+    laws = [
+        _law(family.name, IMAGE_MACS, family.rows, family.sizes, num_val)
+        for family in found
+        if len(family.rows) > 1
+    ]
+    everything = tuple(row for family in found for row in family.rows if row.train_macs > 0)
+    if len({family.epochs for family in found}) > 1:
+        sizes = [size(row, row.train_macs) for row in everything]
+        laws.append(_law("all lengths", TRAINING_MACS, everything, sizes, num_val))
+    return laws
+
+
+def _law(
+    name: str, cost: str, rows: tuple[Row, ...], sizes: Sequence[Size], num_val: int | None
+) -> FamilyLaw:
+    try:
+        return FamilyLaw(name, cost, rows, tuple(sizes), fit_law(sizes, num_images=num_val))
+    except TooFew as error:
+        return FamilyLaw(name, cost, rows, tuple(sizes), None, str(error))

@@ -1,0 +1,160 @@
+"""What a study says: a ranked table, a page with charts, and files that others can read.
+
+Run:    mambaout report NAME
+Writes: report.html (one file, works offline, under 1 MB), results.md, trials.csv, trials.parquet
+        and the page's charts as PNG into the study's folder
+
+Works at any time, also while trials run: what has not finished stands below what has. Numbers
+over seeds are means with 95 % intervals. Where the numbers cannot carry an answer, near chance or
+with one seed each, there is none.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambaout.durable import write_whole
+from mambaout.errors import WrongRequest
+from mambaout.study.report.findings import answer
+from mambaout.study.report.page import Section, page
+from mambaout.study.report.picture import png
+from mambaout.study.report.ranking import standing
+from mambaout.study.report.reading import Reading, read_prediction, reading
+from mambaout.study.report.sections import CAPTIONS, drawings, sections
+from mambaout.study.report.tables import (
+    MARKDOWN_ROWS,
+    RankedTable,
+    markdown_lines,
+    markdown_table,
+    ranked_cells,
+    ranked_table,
+    terminal_text,
+)
+from mambaout.study.report.trial_files import (
+    checkpoint_path,
+    csv_text,
+    parquet_bytes,
+    reproduce_command,
+    trial_lines,
+)
+from mambaout.study.study import Run, StudyFolder
+from mambaout.train.metrics import MINIVAL_TOP1
+
+__all__ = ["NotWritten", "ranked_table", "summary", "write_report"]
+
+
+class NotWritten(WrongRequest):
+    """The study's folder cannot be written to."""
+
+
+def write_report(folder: StudyFolder) -> list[Path]:
+    """Write the report's files into the study's folder, each whole or not at all; their paths.
+
+    Charts of an earlier report that this one does not draw are removed. Raises NotWritten where
+    the folder cannot be written to.
+    """
+    study, runs = folder.read(), folder.runs()
+    data = _data_name(study, runs)
+    columns = study.get("columns", {})
+    commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in runs}
+    lines = trial_lines(folder, runs, commands)
+    # The numbers are written first: a fit or a chart that fails costs none of them.
+    tables = {"trials.csv": csv_text(lines).encode(), "trials.parquet": parquet_bytes(lines)}
+    _write(folder, tables)
+    found = reading(runs, study=study, prediction=read_prediction(folder))
+    paths = {run.trial.key: checkpoint_path(folder, run.trial) for run in runs}
+    checkpoints = {key: path for key, path in paths.items() if path}
+    pictures = {name: png(draw()) for name, draw in drawings(found).items()}
+    said, parts = answer(found), sections(found)
+    ranked = ranked_cells(found.standing)
+    html = page(
+        found.study,
+        found.table,
+        said,
+        parts,
+        ranked,
+        pictures,
+        CAPTIONS,
+        commands,
+        checkpoints,
+    )
+    texts = {
+        "results.md": _markdown(found, said, parts, ranked, commands, checkpoints).encode(),
+        "report.html": html.encode(),
+    }
+    _write(folder, pictures | texts)
+    for name in CAPTIONS.keys() - pictures.keys():
+        (folder.path / name).unlink(missing_ok=True)
+    return [folder.path / name for name in pictures | tables | texts]
+
+
+def _write(folder: StudyFolder, files: Mapping[str, bytes]) -> None:
+    for name, body in files.items():
+        try:
+            write_whole(folder.path / name, body)
+        except OSError as error:
+            raise NotWritten(
+                f"the report cannot be written to {folder.path} ({error.strerror or error})"
+            ) from error
+
+
+def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
+    """What a launch ends with: the ranked table, what it means, and where the best trial lies."""
+    found = standing(folder.runs() if runs is None else runs, folder.read())
+    lines = [terminal_text(ranked_cells(found))]
+    run = found.best_run
+    if run is None or checkpoint_path(folder, run.trial) is None:
+        return lines[0]
+    name = f"{folder.path.name}/{run.trial.name}"
+    of = "near chance" if found.guessing else f"minival {run.metrics[MINIVAL_TOP1]:.2f} %"
+    storage = shlex.join(["--storage", str(folder.path.parent)])
+    lines += [
+        f"\nhighest trial: {run.trial.name} ({of})",
+        f"  checkpoint: {folder.path / str(checkpoint_path(folder, run.trial))}",
+        f"  for timm:   mambaout export {shlex.quote(name)} best.safetensors {storage}",
+    ]
+    return "\n".join(lines)
+
+
+def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """What --data was: as study.json has it, else as a run does, else a place to fill in."""
+    for facts in (study, *(run.facts for run in runs)):
+        if facts.get("data_name"):
+            return str(facts["data_name"])
+    return "DATA"
+
+
+def _markdown(
+    found: Reading,
+    said: Sequence[str],
+    parts: Sequence[Section],
+    ranked: RankedTable,
+    commands: Mapping[str, str],
+    checkpoints: Mapping[str, str],
+) -> str:
+    study = found.study
+    lines = [f"# {study['name']}", "", study["question"], ""]
+    for text in said:
+        lines += [text, ""]
+    lines += [markdown_table(ranked), ""]
+    best = found.standing.best_run
+    if best and best.trial.key in checkpoints:
+        lines += [f"Highest trial: {best.trial.name}, `{checkpoints[best.trial.key]}`", ""]
+    for part in parts:
+        if part.said or part.tables:
+            lines += [f"## {part.title}", ""]
+        for text in part.said:
+            lines += [text, ""]
+        for table in part.tables:
+            left = {0, *table.long}
+            lines += [markdown_lines(table.header, table.cells, left), ""]
+    if study.get("command"):
+        lines += [f"The study: `{study['command']}`", ""]
+    lines += ["Each trial alone, trained into a new folder:", "", "```"]
+    order = [run for row in found.table for run in row.runs]
+    lines += [commands[run.trial.key] for run in order[:MARKDOWN_ROWS]]
+    more = [f"and {len(order) - MARKDOWN_ROWS} more in trials.csv", ""]
+    return "\n".join([*lines, "```", "", *(more if len(order) > MARKDOWN_ROWS else [])])

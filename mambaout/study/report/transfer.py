@@ -1,0 +1,59 @@
+"""A learning rate carried from one width to another by muP's rule, beside the common rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mambaout.study.report.noise import Noise
+from mambaout.study.report.rows import Row
+from mambaout.train.metrics import TOP1
+
+
+def pairs(table: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The finished recipes with a carried rate, each with the one that differs in that alone;
+    thinnest first. Where both rates are the same, at the base's width, there is nothing to tell."""
+    ready = [row for row in table if row.mean(TOP1)]
+    common = {row.recipe: row for row in ready if row.recipe.optim.lr_base_dim is None}
+    found = []
+    for row in ready:
+        optim = row.recipe.optim
+        plain = replace(row.recipe, optim=replace(optim, lr_base_dim=None))
+        if optim.lr_base_dim not in (None, row.width) and plain in common:
+            found.append((row, common[plain]))
+    return sorted(found, key=lambda pair: (pair[0].width, pair[0].label))
+
+
+def transfer_said(table: Sequence[Row], noise: Noise | None) -> list[str]:
+    """Which of the two is better at each width, and how sure that is."""
+    found = pairs(table)
+    if not found:
+        return []
+    parts, sure = [], []
+    for carried_row, common in found:
+        gain = carried_row.mean(TOP1).value - common.mean(TOP1).value
+        text = f"{gain:+.2f} points"
+        if noise is None:
+            verdict = "one seed each, not told from luck"
+        else:
+            bound = noise.bound(carried_row, common)
+            text += f" ({gain - bound:+.2f} to {gain + bound:+.2f})"
+            clear = abs(gain) > bound
+            verdict = ("better" if gain > 0 else "worse") if clear else "not significant"
+            if clear:
+                sure.append(verdict)
+        parts.append(f"{text} over {common.label}, {verdict}")
+    base = found[0][0].recipe.optim.lr_base_dim
+    if noise is None:
+        answer = "makes a difference that one seed each cannot tell from luck"
+    elif not sure:
+        answer = "makes no significant difference at any width"
+    elif len(set(sure)) > 1:
+        answer = "is better at some widths and worse at others"
+    else:
+        answer = f"is {sure[0]} at {len(sure)} of {len(found)} widths, not shown at the others"
+        answer = answer if len(sure) < len(found) else f"is {sure[0]} at each width"
+    return [
+        f"Carrying the learning rate from width {base} to wider networks by muP's rule (matrices "
+        f"learn at the share {base} / width of it) {answer}: {'; '.join(parts)}."
+    ]

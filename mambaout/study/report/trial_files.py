@@ -1,0 +1,149 @@
+"""Every trial of a study for other programs: the command that runs it again, CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from mambaout.recipe import BASELINE, flat_fields, following
+from mambaout.study.origin import searches_of
+from mambaout.study.report.rows import rows
+from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
+from mambaout.train.metrics import (
+    ACTIVATIONS,
+    IMAGES_PER_SECOND,
+    MACS,
+    MINIVAL_TOP1,
+    PARAMS,
+    TOP1,
+    TOP5,
+    TRAIN_DEVICE_HOURS,
+)
+from mambaout.variants import VARIANTS
+
+FINAL_METRICS = (
+    TOP1,
+    TOP5,
+    MINIVAL_TOP1,
+    MACS,
+    PARAMS,
+    ACTIVATIONS,
+    IMAGES_PER_SECOND,
+    TRAIN_DEVICE_HOURS,
+)
+TRAIN_MACS = "train_macs"  # of the whole training; not a metric of a run but of its recipe
+_OWN = {"label", "key", "seed", "data", "origin", "search", "status"}
+_NOT_FACTS = {*_OWN, *FINAL_METRICS}  # columns of their own
+LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # of runs without a result too
+
+
+def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None = None) -> str:
+    """The command that trains the trial alone, into a new folder: the nearest variant and what
+    differs from BASELINE.
+
+    `columns` are the options that say how `data` is read: {"label_column": "fine_label"}.
+    """
+    flat = flat_fields(trial.recipe)
+    options = min((_differing(flat, start) for start in _starts().values()), key=len)
+    name = next(n for n, start in _starts().items() if _differing(flat, start) == options)
+    words = ["mambaout", "train", name, "--recipe", "paper", "--data", data]
+    words += ["--out", f"again/{trial.name}", "--seed", str(trial.seed)]
+    for option, column in (columns or {}).items():
+        words += [f"--{option.replace('_', '-')}", column]
+    for field in ("peak_lr", "warmup_epochs"):  # given alone, batch and epochs would move them
+        if field in following(_starts()[name], options):
+            options[field] = flat[field]
+    for field, value in options.items():
+        words += [f"--{field.replace('_', '-')}", option_text(value)]
+    return shlex.join(words)
+
+
+@cache
+def _starts() -> dict[str, dict[str, Any]]:
+    """The fields that `mambaout train NAME` starts from, by published variant."""
+    return {
+        name: flat_fields(BASELINE) | {field: getattr(shape, field) for field in shape.__slots__}
+        for name, shape in VARIANTS.items()
+    }
+
+
+def _differing(flat: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in flat.items() if value != start[field]}
+
+
+def option_text(value: object) -> str:
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def checkpoint_path(folder: StudyFolder, trial: Trial) -> str | None:
+    """Where the trial's checkpoint lies, from the study's folder; None where there is none."""
+    path = folder.run_directory(trial) / CHECKPOINT_FILE
+    return path.relative_to(folder.path).as_posix() if path.exists() else None
+
+
+def trial_lines(
+    folder: StudyFolder, runs: Sequence[Run], commands: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One line a trial: label, key, seed, origin, outcome, final metrics, paths, facts, recipe,
+    command.
+
+    Paths are seen from the study's folder. Every line has the same names; what a trial lacks is
+    None.
+    """
+    facts = sorted({name for run in runs for name in run.facts} - _NOT_FACTS)
+    train_macs = {row.recipe: row.train_macs for row in rows(runs)}
+    lines = []
+    for run in runs:
+        trial, key = run.trial, run.trial.key
+        price = train_macs[trial.recipe]
+        ended = [record for record in run.records if MINIVAL_TOP1 in record.values][-1:]
+        lines.append(
+            {"label": trial.label, "key": key, "seed": trial.seed, "data": trial.data}
+            | {"origin": trial.origins[0].kind, "search": ", ".join(searches_of(trial.origins))}
+            | {"status": run.status}
+            | {name: run.metrics.get(name) for name in FINAL_METRICS}
+            | {TRAIN_MACS: price if price == price else None}
+            | {LAST_EPOCH: run.records[-1].epoch if run.records else None}
+            | {LAST_MINIVAL: ended[0].values[MINIVAL_TOP1] if ended else None}
+            | {name: run.facts.get(name) for name in facts}
+            | {name: _cell(value) for name, value in flat_fields(trial.recipe).items()}
+            | {"command": commands[key]}
+            | {"run_directory": folder.run_directory(trial).relative_to(folder.path).as_posix()}
+            | {"checkpoint": checkpoint_path(folder, trial)}
+        )
+    return lines
+
+
+def _cell(value: object) -> object:
+    return option_text(value) if value is None or isinstance(value, tuple) else value
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    body = io.StringIO()
+    out = csv.DictWriter(body, list(lines[0]) if lines else [], lineterminator="\n")
+    out.writeheader()
+    out.writerows(lines)
+    return body.getvalue()
+
+
+def parquet_bytes(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """The same table typed; a column of several types is text."""
+    import pandas
+
+    def typed(values: list[Any]) -> list[Any]:
+        kinds = {type(value) for value in values if value is not None}
+        if kinds & {list, dict} or (len(kinds) > 1 and not kinds <= {int, float}):
+            return [None if value is None else str(value) for value in values]
+        return values
+
+    names = list(lines[0]) if lines else []
+    columns = {name: typed([line[name] for line in lines]) for name in names}
+    body = io.BytesIO()
+    pandas.DataFrame(columns).to_parquet(body, index=False)
+    return body.getvalue()

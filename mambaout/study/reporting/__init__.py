@@ -1,1 +1,0 @@
-"""What a study says, read out of its runs: numbers, charts, the page, files for others."""

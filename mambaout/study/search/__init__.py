@@ -1,0 +1,7 @@
+"""What to try next. Home of Optuna (memory.py, importances.py).
+
+In:  the axes of a `Search`, and how its trials ended.
+Out: the next trial (an Agenda), and the best recipe so far.
+Read: space.py, best.py, memory.py, search_agenda.py, chain.py, study_agenda.py. ladder.py makes the
+shapes of a scaling study.
+"""

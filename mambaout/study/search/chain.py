@@ -1,0 +1,93 @@
+"""The agenda of a whole study: its recipes, its searches, and last the recipe it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mambaout.study.search.search_agenda import OVER, Ledger, SearchAgenda
+from mambaout.study.study import Run, StudyFolder, Trial
+
+
+class Chain:
+    """Recipes first, then the searches in their order, then the predicted trials; an Agenda.
+
+    A search that follows another one begins when that is done; one that follows none begins as
+    soon as those before it leave a worker idle. The predicted trials begin when all else is over.
+    """
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        fixed: Sequence[Trial],
+        searches: Sequence[SearchAgenda],
+        predicted: Sequence[Trial],
+        ledger: Ledger,
+        before_predicted: Callable[[], None] | None = None,
+    ) -> None:
+        self._searches = {part.search.label: part for part in searches}
+        self._fixed = [trial for trial in fixed if folder.run(trial).status not in OVER]
+        self._predicted = [trial for trial in predicted if folder.run(trial).status not in OVER]
+        self._running: set[str] = set()
+        self._ledger, self._before_predicted = ledger, before_predicted
+        self._last_begun = False  # the predicted trials may be given out
+        ledger.given |= {trial.key for trial in self._fixed}
+        ledger.reserved |= {trial.key for trial in predicted}
+
+    def next(self) -> Trial | None:
+        trial = self._next()
+        if trial is not None:
+            self._running.add(trial.key)
+        return trial
+
+    def _next(self) -> Trial | None:
+        if self._fixed:
+            return self._fixed.pop(0)
+        for part in self._searches.values():
+            if not part.begun:
+                self._begin(part)
+            trial = part.next()
+            if trial is not None:
+                return trial
+        if self._predicted and (self._last_begun or self._all_else_is_over()):
+            if not self._last_begun and self._before_predicted is not None:
+                self._before_predicted()
+            self._last_begun = True
+            return self._predicted.pop(0)
+        return None
+
+    def _begin(self, part: SearchAgenda) -> None:
+        if part.search.follows is None:
+            part.begin({})
+        elif (before := self._searches[part.search.follows]).done:
+            part.begin(before.carries)
+
+    def _all_else_is_over(self) -> bool:
+        return not self._running and all(part.done for part in self._searches.values())
+
+    @property
+    def over(self) -> bool:
+        return (
+            not self._fixed
+            and not self._predicted
+            and all(part.over for part in self._searches.values())
+        )
+
+    @property
+    def num_undecided(self) -> int:
+        return sum(part.num_undecided for part in self._searches.values())
+
+    @property
+    def notices(self) -> list[str]:
+        """Why there are fewer trials than asked for, a line a search."""
+        return [part.notice for part in self._searches.values() if part.notice is not None]
+
+    def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
+        whys = [part.observe(trial, epoch, value) for part in self._searches.values()]
+        return next((why for why in whys if why is not None), None)
+
+    def ended(self, run: Run) -> None:
+        self._running.discard(run.trial.key)
+        if run.status != "unfinished":
+            self._ledger.ended[run.trial.key] = run
+        for part in self._searches.values():
+            part.ended(run)

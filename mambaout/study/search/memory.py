@@ -1,0 +1,368 @@
+"""A search's memory: recipes that Optuna suggests, asked and told so that a kill loses nothing.
+
+    STORAGE/NAME/optuna.db    an Optuna study a search; `optuna-dashboard sqlite:///...` opens it
+
+The database is the search's memory. The sampler works on a copy of it and is made anew for every
+suggestion, from the search's seed and the suggestion's number: a suggestion depends on what has
+come out so far and on nothing else, so a relaunched driver suggests what an uninterrupted one
+would have. What the database shows of a recipe:
+
+| state | the recipe's first seed |
+|---|---|
+| RUNNING | has been given out and has not come back; the next launch goes on with it |
+| COMPLETE | was trained to the end; the values are the final ones |
+| PRUNED | was stopped early; the value is the one of the epoch where it was |
+| FAIL | diverged, was given up, or has a speed of another device; the samplers leave it out |
+
+The other seeds, which only the best recipes get, are no trials of Optuna's: the study's attribute
+"confirmed" has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mambaout.code_version import CODE_VERSION
+from mambaout.errors import WrongRequest
+from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.search.space import Values, rounded
+from mambaout.study.store_uri import sqlite_uri
+
+if TYPE_CHECKING:
+    import optuna
+
+OPTUNA_FILE = "optuna.db"
+LOCK_SECONDS = 60  # to wait where another program, a dashboard, holds the database
+
+State = Literal["running", "complete", "pruned", "fail"]
+STATES: dict[str, State] = {state.upper(): state for state in get_args(State)}  # Optuna's names
+
+# Successive halving: at the first rung and at every third epoch number after it, the best third of
+# the recipes that have got there goes on.
+REDUCTION = 3
+NUM_RUNGS = 2
+
+STARTUP_SHARE, STARTUP_RANGE = 1 / 4, (4, 10)  # of a search's trials: random ones before TPE
+POPULATION_SHARE, POPULATION_RANGE = 1 / 5, (6, 50)  # of NSGA-II; Optuna's 50 suits long searches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the memory holds of one recipe."""
+
+    number: int
+    key: str
+    label: str
+    values: Values
+    state: State
+    scores: tuple[float, ...] | None
+    stopped: str | None  # why it is to be stopped early, where that has been decided
+
+
+class Memory:
+    """The Optuna study of one search: the database, and the sampler's copy of it."""
+
+    def __init__(self, store: optuna.storages.BaseStorage, search: Search, data: str) -> None:
+        """Open or make it; ValueError where what is there belongs to another search."""
+        import optuna
+
+        self.search = search  # with the ranges in use
+        self._store = store
+        self._directions = [
+            getattr(optuna.study.StudyDirection, "MAXIMIZE" if way == "max" else "MINIMIZE")
+            for _, way in search.goals
+        ]
+        definition = _definition(search, data)
+        try:
+            self._id = self._store.get_study_id_from_name(search.label)
+        except KeyError:
+            self._id = self._store.create_new_study(self._directions, search.label)
+        begun = self.note("definition")
+        if begun is None:  # new, or killed before this line
+            self.put("definition", definition)
+            self._store.set_study_system_attr(
+                self._id, "study:metric_names", [metric for metric, _ in search.goals]
+            )
+        elif begun != definition:
+            changed = sorted(name for name in definition if begun.get(name) != definition[name])
+            raise WrongRequest(
+                f"search {search.label!r} was begun with other values of {' and '.join(changed)}; "
+                "give the study another --name, or start it anew with --rerun"
+            )
+        self.use(_in_use(search, self.note("ranges") or {}))
+
+    # -- notes on the whole search
+
+    def note(self, name: str) -> Any:
+        return self._store.get_study_user_attrs(self._id).get(name)
+
+    def put(self, name: str, value: Any) -> None:
+        self._store.set_study_user_attr(self._id, name, value)
+
+    def use(self, search: Search) -> None:
+        """Sample in the ranges of `search` from now on."""
+        import optuna
+
+        if search != self.search:
+            self.put("ranges", {axis.name: _range(axis) for axis in search.axes})
+        self.search = search
+        self._distributions = {axis.name: distribution(axis) for axis in search.axes}
+        self._copy = optuna.storages.InMemoryStorage()
+        self._copy_id = self._copy.create_new_study(self._directions, search.label)
+        for name, value in (self.note("sampler") or {}).items():
+            self._copy.set_study_system_attr(self._copy_id, name, value)
+        self._store_ids: list[int] = []
+        for trial in self._store.get_all_trials(self._id, deepcopy=True):
+            # One range for all: the sampler leaves out what lies in another one.
+            trial.distributions = dict(self._distributions)
+            self._copy.create_new_trial(self._copy_id, trial)
+            self._store_ids.append(trial._trial_id)
+        self._asked: int | None = None  # the copy's trial that is being suggested
+
+    # -- trials
+
+    def trials(self) -> list[Known]:
+        found = self._copy.get_all_trials(self._copy_id, deepcopy=False)
+        return [self._known(trial) for trial in found if trial.number != self._asked]
+
+    def state(self, number: int) -> State:
+        return self._known(self._copy.get_trial(number)).state
+
+    def values(self, number: int) -> Values:
+        return self._known(self._copy.get_trial(number)).values
+
+    def _known(self, trial: optuna.trial.FrozenTrial) -> Known:
+        state = STATES[trial.state.name]
+        return Known(
+            number=trial.number,
+            key=trial.user_attrs["key"],
+            label=trial.user_attrs["label"],
+            values=self._values(trial.params),
+            state=state,
+            scores=tuple(trial.values) if state == "complete" else None,
+            stopped=trial.user_attrs.get("stopped"),
+        )
+
+    def suggest(self, number: int, attempt: int = 0, *, at_random: bool = False) -> dict[str, Any]:
+        """The sampler's values for recipe `number`; other ones at another `attempt`."""
+        import optuna
+
+        if self._asked is None:
+            self._asked = self._copy.create_new_trial(self._copy_id)
+        seed = _seed(self.search.sampler_seed, number, attempt)
+        sampler = (
+            optuna.samplers.RandomSampler(seed=seed) if at_random else _sampler(self.search, seed)
+        )
+        # Made anew: an Optuna study keeps its own list of the trials from ask to tell.
+        study = optuna.Study(self.search.label, self._copy, sampler=sampler)
+        trial = self._copy.get_trial(self._asked)
+        space = sampler.infer_relative_search_space(study, trial)
+        params = sampler.sample_relative(study, trial, space)
+        for name, distribution in self._distributions.items():
+            if name not in params:
+                trial = self._copy.get_trial(self._asked)
+                params[name] = sampler.sample_independent(study, trial, name, distribution)
+        values = self._values(params)
+        return {axis.name: rounded(axis, values[axis.name]) for axis in self.search.axes}
+
+    def add(self, values: Values, *, key: str, label: str) -> int:
+        """Write down that the recipe with `values` is given out; its number here. One transaction:
+        a kill leaves the whole of it or nothing."""
+        import optuna
+
+        if self._asked is None:
+            self.suggest(len(self._store_ids))  # NSGA-II counts generations as it suggests
+        asked = self._asked
+        assert asked is not None
+        params = {axis.name: param(axis, values[axis.name]) for axis in self.search.axes}
+        trial = optuna.trial.FrozenTrial(
+            number=-1,
+            trial_id=-1,
+            state=optuna.trial.TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
+            params=params,
+            distributions=dict(self._distributions),
+            user_attrs={"key": key, "label": label},
+            system_attrs=dict(self._copy.get_trial(asked).system_attrs),
+            intermediate_values={},
+        )
+        sampler_notes = self._copy.get_study_system_attrs(self._copy_id)
+        if sampler_notes != (self.note("sampler") or {}):
+            self.put("sampler", dict(sampler_notes))
+        self._store_ids.append(self._store.create_new_trial(self._id, trial))
+        for name, distribution in self._distributions.items():
+            internal = distribution.to_internal_repr(params[name])
+            self._copy.set_trial_param(asked, name, internal, distribution)
+        self._copy.set_trial_user_attr(asked, "key", key)
+        self._copy.set_trial_user_attr(asked, "label", label)
+        self._asked = None
+        return asked
+
+    def report(
+        self, number: int, epoch: float, value: float, *, may_stop: bool = True
+    ) -> str | None:
+        """Write down the recipe's value at `epoch`; why to stop it there, or None.
+
+        Told twice of an epoch, or of one that a recipe trained on to before it could be stopped,
+        it says the same and writes nothing: what it knows does not hang on who was faster.
+        """
+        import optuna
+
+        step = max(1, round(epoch))
+        trial = self._copy.get_trial(number)
+        stopped = trial.user_attrs.get("stopped")
+        if stopped or step in trial.intermediate_values or not math.isfinite(value):
+            return stopped
+        self._copy.set_trial_intermediate_value(number, step, float(value))
+        if may_stop and step < self.last_epoch:
+            pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=self.first_rung, reduction_factor=REDUCTION
+            )
+            study = optuna.Study(self.search.label, self._copy, pruner=pruner)
+            before = trial.system_attrs
+            pruned = pruner.prune(study, self._copy.get_trial(number))
+            after = self._copy.get_trial(number).system_attrs
+            for name in sorted(after.keys() - before.keys()):
+                self._store.set_trial_system_attr(self._store_ids[number], name, after[name])
+            if pruned:
+                metric = self.search.goals[0][0]
+                why = f"{metric}={value:.4g} at epoch {step} is not in the best third there"
+                for store, trial_id in self._both(number):
+                    store.set_trial_user_attr(trial_id, "stopped", why)
+        self._store.set_trial_intermediate_value(self._store_ids[number], step, float(value))
+        return self._copy.get_trial(number).user_attrs.get("stopped")
+
+    def tell(self, number: int, state: State, scores: Sequence[float] | None = None) -> None:
+        """Write down how the recipe ended."""
+        import optuna
+
+        if state == "pruned":
+            trial = self._copy.get_trial(number)
+            if trial.last_step is not None:
+                scores = [trial.intermediate_values[trial.last_step]]
+        for store, trial_id in self._both(number):
+            values = None if scores is None else [float(score) for score in scores]
+            store.set_trial_state_values(trial_id, optuna.trial.TrialState[state.upper()], values)
+
+    def _both(self, number: int) -> list[tuple[optuna.storages.BaseStorage, int]]:
+        return [(self._copy, number), (self._store, self._store_ids[number])]
+
+    # -- rungs
+
+    @property
+    def last_epoch(self) -> int:
+        return self.search.base.schedule.total_epochs
+
+    @property
+    def first_rung(self) -> int:
+        """The first epoch at which recipes are compared: after every warm-up of the search."""
+        warmups = [self.search.base.schedule.warmup_epochs]
+        for axis in self.search.axes:
+            if axis.name == "warmup_epochs":
+                warmups = list(axis.values) if isinstance(axis, Choice) else [axis.high]
+        return max(1, math.ceil(self.last_epoch / REDUCTION**NUM_RUNGS), math.ceil(max(warmups)))
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {axis.name: _value(axis, params[axis.name]) for axis in self.search.axes}
+
+
+def open_store(path: Path) -> optuna.storages.BaseStorage:
+    """The database at `path`, made where there is none."""
+    quiet()
+    import optuna
+    from sqlalchemy.pool import NullPool
+
+    # NullPool: no connection stays open after its transaction, for the end of the process to close.
+    engine = {"connect_args": {"timeout": LOCK_SECONDS}, "poolclass": NullPool}
+    return optuna.storages.RDBStorage(sqlite_uri(path), engine_kwargs=engine)
+
+
+def quiet() -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _definition(search: Search, data: str) -> dict[str, Any]:
+    """What the suggestions and their results hang on. More trials or seeds are no other search."""
+    body = search.to_json()
+    names = ("base", "axes", "goals", "sampler", "sampler_seed", "early_stop")
+    return {name: body[name] for name in names} | {"data": data, "code version": CODE_VERSION}
+
+
+def _range(axis: Axis) -> list[float] | None:
+    return None if isinstance(axis, Choice) else [axis.low, axis.high]
+
+
+def _in_use(search: Search, ranges: Mapping[str, Any]) -> Search:
+    axes = tuple(
+        axis
+        if isinstance(axis, Choice) or axis.name not in ranges
+        else replace(axis, low=ranges[axis.name][0], high=ranges[axis.name][1])
+        for axis in search.axes
+    )
+    return replace(search, axes=axes)
+
+
+def _seed(*parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+
+
+def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    def share(part: float, least: int, most: int) -> int:
+        return min(most, max(least, round(part * search.num_trials)))
+
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if search.sampler == "nsga2":
+        size = share(POPULATION_SHARE, *POPULATION_RANGE)
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=size)
+    startup = share(STARTUP_SHARE, *STARTUP_RANGE)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+
+
+# -- axes as Optuna's distributions ---------------------------------------------------------------
+
+
+def distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
+    """Without steps: the base may lie between them, and suggestions are rounded to them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    match axis:
+        case Log():
+            return FloatDistribution(axis.low, axis.high, log=True)
+        case Linear():
+            return FloatDistribution(axis.low, axis.high)
+        case Whole():
+            return IntDistribution(axis.low, axis.high)
+        case Choice():
+            return CategoricalDistribution([_choice(value) for value in axis.values])
+
+
+def _choice(value: Any) -> Any:
+    """A choice as the database can hold it: a tuple as its text."""
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return value if plain else json.dumps(value)
+
+
+def param(axis: Axis, value: Any) -> Any:
+    return _choice(value) if isinstance(axis, Choice) else value
+
+
+def _value(axis: Axis, param: Any) -> Any:
+    if isinstance(axis, Choice):
+        return next(value for value in axis.values if _choice(value) == param)
+    return param

@@ -1,0 +1,429 @@
+"""How a search goes: which recipe is next, when its ranges widen, which ones get more seeds.
+
+The recipes and what came of them are in a memory (memory.py) that outlives the process; everything
+here is worked out from it and from the run directories.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mambaout.errors import WrongRequest
+from mambaout.recipe import Recipe, flat_fields
+from mambaout.study.axes import BLOCKS, WIDTH, Choice, Search
+from mambaout.study.origin import Confirmed, Suggested, trial_label
+from mambaout.study.search.best import chosen, holding, ranked, scores_of, widened_at
+from mambaout.study.search.space import (
+    Values,
+    base_values,
+    points,
+    recipe_of,
+    rounded,
+)
+from mambaout.study.speeds import device_of, speed_goals, study_device
+from mambaout.study.study import REUSED_FROM, Run, StudyFolder, Trial
+
+if TYPE_CHECKING:
+    from mambaout.study.search.memory import Memory
+
+OVER = ("finished", "diverged", "stopped")  # no launch takes such a run up again
+
+# Suggestions that were tried already before the sampler is not asked any more, and random points
+# after them before a space that cannot be listed counts as exhausted.
+SAMPLER_TRIES, RANDOM_TRIES = 12, 200
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What the parts of a study know of each other's trials."""
+
+    trials: dict[str, Trial] = field(default_factory=dict)  # in the study's folder, by key
+    given: set[str] = field(default_factory=set)  # keys that one part gives out: no other does
+    reserved: set[str] = field(default_factory=set)  # keys that come last and are not for searches
+    ended: dict[str, Run] = field(default_factory=dict)  # in this launch, by key
+
+    def known(self, trial: Trial) -> Trial:
+        """The trial as the study has it already, asked for by whoever asks for `trial`, too."""
+        known = self.trials.get(trial.key)
+        return trial if known is None else known.asked_for_by(*trial.origins)
+
+
+class SearchAgenda:
+    """The trials of one search; an Agenda."""
+
+    def __init__(
+        self, search: Search, memory: Memory, folder: StudyFolder, data: str, ledger: Ledger
+    ) -> None:
+        self.search, self.memory, self.folder, self.data = search, memory, folder, data
+        self.ledger = ledger
+        self.notice: str | None = None  # why there are fewer trials than asked for
+        self.begun = False
+        # Both by the key of a recipe's first seed, in the order they were decided on.
+        self._keys: dict[str, int] = {}  # the recipes' numbers in the memory
+        self._trials: dict[str, Trial] = {}
+        self._open: set[str] = set()  # keys of first seeds given out or waited for
+        self._left: list[Trial] = []  # begun in an earlier launch
+        self._results: dict[str, dict[int, tuple[float, ...]]] = {}  # key -> seed -> goals
+        self._confirming: list[Trial] | None = None  # other seeds to give out; None: not yet known
+        self._confirmed_open: set[str] = set()
+        self._exhausted = False
+        self._on_another_device = False  # this launch: its trials cannot be compared
+        self._carried: dict[str, Any] = {}  # of this search's axes, to be tried second
+        self._taken: dict[str, Any] = {}  # of other fields, for all recipes but the base
+        self._read()
+
+    # -- what an earlier launch left
+
+    def _read(self) -> None:
+        noted = self.memory.note("carried") or {"tried": {}, "taken": {}}
+        self._carried, self._taken = noted["tried"], noted["taken"]
+        latest = {known.key: known for known in self.memory.trials()}
+        for number, known in enumerate(latest.values()):
+            trial = self.ledger.trials.get(known.key)
+            if trial is None:  # killed between the memory and the folder
+                recipe = self.search.base if number == 0 else self._recipe(known.values)
+                trial = self._trial(number, recipe)
+            trial = trial.asked_for_by(Suggested(self.search.label, number))
+            self._write(trial)
+            self._keys[known.key] = known.number
+            self._trials[known.key] = trial
+            self.ledger.given.add(known.key)
+            if known.scores is not None:
+                self._results[known.key] = {trial.seed: known.scores}
+        for known in latest.values():
+            trial = self._trials[known.key]
+            if known.state == "running":
+                self._take_up(trial, known.stopped)
+            elif known.state == "fail" and self.folder.run(trial).status == "unfinished":
+                self._open.add(trial.key)  # given up by an earlier launch: once more
+                self._left.append(trial)
+        if self._keys:
+            self.begun = True
+        if self.memory.note("exhausted"):
+            self._exhaust()
+        self._settle()
+
+    def _take_up(self, trial: Trial, stopped: str | None) -> None:
+        """Go on with a trial that was running when the last launch ended."""
+        self._open.add(trial.key)
+        run = self.folder.run(trial)
+        if run.status == "unfinished":
+            # Epochs that the killed driver had not seen, or had not come to act on.
+            for record in run.records:
+                if (value := record.values.get(self.search.goals[0][0])) is not None:
+                    stopped = self.observe(trial, record.epoch, value) or stopped
+            if stopped is not None:
+                self.folder.stop(trial, stopped)
+                run = self.folder.run(trial)
+        if run.status in OVER:
+            self._take(run)
+        else:
+            self._left.append(trial)
+
+    def begin(self, carried: Values) -> None:
+        """Start, from the base and then from `carried`, the best of the search that this follows.
+
+        What that search has tuned and this one leaves alone is kept for all recipes but the base.
+        A search that an earlier launch began goes on as it was.
+        """
+        self.begun = True
+        noted = self.memory.note("carried")
+        if noted is None:
+            own = {axis.name: axis for axis in self.search.axes}
+            tried, taken = {}, {}
+            for name, value in carried.items():
+                axis = own.get(name)
+                if axis is None and name not in (WIDTH, BLOCKS):
+                    taken[name] = value
+                elif axis is not None and (not isinstance(axis, Choice) or value in axis.values):
+                    tried[name] = value
+            now = widened_at(holding(self.search, tried), tried)
+            tried = {a.name: rounded(a, tried[a.name]) for a in now.axes if a.name in tried}
+            noted = {"tried": tried, "taken": taken}
+            self.memory.use(now)
+            self.memory.put("carried", noted)
+        self._carried, self._taken = noted["tried"], noted["taken"]
+
+    # -- the agenda
+
+    def next(self) -> Trial | None:
+        if not self.begun:
+            return None
+        if self._left:
+            return self._left.pop(0)
+        while self._undecided and not self._ends_early:
+            trial = self._decide()
+            if trial is not None:
+                return trial
+        self._settle()
+        while self._confirming:
+            trial = self._confirming.pop(0)
+            if self._to_start(trial, self._confirmed_open):
+                return trial
+        return None
+
+    @property
+    def over(self) -> bool:
+        if len(self.search.seeds) == 1:
+            return self._all_given_out
+        return self._confirming == []
+
+    @property
+    def _all_given_out(self) -> bool:
+        return self.begun and not self._left and (not self._undecided or self._ends_early)
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether fewer recipes than asked for are tried in this launch."""
+        return self._exhausted or self._on_another_device
+
+    @property
+    def done(self) -> bool:
+        """Over, and nothing of it is running."""
+        return self.over and not self._open and not self._confirmed_open
+
+    @property
+    def num_undecided(self) -> int:
+        recipes = 0 if self._ends_early else self._undecided
+        if self._confirming is not None:
+            return recipes
+        confirmed = min(self.search.num_confirmed, self.search.num_trials)
+        return recipes + confirmed * (len(self.search.seeds) - 1)
+
+    def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
+        """The base goes to its end, and so does what is another part's trial as well: only what
+        was suggested here may be stopped."""
+        if not self.search.early_stop or (key := trial.key) not in self._open:
+            return None
+        ours = all(
+            isinstance(origin, Suggested) and origin.search == self.search.label and origin.number
+            for origin in self.ledger.trials[key].origins
+        )
+        return self.memory.report(self._keys[key], epoch, value, may_stop=ours)
+
+    def ended(self, run: Run) -> None:
+        key = run.trial.key
+        if key in self._open:
+            self._take(run)
+        elif key in self._confirmed_open:
+            self._take_confirmed(run)
+
+    @property
+    def carries(self) -> Values:
+        """The best recipe's values, for the search that follows."""
+        key = chosen(self.search, self._results)
+        if key is None:
+            return {}
+        fields = flat_fields(self._trials[key].recipe)
+        taken = {name: fields[name] for name in self._taken}
+        return {**taken, **self.memory.values(self._keys[key])}
+
+    # -- first seeds
+
+    @property
+    def _undecided(self) -> int:
+        return max(0, self.search.num_trials - len(self._keys))
+
+    def _decide(self) -> Trial | None:
+        """Decide on the next recipe; its trial, where it is to be started by this agenda."""
+        self._widen()
+        index = len(self._keys)
+        found = self._untried(index)
+        if found is None:
+            self.memory.put("exhausted", True)
+            self._exhaust()
+            return None
+        values, recipe = found
+        trial = self.ledger.known(self._trial(index, recipe))
+        self._keys[trial.key] = self.memory.add(values, key=trial.key, label=trial.label)
+        self._trials[trial.key] = trial
+        return trial if self._to_start(trial, self._open) else None
+
+    def _exhaust(self) -> None:
+        self._exhausted = True
+        self.notice = (
+            f"search {self.search.label}: its axes have no recipe left to try after "
+            f"{len(self._keys)} of {self.search.num_trials}"
+        )
+
+    def _untried(self, index: int) -> tuple[Values, Recipe] | None:
+        """The values and recipe number `index`, none that this search has had."""
+        base = base_values(self.search)
+        if index == 0:
+            return base, self.search.base
+        if index == 1 and (self._carried or self._taken):
+            values = {**base, **self._carried}
+            if (recipe := self._new(values)) is not None:
+                return values, recipe
+        for attempt in range(SAMPLER_TRIES):
+            values = self.memory.suggest(index, attempt)
+            if (recipe := self._new(values)) is not None:
+                return values, recipe
+        listed = points(self.memory.search)
+        if listed is not None:
+            left = list(listed)
+            random.Random(f"{self.search.sampler_seed} {index}").shuffle(left)
+        else:
+            left = (
+                self.memory.suggest(index, SAMPLER_TRIES + attempt, at_random=True)
+                for attempt in range(RANDOM_TRIES)
+            )
+        for values in left:
+            if (recipe := self._new(values)) is not None:
+                return values, recipe
+        return None
+
+    def _new(self, values: Values) -> Recipe | None:
+        """The recipe with `values`, or None where it cannot be or has been decided on before."""
+        try:
+            recipe = self._recipe(values)
+        except WrongRequest:  # values that do not go together
+            return None
+        key = self._trial(len(self._keys), recipe).key
+        return None if key in self._keys or key in self.ledger.reserved else recipe
+
+    def _recipe(self, values: Values) -> Recipe:
+        return recipe_of(self.search, {**self._taken, **values})
+
+    def _widen(self) -> None:
+        """Once half of the trials are in: more room where the best of them is at an edge."""
+        if len(self.search.goals) > 1 or self.memory.note("widened") is not None:
+            return
+        if len(self._keys) - len(self._open) < math.ceil(self.search.num_trials / 2):
+            return
+        values = self.carries
+        if values:
+            wider = widened_at(self.memory.search, values)
+            changed = [a.name for a in wider.axes if a not in self.memory.search.axes]
+            self.memory.use(wider)
+            self.memory.put("widened", changed)
+
+    def _take(self, run: Run) -> None:
+        """Tell the memory how a first seed ended."""
+        if run.status == "unfinished":
+            return  # interrupted: the next launch goes on with it
+        trial = self._trials[run.trial.key]
+        self._open.discard(trial.key)
+        number, scores = self._keys[trial.key], self._scores(run)
+        if self.memory.state(number) == "fail":  # one that was given up and was run once more
+            if scores is None:
+                return
+            values = self.memory.values(number)
+            number = self.memory.add(values, key=trial.key, label=trial.label)
+            self._keys[trial.key] = number
+        if scores is not None:
+            self._results[trial.key] = {trial.seed: scores}
+            self.memory.tell(number, "complete", scores)
+        else:
+            self.memory.tell(number, "pruned" if run.status == "stopped" else "fail")
+
+    # -- goals that are a measurement of the device
+
+    def _scores(self, run: Run) -> tuple[float, ...] | None:
+        """The run's values of the goals; None where a speed among them is another device's."""
+        scores = scores_of(self.search, run)
+        goal = speed_goals([self.search]).get(self.search.label)
+        device = device_of(run)
+        if scores is None or goal is None or device is None:
+            return scores
+        before = study_device(
+            self.folder.run(trial)
+            for trial in self._trials.values()
+            if trial.seed in self._results.get(trial.label, {})
+        )
+        if REUSED_FROM in run.facts and device != before:
+            self.notice = (
+                f"search {self.search.label}: {run.trial.name} was trained on {device} by another "
+                f"study and has no {goal} here; it is left out of the search"
+            )
+            return None
+        if before in (None, device):
+            return scores
+        self._on_another_device = True
+        self.notice = (
+            f"search {self.search.label} compares {goal} on {before}, and {run.trial.name} was "
+            f"trained on {device}: it is left out, and no more recipes are tried here. Go on with "
+            f"the search on {before}, or begin another one here with --name"
+        )
+        return None
+
+    # -- the other seeds of the best
+
+    def _settle(self) -> None:
+        """Choose the best, once all first seeds are over."""
+        if self._confirming is None and self._all_given_out and not self._open:
+            trials = [] if self._on_another_device else self._confirmations()
+            self._confirming = [t for t in trials if not self._is_over(t, self._confirmed_open)]
+
+    def _confirmations(self) -> list[Trial]:
+        """The other seeds of the best recipes, one of each before the next."""
+        best = ranked(self.search, self._results)[: self.search.num_confirmed]
+        numbers = {key: number for number, key in enumerate(self._trials)}
+        found = []
+        for seed in self.search.seeds[1:]:
+            for key in best:
+                origin = Confirmed(self.search.label, numbers[key])
+                trial = replace(self._trials[key], seed=seed, origins=(origin,))
+                found.append(self.ledger.known(trial))
+        return found
+
+    def _take_confirmed(self, run: Run) -> None:
+        if run.status == "unfinished":
+            return
+        self._confirmed_open.discard(run.trial.key)
+        scores = self._scores(run)
+        if scores is not None:
+            first = replace(run.trial, seed=self.search.seeds[0])
+            self._results[first.key][run.trial.seed] = scores
+            confirmed: dict[str, dict[str, tuple[float, ...]]] = {}
+            for key, seeds in self._results.items():
+                others = {str(s): v for s, v in seeds.items() if s != self.search.seeds[0]}
+                if others:
+                    confirmed[self._trials[key].label] = others
+            self.memory.put("confirmed", confirmed)
+
+    # -- trials
+
+    def _trial(self, number: int, recipe: Recipe) -> Trial:
+        return Trial(
+            label=trial_label(self.search.label, number),
+            recipe=recipe,
+            seed=self.search.seeds[0],
+            data=self.data,
+            origins=(Suggested(self.search.label, number),),
+        )
+
+    def _write(self, trial: Trial) -> None:
+        """Have the trial in the study's folder, with this search among its origins."""
+        known, whole = self.ledger.trials.get(trial.key), self.ledger.known(trial)
+        if known is None or known.origins != whole.origins:
+            self.folder.add(whole)
+            self.ledger.trials[trial.key] = whole
+
+    def _is_over(self, trial: Trial, waiting: set[str]) -> bool:
+        """Whether the trial's run is there already, in which case it is taken in."""
+        run = self.ledger.ended.get(trial.key)
+        if run is None:
+            self.folder.adopt(trial)
+            run = self.folder.run(trial)
+        if run.status not in (*OVER, "failed"):
+            return False
+        self._write(trial)
+        waiting.add(trial.key)
+        self.ended(run)
+        return True
+
+    def _to_start(self, trial: Trial, waiting: set[str]) -> bool:
+        """Whether the trial is to be started from here: not where it is over already, nor where
+        another part of the study has it."""
+        if self._is_over(trial, waiting):
+            return False
+        self._write(trial)
+        waiting.add(trial.key)
+        if trial.key in self.ledger.given:
+            return False
+        self.ledger.given.add(trial.key)
+        return True

@@ -210,7 +210,7 @@ def test_a_search_has_the_trials_that_its_memory_has_and_the_seeds_of_its_best(a
         assert found is not None
         (other,) = [run.trial for run in own if run.trial.seed == 1]
         assert other.recipe == found.recipe
-        assert len(found.scores) == 2
+        assert len(found.scores) == 1
 
 
 def test_the_reports_of_searches_called_alike_are_apart(alike):

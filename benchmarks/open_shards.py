@@ -31,8 +31,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mambaout.data.shards.data_set import data_set as shards
-from mambaout.data.shards.data_set import description, files
+from mambaout.data.shards import data_set as shards
+from mambaout.data.shards import description, files
 from mambaout.data.shards.encoded import EncodedImages
 
 ROWS, GROUP_ROWS = 64, 16  # of a shard, and of its row groups

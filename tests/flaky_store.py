@@ -12,7 +12,7 @@ import pyarrow.fs
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from mambaout.data.shards.data_set import files
+from mambaout.data.shards import files
 
 
 class Store(pyarrow.fs.FSSpecHandler):

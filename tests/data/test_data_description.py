@@ -15,7 +15,8 @@ import pytest
 from flaky_store import Store, open_store
 from image_files import pictures, write_folder, write_parquet
 
-from mambaout.data.shards.data_set import DataSet, files, read_data_set
+from mambaout.data.shards import files
+from mambaout.data.shards.data_set import DataSet, read_data_set
 from mambaout.data.shards.encoded import EncodedImages
 from mambaout.data.shards.files import DataError
 

@@ -14,7 +14,8 @@ from flaky_store import Store, open_store
 from image_files import pictures, write_folder, write_parquet
 
 from mambaout.data.batches.makers import epoch_order
-from mambaout.data.shards.data_set import DataSet, encoded, files, read_data_set
+from mambaout.data.shards import encoded, files
+from mambaout.data.shards.data_set import DataSet, read_data_set
 from mambaout.data.shards.encoded import EncodedImages, Shard
 from mambaout.data.shards.files import DataError
 

@@ -18,8 +18,8 @@ from mambaout.data.draws import draw, draws, uniforms
 from mambaout.data.images.decode import Images
 from mambaout.data.packing import pack as packing
 from mambaout.data.packing.pack import Sample, Source, write_shards
+from mambaout.data.shards import data_set as shards
 from mambaout.data.shards.data_set import EncodedImages, read_data_set
-from mambaout.data.shards.data_set import data_set as shards
 from mambaout.data.shards.files import DataError
 from mambaout.recipe import BASELINE, tuned
 

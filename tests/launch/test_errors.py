@@ -88,7 +88,7 @@ def test_a_bug_is_not_counted_among_what_is_wrong_with_a_request():
 
 
 def test_a_study_whose_table_has_a_bug_is_not_called_damaged(tmp_path, monkeypatch):
-    from mambaout.study.report.study_report import study_report as report
+    from mambaout.study.report import study_report as report
 
     def broken(*_: object) -> None:
         list(zip([1], [], strict=True))

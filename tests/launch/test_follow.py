@@ -20,11 +20,11 @@ from mambaout.launch.follow import Duty, Follower
 from mambaout.launch.progress import Job, Screen
 from mambaout.launch.request import Request
 from mambaout.launch.tune import run_study
+from mambaout.study.report import study_report as report
 from mambaout.study.report.study_report import NotWritten
-from mambaout.study.report.study_report import study_report as report
 from mambaout.study.study import Study, StudyFolder
+from mambaout.study.tracking import tracker as tracking
 from mambaout.study.tracking.store import default_tracking_uri
-from mambaout.study.tracking.tracker import tracker as tracking
 
 # MLflow 3.17 calls what SQLAlchemy 2.1 is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -79,7 +79,7 @@ BROKEN = """
 import sys
 from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
-from mambaout.study.report.study_report import study_report as report
+from mambaout.study.report import study_report as report
 from mambaout.study.search.chain import Chain
 from tiny_sweep import tiny
 

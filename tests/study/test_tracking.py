@@ -34,8 +34,9 @@ from study_files import (
 
 from mambaout.recipe import flat_fields
 from mambaout.study.study import Run, StudyFolder, Trial
+from mambaout.study.tracking import outage
 from mambaout.study.tracking.store import check_tracking, default_tracking_uri
-from mambaout.study.tracking.tracker import Tracker, compare_url, outage, ui_command
+from mambaout.study.tracking.tracker import Tracker, compare_url, ui_command
 from mambaout.study.tracking.views import StudyPages, study_pages, ui_variables
 
 QUESTION = "Does it scale?"

@@ -24,7 +24,13 @@ from mambaout.options import given_fields
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "my-images.md"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "cluster" / "README.md"]
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster/README.md")
+    ),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # What a reader fills in or makes: not to be looked for, not to be run.

@@ -85,3 +85,13 @@ def test_the_tested_pythons_are_the_same_in_every_file():
         text = (ROOT / path).read_text()
         assert f"python3.{last}" in text
         assert f"python3.{last + 1}" not in text
+
+
+def test_a_wheel_has_every_file_of_the_package():
+    """An editable install finds files that no pattern of pyproject.toml names; a wheel does not."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["mambaout"]
+    package = ROOT / "mambaout"
+    named = {path for pattern in patterns for path in package.glob(pattern)}
+    there = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {path for path in there if path.suffix != ".py"} == named

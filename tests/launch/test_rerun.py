@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, TESTS
 from study_files import DATA, finish, sized, start, write_study
 
 from mambaout.launch.progress import Job
@@ -96,7 +96,7 @@ def test_the_message_of_a_second_rerun_says_how_to_begin_another(folder, tmp_pat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1]) / "tests"))
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 from test_rerun import request_in
 from mambaout.launch.rerun import Rerun
 from mambaout.study.study import StudyFolder
@@ -127,8 +127,9 @@ Rerun(StudyFolder(storage, "scale")).begin(request_in(storage))
 def test_a_kill_while_a_study_is_set_aside_is_made_good_by_the_next_launch(
     moment, moved, folder, tmp_path
 ):
+    paths = os.pathsep.join(map(str, (TESTS, Path(__file__).parent)))
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path), moment, str(moved)],
+        [sys.executable, "-c", KILLED, paths, str(tmp_path), moment, str(moved)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )

@@ -152,7 +152,7 @@ def test_a_sample_belongs_to_the_innermost_part():
             inner = names[name or "run"]
         return inner()
 
-    ours = "/any/mambaout/data/"
+    ours = "/any/mambaout/data/images/"
     assert part(frame(f"{ours}randaugment.py")) == ("RandAugment", "randaugment.py:run")
     assert part(frame(f"{ours}randaugment.py", f"{ours}resample.py"))[0] == "resample"
     assert part(frame(f"{ours}resample.py:move", f"{ours}resample.py"))[0] == (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import simplejpeg
 from image_files import photograph
 from PIL import Image
-from places import TESTS
+from places import PATHS
 
 from mambaout.data.images.jpeg import has_jpegtran, image_size, recut, splice
 from mambaout.data.shards.files import DataError
@@ -293,7 +295,8 @@ def test_two_thousand_mutated_files_are_refused_or_decoded_without_a_crash():
     code = "import test_data_jpeg as t; print(*t.check_mutations(0, 2000))"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=TESTS,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
         timeout=300,

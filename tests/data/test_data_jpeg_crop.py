@@ -15,7 +15,7 @@ import pytest
 import simplejpeg
 from needs import needs_c
 from PIL import Image
-from places import TESTS
+from places import PATHS
 from test_data_jpeg import boxes, cut, mutated, photo
 
 from mambaout.data.images import jpeg_crop
@@ -226,8 +226,10 @@ def test_two_thousand_mutated_files_touch_no_memory_but_theirs(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=TESTS,
-        env=os.environ | {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0"},
+        cwd=Path(__file__).parent,
+        env=os.environ
+        | {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0"}
+        | {"PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
         timeout=300,

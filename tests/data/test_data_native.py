@@ -82,7 +82,7 @@ def test_without_a_compiler_the_pixels_are_the_same_and_the_remedy_is_named(
 
 @needs_c
 def test_a_damaged_library_and_a_cache_that_cannot_be_written_are_named(fresh, monkeypatch):
-    code = "from mambaout.data import native; print(native.why_not())"
+    code = "from mambaout.data.images import native; print(native.why_not())"
     said = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -112,7 +112,7 @@ def test_a_processor_without_avx2_goes_the_long_way_in_silence(fresh, monkeypatc
 @needs_c
 def test_processes_that_need_it_at_once_compile_it_once(fresh):
     code = (
-        "from mambaout.data import native; import subprocess\n"
+        "from mambaout.data.images import native; import subprocess\n"
         "run = subprocess.run\n"
         "subprocess.run = lambda *a, **k: (print('compiled'), run(*a, **k))[1]\n"
         "assert native.why_not() is None"

@@ -17,7 +17,7 @@ import torch
 from image_files import encoded, photograph, write_parquet
 from needs import needs_c
 from path_runs import RECIPE, digest
-from places import TESTS
+from places import PATHS, TESTS
 
 from mambaout.data.batches.loader import TrainBatches, evaluation_batches
 from mambaout.data.batches.makers import LANES, Host, epoch_order
@@ -116,7 +116,8 @@ def test_a_missing_compiler_is_said_once_in_a_training_and_its_evaluations(folde
     )
     away = {"PATH": "/nowhere", "MAMBAOUT_CACHE": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | away, cwd=TESTS,
+        [sys.executable, "-c", code],
+        env=os.environ | away | {"PYTHONPATH": PATHS}, cwd=Path(__file__).parent,
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

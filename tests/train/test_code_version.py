@@ -22,6 +22,7 @@ import pytest
 import torch
 from image_files import photograph, write_parquet
 from PIL import Image
+from places import PATHS
 from xla_runs import RECIPE as FOR_XLA
 from xla_runs import first_gradients
 from xla_runs import losses as xla_losses
@@ -215,7 +216,7 @@ def test_xla_gives_the_numbers_of_this_code_version(digits, tmp_path):
     flags = {"PJRT_DEVICE": "CPU", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     ran = subprocess.run(
         [sys.executable, __file__, "XLA", str(tmp_path)],
-        env=os.environ | flags | {"CPU_NUM_DEVICES": "1"},
+        env=os.environ | flags | {"CPU_NUM_DEVICES": "1", "PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
     )

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from study_files import DATA, finish, finished_study, mixed_study, start, write_study
 
 from mambaout.errors import WrongRequest
 from mambaout.launch.outcomes import FAILURES_FILE, Failure, add_failure, read_failures
@@ -28,7 +29,6 @@ from mambaout.train.loop import train
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.run import Finished, Preempted, Run
 from mambaout.variants import ModelConfig
-from tests.study_files import DATA, finish, finished_study, mixed_study, start, write_study
 
 MEASURED = {
     metrics.TOP1, metrics.TOP5, metrics.MINIVAL_TOP1, metrics.MINIVAL_LOSS, metrics.VAL_TOP1,

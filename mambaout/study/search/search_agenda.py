@@ -332,7 +332,7 @@ class SearchAgenda:
         before = study_device(
             self.folder.run(trial)
             for trial in self._trials.values()
-            if trial.seed in self._results.get(trial.label, {})
+            if trial.seed in self._results.get(trial.key, {})
         )
         if REUSED_FROM in run.facts and device != before:
             self.notice = (

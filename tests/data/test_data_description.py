@@ -94,7 +94,7 @@ def test_a_process_of_its_own_finds_what_another_has_described(tmp_path):
     code = (
         "import sys, json\n"
         "from pathlib import Path\n"
-        "from mambaout.data import shards\n"
+        "from mambaout.data.shards import data_set as shards\n"
         "shards._describe = None  # a shard that is opened is an error\n"
         "found = shards.read_data_set('set', sys.argv[1], Path(sys.argv[2]))\n"
         "print(json.dumps([found.fingerprint, found.labels['train'].tolist()]))\n"

@@ -167,7 +167,7 @@ def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path):
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from mambaout.data import stage as staging\n"
+        "from mambaout.data.packing import stage as staging\n"
         "from mambaout.data.shards.data_set import read_data_set\n"
         "here = Path(sys.argv[1])\n"
         "data = read_data_set('pictures', str(here / 'pictures'), here)\n"

@@ -225,13 +225,14 @@ def test_a_checkpoint_that_a_killed_process_began_is_removed_by_the_next_one(
 def test_trials_cut_off_at_any_byte_are_those_before_and_take_further_ones(tmp_path, tail):
     folder = write_study(tmp_path)
     path, trials = folder.path / "trials.jsonl", folder.trials()
+    further = replace(trials[0], seed=99)
     body = path.read_bytes()
     for cut in range(last_lines(body, 3)[0], len(body) + 1):
         path.write_bytes(body[:cut] + tail)
         kept = trials[: body[:cut].count(b"\n")]
         assert folder.trials() == kept
-        folder.add(trials[0])
-        assert folder.trials() == [*kept, trials[0]]
+        folder.add(further)
+        assert folder.trials() == [*kept, further]
 
 
 def test_failures_cut_off_at_any_byte_are_those_before_and_take_further_ones(tmp_path):

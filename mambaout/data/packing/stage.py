@@ -122,16 +122,20 @@ def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
             raise
 
 
-class _OtherCopyFailed(Exception):
+class _CopyStopped(Exception):
     """Another copy has failed."""
 
 
 def _copy(copy: _Copy, count: Callable[[int], None], stop: threading.Event) -> None:
     """Copy one file, aside until it is whole; nothing where `stop` is set meanwhile."""
-    with contextlib.suppress(_OtherCopyFailed), replacing(copy.target) as aside, open(aside, "wb") as file:
+    with (
+        contextlib.suppress(_CopyStopped),
+        replacing(copy.target) as aside,
+        open(aside, "wb") as file,
+    ):
         for start in range(0, copy.num_bytes, PIECE_BYTES):
             if stop.is_set():
-                raise _OtherCopyFailed
+                raise _CopyStopped
             length = min(PIECE_BYTES, copy.num_bytes - start)
             file.write(read_range(copy.source, start, length))
             count(length)

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -580,8 +580,8 @@ def shown_study(server, tmp_path_factory) -> tuple[StudyPages, StudyFolder]:
     return pages, folder
 
 
-def in_a_browser(address: str, home: Path, until: str) -> str:
-    """What stands in the page once its scripts have run and `until` is there.
+def in_a_browser(address: str, home: Path, drawn: Callable[[str], bool]) -> str:
+    """Return the page's elements once its scripts have run and `drawn` says that they are there.
 
     Chromium's virtual time goes on while a busy server has not answered, so it may look too early.
     """
@@ -596,7 +596,7 @@ def in_a_browser(address: str, home: Path, until: str) -> str:
     command = [browser, *options.split(), f"--user-data-dir={home / 'browser'}", address]
     for _ in range(5):
         ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-        if until in ran.stdout:
+        if drawn(ran.stdout):
             break
     return ran.stdout
 
@@ -607,7 +607,8 @@ def test_the_page_shows_trials_side_by_side_with_accuracy_macs_and_throughput(
     shown_study, tmp_path
 ):
     pages, folder = shown_study
-    page = in_a_browser(pages.trials, tmp_path, until=f">{folder.runs()[0].trial.name}<")
+    cells = [f">{run.trial.name}<" for run in folder.runs()]
+    page = in_a_browser(pages.trials, tmp_path, lambda page: all(cell in page for cell in cells))
     places = dict(
         re.findall(r'role="columnheader"[^>]*aria-colindex="(\d+)" col-id="([^"]+)"', page)
     )
@@ -627,7 +628,8 @@ def test_the_page_shows_trials_side_by_side_with_accuracy_macs_and_throughput(
 @pytest.mark.browser
 def test_the_charts_page_draws_learning_curves(shown_study, tmp_path):
     pages, _ = shown_study
-    page = in_a_browser(pages.charts, tmp_path, until="minival/top1")
+    # The page names its charts a while before it draws them.
+    page = in_a_browser(pages.charts, tmp_path, lambda page: page.count("js-plotly-plot") >= 3)
     assert "Search metric charts" in page
     assert "minival/top1" in page
     assert page.count("js-plotly-plot") >= 3

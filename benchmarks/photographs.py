@@ -88,7 +88,7 @@ def photographs(share: Path = Path("/usr/share")) -> dict[str, Path]:
     return {path.stem.lower(): path for path in sorted(files) if path.is_file()}
 
 
-class Task(NamedTuple):
+class PhotographTask(NamedTuple):
     """All that is made of one photograph for one split."""
 
     source: Path
@@ -119,7 +119,9 @@ def make(
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; name a new folder")
     tasks = [
-        Task(source, out / split / name, split, len(range(index, total, len(sources))), seed)
+        PhotographTask(
+            source, out / split / name, split, len(range(index, total, len(sources))), seed
+        )
         for split, total in (("train", count), ("val", max(len(sources), int(count * val_share))))
         for index, (name, source) in enumerate(sources.items())
     ]
@@ -133,7 +135,7 @@ def make(
     )
 
 
-def write(task: Task) -> list[tuple[int, int]]:
+def write(task: PhotographTask) -> list[tuple[int, int]]:
     """The task's images as files; the bytes and the pixels of each."""
     task.folder.mkdir(parents=True, exist_ok=True)
     photograph, made = _opened(task.source), []

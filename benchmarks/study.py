@@ -35,7 +35,7 @@ from mambaout.launch.progress import Job
 from mambaout.launch.request import Request
 from mambaout.launch.tune import run_study
 from mambaout.recipe import BASELINE, Recipe, canonical_json, tuned
-from mambaout.study.axes import Linear, Log, Search, Whole
+from mambaout.study.axes import LinearRange, LogRange, Search, WholeRange
 from mambaout.study.report.study_report import write_report
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Study, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1, Record
@@ -48,10 +48,10 @@ BASE = tuned(
     peak_lr=2e-3,
 )  # fmt: skip
 AXES = (
-    Log("peak_lr", 2e-4, 2e-2),
-    Linear("weight_decay", 0.0, 0.2),
-    Linear("drop_path", 0.0, 0.3),
-    Whole("blocks", 0, 8),
+    LogRange("peak_lr", 2e-4, 2e-2),
+    LinearRange("weight_decay", 0.0, 0.2),
+    LinearRange("drop_path", 0.0, 0.3),
+    WholeRange("blocks", 0, 8),
 )
 
 
@@ -172,7 +172,7 @@ def peer(storage: Path, name: str, num_trials: int, seed: int, with_tools: bool)
 # -- measuring ------------------------------------------------------------------------------------
 
 
-class Growth(threading.Thread):
+class MemoryGrowth(threading.Thread):
     """Notes the time and this process's memory each time another hundred trials are over."""
 
     def __init__(self, folder: StudyFolder, every: int) -> None:
@@ -268,7 +268,7 @@ def main() -> int:
 def grow(storage: Path, num_trials: int) -> dict[str, Any]:
     """One study of so many trials; its relaunch and its report."""
     folder = StudyFolder(storage, "grown")
-    growth = Growth(folder, every=max(num_trials // 10, 1))
+    growth = MemoryGrowth(folder, every=max(num_trials // 10, 1))
     growth.start()
     launch = timed(lambda: run_study(request(storage, "grown", num_trials, 0)))
     growth.done.set()

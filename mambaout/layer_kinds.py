@@ -99,7 +99,7 @@ def _positions(size: Size | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Conv(Layer):
+class ConvLayer(Layer):
     """A convolution of an odd kernel with a bias, padded by half of the kernel."""
 
     size: Size
@@ -139,7 +139,7 @@ class Conv(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class DepthwiseConv(Layer):
+class DepthwiseConvLayer(Layer):
     """A filter a channel, padded to keep the size. It has no channels to sum over, so no matrix
     product."""
 
@@ -162,7 +162,7 @@ class DepthwiseConv(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class Linear(Layer):
+class LinearLayer(Layer):
     """A linear with a bias, at each position."""
 
     features: int
@@ -192,7 +192,7 @@ class Linear(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class Norm(Layer):
+class NormLayer(Layer):
     """A LayerNorm over the channels, with a scale and a shift. It takes fp32 and gives fp32."""
 
     @property
@@ -210,7 +210,7 @@ class Norm(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class Gelu(Layer):
+class GeluLayer(Layer):
     """GELU of what a convolution or linear gives, or of what a norm gives, which is fp32."""
 
     after_norm: bool = False
@@ -220,7 +220,7 @@ class Gelu(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class Gate(Layer):
+class GateLayer(Layer):
     """GELU of a block's gate, times the value: `channels` numbers of each a position.
 
     The gate is a half of what the block's first linear gives, and the mixer's input is a part of

@@ -12,7 +12,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mambaout.errors import WrongRequest
-from mambaout.layer_kinds import Conv, Gate, Gelu, Layer, Linear, Norm, Size
+from mambaout.layer_kinds import (
+    ConvLayer,
+    GateLayer,
+    GeluLayer,
+    Layer,
+    LinearLayer,
+    NormLayer,
+    Size,
+)
 from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.variants import ModelConfig
 
@@ -22,7 +30,7 @@ HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last 
 ImageSize = int | Size  # the side of a square image, or height and width
 
 
-class Part(NamedTuple):
+class NetworkPart(NamedTuple):
     """Some layers of the network; where it has blocks that are alike, those of one block."""
 
     name: str  # of their module, or of the list of blocks: "stages.2.blocks"
@@ -34,50 +42,52 @@ class Part(NamedTuple):
         return 1 if self.num_blocks is None else self.num_blocks
 
 
-def layers(config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000) -> list[Part]:
+def layers(
+    config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000
+) -> list[NetworkPart]:
     """The layers at work on one image, part by part."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(size) < 1 or num_classes < 1:
         raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
     dims, depths = config.dims, config.depths
     stem, size = _stem(dims[0], size, config.stem_stride)
-    parts = [Part("stem", stem)]
+    parts = [NetworkPart("stem", stem)]
     for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
         if stage > 0:
             downsample, size = _downsample(dims[stage - 1], dim, size)
-            parts.append(Part(f"stages.{stage}.downsample", downsample))
-        parts.append(Part(f"stages.{stage}.blocks", _block(dim, size, config), depth))
-    parts.append(Part("head", _head(dims[-1], num_classes)))
+            parts.append(NetworkPart(f"stages.{stage}.downsample", downsample))
+        parts.append(NetworkPart(f"stages.{stage}.blocks", _block(dim, size, config), depth))
+    parts.append(NetworkPart("head", _head(dims[-1], num_classes)))
     return parts
 
 
 def _stem(dim: int, size: Size, stride: int) -> tuple[dict[str, Layer], Size]:
-    conv1 = Conv(IMAGE_CHANNELS, size, dim // 2, kernel=3, stride=stride // 2)
-    conv2 = Conv(dim // 2, conv1.size_out, dim, kernel=3, stride=2)
+    conv1 = ConvLayer(IMAGE_CHANNELS, size, dim // 2, kernel=3, stride=stride // 2)
+    conv2 = ConvLayer(dim // 2, conv1.size_out, dim, kernel=3, stride=2)
     found: dict[str, Layer] = {
         "conv1": conv1,
-        "norm1": Norm(dim // 2, conv1.size_out),
-        "act": Gelu(dim // 2, conv1.size_out, after_norm=True),
+        "norm1": NormLayer(dim // 2, conv1.size_out),
+        "act": GeluLayer(dim // 2, conv1.size_out, after_norm=True),
         "conv2": conv2,
-        "norm2": Norm(dim, conv2.size_out),
+        "norm2": NormLayer(dim, conv2.size_out),
     }
     return found, conv2.size_out
 
 
 def _downsample(dim_in: int, dim: int, size: Size) -> tuple[dict[str, Layer], Size]:
-    conv = Conv(dim_in, size, dim, kernel=3, stride=2)
-    return {"conv": conv, "norm": Norm(dim, conv.size_out)}, conv.size_out
+    conv = ConvLayer(dim_in, size, dim, kernel=3, stride=2)
+    return {"conv": conv, "norm": NormLayer(dim, conv.size_out)}, conv.size_out
 
 
 def _block(dim: int, size: Size, config: ModelConfig) -> dict[str, Layer]:
     hidden = config.hidden(dim)
     mixer = MIXER_LAYERS[config.mixer](config.conv_channels(dim), size, config)
     return {
-        "norm": Norm(dim, size),
-        "fc1": Linear(dim, size, 2 * hidden),
+        "norm": NormLayer(dim, size),
+        "fc1": LinearLayer(dim, size, 2 * hidden),
         **{f"conv.{name}" if name else "conv": layer for name, layer in mixer.items()},
-        "act": Gate(hidden, size),
-        "fc2": Linear(hidden, size, dim),
+        "act": GateLayer(hidden, size),
+        "fc2": LinearLayer(hidden, size, dim),
     }
 
 
@@ -85,9 +95,9 @@ def _head(dim: int, num_classes: int) -> dict[str, Layer]:
     """Of vectors: the mean over the map comes first."""
     hidden = HEAD_EXPANSION * dim
     return {
-        "norm": Norm(dim, None),
-        "pre_logits.fc": Linear(dim, None, hidden),
-        "pre_logits.act": Gelu(hidden, None),
-        "pre_logits.norm": Norm(hidden, None),
-        "fc": Linear(hidden, None, num_classes),
+        "norm": NormLayer(dim, None),
+        "pre_logits.fc": LinearLayer(dim, None, hidden),
+        "pre_logits.act": GeluLayer(hidden, None),
+        "pre_logits.norm": NormLayer(hidden, None),
+        "fc": LinearLayer(hidden, None, num_classes),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mambaout.layer_kinds import DepthwiseConv, Layer, Size
+from mambaout.layer_kinds import DepthwiseConvLayer, Layer, Size
 
 
 class MixerConfig(Protocol):
@@ -20,7 +20,7 @@ class MixerConfig(Protocol):
 
 
 def _gated_conv(channels: int, size: Size, config: MixerConfig) -> dict[str, Layer]:
-    return {"": DepthwiseConv(channels, size, config.kernel_size, input_kept=True)}
+    return {"": DepthwiseConvLayer(channels, size, config.kernel_size, input_kept=True)}
 
 
 # (channels, size of the map, config) -> the mixer's layers in forward order, by the names of their

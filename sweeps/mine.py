@@ -25,7 +25,7 @@ from mambaout.launch.cli import main
 from mambaout.options import field_text
 from mambaout.recipe import Recipe, field_types, parse_field, tuned
 from mambaout.rules import SMALL_MODEL
-from mambaout.study.axes import Axis, Choice, Linear, Log, Whole
+from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, WholeRange
 from mambaout.study.search.space import tuning
 from mambaout.study.start import Start
 from mambaout.study.study import Study
@@ -188,8 +188,12 @@ def _axis(name: str, text: str) -> Axis:
     if not all(isinstance(end, (int, float)) for end in (least, most)) or not least < most:
         raise WrongRequest(f"{what}: give two numbers, the smaller first")
     if isinstance(least, int):
-        return Whole(name, least, most)
-    return Log(name, least, most) if 0 < LOG_RATIO * least <= most else Linear(name, least, most)
+        return WholeRange(name, least, most)
+    return (
+        LogRange(name, least, most)
+        if 0 < LOG_RATIO * least <= most
+        else LinearRange(name, least, most)
+    )
 
 
 def _search_base(start: Start, shape: ModelConfig, axes: Sequence[Axis]) -> Recipe:
@@ -205,10 +209,12 @@ def _search_base(start: Start, shape: ModelConfig, axes: Sequence[Axis]) -> Reci
     return tuned(start.recipe(shape), **inside)
 
 
-def _middle(axis: Log | Linear | Whole) -> float:
-    if isinstance(axis, Log):
+def _middle(axis: LogRange | LinearRange | WholeRange) -> float:
+    if isinstance(axis, LogRange):
         return float(f"{(axis.low * axis.high) ** 0.5:.3g}")
-    return (axis.low + axis.high) // 2 if isinstance(axis, Whole) else (axis.low + axis.high) / 2
+    return (
+        (axis.low + axis.high) // 2 if isinstance(axis, WholeRange) else (axis.low + axis.high) / 2
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
 from mambaout.recipe import Recipe
 from mambaout.rules import SMALL_MODEL
-from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.start import Start
 from mambaout.study.study import Study
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
@@ -90,14 +90,14 @@ def _training(base: Recipe) -> tuple[Axis, ...]:
     """What a network is trained with."""
     rate = base.optim.peak_lr
     return (
-        Log("peak_lr", rate / 2, max(4 * rate, 4e-3)),
-        Linear("weight_decay", 0.0, 0.2),
-        Linear("drop_path", 0.0, max(0.3, 1.5 * base.model.drop_path)),
-        Linear("warmup_epochs", 0.0, WARMUP_SHARE * base.schedule.epochs),
-        Linear("randaugment", 0.0, 10.0),
-        Linear("mixup", 0.0, 1.0),
-        Linear("cutmix", 0.0, 1.5),
-        Linear("erasing", 0.0, 0.5),
+        LogRange("peak_lr", rate / 2, max(4 * rate, 4e-3)),
+        LinearRange("weight_decay", 0.0, 0.2),
+        LinearRange("drop_path", 0.0, max(0.3, 1.5 * base.model.drop_path)),
+        LinearRange("warmup_epochs", 0.0, WARMUP_SHARE * base.schedule.epochs),
+        LinearRange("randaugment", 0.0, 10.0),
+        LinearRange("mixup", 0.0, 1.0),
+        LinearRange("cutmix", 0.0, 1.5),
+        LinearRange("erasing", 0.0, 0.5),
     )
 
 
@@ -105,8 +105,8 @@ def _shape(base: Recipe, blocks: tuple[int, int]) -> tuple[Axis, ...]:
     """What the network is, and the two values that hang on its size."""
     rate, drop_path = _training(base)[0], _training(base)[2]
     return (
-        Log("width", 0.5, 1.5),
-        Whole("blocks", *blocks),
+        LogRange("width", 0.5, 1.5),
+        WholeRange("blocks", *blocks),
         Choice("kernel_size", (3, 5, 7, 9)),
         Choice("expansion", (2.0, 8 / 3, 4.0)),
         Choice("conv_ratio", (0.5, 1.0, 2.0)),

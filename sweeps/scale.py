@@ -15,7 +15,7 @@ from mambaout.accounting import cost
 from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
 from mambaout.recipe import Recipe, tuned
-from mambaout.study.axes import Linear, Log
+from mambaout.study.axes import LinearRange, LogRange
 from mambaout.study.search.ladder import PAPER_LADDER, iso
 from mambaout.study.search.space import tuning
 from mambaout.study.start import Start
@@ -49,8 +49,8 @@ SEEDS_OF_LENGTH = {1 / 3: (0, 1, 2), 1: (0, 1), 3: (0,)}
 
 # With --tune-per-size: what is searched at each of these sizes, and the seeds of each one's best.
 TUNED_SHAPES, TUNED_SEEDS = ("w8-d4", "w16-d4", "w24-d4", "w16-d10"), (0, 1, 2)
-SMALL_TUNED_AXES = (Log("peak_lr", 2.5e-4, 4e-3),)
-TUNED_AXES = (Log("peak_lr", 5e-4, 8e-3), Linear("drop_path", 0.0, 0.6))
+SMALL_TUNED_AXES = (LogRange("peak_lr", 2.5e-4, 4e-3),)
+TUNED_AXES = (LogRange("peak_lr", 5e-4, 8e-3), LinearRange("drop_path", 0.0, 0.6))
 
 # With --transfer: the rate that the search above found for the thinnest, 0.0022, for all of them
 # and carried by muP's rule; large images take the paper's, as if it had been found on Femto.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaout.data.batches.ring import Filled
+from mambaout.data.batches.ring import FillReport
 from mambaout.data.shards.files import DataError
 
 
@@ -26,7 +26,7 @@ class Counting:
 
     def fill(
         self, key: int, images: np.ndarray, labels: np.ndarray, worker: int, num_workers: int
-    ) -> Filled:
+    ) -> FillReport:
         assert self.opened
         share = range(self.num_rows)[worker::num_workers]
         for row in share:
@@ -34,7 +34,7 @@ class Counting:
             labels[row] = 1000 * key + row
         self.after(key, labels, worker)
         notes = tuple(f"row {row} of batch {key}" for row in share if row == key % 4)
-        return Filled(self.num_rows - key % 2, notes)
+        return FillReport(self.num_rows - key % 2, notes)
 
     def after(self, key: int, labels: np.ndarray, worker: int) -> None:
         """What a test adds."""
@@ -64,14 +64,14 @@ class Naming(Counting):
 
     def fill(
         self, key: int, images: np.ndarray, labels: np.ndarray, worker: int, num_workers: int
-    ) -> Filled:
+    ) -> FillReport:
         labels[worker::num_workers] = os.getpid()
         if self.begun is not None:
             with self.begun.open("ab") as file:
                 file.write(b".")
         if key >= self.slow_from:
             time.sleep(600)
-        return Filled(self.num_rows)
+        return FillReport(self.num_rows)
 
 
 class TwoArguments(ValueError):

@@ -12,7 +12,7 @@ from study_files import DATA, record, write_outcome
 from study_files import SMALL as TEN_EPOCHS
 
 from mambaout.recipe import Recipe, tuned
-from mambaout.study.axes import Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search.agenda import Agenda
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, Study, StudyFolder, Trial
@@ -20,10 +20,10 @@ from mambaout.train.metrics import MACS, MINIVAL_TOP1
 
 SMALL = tuned(TEN_EPOCHS, epochs=6)
 AXES = (
-    Log("peak_lr", 2.5e-4, 1e-2),
-    Linear("weight_decay", 0.0, 0.3),
-    Linear("drop_path", 0.0, 0.3, step=0.05),
-    Whole("blocks", 0, 4),
+    LogRange("peak_lr", 2.5e-4, 1e-2),
+    LinearRange("weight_decay", 0.0, 0.3),
+    LinearRange("drop_path", 0.0, 0.3, step=0.05),
+    WholeRange("blocks", 0, 4),
     Choice("kernel_size", (5, 7, 9)),
 )
 BEST_LR = 3e-3

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.recipe import BASELINE, Recipe, canonical_json, tuned
-from mambaout.study.axes import Choice, Log, Search
-from mambaout.study.origin import Confirmed, Suggested, trial_label
+from mambaout.study.axes import Choice, LogRange, Search
+from mambaout.study.origin import ConfirmingSeed, SearchPoint, trial_label
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
 
@@ -193,7 +193,7 @@ def growing_study(
 def searched_study(storage: Path, num_trials: int = 30) -> StudyFolder:
     """Searches of the learning rate and the kernel at some widths; only the rate matters, and a
     higher one is better throughout. Every third is stopped early, the best has three seeds."""
-    axes = (Log("peak_lr", 5e-4, 8e-3), Choice("kernel_size", (5, 7, 9)))
+    axes = (LogRange("peak_lr", 5e-4, 8e-3), Choice("kernel_size", (5, 7, 9)))
     searches = [
         Search(
             label=f"w{w}", base=sized(w, 2), axes=axes, num_trials=num_trials, early_stop=True,
@@ -218,7 +218,7 @@ def searched_study(storage: Path, num_trials: int = 30) -> StudyFolder:
                 best, best_number = trial, number
         for seed in (1, 2):
             assert best is not None
-            trial = replace(best, seed=seed, origins=(Confirmed(search.label, best_number),))
+            trial = replace(best, seed=seed, origins=(ConfirmingSeed(search.label, best_number),))
             folder.add(trial)
             rate = trial.recipe.optim.peak_lr
             top1 = 80 + math.log2(rate / 5e-4) + math.log2(trial.recipe.model.dims[0])
@@ -228,7 +228,7 @@ def searched_study(storage: Path, num_trials: int = 30) -> StudyFolder:
 
 def suggested_trial(search: Search, number: int, recipe: Recipe) -> Trial:
     """Number `number` of the search."""
-    label, origins = trial_label(search.label, number), (Suggested(search.label, number),)
+    label, origins = trial_label(search.label, number), (SearchPoint(search.label, number),)
     return Trial(label=label, recipe=recipe, seed=0, data=DATA, origins=origins)
 
 

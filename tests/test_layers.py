@@ -18,12 +18,12 @@ from mambaout import build
 from mambaout.accounting import cost, matrix_unit_use
 from mambaout.layer_kinds import (
     FP32,
-    Conv,
-    Gelu,
+    ConvLayer,
+    GeluLayer,
     Layer,
-    Linear,
+    LinearLayer,
     MatrixProduct,
-    Norm,
+    NormLayer,
     Size,
     Storage,
 )
@@ -138,8 +138,8 @@ class Pointwise(nn.Module):
 
 def pointwise_layers(channels: int, size: Size, config: MixerConfig) -> dict[str, Layer]:
     return {
-        "proj": Conv(channels, size, channels, kernel=1, input_kept=True),
-        "norm": Norm(channels, size),
+        "proj": ConvLayer(channels, size, channels, kernel=1, input_kept=True),
+        "norm": NormLayer(channels, size),
     }
 
 
@@ -159,10 +159,10 @@ class Bottleneck(nn.Sequential):
 def bottleneck_layers(channels: int, size: Size, config: MixerConfig) -> dict[str, Layer]:
     narrow = channels // 2
     return {
-        "0": Norm(channels, size, input_kept=True),
-        "1": Linear(channels, size, narrow),
-        "2": Gelu(narrow, size),
-        "3": Linear(narrow, size, channels),
+        "0": NormLayer(channels, size, input_kept=True),
+        "1": LinearLayer(channels, size, narrow),
+        "2": GeluLayer(narrow, size),
+        "3": LinearLayer(narrow, size, channels),
     }
 
 
@@ -215,9 +215,9 @@ class AttentionLayer(Layer):
 
 def attention_layers(channels: int, size: Size, config: MixerConfig) -> dict[str, Layer]:
     return {
-        "qkv": Linear(channels, size, 3 * channels, input_kept=True),
+        "qkv": LinearLayer(channels, size, 3 * channels, input_kept=True),
         "core": AttentionLayer(3 * channels, size),
-        "proj": Linear(channels, size, channels),
+        "proj": LinearLayer(channels, size, channels),
     }
 
 

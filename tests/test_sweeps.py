@@ -15,7 +15,7 @@ from mambaout.accounting import cost
 from mambaout.fields import flat_fields
 from mambaout.launch.cli import acting_rules
 from mambaout.recipe import BASELINE, steps_per_epoch
-from mambaout.study.axes import Choice, Linear, Log, Whole
+from mambaout.study.axes import Choice, LinearRange, LogRange, WholeRange
 from mambaout.study.price.plan import plan, plan_table
 from mambaout.study.search.space import check_all
 from mambaout.study.start import Start, check_given
@@ -168,7 +168,7 @@ def test_ranges_become_axes_of_their_kind_and_the_base_lies_inside():
     words = ["peak_lr=1e-4..1e-2", "weight_decay=0..0.2", "epochs=5..20", "kernel_size=3,5,7"]
     study = mine(start_of(*DATA["photographs"]), search=words, trials=5)
     (search,) = study.searches
-    assert [type(axis) for axis in search.axes] == [Log, Linear, Whole, Choice]
+    assert [type(axis) for axis in search.axes] == [LogRange, LinearRange, WholeRange, Choice]
     assert search.num_trials == 5
     check_all(study.searches)
 

@@ -10,7 +10,7 @@ from tiny_sweep import recipe
 
 from mambaout.launch.cli import main
 from mambaout.recipe import tuned
-from mambaout.study.axes import Choice, Linear, Log, Search
+from mambaout.study.axes import Choice, LinearRange, LogRange, Search
 from mambaout.study.start import Start
 from mambaout.study.study import Study
 
@@ -24,8 +24,8 @@ def searched(start: Start) -> Study:
         label="thin",
         base=base,
         axes=(
-            Log("peak_lr", 5e-4, 3e-2),
-            Linear("weight_decay", 0.0, 0.2),
+            LogRange("peak_lr", 5e-4, 3e-2),
+            LinearRange("weight_decay", 0.0, 0.2),
             Choice("kernel_size", (3, 5, 7)),
         ),
         num_trials=NUM_TRIALS,

@@ -35,11 +35,11 @@ def add_pack(commands: argparse._SubParsersAction) -> None:
 
 def _run_pack(options: argparse.Namespace) -> int:
     from mambaout.data.packing.sources import pack
-    from mambaout.data.packing.storing import Lossy
+    from mambaout.data.packing.storing import LossyEncoding
 
     asked = {"short_side": options.short_side, "quality": options.quality}
     asked = {name: value for name, value in asked.items() if value is not None}
-    lossy = Lossy(**asked) if asked else None
+    lossy = LossyEncoding(**asked) if asked else None
     print(
         pack(
             *(options.source, writable_folder(str(options.out), "OUT")),

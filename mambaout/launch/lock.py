@@ -17,7 +17,7 @@ from mambaout.errors import WrongRequest
 LOCK_FILE = ".lock"
 
 
-class Held(WrongRequest):
+class FolderHeld(WrongRequest):
     """Somebody else holds the folder; the message says who, and what to do."""
 
 
@@ -37,7 +37,9 @@ def held(folder: Path, what: str, wait_seconds: float = 0) -> Iterator[None]:
     with _opened(folder, what) as file:
         while not _locked(file.fileno(), folder):
             if time.monotonic() >= deadline:
-                raise Held(f"{what} is in use by {_holder(file.name)}; wait for it or stop it")
+                raise FolderHeld(
+                    f"{what} is in use by {_holder(file.name)}; wait for it or stop it"
+                )
             time.sleep(0.2)
         file.truncate(0)
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -125,7 +125,7 @@ def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if folder.run(trial).status == "unfinished"]
 
 
-class _Stopped(Exception):
+class _EarlyEnd(Exception):
     """Raised out of Tune's event loop once the study is to end early."""
 
 
@@ -139,7 +139,7 @@ def _kept(method: Callable[..., T]) -> Callable[..., T | None]:
     def call(self: _Launch, *args: Any) -> T | None:
         try:
             return method(self, *args)
-        except _Stopped:
+        except _EarlyEnd:
             raise
         except Exception as error:
             if not self.problems.found:  # those after it may come of it
@@ -282,7 +282,7 @@ class _Launch:
                 failure_config=tune.FailureConfig(max_failures=1000),
             ),
         )
-        with suppress(_Stopped):
+        with suppress(_EarlyEnd):
             tuner.fit()
         self.fitted = True
 
@@ -372,7 +372,7 @@ class _Launch:
                 stopping = counted(len(self.active), "running trial")
                 self.screen.say(f"{self.why_stopped}: saving and stopping {stopping}{at_once}")
         elif not self.active or now - self.stopped_at > GRACE_SECONDS:
-            raise _Stopped
+            raise _EarlyEnd
 
     def _leave(self) -> None:
         """End the process where Ray does not: what there is lies in the run directories."""

@@ -22,7 +22,7 @@ WIDTH, BLOCKS = "width", "blocks"
 
 
 @dataclass(frozen=True)
-class Log:
+class LogRange:
     """A float on a logarithmic scale, like a learning rate."""
 
     name: str
@@ -31,7 +31,7 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearRange:
     """A float on a linear scale, from `low` in steps of `step` where one is given."""
 
     name: str
@@ -41,7 +41,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeRange:
     """A whole number."""
 
     name: str
@@ -58,7 +58,7 @@ class Choice:
     values: tuple[Any, ...]
 
 
-Axis = Log | Linear | Whole | Choice
+Axis = LogRange | LinearRange | WholeRange | Choice
 # (metric, "max" | "min"): minival/top1 upwards, macs downwards, images_per_second upwards
 Goal = tuple[str, Literal["max", "min"]]
 
@@ -90,7 +90,7 @@ def axis_names(axes: Sequence[Axis]) -> list[str]:
     return [axis.name for axis in axes]
 
 
-_KINDS = {kind.__name__.lower(): kind for kind in (Log, Linear, Whole, Choice)}
+_KINDS = {kind.__name__.lower(): kind for kind in (LogRange, LinearRange, WholeRange, Choice)}
 
 
 def search_from_json(body: Mapping[str, Any]) -> Search:

@@ -28,33 +28,35 @@ class GridPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Baseline:
+class BaselinePoint:
     kind: ClassVar[str] = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class PredictedPoint:
     kind: ClassVar[str] = "predicted"
 
 
 @dataclass(frozen=True, slots=True)
-class Suggested:
+class SearchPoint:
     kind: ClassVar[str] = "suggested"
     search: str  # the search's label
     number: int  # in the order the search decided on its recipes; 0 is its base
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmed:
+class ConfirmingSeed:
     kind: ClassVar[str] = "confirmed"
     search: str
     number: int  # of the recipe
 
 
-Origin = GridPoint | Baseline | Predicted | Suggested | Confirmed
+Origin = GridPoint | BaselinePoint | PredictedPoint | SearchPoint | ConfirmingSeed
 Origins = tuple[Origin, ...]
 
-_KINDS = {one.kind: one for one in (GridPoint, Baseline, Predicted, Suggested, Confirmed)}
+_KINDS = {
+    one.kind: one for one in (GridPoint, BaselinePoint, PredictedPoint, SearchPoint, ConfirmingSeed)
+}
 
 
 def trial_label(search: str, number: int) -> str:
@@ -64,13 +66,15 @@ def trial_label(search: str, number: int) -> str:
 
 def searches_of(origins: Origins) -> list[str]:
     """The labels of the searches that asked for the trial."""
-    return [one.search for one in origins if isinstance(one, (Suggested, Confirmed))]
+    return [one.search for one in origins if isinstance(one, (SearchPoint, ConfirmingSeed))]
 
 
-def of_searches(origins: Origins, labels: Iterable[str]) -> tuple[Suggested | Confirmed, ...]:
+def of_searches(
+    origins: Origins, labels: Iterable[str]
+) -> tuple[SearchPoint | ConfirmingSeed, ...]:
     """The origins that the searches of these labels gave."""
     known = set(labels)
-    found = (one for one in origins if isinstance(one, (Suggested, Confirmed)))
+    found = (one for one in origins if isinstance(one, (SearchPoint, ConfirmingSeed)))
     return tuple(one for one in found if one.search in known)
 
 
@@ -93,12 +97,12 @@ def earlier(
 ) -> Origins:
     """The origins of a trial that was stored without them, from what its study.json says."""
 
-    def asked(search: Search, number: int) -> Suggested | Confirmed:
-        kind = Suggested if seed == search.seeds[0] else Confirmed
+    def asked(search: Search, number: int) -> SearchPoint | ConfirmingSeed:
+        kind = SearchPoint if seed == search.seeds[0] else ConfirmingSeed
         return kind(search.label, number)
 
-    named: list[Origin] = [Predicted()] if label == predicted else []
-    named += [Baseline()] if label.startswith("baseline") else []  # as their labels did
+    named: list[Origin] = [PredictedPoint()] if label == predicted else []
+    named += [BaselinePoint()] if label.startswith("baseline") else []  # as their labels did
     suggested = [asked(search, number) for search, number in _numbers(label, searches)]
     # A search's base may have been run under another label.
     bases = [asked(one, 0) for one in searches if recipe == one.base and seed in one.seeds]

@@ -38,11 +38,11 @@ from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.axes import Search, search_from_json
 from mambaout.study.origin import (
-    Baseline,
+    BaselinePoint,
     GridPoint,
     Origin,
     Origins,
-    Predicted,
+    PredictedPoint,
     earlier,
     of_searches,
     origins_from_json,
@@ -87,11 +87,11 @@ class Trial:
 
     @property
     def is_baseline(self) -> bool:
-        return Baseline() in self.origins
+        return BaselinePoint() in self.origins
 
     @property
     def is_predicted(self) -> bool:
-        return Predicted() in self.origins
+        return PredictedPoint() in self.origins
 
     def asked_for_by(self, *origins: Origin) -> Trial:
         """The trial, with these among its origins."""
@@ -146,8 +146,8 @@ class Study:
         return self.seeds[label] if isinstance(self.seeds, Mapping) else self.seeds
 
     def _trial(self, label: str, recipe: Recipe, seed: int, data: str) -> Trial:
-        found: list[Origin] = [Predicted()] if label == self.predicted else []
-        found += [Baseline()] if label == self.baseline else []
+        found: list[Origin] = [PredictedPoint()] if label == self.predicted else []
+        found += [BaselinePoint()] if label == self.baseline else []
         origins = tuple(found) or (GridPoint(),)
         return Trial(label=label, recipe=recipe, seed=seed, data=data, origins=origins)
 

@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Tried:
+class StepsReport:
     """What a few training steps came to."""
 
     images_per_second: float
@@ -187,7 +187,7 @@ def trial_recipe(where: Backend) -> Recipe:
     )
 
 
-def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> Tried:
+def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> StepsReport:
     """Train `recipe` on made-up images, which are on the device: no loading is timed."""
     num_classes, share = 1000, recipe.global_batch // where.num_hosts
     with torch.random.fork_rng(devices=[]):
@@ -217,7 +217,7 @@ def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> Tried:
     after_warming = where.compilations()
     seconds, loss = steps(num_steps)
     compilations = where.compilations()
-    return Tried(
+    return StepsReport(
         images_per_second=num_steps * recipe.global_batch / seconds,
         warm_seconds=warm_seconds,
         compilations=compilations,
@@ -227,7 +227,7 @@ def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> Tried:
     )
 
 
-def _training(where: Backend, recipe: Recipe, tried: Tried) -> list[tuple[str, str]]:
+def _training(where: Backend, recipe: Recipe, tried: StepsReport) -> list[tuple[str, str]]:
     model = recipe.model
     macs = cost(model, recipe.image_size).macs
     chip = find_chip(where.device_name)
@@ -243,7 +243,7 @@ def _training(where: Backend, recipe: Recipe, tried: Tried) -> list[tuple[str, s
     ]
 
 
-def what_is_wrong(where: Backend, tried: Tried) -> list[str]:
+def what_is_wrong(where: Backend, tried: StepsReport) -> list[str]:
     """Where training works and yet is not what it should be."""
     said = []
     if tried.late_compilations:

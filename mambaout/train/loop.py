@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from mambaout.data.batches.loader import Batch, TrainBatches, evaluation_batches
-from mambaout.data.batches.makers import Host, warm_workers
+from mambaout.data.batches.makers import HostShare, warm_workers
 from mambaout.data.shards.data_set import DataSet, Split
 from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut
@@ -76,7 +76,7 @@ def train(
     state, meter = run.restore()
     _require_alike(backend, state.step, f"the step that {out} stands at")
     began()
-    host = Host(backend.host, backend.num_hosts)
+    host = HostShare(backend.host, backend.num_hosts)
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=host)
     batches.undecodable |= run.undecodable
     eval_size = evaluation_batch(recipe, run.micro_batch, backend)
@@ -180,7 +180,7 @@ def evaluate(
         recipe,
         batch_size=batch_size,
         num_workers=num_workers,
-        host=Host(backend.host, backend.num_hosts),
+        host=HostShare(backend.host, backend.num_hosts),
     )
     num_images = data.num_images(split, recipe)
     if num_images == 0:

@@ -41,7 +41,7 @@ from mambaout.train.facts import UNKNOWN, git_commit, host_facts
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record
 from mambaout.train.optim import fresh_gradients, optimizer
-from mambaout.train.step import Part, Sums, TrainState, add_gradients, placed, update
+from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, placed, update
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Sent:
 
     batch: Batch
     micro_batch: int
-    parts: list[Part] | None  # None: there was no room for them
+    parts: list[MicroBatch] | None  # None: there was no room for them
 
 
 class Run:
@@ -238,7 +238,7 @@ class Run:
                 yield ahead.pop(0)
         yield from ahead
 
-    def _try_placed(self, batch: Batch, step: int) -> list[Part] | None:
+    def _try_placed(self, batch: Batch, step: int) -> list[MicroBatch] | None:
         """On the device; None where there is no room yet: `step` tries again."""
         try:
             return self._placed(batch, step)
@@ -247,7 +247,7 @@ class Run:
                 raise
             return None
 
-    def _placed(self, batch: Batch, step: int) -> list[Part]:
+    def _placed(self, batch: Batch, step: int) -> list[MicroBatch]:
         return placed(
             batch,
             self.recipe,

@@ -19,7 +19,7 @@ from torch import Tensor
 # By its own name: torch_xla replaces the one in torch.nn.utils when it is imported.
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
-from mambaout.data.batches.device_augment import Drawn, draw_step, prepare_eval, prepare_train
+from mambaout.data.batches.device_augment import StepDraws, draw_step, prepare_eval, prepare_train
 from mambaout.data.batches.loader import Batch
 from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe
@@ -37,12 +37,12 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """A micro-batch on the device, with what was drawn for it."""
 
     images: Tensor  # uint8 (b, H, W, 3)
     labels: Tensor  # int64 (b,)
-    drawn: Drawn
+    drawn: StepDraws
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Sums:
 
 def placed(
     batch: Batch, recipe: Recipe, *, backend: Backend, step: int, micro_batch: int, seed: int
-) -> list[Part]:
+) -> list[MicroBatch]:
     """The batch of optimizer step `step` in micro-batches on the device."""
     size = micro_batch // backend.num_hosts
     parts = []
@@ -66,7 +66,7 @@ def placed(
             recipe, seed=seed, step=step, places=places, fixed_shapes=backend.compiles
         )
         parts.append(
-            Part(
+            MicroBatch(
                 backend.place(batch.images[rows]),
                 backend.place(batch.labels[rows]),
                 drawn.placed(backend.place, backend.place_whole),
@@ -76,7 +76,7 @@ def placed(
 
 
 def train_step(
-    state: TrainState, parts: Sequence[Part], recipe: Recipe, *, backend: Backend, lr: float
+    state: TrainState, parts: Sequence[MicroBatch], recipe: Recipe, *, backend: Backend, lr: float
 ) -> Sums:
     """Take one optimizer step on the micro-batches of a global batch; changes `state` in place.
 
@@ -88,7 +88,7 @@ def train_step(
 
 
 def add_gradients(
-    state: TrainState, parts: Sequence[Part], recipe: Recipe, *, backend: Backend
+    state: TrainState, parts: Sequence[MicroBatch], recipe: Recipe, *, backend: Backend
 ) -> Sums:
     """Add the gradients of the mean loss over the global batch to what the weights have.
 

@@ -23,7 +23,7 @@ from mambaout.data.images.decode import picture
 from mambaout.data.images.jpeg import segment_lengths
 from mambaout.data.images.jpeg_crop import decoded_box
 from mambaout.data.images.native import LONG, NUMBER, POINTER, SIZE
-from mambaout.data.shards.encoded import Encoded
+from mambaout.data.shards.encoded import EncodedImage
 
 BASELINE_KINDS = ("4:2:0", "4:2:2", "4:4:4", "grey")
 
@@ -115,7 +115,7 @@ def test_other_codings_are_left_to_libjpeg_and_pillow():
         assert decoded_box(photo(kind), None, (0, 0, 9, 9), is_grey=False, smooth=True) is None
     for kind in ("progressive", "kept RGB", "restarts of its own"):
         source = photo(kind)
-        found = picture(Encoded(memoryview(source), None)).crop((7, 5, 200, 100))
+        found = picture(EncodedImage(memoryview(source), None)).crop((7, 5, 200, 100))
         with Image.open(io.BytesIO(source)) as image:
             np.testing.assert_array_equal(found, np.asarray(image)[5:105, 7:207])
 

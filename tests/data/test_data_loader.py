@@ -19,7 +19,7 @@ from mambaout.data.batches.loader import (
     TrainBatches,
     evaluation_batches,
 )
-from mambaout.data.batches.makers import Host, epoch_order
+from mambaout.data.batches.makers import HostShare, epoch_order
 from mambaout.data.images import decode
 from mambaout.data.packing.sources import open_data
 from mambaout.data.shards.data_set import read_data_set
@@ -244,7 +244,7 @@ def test_pictures_of_the_tests_are_all_different():
 def test_hosts_have_every_row_of_every_batch_between_them(digits, num_hosts):
     whole = TrainBatches(digits, RECIPE, seed=5).starting_at(3)
     parts = [
-        TrainBatches(digits, RECIPE, seed=5, host=Host(rank, num_hosts)).starting_at(3)
+        TrainBatches(digits, RECIPE, seed=5, host=HostShare(rank, num_hosts)).starting_at(3)
         for rank in range(num_hosts)
     ]
     for _ in range(2):
@@ -256,11 +256,11 @@ def test_hosts_have_every_row_of_every_batch_between_them(digits, num_hosts):
 
 
 def test_hosts_evaluate_every_image_once_and_as_many_batches_each(digits):
-    def batches(host: Host) -> list[Batch]:
+    def batches(host: HostShare) -> list[Batch]:
         found = evaluation_batches(digits, "val", RECIPE, batch_size=32, host=host)
         return list(found)
 
-    whole, parts = batches(Host()), [batches(Host(rank, 4)) for rank in range(4)]
+    whole, parts = batches(HostShare()), [batches(HostShare(rank, 4)) for rank in range(4)]
     assert {len(part) for part in parts} == {len(whole)}
     for batch, *shares in zip(whole, *parts, strict=True):
         assert sum(share.num_valid for share in shares) == batch.num_valid
@@ -268,4 +268,4 @@ def test_hosts_evaluate_every_image_once_and_as_many_batches_each(digits):
         assert torch.equal(valid, batch.labels[: batch.num_valid])
         assert {share.images.shape for share in shares} == {(8, *batch.images.shape[1:])}
     with pytest.raises(ValueError, match="a batch of 30 does not split over 4 hosts"):
-        evaluation_batches(digits, "val", RECIPE, batch_size=30, host=Host(1, 4))
+        evaluation_batches(digits, "val", RECIPE, batch_size=30, host=HostShare(1, 4))

@@ -17,7 +17,7 @@ from mambaout.data.images import jpeg_crop, native, resample
 from mambaout.data.images.decode import picture
 from mambaout.data.images.randaugment import FILL, PLACES
 from mambaout.data.images.resample import moved
-from mambaout.data.shards.encoded import Encoded
+from mambaout.data.shards.encoded import EncodedImage
 
 
 def forget() -> None:
@@ -44,7 +44,7 @@ def some_pixels() -> list[np.ndarray]:
     found = []
     for encoded, segments in photographs_cut():
         for place in (memoryview(segments), None):
-            shown = picture(Encoded(memoryview(encoded), place))
+            shown = picture(EncodedImage(memoryview(encoded), place))
             found += [shown.crop((30, 40, 150, 130), least).copy() for least in (None, 100, 60)]
     places = PLACES["Rotate"](17.0, 90)
     return found + [moved(photograph(90, 90), places, bicubic=how) for how in (True, False)]

@@ -20,7 +20,7 @@ from mambaout.data.images.jpeg import splice
 from mambaout.data.packing import pack as packing
 from mambaout.data.packing import storing
 from mambaout.data.packing.sources import open_data, pack, read_data_set
-from mambaout.data.packing.storing import Lossy
+from mambaout.data.packing.storing import LossyEncoding
 from mambaout.data.shards.files import DataError
 
 
@@ -276,7 +276,7 @@ def test_lossy_images_are_small_jpegs_and_the_shards_say_so(tmp_path):
     packed = pack(
         *(str(tmp_path / "own"), tmp_path / "lossy"),
         progress=False,
-        lossy=Lossy(short_side=60, quality=80),
+        lossy=LossyEncoding(short_side=60, quality=80),
     )
     assert "re-encoded at short side 60, quality 80 (" in str(packed)
     pack(str(tmp_path / "own"), tmp_path / "plain", progress=False)
@@ -301,7 +301,9 @@ def test_lossy_images_are_small_jpegs_and_the_shards_say_so(tmp_path):
     data = read_data_set("set", str(tmp_path / "lossy"), tmp_path)
     assert data.lossy == "short side 60, quality 80"
     assert read_data_set("set", str(tmp_path / "plain"), tmp_path).lossy is None
-    pack(str(tmp_path / "lossy"), tmp_path / "twice", progress=False, lossy=Lossy(quality=50))
+    pack(
+        str(tmp_path / "lossy"), tmp_path / "twice", progress=False, lossy=LossyEncoding(quality=50)
+    )
     assert read_data_set("set", str(tmp_path / "twice"), tmp_path).lossy == (
         "short side 60, quality 80; then quality 50"
     )
@@ -314,7 +316,12 @@ def test_lossy_images_are_small_jpegs_and_the_shards_say_so(tmp_path):
 def test_every_lossy_option_moves_the_fingerprint(tmp_path):
     write_files(tmp_path / "own", 6)
     prints = set()
-    choices = (None, Lossy(quality=90), Lossy(short_side=4096), Lossy(quality=89))
+    choices = (
+        None,
+        LossyEncoding(quality=90),
+        LossyEncoding(short_side=4096),
+        LossyEncoding(quality=89),
+    )
     for index, lossy in enumerate(choices):
         pack(str(tmp_path / "own"), tmp_path / f"{index}", progress=False, lossy=lossy)
         prints.add(fingerprint(tmp_path / f"{index}"))
@@ -325,7 +332,7 @@ def test_an_image_that_cannot_be_reencoded_is_kept_and_counted(tmp_path):
     files = write_files(tmp_path / "own")
     half = next(iter(files.values()))[:700]
     (tmp_path / "own" / "train" / "b" / "half.jpg").write_bytes(half)
-    lossy = Lossy(quality=50)
+    lossy = LossyEncoding(quality=50)
     packed = pack(str(tmp_path / "own"), tmp_path / "shards", progress=False, lossy=lossy)
     assert str(packed).endswith("; 1 stored as they are: 1 JPEG that cannot be decoded")
     found = {row["image"]["path"]: row for row in rows(tmp_path / "shards")}
@@ -343,7 +350,7 @@ def test_an_image_that_cannot_be_reencoded_is_kept_and_counted(tmp_path):
 )
 def test_lossy_options_have_bounds(options, message):
     with pytest.raises(DataError, match=message):
-        Lossy(**options)
+        LossyEncoding(**options)
 
 
 def test_the_command_takes_the_options_and_prints_what_it_did(tmp_path):

@@ -20,7 +20,7 @@ from path_runs import RECIPE, digest
 from places import PATHS, TESTS
 
 from mambaout.data.batches.loader import TrainBatches, evaluation_batches
-from mambaout.data.batches.makers import LANES, Host, epoch_order
+from mambaout.data.batches.makers import LANES, HostShare, epoch_order
 from mambaout.data.packing.pack import Source, write_shards
 from mambaout.data.packing.sources import open_data
 from mambaout.data.packing.storing import Sample
@@ -82,7 +82,9 @@ def test_four_hosts_with_workers_fill_what_one_does(data, pixels):
     recipe = tuned(RECIPE, pixels=pixels)
     whole = TrainBatches(data, recipe, seed=7).starting_at(4)
     parts = [
-        TrainBatches(data, recipe, seed=7, host=Host(rank, 4), num_workers=rank % 3).starting_at(4)
+        TrainBatches(
+            data, recipe, seed=7, host=HostShare(rank, 4), num_workers=rank % 3
+        ).starting_at(4)
         for rank in range(4)
     ]
     for batch, *shares in itertools.islice(zip(whole, *parts, strict=True), 10):

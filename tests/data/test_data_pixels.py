@@ -16,12 +16,12 @@ from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import transforms_imagenet_eval
 
-from mambaout.data.images.augment import Drawn, TrainAugment, eval_crop
-from mambaout.data.images.decode import Decoded, Jpeg, Other, picture
+from mambaout.data.images.augment import ImageDraws, TrainAugment, eval_crop
+from mambaout.data.images.decode import DecodedPicture, JpegPicture, PillowPicture, picture
 from mambaout.data.images.jpeg import recut
 from mambaout.data.images.randaugment import AMOUNTS, COLOURS, FILL, PLACES
-from mambaout.data.images.resample import Exact, Fast, as_rgb
-from mambaout.data.shards.encoded import Encoded
+from mambaout.data.images.resample import ExactPixels, FastPixels, as_rgb
+from mambaout.data.shards.encoded import EncodedImage
 from mambaout.recipe import BASELINE, Augment, tuned
 
 RECIPE = tuned(BASELINE, global_batch=64, image_size=64)
@@ -34,16 +34,16 @@ def keys(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**63, count, dtype=np.uint64)
 
 
-def file(image: Image.Image, form: str = "jpeg", **options) -> Encoded:
+def file(image: Image.Image, form: str = "jpeg", **options) -> EncodedImage:
     target = io.BytesIO()
     image.save(target, form, **options)
-    return Encoded(memoryview(target.getvalue()), None)
+    return EncodedImage(memoryview(target.getvalue()), None)
 
 
-def recut_file(pixels: np.ndarray, **options) -> Encoded:
+def recut_file(pixels: np.ndarray, **options) -> EncodedImage:
     done = recut(bytes(file(Image.fromarray(pixels), **options).image))
     assert done is not None
-    return Encoded(memoryview(done[0]), memoryview(done[1]))
+    return EncodedImage(memoryview(done[0]), memoryview(done[1]))
 
 
 def apart(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -59,10 +59,10 @@ def chance_of_no_difference(ours, theirs) -> float:
 
 def cut(pixels: np.ndarray, box: list[int]) -> np.ndarray:
     left, top, width, height = box
-    return Decoded(pixels).crop((left, top, width, height))
+    return DecodedPicture(pixels).crop((left, top, width, height))
 
 
-def whole(source: Encoded) -> np.ndarray:
+def whole(source: EncodedImage) -> np.ndarray:
     found = picture(source)
     return as_rgb(found.crop((0, 0, *found.size)))
 
@@ -104,7 +104,7 @@ def test_every_kind_of_image_becomes_what_pillow_converts_it_to(mode):
 def test_a_jpeg_has_pillows_pixels_unturned(options):
     image = Image.fromarray(photograph(97, 130))
     for source in (file(image, **options), file(image.convert("L"), **options)):
-        assert isinstance(picture(source), Jpeg)
+        assert isinstance(picture(source), JpegPicture)
         wanted = np.asarray(Image.open(io.BytesIO(source.image)).convert("RGB"))
         np.testing.assert_array_equal(whole(source), wanted)
 
@@ -112,25 +112,27 @@ def test_a_jpeg_has_pillows_pixels_unturned(options):
 def test_a_jpeg_that_libjpeg_warns_of_has_pillows_pixels():
     data = bytearray(file(Image.fromarray(photograph(97, 130))).image)
     data[len(data) // 2 : len(data) // 2 + 4] = b"\xff\xd3\xff\xd5"  # markers in the middle
-    source = Encoded(memoryview(bytes(data)), None)
+    source = EncodedImage(memoryview(bytes(data)), None)
     wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(whole(source), wanted)
 
 
 def test_what_is_not_a_jpeg_is_pillows_whatever_its_name():
-    assert isinstance(picture(Encoded(memoryview(encoded(photograph(9, 9))), None)), Other)
+    assert isinstance(
+        picture(EncodedImage(memoryview(encoded(photograph(9, 9))), None)), PillowPicture
+    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xd8", b"no image at all"])
 def test_what_is_no_image_raises(damage):
     with pytest.raises(Exception, match=r"cannot identify|image file"):
-        whole(Encoded(memoryview(damage), None))
+        whole(EncodedImage(memoryview(damage), None))
 
 
 def test_a_truncated_jpeg_raises_as_in_timm():
     data = bytes(file(Image.fromarray(photograph(97, 130))).image)
     with pytest.raises(OSError, match="truncated"):
-        whole(Encoded(memoryview(data[: len(data) // 2]), None))
+        whole(EncodedImage(memoryview(data[: len(data) // 2]), None))
 
 
 def test_a_crop_of_a_recut_jpeg_is_the_crop_of_the_whole():
@@ -138,7 +140,7 @@ def test_a_crop_of_a_recut_jpeg_is_the_crop_of_the_whole():
     source = recut_file(pixels, quality=93)
     found = picture(source)
     complete = np.asarray(Image.open(io.BytesIO(source.image)))
-    drawn = Drawn(Augment(), keys(60))
+    drawn = ImageDraws(Augment(), keys(60))
     for left, top, width, height in drawn.boxes(np.tile([[280, 300]], (60, 1))).tolist():
         got = found.crop((left, top, width, height))
         wanted = complete[top : top + height, left : left + width]
@@ -206,7 +208,7 @@ def test_an_exact_operation_is_timms_to_the_bit_or_in_colours_within_a_grey_leve
                     different = apart(COLOURS[name](pixels, amount), wanted)
                     assert different.max() <= 1
                     continue
-                moved = Exact(pixels, len(pixels), bicubic=True, flipped=False)
+                moved = ExactPixels(pixels, len(pixels), bicubic=True, flipped=False)
                 moved.move(name, amount, bicubic=bicubic)
                 np.testing.assert_array_equal(moved.pixels(), wanted)
 
@@ -258,7 +260,7 @@ def test_the_evaluation_crop_has_timms_pixels(size, crop, pixels):
 @pytest.mark.parametrize("size", [(500, 375), (60, 90), (40, 200), (300, 30)])
 def test_crops_are_distributed_as_timms(size):
     count, image = 3000, Image.new("L", size)
-    ours = Drawn(Augment(), keys(count)).boxes(np.tile([size], (count, 1)))
+    ours = ImageDraws(Augment(), keys(count)).boxes(np.tile([size], (count, 1)))
     random.seed(1)
     theirs = np.array(
         [
@@ -273,7 +275,7 @@ def test_crops_are_distributed_as_timms(size):
 
 
 def test_a_crop_of_the_smallest_image_has_a_pixel():
-    drawn = Drawn(Augment(), keys(200))
+    drawn = ImageDraws(Augment(), keys(200))
     for size in ((1, 1), (1, 50), (2, 1)):
         boxes = drawn.boxes(np.tile([size], (200, 1)))
         assert (boxes[:, 2:] >= 1).all()
@@ -294,7 +296,7 @@ def test_operations_and_their_amounts_are_distributed_as_timms():
     for _ in range(count):
         chain(image)
     ours: dict[str, list[float]] = {name: [] for name in AMOUNTS}
-    drawn = Drawn(Augment(), keys(count))
+    drawn = ImageDraws(Augment(), keys(count))
     for operations in drawn.operations:
         for name, amount, _ in operations:
             ours[name].append(amount)
@@ -308,7 +310,7 @@ def test_operations_and_their_amounts_are_distributed_as_timms():
 
 
 def test_flips_filters_and_the_number_of_operations_are_drawn_apart():
-    drawn = Drawn(Augment(), keys(20_000))
+    drawn = ImageDraws(Augment(), keys(20_000))
     number = [len(operations) for operations in drawn.operations]
     columns = np.column_stack([drawn.flipped, drawn.bicubic, number, drawn.left, drawn.top])
     assert np.abs(np.mean(columns, axis=0) - [0.5, 0.5, 1.0, 0.5, 0.5]).max() < 0.02
@@ -319,9 +321,9 @@ def test_flips_filters_and_the_number_of_operations_are_drawn_apart():
 def test_a_draw_follows_its_key_alone():
     every = keys(30)
     sizes = np.tile([[90, 70]], (30, 1))
-    together = Drawn(tuned(RECIPE, color_jitter=0.4).augment, every)
+    together = ImageDraws(tuned(RECIPE, color_jitter=0.4).augment, every)
     for index in (0, 7, 29):
-        alone = Drawn(tuned(RECIPE, color_jitter=0.4).augment, every[index : index + 1])
+        alone = ImageDraws(tuned(RECIPE, color_jitter=0.4).augment, every[index : index + 1])
         np.testing.assert_array_equal(alone.boxes(sizes[:1])[0], together.boxes(sizes)[index])
         assert alone.operations[0] == together.operations[index]
         assert alone.flipped[0] == together.flipped[index]
@@ -379,7 +381,7 @@ def test_a_fast_operation_is_distributed_as_timms(name):
         image = Image.fromarray(crop).resize((64, 64), FILTERS[bicubic])
         if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        fast = Fast(crop, 64, bicubic=bicubic, flipped=flipped)
+        fast = FastPixels(crop, 64, bicubic=bicubic, flipped=flipped)
         if name is None:
             seen.append((fast.pixels(), np.asarray(image)))
             continue
@@ -409,13 +411,13 @@ def test_fast_looks_into_the_crop_once_however_many_moves_there_are(monkeypatch)
         monkeypatch.setattr(
             cv2, how, lambda *a, real=real, how=how, **k: looks.append(how) or real(*a, **k)
         )
-    image = Fast(photograph(90, 80), 64, bicubic=True, flipped=True)
+    image = FastPixels(photograph(90, 80), 64, bicubic=True, flipped=True)
     for name in PLACES:
         image.move(name, AMOUNTS[name](5.0, 1.0), bicubic=True)
     image.pixels()
     image.pixels()
     assert looks == ["warpAffine"]
-    Fast(photograph(90, 80), 64, bicubic=True, flipped=True).pixels()
+    FastPixels(photograph(90, 80), 64, bicubic=True, flipped=True).pixels()
     assert looks == ["warpAffine", "resize"]
 
 
@@ -451,7 +453,7 @@ def test_fast_does_not_look_past_a_crop_that_was_decoded_smaller():
 
 def test_fast_moves_stay_in_order_with_colours():
     pixels = photograph(64, 64)
-    fast = Fast(pixels, 64, bicubic=True, flipped=False)
+    fast = FastPixels(pixels, 64, bicubic=True, flipped=False)
     fast.image = COLOURS["Invert"](fast.pixels(), 0)
     fast.move("TranslateXRel", 0.25, bicubic=True)
     got = fast.pixels()

@@ -21,7 +21,7 @@ import torch
 from places import TESTS
 from ring_makers import Begun, Counting, Failing, Naming, NotOpening, WithTable
 
-from mambaout.data.batches.ring import SPARE_SLOTS, Made, made_in_order
+from mambaout.data.batches.ring import SPARE_SLOTS, FilledBatch, made_in_order
 from mambaout.data.shards.files import DataError
 
 
@@ -33,7 +33,7 @@ def own_server():
     multiprocessing.forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def same(a: Made, b: Made) -> bool:
+def same(a: FilledBatch, b: FilledBatch) -> bool:
     arrays = np.array_equal(a.images, b.images) and np.array_equal(a.labels, b.labels)
     return arrays and a.num_valid == b.num_valid and sorted(a.notes) == sorted(b.notes)
 
@@ -57,7 +57,7 @@ def gone(processes: set[int]) -> bool:
     return all(state(process) in ("gone", "Z") for process in processes)
 
 
-def address(made: Made) -> int:
+def address(made: FilledBatch) -> int:
     return made.images.ctypes.data
 
 
@@ -245,16 +245,16 @@ def test_a_maker_that_cannot_be_pickled_or_imported_is_refused_at_once(monkeypat
 # -- the end -------------------------------------------------------------------------------------
 
 
-def exhausted(batches: Generator[Made, None, None]) -> None:
+def exhausted(batches: Generator[FilledBatch, None, None]) -> None:
     for _ in batches:
         pass
 
 
-def closed(batches: Generator[Made, None, None]) -> None:
+def closed(batches: Generator[FilledBatch, None, None]) -> None:
     batches.close()
 
 
-def interrupted(batches: Generator[Made, None, None]) -> None:
+def interrupted(batches: Generator[FilledBatch, None, None]) -> None:
     with contextlib.suppress(ZeroDivisionError):
         for _ in batches:
             raise ZeroDivisionError

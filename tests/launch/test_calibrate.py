@@ -23,7 +23,7 @@ from mambaout.launch.calibrate import (
 )
 from mambaout.launch.resources import Share
 from mambaout.recipe import tuned, with_global_batch
-from mambaout.study.axes import Log, Search, Whole
+from mambaout.study.axes import LogRange, Search, WholeRange
 from mambaout.study.price.plan import Plan, plan
 from mambaout.study.price.rates import Rate, calibrated, known_rates
 from mambaout.study.start import Start
@@ -104,7 +104,7 @@ def test_the_recipes_of_a_search_are_calibrated_too(digits, tmp_path):
         label="find",
         base=tiny_sweep.recipe("thin"),
         num_trials=5,
-        axes=(Log("peak_lr", 1e-3, 4e-3), Whole("blocks", 0, 6)),
+        axes=(LogRange("peak_lr", 1e-3, 4e-3), WholeRange("blocks", 0, 6)),
     )
 
     wide = tiny_sweep.recipe("wide")  # of the search's name, and not hidden by it

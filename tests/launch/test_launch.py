@@ -24,7 +24,7 @@ from tiny_sweep import recipe, tiny
 from mambaout.accounting import cost
 from mambaout.launch import cli, progress
 from mambaout.launch.cluster import cluster_address
-from mambaout.launch.lock import Held, held
+from mambaout.launch.lock import FolderHeld, held
 from mambaout.launch.outcomes import (
     STUCK_PREEMPTIONS,
     Failure,
@@ -39,7 +39,7 @@ from mambaout.launch.request import Request
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.tune import run_study
 from mambaout.recipe import BASELINE, tuned
-from mambaout.study.axes import Axis, Search, Whole
+from mambaout.study.axes import Axis, Search, WholeRange
 from mambaout.study.start import Start
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
@@ -125,7 +125,7 @@ def holder_of(folder: Path) -> subprocess.Popen:
 def test_a_held_folder_names_its_holder_and_a_dead_holder_holds_nothing(tmp_path):
     process = holder_of(tmp_path)
     words = f"study x is in use by process {process.pid} on {socket.gethostname()}"
-    with pytest.raises(Held, match=words), held(tmp_path, "study x"):
+    with pytest.raises(FolderHeld, match=words), held(tmp_path, "study x"):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -274,8 +274,8 @@ def searched(axis: Axis) -> Callable[[Start], Study]:
         (twins, ["--data", "digits"], "x-s0 and y-s0 are the same"),
         (out_of_range, ["--data", "digits"], "peak_lr=-1.0"),
         # What a search could suggest, wherever it starts.
-        (searched(Whole("global_batch", 8, 600)), ["--data", "digits"], "global_batch=600"),
-        (searched(Whole("train_images", 64, 9999)), ["--data", "digits"], "train_images=9999"),
+        (searched(WholeRange("global_batch", 8, 600)), ["--data", "digits"], "global_batch=600"),
+        (searched(WholeRange("train_images", 64, 9999)), ["--data", "digits"], "train_images=9999"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -426,11 +426,11 @@ def request_of(study: Study, storage: Path, **fields: Any) -> Request:
 
 
 def test_a_search_begun_with_other_axes_is_refused_and_nothing_is_written(tmp_path):
-    from mambaout.study.axes import Log, Search
+    from mambaout.study.axes import LogRange, Search
     from mambaout.study.search.study_agenda import agenda
 
     def asked(high: float) -> Request:
-        axes = (Log("peak_lr", 1e-3, high),)
+        axes = (LogRange("peak_lr", 1e-3, high),)
         found = Search(label="rate", base=recipe("thin"), axes=axes, num_trials=3)
         study = Study(name="s", question="?", recipes={}, searches=(found,))
         return request_of(study, tmp_path, tracking_uri="none", accelerator="cpu")

@@ -13,7 +13,7 @@ from study_files import final_metrics, scaling_study, write_outcome, write_recor
 
 from mambaout.commands.list import study_table, trial_table
 from mambaout.recipe import tuned
-from mambaout.study.axes import Log, Search
+from mambaout.study.axes import LogRange, Search
 from mambaout.study.report.charts import COST_AXES, accuracy
 from mambaout.study.report.findings import answer
 from mambaout.study.report.reading import read
@@ -135,7 +135,7 @@ def test_mlflows_page_lists_the_choice_of_minival_first(folder, empty_store, tmp
 def test_a_search_that_stops_early_is_chosen_on_minival_and_on_nothing_else(tmp_path: Path):
     base = tuned(next(iter(scaling_study().recipes.values())))
     search = Search(
-        label="fast", base=base, axes=(Log("peak_lr", 1e-4, 1e-2),), num_trials=3,
+        label="fast", base=base, axes=(LogRange("peak_lr", 1e-4, 1e-2),), num_trials=3,
         early_stop=True, goals=(("images_per_second", "max"),),
     )  # fmt: skip
     study = Study(name="x", question="?", recipes={}, searches=(search,))

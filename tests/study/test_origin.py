@@ -21,12 +21,12 @@ from mambaout.commands.named import named_weights
 from mambaout.errors import WrongRequest
 from mambaout.recipe import tuned
 from mambaout.study.origin import (
-    Baseline,
-    Confirmed,
+    BaselinePoint,
+    ConfirmingSeed,
     GridPoint,
     Origin,
-    Predicted,
-    Suggested,
+    PredictedPoint,
+    SearchPoint,
     earlier,
     searches_of,
     trial_label,
@@ -49,9 +49,9 @@ LR = AXES[:1]
 # Labels that look like what the others' trials are called.
 labels = st.text(alphabet="at-s01=", min_size=1, max_size=9)
 origins: st.SearchStrategy[Origin] = st.one_of(
-    st.sampled_from([GridPoint(), Baseline(), Predicted()]),
-    st.builds(Suggested, labels, st.integers(0, 2000)),
-    st.builds(Confirmed, labels, st.integers(0, 2000)),
+    st.sampled_from([GridPoint(), BaselinePoint(), PredictedPoint()]),
+    st.builds(SearchPoint, labels, st.integers(0, 2000)),
+    st.builds(ConfirmingSeed, labels, st.integers(0, 2000)),
 )
 
 
@@ -96,9 +96,9 @@ def test_a_study_says_which_recipe_is_the_baseline_and_which_is_predicted():
     recipes = {name: sized(8, depth) for depth, name in enumerate(("a", "baseline", "b"), start=1)}
     one = Study(name="s", question="?", recipes=recipes, baseline="a", predicted="b")
     assert [trial.origins for trial in one.trials(DATA)] == [
-        (Baseline(),),
+        (BaselinePoint(),),
         (GridPoint(),),
-        (Predicted(),),
+        (PredictedPoint(),),
     ]
 
 
@@ -162,8 +162,8 @@ def test_an_earlier_label_is_read_as_its_own_search_named_it(found, number):
     assert earlier(grid, recipe, 0, searches, None) == (GridPoint(),)
     for label in (one, other):
         own = trial_label(label, number)
-        assert earlier(own, recipe, 0, searches, None) == (Suggested(label, number),)
-        assert earlier(own, recipe, 1, searches, None) == (Confirmed(label, number),)
+        assert earlier(own, recipe, 0, searches, None) == (SearchPoint(label, number),)
+        assert earlier(own, recipe, 1, searches, None) == (ConfirmingSeed(label, number),)
 
 
 # -- searches that are called alike ----------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_search_that_tries_the_best_of_the_one_before_it_has_it_among_its_own(
     assert found is not None
     (taken,) = [run.trial for run in runs_of(second, runs) if run.trial.label == found.label]
     assert searches_of(taken.origins) == ["recipe", "shape"]
-    assert taken.origins[0] in {Suggested("recipe", number) for number in range(4)}
+    assert taken.origins[0] in {SearchPoint("recipe", number) for number in range(4)}
     assert {run.trial.key for run in runs_of(second, runs)} == decided(tmp_path, "shape")
     lines = (driver.folder.path / "trials.jsonl").read_text().splitlines()
     again = Driver(tmp_path, study(first, second)).run()
@@ -315,7 +315,7 @@ def test_a_recipe_that_the_grid_has_no_more_stays_a_search_s_under_its_own_name(
         f"recipe-t{number:03d}" for number in range(3)
     ]
     assert [trial.origins for trial in again.folder.trials()] == [
-        (Suggested("recipe", number),) for number in range(3)
+        (SearchPoint("recipe", number),) for number in range(3)
     ]
 
 

@@ -20,7 +20,7 @@ from study_files import (
 
 from mambaout.accounting import cost, train_macs
 from mambaout.recipe import Recipe, steps_per_epoch, tuned
-from mambaout.study.axes import Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.law.pareto import front
 from mambaout.study.price.plan import LAUNCH_SECONDS, TRIAL_SECONDS, plan, plan_table
 from mambaout.study.price.rates import (
@@ -364,7 +364,11 @@ SEARCH = Search(
     label="find",
     base=sized(16, 2),
     num_trials=20,
-    axes=(Log("peak_lr", 5e-4, 8e-3), Linear("width", 0.5, 2.0, 0.5), Whole("blocks", 0, 8)),
+    axes=(
+        LogRange("peak_lr", 5e-4, 8e-3),
+        LinearRange("width", 0.5, 2.0, 0.5),
+        WholeRange("blocks", 0, 8),
+    ),
     seeds=(0, 1, 2),
     num_confirmed=2,
 )
@@ -396,7 +400,7 @@ def test_axes_that_do_not_go_together_are_priced_by_what_does():
         label="ratios",
         base=SMALL,
         num_trials=5,
-        axes=(Linear("expansion", 1.0, 4.0), Choice("conv_ratio", (0.5, 1.0, 4.0))),
+        axes=(LinearRange("expansion", 1.0, 4.0), Choice("conv_ratio", (0.5, 1.0, 4.0))),
     )
     (row,) = plan([], TRAIN, CLASSES, searches=[bound]).rows
     assert row.most_seconds >= row.seconds > 0

@@ -14,7 +14,7 @@ from searches import AXES, BEST_LR, DATA, EPOCHS, SMALL, Driver, search, study, 
 from study_files import suggested_trial
 
 from mambaout.recipe import tuned
-from mambaout.study.axes import Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search import search_agenda
 from mambaout.study.search.best import as_run, best, edges
 from mambaout.study.search.importances import importances
@@ -60,20 +60,23 @@ def _unsynced():
     ("changes", "message"),
     [
         (dict(axes=()), "no axes"),
-        (dict(axes=(Log("peek_lr", 1e-4, 1e-2),)), "did you mean 'peak_lr'"),
+        (dict(axes=(LogRange("peek_lr", 1e-4, 1e-2),)), "did you mean 'peak_lr'"),
         (dict(axes=(LR, LR)), "more than one axis 'peak_lr'"),
-        (dict(axes=(Log("peak_lr", 2e-3, 1e-2),)), "base, whose peak_lr=0.001 is outside"),
-        (dict(axes=(Log("peak_lr", 1e-2, 1e-4),)), "no range"),
-        (dict(axes=(Log("weight_decay", 0, 0.1),)), "use Linear"),
-        (dict(axes=(Linear("hflip", 0, 1.5),)), "hflip=1.5 is out of range"),
-        (dict(axes=(Whole("kernel_size", 5, 9),)), "kernel_size=6 must be odd"),
+        (dict(axes=(LogRange("peak_lr", 2e-3, 1e-2),)), "base, whose peak_lr=0.001 is outside"),
+        (dict(axes=(LogRange("peak_lr", 1e-2, 1e-4),)), "no range"),
+        (dict(axes=(LogRange("weight_decay", 0, 0.1),)), "use Linear"),
+        (dict(axes=(LinearRange("hflip", 0, 1.5),)), "hflip=1.5 is out of range"),
+        (dict(axes=(WholeRange("kernel_size", 5, 9),)), "kernel_size=6 must be odd"),
         (dict(axes=(Choice("kernel_size", (3, 5)),)), "kernel_size=7 is not among"),
-        (dict(axes=(Linear("depths", 1, 2),)), "use Choice"),
-        (dict(axes=(Linear("global_batch", 64, 256),)), "use Whole"),
-        (dict(axes=(Whole("blocks", -9, 4),)), "take away at most"),
-        (dict(axes=(Log("width", 1.1, 2),)), "width=1.0 is outside"),
-        (dict(axes=(Log("width", 0.5, 2), Choice("dims", ((8, 16, 24, 32),)))), "keep one"),
-        (dict(axes=(Linear("conv_ratio", 0.5, 2), Linear("expansion", 1.5, 3))), "narrow the axis"),
+        (dict(axes=(LinearRange("depths", 1, 2),)), "use Choice"),
+        (dict(axes=(LinearRange("global_batch", 64, 256),)), "use Whole"),
+        (dict(axes=(WholeRange("blocks", -9, 4),)), "take away at most"),
+        (dict(axes=(LogRange("width", 1.1, 2),)), "width=1.0 is outside"),
+        (dict(axes=(LogRange("width", 0.5, 2), Choice("dims", ((8, 16, 24, 32),)))), "keep one"),
+        (
+            dict(axes=(LinearRange("conv_ratio", 0.5, 2), LinearRange("expansion", 1.5, 3))),
+            "narrow the axis",
+        ),
         (dict(num_trials=0), "num_trials=0"),
         (dict(seeds=()), "seeds"),
         (dict(seeds=(0, 0)), "seeds"),
@@ -82,7 +85,7 @@ def _unsynced():
         (dict(goals=(("top1", "max"),)), "val is reported once"),
         (dict(goals=(("mac", "min"),)), "choose from"),
         (dict(goals=((MINIVAL_TOP1, "max"), (MACS, "min")), early_stop=True), "needs one goal"),
-        (dict(axes=(Whole("epochs", 5, 20),), early_stop=True), "not as far on"),
+        (dict(axes=(WholeRange("epochs", 5, 20),), early_stop=True), "not as far on"),
     ],
 )  # fmt: skip
 def test_a_search_that_cannot_be_run_is_refused_with_the_value_and_a_remedy(changes, message):
@@ -154,7 +157,7 @@ def test_values_lie_on_their_steps_and_read_well(tmp_path):
 
 
 def test_an_exhausted_space_ends_the_search_with_a_notice(tmp_path):
-    axes = (Choice("kernel_size", (5, 7, 9)), Whole("blocks", 0, 1))
+    axes = (Choice("kernel_size", (5, 7, 9)), WholeRange("blocks", 0, 1))
     driver = Driver(tmp_path, study(search(axes=axes, num_trials=20)), slots=2).run()
     assert len({trial.key for trial in driver.started}) == 6 == len(driver.started)
     assert driver.agenda.notices == [
@@ -410,7 +413,7 @@ SIZES = {
     "wide": replace(SMALL, model=widen(SMALL.model, 2)),
     "thin": replace(SMALL, model=widen(SMALL.model, 0.5)),
 }
-NARROW = (Log("peak_lr", 5e-4, 1.2e-3), Linear("weight_decay", 0.0, 0.3))
+NARROW = (LogRange("peak_lr", 5e-4, 1.2e-3), LinearRange("weight_decay", 0.0, 0.3))
 
 
 def test_sizes_are_tuned_smallest_first_with_one_budget():
@@ -439,7 +442,7 @@ def test_an_optimum_at_the_edge_is_widened_carried_to_the_next_size_and_flagged(
     assert wide[1].recipe.model == SIZES["wide"].model
     assert max(t.recipe.optim.peak_lr for t in wide) > 2.4e-3
     used = as_run(searches[1], driver.runs()).axes[0]
-    assert isinstance(used, Log)
+    assert isinstance(used, LogRange)
     assert used.high >= 2.4e-3
 
 
@@ -450,7 +453,7 @@ def finished(number: int, **values: float) -> Run:
 
 
 def test_an_edge_is_named_with_its_range_and_a_field_s_own_end_is_none():
-    low = search(axes=(Log("peak_lr", 2e-4, 1e-3), Linear("weight_decay", 0.0, 0.3)))
+    low = search(axes=(LogRange("peak_lr", 2e-4, 1e-3), LinearRange("weight_decay", 0.0, 0.3)))
     runs = [finished(1, peak_lr=9.9e-4, weight_decay=0.1)]
     assert edges(low, runs) == ["peak_lr=0.00099 is the upper edge of 0.0002..0.001"]
     # A value that was tried beyond the range shows that it was widened.
@@ -462,7 +465,7 @@ def test_an_edge_is_named_with_its_range_and_a_field_s_own_end_is_none():
 
 def test_widening_never_raises_the_price(tmp_path):
     """Nor does it leave what a field may be: more depth is always better in this world."""
-    deep = search(axes=(Whole("blocks", 0, 2), Linear("hflip", 0.0, 1.0)), num_trials=6)
+    deep = search(axes=(WholeRange("blocks", 0, 2), LinearRange("hflip", 0.0, 1.0)), num_trials=6)
     driver = Driver(tmp_path, study(deep)).run()
     assert max(t.recipe.model.depths[2] for t in driver.started) == SMALL.model.depths[2] + 2
     assert any("blocks=2 is the upper edge of 0..2" in text for text in edges(deep, driver.runs()))
@@ -488,7 +491,7 @@ def test_what_a_search_leaves_alone_stays_as_the_one_before_it_found_it(tmp_path
 
 
 def test_importances_name_the_axis_that_decides_and_few_recipes_tell_nothing():
-    one = search(axes=(LR, Linear("weight_decay", 0.05, 0.15), Linear("mixup", 0.0, 1.0)))
+    one = search(axes=(LR, LinearRange("weight_decay", 0.05, 0.15), LinearRange("mixup", 0.0, 1.0)))
     draw = random.Random(0)
     runs = [
         finished(
@@ -511,7 +514,7 @@ def test_importances_name_the_axis_that_decides_and_few_recipes_tell_nothing():
 def test_a_space_without_room_is_left_after_bounded_tries(tmp_path, monkeypatch):
     monkeypatch.setattr(search_agenda, "RANDOM_TRIES", 3)
     monkeypatch.setattr(search_agenda, "SAMPLER_TRIES", 3)
-    tiny = search(axes=(Linear("weight_decay", 0.05 - 1e-9, 0.05 + 1e-9),), num_trials=5)
+    tiny = search(axes=(LinearRange("weight_decay", 0.05 - 1e-9, 0.05 + 1e-9),), num_trials=5)
     assert isinstance(tiny, Search)
     driver = Driver(tmp_path, study(tiny)).run()
     assert len(driver.started) < 5

@@ -16,10 +16,10 @@ from places import ROOT
 from mambaout.__main__ import main
 from mambaout.train import doctor, versions
 from mambaout.train.backend import Cpu
-from mambaout.train.doctor import Tried, short_of_room, what_is_wrong
+from mambaout.train.doctor import StepsReport, short_of_room, what_is_wrong
 from mambaout.train.versions import TOGETHER, misfits
 
-FINE = Tried(
+FINE = StepsReport(
     images_per_second=100.0,
     warm_seconds=1.0,
     compilations=2,
@@ -129,7 +129,7 @@ def test_chips_that_nobody_uses_are_pointed_at(monkeypatch, capsys):
 
 
 def test_a_step_that_fails_is_said_and_not_a_traceback(monkeypatch, capsys):
-    def broken(*_) -> Tried:
+    def broken(*_) -> StepsReport:
         raise RuntimeError("no such TPU")
 
     monkeypatch.setattr(doctor, "try_steps", broken)

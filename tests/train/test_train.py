@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mambaout.data.batches.loader import TrainBatches
-from mambaout.data.batches.makers import Host
+from mambaout.data.batches.makers import HostShare
 from mambaout.memory import micro_batches
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned
@@ -121,7 +121,7 @@ def test_two_hosts_have_the_gradients_of_one_between_them(digits, tiny_recipe):
     for rank in range(2):
         host = Cpu()
         host.num_hosts, host.num_devices, host.host = 2, 2, rank
-        batches = TrainBatches(digits, tiny_recipe, seed=0, host=Host(rank, 2)).starting_at(0)
+        batches = TrainBatches(digits, tiny_recipe, seed=0, host=HostShare(rank, 2)).starting_at(0)
         parts = placed(next(batches), tiny_recipe, backend=host, step=0, micro_batch=16, seed=0)
         assert [len(part.labels) for part in parts] == [8] * 4  # 16 over both
         add_gradients(state, parts, tiny_recipe, backend=host)

@@ -39,7 +39,7 @@ ATTEMPTS = 10  # to find a rectangle that is smaller than the image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class StepDraws:
     """What a step draws for some images of its global batch; None where the recipe has no use."""
 
     # A row an image, or, where `erased` says which, a row an erased image.
@@ -51,16 +51,18 @@ class Drawn:
     # the box that comes from its partner, and its own label's share.
     mix: Tensor | None = None  # float32 (6,)
 
-    def placed(self, rows: Callable[[Tensor], Tensor], whole: Callable[[Tensor], Tensor]) -> Drawn:
+    def placed(
+        self, rows: Callable[[Tensor], Tensor], whole: Callable[[Tensor], Tensor]
+    ) -> StepDraws:
         """On the device: `rows` places what has a row an image, `whole` what all images share."""
         put = {"erase": rows, "erased": rows, "drop": rows, "mix": whole}
         found = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Drawn(**{n: None if t is None else put[n](t) for n, t in found.items()})
+        return StepDraws(**{n: None if t is None else put[n](t) for n, t in found.items()})
 
 
 def draw_step(
     recipe: Recipe, *, seed: int, step: int, places: np.ndarray, fixed_shapes: bool = False
-) -> Drawn:
+) -> StepDraws:
     """The draws of optimizer step `step` for the images at `places` of its global batch.
 
     `fixed_shapes`: of tensors that do not depend on what was drawn, for a backend that compiles.
@@ -81,7 +83,7 @@ def draw_step(
         drop = torch.from_numpy((kept / (1 - rates)).astype(np.float32))
     if augment.mixes:
         mix = torch.from_numpy(_mixing(augment, size, seed=seed, step=step))
-    return Drawn(erase=erase, erased=erased, drop=drop, mix=mix)
+    return StepDraws(erase=erase, erased=erased, drop=drop, mix=mix)
 
 
 def _erased_boxes(
@@ -109,7 +111,7 @@ def _erased_boxes(
 
 
 def _mixing(augment: Augment, size: int, *, seed: int, step: int) -> np.ndarray:
-    """`Drawn.mix` of a step, drawn as timm's Mixup in its mode "batch" draws it."""
+    """`StepDraws.mix` of a step, drawn as timm's Mixup in its mode "batch" draws it."""
     # The legacy generator: its streams are frozen, those of numpy's Generator may change.
     generator = np.random.RandomState(draw("mixup", seed, step) & 0xFFFFFFFF)
     own, box = 1.0, (0, 0, 0, 0)
@@ -153,7 +155,7 @@ def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def prepare_train(
-    images: Tensor, labels: Tensor, drawn: Drawn, *, recipe: Recipe, num_classes: int
+    images: Tensor, labels: Tensor, drawn: StepDraws, *, recipe: Recipe, num_classes: int
 ) -> tuple[Tensor, Tensor]:
     """A micro-batch as the network takes it: x (b, 3, H, W) float32, targets (b, num_classes).
 
@@ -199,7 +201,7 @@ def _inside(box: Tensor, height: int, width: int) -> Tensor:
 
 
 def _erase(x: Tensor, erase: Tensor, erased: Tensor | None) -> None:
-    """Normal noise into the boxes of `erase` (`Drawn.erase`), in place."""
+    """Normal noise into the boxes of `erase` (`StepDraws.erase`), in place."""
     rows = slice(None) if erased is None else erased
     inside = _inside(erase[:, :4], *x.shape[2:])[:, None]
     x[rows] = torch.where(inside, normal_noise(erase[:, 4], x.shape[1:]), x[rows])

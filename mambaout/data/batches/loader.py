@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from mambaout.data.batches import ring
-from mambaout.data.batches.makers import EXACT_NEEDS, ONLY_HOST, EvaluationMaker, Host, TrainMaker
+from mambaout.data.batches.makers import (
+    EXACT_NEEDS,
+    ONLY_HOST,
+    EvaluationMaker,
+    HostShare,
+    TrainMaker,
+)
 from mambaout.data.images import native
 from mambaout.data.shards.data_set import DataSet, Split
 from mambaout.data.shards.files import DataError
@@ -62,7 +68,7 @@ class TrainBatches:
         *,
         seed: int,
         num_workers: int = 0,
-        host: Host = ONLY_HOST,
+        host: HostShare = ONLY_HOST,
     ) -> None:
         self.data, self.recipe, self.num_workers = data, recipe, num_workers
         self.num_images = data.num_images("train", recipe)
@@ -81,7 +87,7 @@ class TrainBatches:
         made = _made(self._make, itertools.count(step), self.num_workers)
         return (self._checked(batch) for batch in made)
 
-    def _checked(self, made: ring.Made) -> Batch:
+    def _checked(self, made: ring.FilledBatch) -> Batch:
         for note in made.notes:
             row, text = note.split(" ", 1)
             if int(row) not in self.undecodable:
@@ -103,7 +109,7 @@ def evaluation_batches(
     *,
     batch_size: int,
     num_workers: int = 0,
-    host: Host = ONLY_HOST,
+    host: HostShare = ONLY_HOST,
 ) -> Iterator[Batch]:
     """Every image of `split` once over all hosts, in global batches of `batch_size`, the last one
     padded. DataError for an image that cannot be decoded: top-1 would be of another set."""
@@ -115,11 +121,11 @@ def evaluation_batches(
 
 def _made(
     make: TrainMaker | EvaluationMaker, keys: Iterable[int], num_workers: int
-) -> Iterator[ring.Made]:
+) -> Iterator[ring.FilledBatch]:
     needs = () if isinstance(make, TrainMaker) and make.augment.fast else EXACT_NEEDS
     return ring.made_in_order(make, keys, num_workers, preload=needs)
 
 
-def _batch(made: ring.Made, first: int) -> Batch:
+def _batch(made: ring.FilledBatch, first: int) -> Batch:
     labels = torch.from_numpy(made.labels)
     return Batch(torch.from_numpy(made.images), labels, made.num_valid, first)

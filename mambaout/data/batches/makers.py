@@ -23,11 +23,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mambaout.data.batches import ring
-from mambaout.data.batches.ring import Filled
+from mambaout.data.batches.ring import FillReport
 from mambaout.data.draws import draws
-from mambaout.data.images.augment import Drawn, TrainAugment, eval_crop
-from mambaout.data.images.decode import Images, Picture, Undecodable
-from mambaout.data.images.resample import Part
+from mambaout.data.images.augment import ImageDraws, TrainAugment, eval_crop
+from mambaout.data.images.decode import Images, Picture, UndecodableImage
+from mambaout.data.images.resample import ImagePart
 from mambaout.data.shards.data_set import DataSet, Split
 from mambaout.data.shards.encoded import WINDOW_BYTES, Shard, needed_bytes
 from mambaout.data.shards.files import DataError
@@ -49,7 +49,7 @@ def warm_workers() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostShare:
     """Which of the processes that train one network together this is, and of how many."""
 
     rank: int = 0
@@ -63,7 +63,7 @@ class Host:
         return slice(self.rank * size, (self.rank + 1) * size)
 
 
-ONLY_HOST = Host()
+ONLY_HOST = HostShare()
 
 
 def epoch_order(
@@ -121,7 +121,7 @@ class _Maker:
 
     def fill(
         self, key: int, images: np.ndarray, labels: np.ndarray, worker: int, num_workers: int
-    ) -> Filled:
+    ) -> FillReport:
         source = self.open()
         rows = self.rows(key)
         mine = self._share(rows, worker, num_workers)
@@ -135,7 +135,7 @@ class _Maker:
             images[len(rows) :] = 0
             labels[len(rows) :] = 0
         labels[mine] = self.data.labels[self.source][rows[mine]]
-        return Filled(len(rows), self._fill(key, images, labels, rows, mine))
+        return FillReport(len(rows), self._fill(key, images, labels, rows, mine))
 
     def _share(self, rows: np.ndarray, worker: int, num_workers: int) -> np.ndarray:
         """The places of a batch that a worker fills: those of few row groups, so that a row group
@@ -155,7 +155,7 @@ class _Maker:
 class TrainMaker(_Maker):
     """Fills the batch of any step."""
 
-    def __init__(self, data: DataSet, recipe: Recipe, *, seed: int, host: Host) -> None:
+    def __init__(self, data: DataSet, recipe: Recipe, *, seed: int, host: HostShare) -> None:
         self.part = host.rows(recipe.global_batch)
         super().__init__(data, "train", recipe, self.part.stop - self.part.start)
         self.seed = seed
@@ -195,7 +195,7 @@ class TrainMaker(_Maker):
 
     def _augment(
         self,
-        drawn: Drawn,
+        drawn: ImageDraws,
         rows: np.ndarray,
         places: np.ndarray,
         images: np.ndarray,
@@ -203,7 +203,7 @@ class TrainMaker(_Maker):
     ) -> list[str]:
         """Fill `places` with the images of `rows`; what could not be decoded."""
         source, notes = self.open(), []
-        pictures: list[Picture | Undecodable | None] = []
+        pictures: list[Picture | UndecodableImage | None] = []
         pictures += [_or_error(source, row) for row in rows.tolist()]
         sizes = [getattr(picture, "size", (1, 1)) for picture in pictures]
         boxes = drawn.boxes(np.array(sizes)).tolist()
@@ -214,21 +214,21 @@ class TrainMaker(_Maker):
             assert picture is not None
             try:
                 crop = _cropped(source, row, picture, boxes[index], part, self.augment.least)
-            except Undecodable as error:
+            except UndecodableImage as error:
                 notes.append(f"{error.row} {error}")
                 crop, part, labels[place] = self._substitute(row, drawn, index, error)
             images[place] = self.augment(crop, drawn, index, part)
         return notes
 
     def _substitute(
-        self, row: int, drawn: Drawn, index: int, error: Undecodable
-    ) -> tuple[np.ndarray, Part | None, int]:
+        self, row: int, drawn: ImageDraws, index: int, error: UndecodableImage
+    ) -> tuple[np.ndarray, ImagePart | None, int]:
         """Crop, part and label of the next training row that can be decoded."""
         source = self.open()
         at = int(np.searchsorted(self.train_rows, row))
         for other in range(at + 1, at + 1 + SUBSTITUTES):
             row = int(self.train_rows[other % len(self.train_rows)])
-            with contextlib.suppress(Undecodable):
+            with contextlib.suppress(UndecodableImage):
                 picture = source[row]
                 box = drawn.boxes(np.array([picture.size]), slice(index, index + 1))[0].tolist()
                 part = self.augment.part(box, drawn, index)
@@ -237,23 +237,23 @@ class TrainMaker(_Maker):
         raise DataError(f"{error}, nor are the {SUBSTITUTES} rows after it; replace them")
 
 
-def _or_error(source: Images, row: int) -> Picture | Undecodable:
+def _or_error(source: Images, row: int) -> Picture | UndecodableImage:
     try:
         return source[row]
-    except Undecodable as error:
+    except UndecodableImage as error:
         return error
 
 
 def _cropped(
     source: Images,
     row: int,
-    picture: Picture | Undecodable,
+    picture: Picture | UndecodableImage,
     box: list[int],
-    part: Part | None = None,
+    part: ImagePart | None = None,
     least: int | None = None,
 ) -> np.ndarray:
     """The pixels of a box, or of a part of it."""
-    if isinstance(picture, Undecodable):
+    if isinstance(picture, UndecodableImage):
         raise picture
     left, top, width, height = box
     if part is not None:
@@ -268,7 +268,7 @@ class EvaluationMaker(_Maker):
     """Fills any batch of an evaluation: every image of the split once, in the order of its rows."""
 
     def __init__(
-        self, data: DataSet, split: Split, recipe: Recipe, batch_size: int, host: Host
+        self, data: DataSet, split: Split, recipe: Recipe, batch_size: int, host: HostShare
     ) -> None:
         self.part, self.batch_size = host.rows(batch_size), batch_size
         super().__init__(data, data.source(split), recipe, self.part.stop - self.part.start)
@@ -291,7 +291,7 @@ class EvaluationMaker(_Maker):
             try:
                 picture = source[row]
                 image = _cropped(source, row, picture, [0, 0, *picture.size])
-            except Undecodable as error:
+            except UndecodableImage as error:
                 # Another set of images would have another top-1.
                 raise DataError(f"{error}; an evaluation needs all: replace it") from error
             images[place] = eval_crop(image, self.recipe)

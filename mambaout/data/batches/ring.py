@@ -38,14 +38,14 @@ END_SECONDS = 2.0  # for workers to end by themselves; they take milliseconds
 ALIGNMENT = 64  # bytes; a cache line, and enough for every dtype
 
 
-class Filled(NamedTuple):
+class FillReport(NamedTuple):
     """What one call of `fill` did; the notes are short texts for the log."""
 
     num_valid: int
     notes: tuple[str, ...] = ()
 
 
-class Maker(Protocol):
+class BatchMaker(Protocol):
     """Makes the batch of any key, a share at a time; picklable, and not defined in a script."""
 
     @property
@@ -59,7 +59,7 @@ class Maker(Protocol):
 
     def fill(
         self, key: int, images: np.ndarray, labels: np.ndarray, worker: int, num_workers: int
-    ) -> Filled:
+    ) -> FillReport:
         """Write every row of this worker's share of batch `key`, padding too, and no other row.
 
         images is uint8 (num_rows, S, S, 3), labels int64 (num_rows,); both hold an older batch.
@@ -68,7 +68,7 @@ class Maker(Protocol):
         ...
 
 
-class Made(NamedTuple):
+class FilledBatch(NamedTuple):
     """A batch. Its images are the slot that the workers filled, until nobody holds them."""
 
     images: np.ndarray  # uint8 (num_rows, S, S, 3)
@@ -78,13 +78,13 @@ class Made(NamedTuple):
 
 
 def made_in_order(
-    make: Maker,
+    make: BatchMaker,
     keys: Iterable[int],
     num_workers: int,
     *,
     look_ahead: int = 2,
     preload: Sequence[str] = (),
-) -> Generator[Made, None, None]:
+) -> Generator[FilledBatch, None, None]:
     """The batches of `keys`, which may be endless; the workers start now, not at the first `next`.
 
     `look_ahead` batches are ready or in the making beside those that the consumer holds. What a
@@ -116,19 +116,19 @@ def warm(preload: Sequence[str]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _made_here(make: Maker, keys: Iterable[int]) -> Generator[Made, None, None]:
+def _made_here(make: BatchMaker, keys: Iterable[int]) -> Generator[FilledBatch, None, None]:
     make.open()
     for key in keys:
         yield _made(make, key)  # no name here: it would hold the batch until the next one is made
 
 
-def _made(make: Maker, key: int) -> Made:
+def _made(make: BatchMaker, key: int) -> FilledBatch:
     images = np.empty(_shape(make), np.uint8)
     labels = np.empty(make.num_rows, np.int64)
-    return Made(images, labels, *make.fill(key, images, labels, 0, 1))
+    return FilledBatch(images, labels, *make.fill(key, images, labels, 0, 1))
 
 
-def _shape(make: Maker) -> tuple[int, int, int, int]:
+def _shape(make: BatchMaker) -> tuple[int, int, int, int]:
     return (make.num_rows, make.image_size, make.image_size, 3)
 
 
@@ -140,7 +140,7 @@ class _Ring:
 
     def __init__(
         self,
-        make: Maker,
+        make: BatchMaker,
         keys: Iterable[int],
         num_workers: int,
         look_ahead: int,
@@ -164,7 +164,7 @@ class _Ring:
             self.close()
             raise
 
-    def batches(self) -> Generator[Made, None, None]:
+    def batches(self) -> Generator[FilledBatch, None, None]:
         try:
             while self.pending:
                 yield self._next()
@@ -175,7 +175,7 @@ class _Ring:
         self.end()
         self.slots = []  # the arrays handed out keep theirs
 
-    def _start(self, make: Maker, num_workers: int, preload: Sequence[str]) -> None:
+    def _start(self, make: BatchMaker, num_workers: int, preload: Sequence[str]) -> None:
         # A class of the trainer's script would be looked for in the server's own __main__.
         if type(make).__module__ == "__main__":
             raise ValueError(f"{type(make).__name__} is defined in a script; move it to a module")
@@ -209,7 +209,7 @@ class _Ring:
                 with contextlib.suppress(ConnectionError):
                     connection.send(task)
 
-    def _next(self) -> Made:
+    def _next(self) -> FilledBatch:
         key, slot = self.pending[0]
         # Every worker answers its tasks in order: what comes next from each belongs to this batch.
         replies = [self._reply(worker, key) for worker in range(len(self.processes))]
@@ -220,7 +220,7 @@ class _Ring:
         images, labels = self._handed_out(slot)
         self._send_ahead()
         notes = tuple(note for filled in replies for note in filled.notes)
-        return Made(images, labels, replies[0].num_valid, notes)
+        return FilledBatch(images, labels, replies[0].num_valid, notes)
 
     def _reply(self, worker: int, key: int) -> Any:
         try:
@@ -347,7 +347,7 @@ def _received(files: list[Any]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _packed(make: Maker) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _packed(make: BatchMaker) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """A descriptor of the pickled maker and the spans of its parts: the pickle, then its arrays.
 
     All workers map the one copy: an ImageNet's rows and labels are 30 MB, 3 GB in 96 workers.
@@ -366,7 +366,7 @@ def _packed(make: Maker) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         yield file, spans
 
 
-def _unpacked(file: int, spans: list[tuple[int, int]]) -> Maker:
+def _unpacked(file: int, spans: list[tuple[int, int]]) -> BatchMaker:
     # A private map: a worker may write to an array of its maker, and no other sees it.
     memory = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
     pickled, *buffers = (memory[start:stop] for start, stop in spans)
@@ -392,7 +392,7 @@ def _work(
     slots = [layout.arrays(mmap.mmap(file, layout.num_bytes)) for file in slot_files]
     for file in slot_files:
         os.close(file)
-    make: Maker | None = None
+    make: BatchMaker | None = None
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             key, slot = connection.recv()

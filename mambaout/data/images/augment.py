@@ -18,7 +18,14 @@ import numpy as np
 
 from mambaout.data.draws import uniforms
 from mambaout.data.images.randaugment import AMOUNTS, COLOURS, MAX_LEVEL, PLACES
-from mambaout.data.images.resample import Exact, Fast, Part, as_rgb, resized, seen_part
+from mambaout.data.images.resample import (
+    ExactPixels,
+    FastPixels,
+    ImagePart,
+    as_rgb,
+    resized,
+    seen_part,
+)
 from mambaout.recipe import Augment, Recipe
 
 ATTEMPTS = 10  # to find a crop that lies inside the image
@@ -27,7 +34,7 @@ APPLIED = 0.5  # of RandAugment's operations, timm's default
 Operation = tuple[str, float, bool]  # its name, its amount, whether bicubic
 
 
-class Drawn:
+class ImageDraws:
     """What is drawn for some images, a row an image."""
 
     def __init__(self, augment: Augment, keys: np.ndarray) -> None:
@@ -126,11 +133,11 @@ class TrainAugment:
         # The least sides of a crop that comes at less than its size.
         self.least = self.size if self.fast else None
 
-    def draw(self, keys: np.ndarray) -> Drawn:
+    def draw(self, keys: np.ndarray) -> ImageDraws:
         """What the images of these keys get; uint64 (n,)."""
-        return Drawn(self.augment, keys)
+        return ImageDraws(self.augment, keys)
 
-    def part(self, box: list[int], drawn: Drawn, index: int) -> Part | None:
+    def part(self, box: list[int], drawn: ImageDraws, index: int) -> ImagePart | None:
         """The part of the crop that the image will show; None: all of it."""
         if not self.fast:
             return None
@@ -141,12 +148,14 @@ class TrainAugment:
         return seen_part(moves, self.size, box[2], box[3], flipped=drawn.flipped[index])
 
     def __call__(
-        self, crop: np.ndarray, drawn: Drawn, index: int, part: Part | None = None
+        self, crop: np.ndarray, drawn: ImageDraws, index: int, part: ImagePart | None = None
     ) -> np.ndarray:
         """uint8 (size, size, 3) of row `index`'s crop (H, W) or (H, W, 3), or of a part of it."""
         how = {"bicubic": drawn.bicubic[index], "flipped": drawn.flipped[index]}
         resampled = (
-            Fast(crop, self.size, **how, part=part) if self.fast else Exact(crop, self.size, **how)
+            FastPixels(crop, self.size, **how, part=part)
+            if self.fast
+            else ExactPixels(crop, self.size, **how)
         )
         for name, amount, bicubic in drawn.operations[index]:
             if name in PLACES:

@@ -28,7 +28,7 @@ from mambaout.data.bar import progress_bar
 from mambaout.data.images.jpeg import segment_lengths, splice
 from mambaout.data.images.jpeg_crop import Box, decoded_box, room
 from mambaout.data.shards.data_set import DataSet, place
-from mambaout.data.shards.encoded import Encoded, EncodedImages
+from mambaout.data.shards.encoded import EncodedImage, EncodedImages
 from mambaout.data.shards.files import DataError, stored_array
 
 PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded
@@ -36,7 +36,7 @@ PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded
 _COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo converts as Pillow
 
 
-class Undecodable(DataError):
+class UndecodableImage(DataError):
     """An image that cannot be decoded: its row of the split, and as text shard, row and reason."""
 
     def __init__(self, row: int, text: str) -> None:
@@ -66,7 +66,7 @@ class Picture(Protocol):
         ...
 
 
-class Decoded:
+class DecodedPicture:
     """A picture whose pixels are there, (H, W) or (H, W, 3)."""
 
     def __init__(self, pixels: np.ndarray) -> None:
@@ -91,10 +91,10 @@ def _shrunk(pixels: np.ndarray, least: int | None) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-class Jpeg:
+class JpegPicture:
     """A JPEG that libjpeg-turbo reads; `space` is how it names the file's colours."""
 
-    def __init__(self, encoded: Encoded, size: tuple[int, int], space: str) -> None:
+    def __init__(self, encoded: EncodedImage, size: tuple[int, int], space: str) -> None:
         self.encoded, self.size, self.space = encoded, size, space
 
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
@@ -103,7 +103,7 @@ class Jpeg:
         if pixels is None:
             pixels = self._by_libjpeg(box, smooth)
         if pixels is None:
-            return Other(self.encoded.image).crop(box, least)
+            return PillowPicture(self.encoded.image).crop(box, least)
         return _shrunk(pixels, least)
 
     def _by_us(self, box: Box, smooth: bool) -> np.ndarray | None:
@@ -131,7 +131,7 @@ class Jpeg:
         return pixels[..., 0] if self.space == "Gray" else pixels
 
 
-class Other:
+class PillowPicture:
     """Any image that Pillow reads, decoded when it is cropped."""
 
     def __init__(self, encoded: bytes | memoryview) -> None:
@@ -147,10 +147,10 @@ class Other:
                 image = image.convert("RGB")
         elif image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
-        return Decoded(np.asarray(image)).crop(box, least)
+        return DecodedPicture(np.asarray(image)).crop(box, least)
 
 
-def picture(encoded: Encoded) -> Picture:
+def picture(encoded: EncodedImage) -> Picture:
     """The image's size, and its pixels when they are asked for.
 
     Whatever Pillow raises for a damaged image travels, here or from `crop`.
@@ -158,8 +158,8 @@ def picture(encoded: Encoded) -> Picture:
     with contextlib.suppress(ValueError):  # no JPEG, or none that libjpeg-turbo likes
         height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded.image)
         if colour in _COLOURS:
-            return Jpeg(encoded, (int(width), int(height)), colour)
-    return Other(encoded.image)
+            return JpegPicture(encoded, (int(width), int(height)), colour)
+    return PillowPicture(encoded.image)
 
 
 class Images:
@@ -177,21 +177,21 @@ class Images:
     def __getitem__(self, row: int) -> Picture:
         """Raises Undecodable for an image whose header cannot be read."""
         if self.pixels is not None:
-            return Decoded(self.pixels[row])
+            return DecodedPicture(self.pixels[row])
         encoded = self.encoded[row]
         try:
             return picture(encoded)
         except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
             raise self.undecodable(row, error) from error
 
-    def undecodable(self, row: int, error: Exception) -> Undecodable:
+    def undecodable(self, row: int, error: Exception) -> UndecodableImage:
         """What to raise where the image of `row` fails with `error`."""
         if isinstance(error, MemoryError):  # of the machine's making, not of the image's
             raise error
         reason = re.sub(r" object at 0x[0-9a-f]+", "", " ".join(str(error).split()))
         path = self.encoded.path(row)
         came = f"; it came from {path}" if path else ""
-        return Undecodable(
+        return UndecodableImage(
             row,
             f"{place(self.shards, row)} is not an image that can be decoded "
             f"({type(error).__name__}: {reason}){came}",
@@ -199,7 +199,7 @@ class Images:
 
     def _decode_all(self) -> np.ndarray:
         # An image that cannot be decoded is dealt with when its turn comes: loader.py.
-        with contextlib.suppress(Undecodable):
+        with contextlib.suppress(UndecodableImage):
             for channels in ((), (3,)):
                 pixels = self._decode_as(channels)
                 if pixels is not None:

@@ -1,13 +1,13 @@
 """Pixels from places between pixels: two ways to crop, resize, flip, rotate, shear and shift.
 
-`Exact` does one operation after the other and gives Pillow's pixels within one grey level nearly
-everywhere, several times faster: it resizes with torch's uint8 kernels, which are Pillow's own
-algorithm vectorised, and moves with affine.c, to Pillow's bits.
+`ExactPixels` does one operation after the other. Its pixels differ from Pillow's by at most one
+grey level nearly everywhere, and it is several times faster. It resizes with torch's uint8 kernels,
+which are Pillow's own algorithm in vectors. It moves with affine.c, to Pillow's bits.
 
-`Fast` keeps what is to be done as one map of places and looks into the crop once: bilinear, or
+`FastPixels` gathers all operations into one map of places and reads the crop once: bilinear, or
 bicubic where it only resizes, without the widened filter that Pillow shrinks images with. A crop
 that is at least twice as large is first averaged to a half, a quarter or an eighth (decode.py), so
-that at most a factor of two is left to it.
+that at most a factor of two is left.
 
 Both take uint8 (H, W) or (H, W, 3) and give (size, size, 3).
 """
@@ -34,7 +34,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 
-class Exact:
+class ExactPixels:
     """An image on its way through crop, flip and operations, each done when it is asked for."""
 
     def __init__(self, crop: np.ndarray, size: int, *, bicubic: bool, flipped: bool) -> None:
@@ -54,7 +54,7 @@ def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.nd
     """`image` at (height, width) `size` as Pillow's resize gives it."""
     if image.shape[:2] == size:
         return image
-    # Its import takes two seconds, which a process that only needs `Fast` is spared.
+    # Its import takes two seconds, which a process that only needs `FastPixels` is spared.
     import torch
 
     if not image.flags.writeable:  # which torch warns of
@@ -110,7 +110,7 @@ def _after(first: Map, then: Map) -> Map:
     )  # fmt: skip
 
 
-class Part(NamedTuple):
+class ImagePart(NamedTuple):
     """Some pixels of a crop, and the crop's size."""
 
     left: int
@@ -121,7 +121,7 @@ class Part(NamedTuple):
     crop_height: int
 
 
-class Fast:
+class FastPixels:
     """An image on its way through crop, flip and operations: places are only noted down until
     colours, or the end, need pixels."""
 
@@ -132,7 +132,7 @@ class Fast:
         *,
         bicubic: bool,
         flipped: bool,
-        part: Part | None = None,
+        part: ImagePart | None = None,
     ) -> None:
         self.image, self.size, self.bicubic, self.flipped = crop, size, bicubic, flipped
         self.part = part  # that there is of the crop; None: all of it
@@ -160,7 +160,7 @@ class Fast:
     def _moved(self, places: Map) -> np.ndarray:
         image = self.image
         height, width = image.shape[:2]
-        part = self.part or Part(0, 0, width, height, width, height)
+        part = self.part or ImagePart(0, 0, width, height, width, height)
         across, down = width / part.width, height / part.height  # below 1 where it came smaller
         crop = _into_crop(self.size, part.crop_width, part.crop_height, flipped=self.flipped)
         inside = (across, 0, -part.left * across, 0, down, -part.top * down)
@@ -187,7 +187,7 @@ def _into_crop(size: int, width: int, height: int, *, flipped: bool) -> Map:
 
 def seen_part(
     moves: list[tuple[str, float]], size: int, width: int, height: int, *, flipped: bool
-) -> Part:
+) -> ImagePart:
     """What a crop of (width, height) shows after `moves`.
 
     A shift moves up to 45 % of a crop out of sight, which need not be decoded.
@@ -200,7 +200,7 @@ def seen_part(
     ys = [d * x + e * y + f for x in (0, size) for y in (0, size)]
     left, right = _around(xs, width)
     top, bottom = _around(ys, height)
-    return Part(left, top, right - left, bottom - top, width, height)
+    return ImagePart(left, top, right - left, bottom - top, width, height)
 
 
 def _around(places: list[float], most: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from mambaout.data.cores import usable_cores
 from mambaout.data.images.decode import picture
 from mambaout.data.packing.pack import Source
 from mambaout.data.packing.storing import Sample
-from mambaout.data.shards.encoded import Encoded
+from mambaout.data.shards.encoded import EncodedImage
 from mambaout.data.shards.files import DataError
 
 MOST_CHECKED = 50_000  # images; one of 98 kB takes 0.9 ms of a core
@@ -52,7 +52,7 @@ def _damage(sample: Sample) -> str | None:
     if not isinstance(image, bytes):
         return None
     try:
-        found = picture(Encoded(memoryview(image), None))
+        found = picture(EncodedImage(memoryview(image), None))
         found.crop((0, 0, *found.size))
     except MemoryError:  # of the machine's making, not of the image's
         raise

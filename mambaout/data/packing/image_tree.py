@@ -70,14 +70,14 @@ ClassOrder = Literal["text", "natural"]
 Read = Callable[[], bytes]
 
 
-class ReadTree(NamedTuple):
+class UnpackedTree(NamedTuple):
     """What was found in a tree of images; `source` makes the list of its samples."""
 
     source: Callable[[], Source]
     remark: str  # a line of what was left out and of what is odd, or nothing
 
 
-def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[ReadTree, str]:
+def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[UnpackedTree, str]:
     """The folder's images, and a key that changes with any of its files."""
     tree = walk_folder(root)
     digest = sha256()
@@ -109,7 +109,7 @@ def checked(place: Path | str, read: Read) -> bytes:
     return data
 
 
-def _read_tree(tree: Tree, class_order: ClassOrder) -> ReadTree:
+def _read_tree(tree: Tree, class_order: ClassOrder) -> UnpackedTree:
     layout = find_layout(tree)
     names = sorted(layout.class_names, key=_natural if class_order == "natural" else None)
     remarks = layout.remarks + _remarks_on_copies(tree, layout)
@@ -123,7 +123,7 @@ def _read_tree(tree: Tree, class_order: ClassOrder) -> ReadTree:
         classes = counted(len(names), "class", "classes")
         remarks[0] = f"{tree.at(())}: read {images} of {classes}; {remarks[0]}"
     remark = "; ".join(remarks)
-    return ReadTree(partial(_source, tree, layout, names, remark), remark)
+    return UnpackedTree(partial(_source, tree, layout, names, remark), remark)
 
 
 def _source(tree: Tree, layout: Layout, names: list[str], remark: str) -> Source:

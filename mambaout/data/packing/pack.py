@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from mambaout.data.bar import progress_bar
 from mambaout.data.draws import draw, hash64
-from mambaout.data.packing.storing import Lossy, Row, Sample, Storing
+from mambaout.data.packing.storing import LossyEncoding, RowMaker, Sample, ShardRow
 from mambaout.data.shards.columns import HUGGING_FACE
 from mambaout.data.shards.data_set import CONTENT, LOSSY, VAL_FRACTION
 from mambaout.data.shards.encoded import SEGMENTS
@@ -62,7 +62,7 @@ class Source:
 
 
 @dataclass(slots=True)
-class Packed:
+class PackReport:
     """What `write_shards` did; as text, a line of it."""
 
     recut: bool
@@ -76,7 +76,7 @@ class Packed:
     kept: Counter[str] = field(default_factory=Counter)  # files stored as they are, by their kind
     seconds: float = 0.0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ShardRow) -> None:
         self.num_images += 1
         if row.stored.kept_for is not None:
             self.kept[row.stored.kept_for] += 1
@@ -111,8 +111,8 @@ def write_shards(
     *,
     progress: bool = True,
     as_is: bool = False,
-    lossy: Lossy | None = None,
-) -> Packed:
+    lossy: LossyEncoding | None = None,
+) -> PackReport:
     """Write `source` as shards into the folder `out`, which must not exist or be empty.
 
     Raises DataError for an empty split or class, an unreadable image, a folder in use, or a JPEG
@@ -136,12 +136,12 @@ def write_shards(
     with replacing(out) as aside:
         aside.mkdir()
         with (
-            Storing(as_is=as_is, lossy=lossy) as storing,
+            RowMaker(as_is=as_is, lossy=lossy) as storing,
             progress_bar(
                 total=total, unit=" images", desc=f"pack {source.name}", disable=not progress
             ) as bar,
         ):
-            packed = Packed(not as_is, text, storing.num_cores)
+            packed = PackReport(not as_is, text, storing.num_cores)
             schema = _schema(source.class_names, text)
             for split, samples in (("train", source.train), ("val", source.val)):
                 rows = storing.rows(samples if source.is_stream else _in_hashed_order(samples))
@@ -178,7 +178,9 @@ def _in_hashed_order(samples: Samples) -> list[Sample]:
     return sorted(samples, key=lambda sample: (hash64(_name(sample)), sample.path or ""))
 
 
-def _written(folder: Path, split: str, rows: Iterator[Row], schema: pa.Schema) -> Iterator[Row]:
+def _written(
+    folder: Path, split: str, rows: Iterator[ShardRow], schema: pa.Schema
+) -> Iterator[ShardRow]:
     """The rows, each once it is written; when all are, the split's shards have their names."""
     written: list[Path] = []
     writer: _ShardWriter | None = None
@@ -227,7 +229,7 @@ class _ShardWriter:
         self.rows: list[dict] = []
         self.group_bytes = self.num_bytes = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ShardRow) -> None:
         sample, stored = row.sample, row.stored
         for part in (_name(sample), str(sample.label).encode(), row.content):
             self.content.update(len(part).to_bytes(8, "little") + part)

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 
-from mambaout.data.images.decode import Images, Undecodable
+from mambaout.data.images.decode import Images, UndecodableImage
 from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.files import DataError
 from mambaout.rules import DataFacts
@@ -32,7 +32,7 @@ def image_side(images: Images, num_images: int) -> int:
     rows = sorted({int(row) for place in places for row in place})
     sides: list[int] = []
     for row in rows:
-        with contextlib.suppress(Undecodable):  # the loader deals with it when its turn comes
+        with contextlib.suppress(UndecodableImage):  # the loader deals with it when its turn comes
             sides.append(min(images[row].size))
     if not sides:
         raise DataError(f"none of {len(rows)} training images can be decoded, row {rows[0]} first")

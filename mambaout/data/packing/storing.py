@@ -36,7 +36,7 @@ LOOK_AHEAD = 2  # images in work for each core; memory holds no more of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lossy:
+class LossyEncoding:
     """How every image is to be encoded again; what cannot be decoded stays as it is."""
 
     short_side: int | None = None  # px; larger images are reduced to it, as Pillow's bicubic does
@@ -64,7 +64,7 @@ class Sample:
     read: Callable[[], bytes | np.ndarray]  # an image file, or uint8 pixels (H, W) or (H, W, 3)
 
 
-class Stored(NamedTuple):
+class StoredImage(NamedTuple):
     """What became of an image file."""
 
     encoded: bytes
@@ -73,29 +73,29 @@ class Stored(NamedTuple):
     kept_for: str | None = None  # what kind of file stays as it was, where that was not asked for
 
 
-class Row(NamedTuple):
+class ShardRow(NamedTuple):
     """A sample as a row of a shard."""
 
     sample: Sample
-    stored: Stored
+    stored: StoredImage
     content: bytes  # what the row's identity rests on
     num_bytes: int  # of the file that was read; of pixels as they are stored
 
 
-def stored(encoded: bytes, lossy: Lossy | None) -> Stored:
+def stored(encoded: bytes, lossy: LossyEncoding | None) -> StoredImage:
     """The file re-encoded if `lossy`, and re-cut where that changes no pixel."""
     reencoded = None
     if lossy is not None:
         reencoded = _reencoded(encoded, lossy)
         if reencoded is None:
-            return Stored(encoded, kept_for=f"{_form(encoded)} that cannot be decoded")
+            return StoredImage(encoded, kept_for=f"{_form(encoded)} that cannot be decoded")
     elif image_size(encoded) is None:
-        return Stored(encoded, kept_for=_form(encoded))
+        return StoredImage(encoded, kept_for=_form(encoded))
     done = recut(reencoded or encoded)
     if done is None:
         kept_for = None if reencoded else "JPEG that jpegtran cannot re-cut without a change"
-        return Stored(reencoded or encoded, None, reencoded, kept_for)
-    return Stored(*done, reencoded)
+        return StoredImage(reencoded or encoded, None, reencoded, kept_for)
+    return StoredImage(*done, reencoded)
 
 
 def _form(encoded: bytes) -> str:
@@ -106,7 +106,7 @@ def _form(encoded: bytes) -> str:
         return "file"
 
 
-def _reencoded(encoded: bytes, lossy: Lossy) -> bytes | None:
+def _reencoded(encoded: bytes, lossy: LossyEncoding) -> bytes | None:
     target = io.BytesIO()
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as opened:
@@ -132,17 +132,17 @@ class _Worker(NamedTuple):
     answers: IO[bytes]
 
 
-class Storing:
+class RowMaker:
     """Samples to rows, on all cores: a context manager, whose exit ends the processes."""
 
-    def __init__(self, *, as_is: bool = False, lossy: Lossy | None = None) -> None:
+    def __init__(self, *, as_is: bool = False, lossy: LossyEncoding | None = None) -> None:
         self.as_is, self.lossy = as_is, lossy
         self.num_cores = usable_cores()
         self._threads = ThreadPoolExecutor(self.num_cores, "storing")
         self._own = threading.local()
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> Storing:
+    def __enter__(self) -> RowMaker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,9 +156,9 @@ class Storing:
             with contextlib.suppress(OSError):  # half a request is left in it
                 worker.requests.close()
 
-    def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
+    def rows(self, samples: Iterable[Sample]) -> Iterator[ShardRow]:
         """The samples' rows in their order; what reading a sample raises travels."""
-        waiting: deque[Future[Row]] = deque()
+        waiting: deque[Future[ShardRow]] = deque()
         for sample in samples:
             waiting.append(self._threads.submit(self._row, sample))
             if len(waiting) >= LOOK_AHEAD * self.num_cores:
@@ -166,20 +166,20 @@ class Storing:
         while waiting:
             yield waiting.popleft().result()
 
-    def _row(self, sample: Sample) -> Row:
+    def _row(self, sample: Sample) -> ShardRow:
         image = sample.read()
         if isinstance(image, np.ndarray):
             encoded = _png(image)
-            done = Stored(encoded) if self.lossy is None else self._asked(encoded, sample)
-            return Row(sample, done, done.reencoded or image.tobytes(), len(done.encoded))
+            done = StoredImage(encoded) if self.lossy is None else self._asked(encoded, sample)
+            return ShardRow(sample, done, done.reencoded or image.tobytes(), len(done.encoded))
         if self.as_is:
-            return Row(sample, Stored(image), image, len(image))
+            return ShardRow(sample, StoredImage(image), image, len(image))
         if self.lossy is None and image_size(image) is None:
-            return Row(sample, stored(image, None), image, len(image))
+            return ShardRow(sample, stored(image, None), image, len(image))
         done = self._asked(image, sample)
-        return Row(sample, done, done.reencoded or image, len(image))
+        return ShardRow(sample, done, done.reencoded or image, len(image))
 
-    def _asked(self, encoded: bytes, sample: Sample) -> Stored:
+    def _asked(self, encoded: bytes, sample: Sample) -> StoredImage:
         """What this thread's own process makes of the file."""
         worker = getattr(self._own, "worker", None)
         if worker is None:

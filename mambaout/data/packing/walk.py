@@ -1,6 +1,6 @@
 """The walk over a tree of files, on disk or in a tar: nothing that it meets is lost in silence.
 
-`walk` finds the images. What is no image is counted by its reason in `LeftOut`; what cannot be
+`walk` finds the images. What is no image is counted by its reason in `LeftOutFiles`; what cannot be
 read, like a folder without permission or a link that leads nowhere, is a DataError with its path.
 """
 
@@ -58,7 +58,7 @@ OTHER_IMAGE = ("image of a kind that is not read", "images of kinds that are not
 
 
 @dataclass(slots=True)
-class LeftOut:
+class LeftOutFiles:
     """What is not read, counted by its reason."""
 
     parts: list[str] = field(default_factory=list)  # whole folders of images, with their reason
@@ -92,7 +92,7 @@ class Tree:
     read_file: Callable[[Path, Parts, Any], bytes]  # by the root, the path and the entry's place
     files: dict[Parts, Entry] = field(default_factory=dict)
     folders: dict[Parts, int] = field(default_factory=dict)  # their identities
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: LeftOutFiles = field(default_factory=LeftOutFiles)
 
     def at(self, path: Parts) -> str:
         return shown(self.root.joinpath(*path))

@@ -195,11 +195,11 @@ def _described_set(
     columns = find_columns(first, schema, image_column, label_column)
     left_out: list[str] = []
     remarks: list[str] = []
-    known: dict[str, list[_Described]] = {}
+    known: dict[str, list[_DescribedShard]] = {}
     with ThreadPoolExecutor(DESCRIBE_THREADS) as pool:
 
-        def describe(locations: Sequence[str], *, is_train: bool = False) -> list[_Described]:
-            def each(shard: str) -> _Described:
+        def describe(locations: Sequence[str], *, is_train: bool = False) -> list[_DescribedShard]:
+            def each(shard: str) -> _DescribedShard:
                 return _describe(shard, columns, is_train, files.stamps[shard])
 
             return list(pool.map(each, locations))
@@ -226,7 +226,7 @@ def _described_set(
     return _description(location, columns, known, left_out, remarks)
 
 
-class _Described(NamedTuple):
+class _DescribedShard(NamedTuple):
     shard: Shard
     identity: bytes  # stands for the content
     is_whole: bool  # and two shards with the same are copies
@@ -240,7 +240,9 @@ class _Described(NamedTuple):
         return self.labels.dtype == object or bool((self.labels != UNLABELLED).any())
 
 
-def _describe(location: str, columns: Columns, is_train: bool, stamp: Stamp | None) -> _Described:
+def _describe(
+    location: str, columns: Columns, is_train: bool, stamp: Stamp | None
+) -> _DescribedShard:
     """What is known of a shard before an image is read."""
     known = _known(stamp)
     metadata = read_footer(location, known)
@@ -259,7 +261,7 @@ def _describe(location: str, columns: Columns, is_train: bool, stamp: Stamp | No
     # shards the whole file, or the footer: the place, sizes and statistics of every column.
     identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES, known)
     names, odd = class_names(schema, columns.label)
-    return _Described(
+    return _DescribedShard(
         shard,
         sha256(identity).digest(),
         CONTENT in written or file_size(location, known) <= WHOLE_FILE_BYTES,
@@ -277,7 +279,7 @@ def _known(stamp: Stamp | None) -> Footer | None:
 def _description(
     location: str,
     columns: Columns,
-    known: dict[str, list[_Described]],
+    known: dict[str, list[_DescribedShard]],
     left_out: list[str],
     remarks: list[str],
 ) -> Description:
@@ -314,7 +316,7 @@ def _description(
     )
 
 
-def _check_once(split: str, described: Sequence[_Described]) -> None:
+def _check_once(split: str, described: Sequence[_DescribedShard]) -> None:
     """Raises DataError where two of the split's shards hold the same."""
     seen: dict[bytes, str] = {}
     for shard, identity, is_whole, *_ in described:
@@ -325,7 +327,7 @@ def _check_once(split: str, described: Sequence[_Described]) -> None:
             )
 
 
-def _class_names(every: Sequence[_Described]) -> tuple[str, ...] | None:
+def _class_names(every: Sequence[_DescribedShard]) -> tuple[str, ...] | None:
     """The names of the classes that the shards have, none of them or the same ones."""
     named = [shard for shard in every if shard.class_names]
     for other in named[1:]:
@@ -339,7 +341,7 @@ def _class_names(every: Sequence[_Described]) -> tuple[str, ...] | None:
 
 def _labels(
     shards: dict[str, tuple[Shard, ...]],
-    known: dict[str, list[_Described]],
+    known: dict[str, list[_DescribedShard]],
     names: tuple[str, ...] | None,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     """int64 labels, and the names of the classes: words are classes in their sorted order."""

@@ -73,7 +73,7 @@ def needed_bytes(num_workers: int) -> int:
     return 2 * WINDOW_BYTES // num_workers + NEIGHBOURS_BYTES
 
 
-class Encoded(NamedTuple):
+class EncodedImage(NamedTuple):
     """A row's image file, and where its restart segments begin, if `pack` re-cut it."""
 
     image: memoryview
@@ -113,7 +113,7 @@ class EncodedImages:
         except DataError:  # what is wrong with the image is to be said whatever else goes wrong
             return None
 
-    def __getitem__(self, row: int) -> Encoded:
+    def __getitem__(self, row: int) -> EncodedImage:
         """The file that row `row` holds; DataError where it has none or cannot be read."""
         group = bisect_right(self._starts, row) - 1
         loaded, index = self._loaded(group), row - self._starts[group]
@@ -124,7 +124,7 @@ class EncodedImages:
                 "at most; embed the images: `mambaout pack SOURCE OUT` from the folder that holds "
                 "them"
             )
-        return Encoded(image, None if loaded.segments is None else loaded.segments[index])
+        return EncodedImage(image, None if loaded.segments is None else loaded.segments[index])
 
     def prefetch(self, groups: Iterable[int]) -> None:
         """Begin to read these row groups in the background, in this order.

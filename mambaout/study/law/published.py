@@ -21,7 +21,7 @@ _FILE = Path(__file__).with_name("published.csv")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedModel:
     """One model as published."""
 
     model: str
@@ -36,11 +36,11 @@ class Published:
 
 
 @cache
-def published() -> tuple[Published, ...]:
+def published() -> tuple[PublishedModel, ...]:
     """Every model of the table, by family and then by MACs."""
     with _FILE.open(newline="") as file:
         return tuple(
-            Published(
+            PublishedModel(
                 model=row["model"],
                 family=row["family"],
                 mixer=row["mixer"],

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mambaout.accounting import TRAIN_FORWARDS, cost
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, flat_fields, steps_per_epoch
-from mambaout.study.axes import Axis, Choice, Log, Search
+from mambaout.study.axes import Axis, Choice, LogRange, Search
 from mambaout.study.price.rates import Forecast, Kind, num_evaluated
 from mambaout.study.search.best import runs_of
 from mambaout.study.search.space import recipe_of
@@ -166,7 +166,7 @@ def _middle(axis: Axis, base: Recipe) -> Any:
     if isinstance(axis, Choice):
         own = flat_fields(base).get(axis.name)
         return own if own in axis.values else axis.values[len(axis.values) // 2]
-    if isinstance(axis, Log):
+    if isinstance(axis, LogRange):
         return (axis.low * axis.high) ** 0.5
     steps = (axis.high - axis.low) / (axis.step or 1)
     return axis.low + (round(steps / 2) * axis.step if axis.step else steps / 2)

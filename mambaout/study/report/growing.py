@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mambaout.study.law.fit import Interval
-from mambaout.study.report.reading import Grown, Reading
+from mambaout.study.report.reading import GrowthFinding, Reading
 
 
 def deeper_or_wider(reading: Reading) -> list[str]:
@@ -34,7 +34,7 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _verdict(told: Sequence[Grown]) -> str:
+def _verdict(told: Sequence[GrowthFinding]) -> str:
     found = {one.growth.verdict for one in told}
     lengths = _lengths(told)
     if len(told) == 1:
@@ -59,14 +59,14 @@ def _verdict(told: Sequence[Grown]) -> str:
     return f"{start}{', '.join(parts)}."
 
 
-def _lengths(which: Sequence[Grown]) -> str:
+def _lengths(which: Sequence[GrowthFinding]) -> str:
     """ "4, 12 and 36 epochs"."""
     *most, last = [str(one.family.epochs) for one in which]
     ending = "epoch" if last == "1" and not most else "epochs"
     return f"{', '.join(most)} and {last} {ending}" if most else f"{last} {ending}"
 
 
-def _gains(one: Grown, *, sure: bool = True) -> str:
+def _gains(one: GrowthFinding, *, sure: bool = True) -> str:
     """What depth and width bought; without intervals and verdict where nothing is `sure`."""
     growth, signed = one.growth, _signed if sure else _value
     parts = [
@@ -83,7 +83,7 @@ def _gains(one: Grown, *, sure: bool = True) -> str:
     return text
 
 
-def _change(told: Sequence[Grown]) -> str:
+def _change(told: Sequence[GrowthFinding]) -> str:
     """Whether width's lead over depth differs between the shortest and the longest training."""
     if len(told) < 2:
         return ""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mambaout.study.law.fit import TooFew, fit_law
 from mambaout.study.law.plateau import plateaus
-from mambaout.study.law.published import VAL_IMAGES, Published, ladder, published
+from mambaout.study.law.published import VAL_IMAGES, PublishedModel, ladder, published
 from mambaout.study.numbers import count_text
 from mambaout.study.report.labels import Spot, place_labels
 from mambaout.study.report.noise import seed_noise
@@ -105,5 +105,5 @@ def published_said() -> list[str]:
     return [*said, SOURCE]
 
 
-def _model(name: str) -> Published:
+def _model(name: str) -> PublishedModel:
     return next(model for model in published() if model.model == name)

@@ -17,7 +17,7 @@ from mambaout.study.report.families import Family, families, size
 from mambaout.study.report.noise import Noise
 from mambaout.study.report.ranking import Standing, standing
 from mambaout.study.report.rows import Row
-from mambaout.study.report.search_findings import Searched, searched
+from mambaout.study.report.search_findings import SearchFinding, searched
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS
 
@@ -38,7 +38,7 @@ class FamilyLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grown:
+class GrowthFinding:
     """What one ladder says of how networks should grow."""
 
     family: Family
@@ -56,9 +56,9 @@ class Reading:
     standing: Standing  # the recipes in order
     families: tuple[Family, ...]  # shortest training first
     laws: tuple[FamilyLaw, ...]
-    grown: tuple[Grown, ...]  # one a family of at least two recipes
+    grown: tuple[GrowthFinding, ...]  # one a family of at least two recipes
     exponents: ShapeFit | str  # or why there are none
-    searches: tuple[Searched, ...] = ()
+    searches: tuple[SearchFinding, ...] = ()
     prediction: Mapping[str, Any] | None = None  # prediction.json
 
     @property
@@ -113,7 +113,7 @@ def reading(
     )
 
 
-def _tuned(searches: Sequence[Searched]) -> list[Family]:
+def _tuned(searches: Sequence[SearchFinding]) -> list[Family]:
     """The best recipes of the searches as a ladder, where each tuned a network of its own."""
     best = [one.best_row for one in searches if one.best_row is not None]
     if len({row.recipe.model.dims + row.recipe.model.depths for row in best}) < 2:
@@ -122,12 +122,12 @@ def _tuned(searches: Sequence[Searched]) -> list[Family]:
     return [Family(max(row.epochs for row in ordered), ordered, "tuned per size")]
 
 
-def _grown(family: Family, every: Sequence[Family], num_val: int | None) -> Grown:
+def _grown(family: Family, every: Sequence[Family], num_val: int | None) -> GrowthFinding:
     sizes, others = family.sizes, [one for other in every for one in other.sizes]
     # All recipes see the same val images, so their number says nothing of differences between
     # recipes; it stands in for the seeds only where there are none.
     images = None if any(len(one.errors) > 1 for one in sizes) else num_val
-    return Grown(
+    return GrowthFinding(
         family=family,
         growth=growth(sizes, num_images=images, others=others),
         slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images, others=others)),

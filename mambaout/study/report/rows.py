@@ -11,7 +11,7 @@ from typing import Any
 
 from mambaout.accounting import train_macs
 from mambaout.recipe import BASELINE, Recipe
-from mambaout.study.origin import Confirmed, Suggested
+from mambaout.study.origin import ConfirmingSeed, SearchPoint
 from mambaout.study.study import Run
 
 
@@ -74,7 +74,7 @@ class Row:
             origin.search
             for run in self.finished
             for origin in run.trial.origins
-            if isinstance(origin, Confirmed)
+            if isinstance(origin, ConfirmingSeed)
         }
         others = tuple(run for run in self.finished if not _was_chosen_on(run, chosen_by))
         return others or self.finished
@@ -136,7 +136,7 @@ def _mean(runs: Iterable[Run], name: str) -> Mean:
 def _was_chosen_on(run: Run, searches: Collection[str]) -> bool:
     """Whether one of the searches chose the run's recipe on this seed."""
     origins = run.trial.origins
-    return any(isinstance(one, Suggested) and one.search in searches for one in origins)
+    return any(isinstance(one, SearchPoint) and one.search in searches for one in origins)
 
 
 def rows(runs: Iterable[Run]) -> list[Row]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mambaout.study.axes import Axis, Choice, Log, Search, search_from_json
+from mambaout.study.axes import Axis, Choice, LogRange, Search, search_from_json
 from mambaout.study.numbers import count_text
 from mambaout.study.report.noise import Noise
 from mambaout.study.report.page import Section, Table
@@ -31,7 +31,7 @@ MOST_SHOWN = 5  # recipes of a search's table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
+class SearchFinding:
     """One search and what came of it."""
 
     search: Search
@@ -52,16 +52,16 @@ class Searched:
         return next((row for row in self.rows if row.recipe == recipe), None)
 
 
-def searched(study: Mapping[str, Any], runs: Sequence[Run]) -> list[Searched]:
+def searched(study: Mapping[str, Any], runs: Sequence[Run]) -> list[SearchFinding]:
     """The searches that study.json names, read from the runs alone."""
     return [_searched(search_from_json(body), runs) for body in study.get("searches", ())]
 
 
-def _searched(search: Search, runs: Sequence[Run]) -> Searched:
+def _searched(search: Search, runs: Sequence[Run]) -> SearchFinding:
     from mambaout.study.search.importances import importances
 
     own = runs_of(search, runs)
-    return Searched(
+    return SearchFinding(
         search=search,
         rows=tuple(rows(own)),
         best=best(search, own),
@@ -73,7 +73,7 @@ def _searched(search: Search, runs: Sequence[Run]) -> Searched:
 # -- for the report -------------------------------------------------------------------------------
 
 
-def search_answer(found: Sequence[Searched]) -> list[str]:
+def search_answer(found: Sequence[SearchFinding]) -> list[str]:
     """Which recipe each search came to, and where it may not be the best there is."""
     said = []
     for one in found:
@@ -93,7 +93,7 @@ def search_answer(found: Sequence[Searched]) -> list[str]:
 
 
 def search_sections(
-    found: Sequence[Searched], noise: Noise | None, charts: Sequence[str]
+    found: Sequence[SearchFinding], noise: Noise | None, charts: Sequence[str]
 ) -> list[Section]:
     if not found:
         return []
@@ -123,7 +123,7 @@ SEARCH_CHARTS = {
 }
 
 
-def axes_chart(found: Sequence[Searched]) -> Figure:
+def axes_chart(found: Sequence[SearchFinding]) -> Figure:
     """What was tried: the first goal over each axis."""
     axes_of = list({axis.name: axis for one in found for axis in one.search.axes}.values())
     metric = found[0].search.goals[0][0]
@@ -131,7 +131,7 @@ def axes_chart(found: Sequence[Searched]) -> Figure:
     for panel, axis in zip(panels, axes_of, strict=True):
         for one, color in zip(found, shades(len(found)), strict=True):
             _cloud(panel, axis, one, color)
-        if isinstance(axis, Log):
+        if isinstance(axis, LogRange):
             panel.set_xscale("log")
             wide = axis.high / axis.low > 20
             panel.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
@@ -143,7 +143,7 @@ def axes_chart(found: Sequence[Searched]) -> Figure:
     return figure
 
 
-def _cloud(panel: Axes, axis: Axis, one: Searched, color: str) -> None:
+def _cloud(panel: Axes, axis: Axis, one: SearchFinding, color: str) -> None:
     if axis.name not in {own.name for own in one.search.axes}:
         return
     metric, seed = one.search.goals[0][0], one.search.seeds[0]
@@ -164,7 +164,7 @@ def _cloud(panel: Axes, axis: Axis, one: Searched, color: str) -> None:
         panel.scatter(xs, ys, s=size, color=color, alpha=0.6, linewidth=0, label=one.search.label)
 
 
-def _overview(one: Searched) -> list[str]:
+def _overview(one: SearchFinding) -> list[str]:
     states = Counter(run.status for row in one.rows for run in row.runs)
     recipes = len(one.rows)
     values = f"{one.best.label}: {_values(one.best.values)}" if one.best else "none yet"
@@ -179,7 +179,7 @@ def _overview(one: Searched) -> list[str]:
     ]
 
 
-def _best_table(one: Searched, noise: Noise | None) -> Table:
+def _best_table(one: SearchFinding, noise: Noise | None) -> Table:
     names = [axis.name for axis in one.search.axes]
     goals = [metric for metric, _ in one.search.goals]
     sign = -1 if one.search.goals[0][1] == "max" else 1
@@ -207,17 +207,17 @@ def _values(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
 
 
-def _share(one: Searched, name: str) -> float:
+def _share(one: SearchFinding, name: str) -> float:
     return (one.importances or {}).get(name, 0.0)
 
 
-def _by_importance(told: Sequence[Searched]) -> list[str]:
+def _by_importance(told: Sequence[SearchFinding]) -> list[str]:
     """The axes of the searches, the most important over all of them first."""
     names = dict.fromkeys(name for one in told for name in one.importances or ())
     return sorted(names, key=lambda name: -sum(_share(one, name) for one in told))
 
 
-def importance_chart(found: Sequence[Searched]) -> Figure:
+def importance_chart(found: Sequence[SearchFinding]) -> Figure:
     """Importances by axis, a bar a search, the most important axis on top."""
     told = [one for one in found if one.importances]
     names = _by_importance(told)[::-1]

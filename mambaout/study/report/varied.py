@@ -24,7 +24,7 @@ _FOLLOWS = {
 
 
 @dataclass(frozen=True)
-class Varied:
+class VariedField:
     """One field, with its value in each row of a table; None where the row has none."""
 
     name: str
@@ -40,7 +40,7 @@ class Varied:
         return bool(kinds) and kinds <= {int, float}
 
 
-def varied(table: Sequence[Row], searches: Sequence[Search]) -> list[Varied]:
+def varied(table: Sequence[Row], searches: Sequence[Search]) -> list[VariedField]:
     """The axes of the searches, else the fields that differ between the recipes.
 
     The baseline recipe differs in everything, so it does not decide; it has its values all the
@@ -56,7 +56,7 @@ def varied(table: Sequence[Row], searches: Sequence[Search]) -> list[Varied]:
     ]
 
 
-def _axes(table: Sequence[Row], searches: Sequence[Search]) -> list[Varied]:
+def _axes(table: Sequence[Row], searches: Sequence[Search]) -> list[VariedField]:
     owners = {}  # axis name -> the first search that has it
     for search in searches:
         for axis in search.axes:
@@ -71,12 +71,12 @@ def _axes(table: Sequence[Row], searches: Sequence[Search]) -> list[Varied]:
         for owner in owners.values()
     ]
     return [
-        Varied(name, tuple(values.get(name) for values in column))
+        VariedField(name, tuple(values.get(name) for values in column))
         for name, column in zip(owners, read, strict=True)
     ]
 
 
-def _fields(table: Sequence[Row]) -> list[Varied]:
+def _fields(table: Sequence[Row]) -> list[VariedField]:
     flats = [flat_fields(row.recipe) for row in table]
     columns = {name: tuple(flat[name] for flat in flats) for name in (flats[0] if flats else {})}
     compared = [i for i, row in enumerate(table) if not row.is_baseline]
@@ -88,7 +88,7 @@ def _fields(table: Sequence[Row]) -> list[Varied]:
         pairs = {(columns[leader][i], columns[name][i]) for i in compared}
         return len(pairs) == len({columns[leader][i] for i in compared})
 
-    return [Varied(name, values) for name, values in columns.items() if not follows(name)]
+    return [VariedField(name, values) for name, values in columns.items() if not follows(name)]
 
 
 def value_text(value: Any) -> str:

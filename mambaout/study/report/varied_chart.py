@@ -10,20 +10,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from mambaout.study.report.picture import BASELINE_COLOR, INK, PLAIN, grid, new
 from mambaout.study.report.ranking import Standing
 from mambaout.study.report.rows import Row
-from mambaout.study.report.varied import Varied, varied
+from mambaout.study.report.varied import VariedField, varied
 from mambaout.train.metrics import MINIVAL_TOP1
 
 MOST_PANELS = 4
 LOG_RATIO = 4  # of the largest to the smallest value: from here on the axis is logarithmic
 
 
-def charted_fields(table: Sequence[Row]) -> list[Varied]:
+def charted_fields(table: Sequence[Row]) -> list[VariedField]:
     """The numeric fields that differ between finished recipes."""
     ready = [row for row in table if row.mean(MINIVAL_TOP1)]
     return [one for one in varied(ready, ()) if one.is_numeric][:MOST_PANELS]
 
 
-def varied_chart(found: Standing, fields: Sequence[Varied]) -> Figure:
+def varied_chart(found: Standing, fields: Sequence[VariedField]) -> Figure:
     ready = [row for row in found.rows if row.mean(MINIVAL_TOP1)]
     noise = found.minival_noise
     title, ylabel = "What was varied", f"{MINIVAL_TOP1}, %"

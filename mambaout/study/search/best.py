@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Augment, Optim, Recipe
-from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.origin import searches_of
 from mambaout.study.search.space import DIGITS, Values, base_values, recipe_of, values_of
 from mambaout.study.study import Run
@@ -127,10 +127,10 @@ def edge_of(axis: Axis, value: Any) -> str | None:
     return "lower" if share <= near else "upper" if share >= 1 - near else None
 
 
-def _share(axis: Log | Linear | Whole, value: float) -> float:
+def _share(axis: LogRange | LinearRange | WholeRange, value: float) -> float:
     """Where the value lies in the range, 0 to 1."""
     low, high = axis.low, axis.high
-    if isinstance(axis, Log):
+    if isinstance(axis, LogRange):
         return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
 
@@ -152,10 +152,10 @@ def widened(search: Search, axis: Axis, side: str) -> Axis | None:
     return None
 
 
-def _further(axis: Log | Linear | Whole, end: float, side: str) -> Iterator[Any]:
+def _further(axis: LogRange | LinearRange | WholeRange, end: float, side: str) -> Iterator[Any]:
     """Ends beyond `end`, the one that is wanted first, then nearer ones."""
     sign = -1 if side == "lower" else 1
-    if isinstance(axis, Log):
+    if isinstance(axis, LogRange):
         for power in (1.0, 0.5, 0.25):
             yield float(f"{end * WIDEN_FACTOR ** (sign * power):.{DIGITS}g}")
         return
@@ -163,7 +163,7 @@ def _further(axis: Log | Linear | Whole, end: float, side: str) -> Iterator[Any]
     if axis.step is not None:
         for count in range(max(1, math.ceil(wanted / axis.step - 1e-9)), 0, -1):
             further = end + sign * count * axis.step
-            yield further if isinstance(axis, Whole) else round(further, 10)
+            yield further if isinstance(axis, WholeRange) else round(further, 10)
         return
     yield float(f"{end + sign * wanted:.{DIGITS}g}")
     yield 0.0 if side == "lower" else 1.0  # where most fields end

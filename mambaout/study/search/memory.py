@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mambaout.code_version import CODE_VERSION
 from mambaout.errors import WrongRequest
-from mambaout.study.axes import Axis, Choice, Linear, Log, Search, Whole
+from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search.space import Values, rounded
 from mambaout.study.store_uri import sqlite_uri
 
@@ -55,7 +55,7 @@ POPULATION_SHARE, POPULATION_RANGE = 1 / 5, (6, 50)  # of NSGA-II; Optuna's 50 s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class KnownTrial:
     """What the memory holds of one recipe."""
 
     number: int
@@ -129,7 +129,7 @@ class Memory:
 
     # -- trials
 
-    def trials(self) -> list[Known]:
+    def trials(self) -> list[KnownTrial]:
         found = self._copy.get_all_trials(self._copy_id, deepcopy=False)
         return [self._known(trial) for trial in found if trial.number != self._asked]
 
@@ -139,9 +139,9 @@ class Memory:
     def values(self, number: int) -> Values:
         return self._known(self._copy.get_trial(number)).values
 
-    def _known(self, trial: optuna.trial.FrozenTrial) -> Known:
+    def _known(self, trial: optuna.trial.FrozenTrial) -> KnownTrial:
         state = STATES[trial.state.name]
-        return Known(
+        return KnownTrial(
             number=trial.number,
             key=trial.user_attrs["key"],
             label=trial.user_attrs["label"],
@@ -342,11 +342,11 @@ def distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     match axis:
-        case Log():
+        case LogRange():
             return FloatDistribution(axis.low, axis.high, log=True)
-        case Linear():
+        case LinearRange():
             return FloatDistribution(axis.low, axis.high)
-        case Whole():
+        case WholeRange():
             return IntDistribution(axis.low, axis.high)
         case Choice():
             return CategoricalDistribution([_choice(value) for value in axis.values])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import BLOCKS, WIDTH, Choice, Search
-from mambaout.study.origin import Confirmed, Suggested, trial_label
+from mambaout.study.origin import ConfirmingSeed, SearchPoint, trial_label
 from mambaout.study.search.best import chosen, holding, ranked, scores_of, widened_at
 from mambaout.study.search.space import (
     Values,
@@ -86,7 +86,7 @@ class SearchAgenda:
             if trial is None:  # killed between the memory and the folder
                 recipe = self.search.base if number == 0 else self._recipe(known.values)
                 trial = self._trial(number, recipe)
-            trial = trial.asked_for_by(Suggested(self.search.label, number))
+            trial = trial.asked_for_by(SearchPoint(self.search.label, number))
             self._write(trial)
             self._keys[known.key] = known.number
             self._trials[known.key] = trial
@@ -199,7 +199,7 @@ class SearchAgenda:
         if not self.search.early_stop or (key := trial.key) not in self._open:
             return None
         ours = all(
-            isinstance(origin, Suggested) and origin.search == self.search.label and origin.number
+            isinstance(origin, SearchPoint) and origin.search == self.search.label and origin.number
             for origin in self.ledger.trials[key].origins
         )
         return self.memory.report(self._keys[key], epoch, value, may_stop=ours)
@@ -365,7 +365,7 @@ class SearchAgenda:
         found = []
         for seed in self.search.seeds[1:]:
             for key in best:
-                origin = Confirmed(self.search.label, numbers[key])
+                origin = ConfirmingSeed(self.search.label, numbers[key])
                 trial = replace(self._trials[key], seed=seed, origins=(origin,))
                 found.append(self.ledger.known(trial))
         return found
@@ -393,7 +393,7 @@ class SearchAgenda:
             recipe=recipe,
             seed=self.search.seeds[0],
             data=self.data,
-            origins=(Suggested(self.search.label, number),),
+            origins=(SearchPoint(self.search.label, number),),
         )
 
     def _write(self, trial: Trial) -> None:

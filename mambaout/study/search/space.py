@@ -18,7 +18,16 @@ from typing import Any
 from mambaout.accounting import cost
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, field_types, flat_fields, tuned
-from mambaout.study.axes import BLOCKS, WIDTH, Axis, Choice, Log, Search, Whole, axis_names
+from mambaout.study.axes import (
+    BLOCKS,
+    WIDTH,
+    Axis,
+    Choice,
+    LogRange,
+    Search,
+    WholeRange,
+    axis_names,
+)
 from mambaout.study.origin import trial_label
 from mambaout.train.metrics import (
     ACTIVATIONS,
@@ -80,7 +89,7 @@ def rounded(axis: Axis, value: Any) -> Any:
         return min(max(float(f"{value:.{DIGITS}g}"), axis.low), axis.high)
     last = math.floor((axis.high - axis.low) / step + 1e-9)
     value = axis.low + min(round((value - axis.low) / step), last) * step
-    return value if isinstance(axis, Whole) else round(value, 10)
+    return value if isinstance(axis, WholeRange) else round(value, 10)
 
 
 def points(search: Search) -> Iterator[dict[str, Any]] | None:
@@ -199,14 +208,16 @@ def _check_axis(search: Search, axis: Axis, where: str) -> None:
         return
     if not axis.low < axis.high:
         raise WrongRequest(f"{where}: {axis.name} from {axis.low} to {axis.high} is no range")
-    if isinstance(axis, Log) and axis.low <= 0:
+    if isinstance(axis, LogRange) and axis.low <= 0:
         raise WrongRequest(
             f"{where}: {axis.name} from {axis.low} has no logarithm; start above 0, or use Linear"
         )
-    step = None if isinstance(axis, Log) else axis.step
+    step = None if isinstance(axis, LogRange) else axis.step
     if step is not None and not 0 < step <= axis.high - axis.low:
         raise WrongRequest(f"{where}: {axis.name} in steps of {step}; give a step in the range")
-    if not isinstance(axis, Whole) and (axis.name == BLOCKS or field_types().get(axis.name) is int):
+    if not isinstance(axis, WholeRange) and (
+        axis.name == BLOCKS or field_types().get(axis.name) is int
+    ):
         raise WrongRequest(f"{where}: {axis.name}={base} is a whole number; use Whole or Choice")
     if not isinstance(base, (int, float)) or isinstance(base, bool):
         raise WrongRequest(f"{where}: {axis.name}={base!r} is no number; use Choice")
@@ -235,7 +246,7 @@ def corners(search: Search) -> Iterator[Recipe]:
 def _ends(axis: Axis) -> list[Any]:
     """The ends of an axis; all of its values where they are few, or where an odd one could be."""
     grid = _grid(axis)
-    if isinstance(axis, Choice) or (isinstance(axis, Whole) and grid and len(grid) <= 16):
+    if isinstance(axis, Choice) or (isinstance(axis, WholeRange) and grid and len(grid) <= 16):
         return list(grid or ())
     return [axis.low, axis.high]
 

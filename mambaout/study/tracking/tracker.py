@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Followed:
+class _FollowedTrial:
     """What the tracker knows of one trial's run."""
 
     trial: Trial
@@ -102,7 +102,7 @@ class Tracker:
         server has its own."""
         self.uri = uri
         self.study_name = study_name
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, _FollowedTrial] = {}
         self._patience = Patience(f"MLflow at {uri}", ERRORS)
         with self._or_refused():
             self._study = TrackedStudy(uri, study_name, question, artifact_root)
@@ -143,12 +143,12 @@ class Tracker:
 
         A run that is found goes on: back to RUNNING, its series continued.
         """
-        followed = self._followed.setdefault(trial.key, _Followed(trial))
+        followed = self._followed.setdefault(trial.key, _FollowedTrial(trial))
         followed.tags |= {name: str(value) for name, value in (tags or {}).items()}
         followed.run_id = followed.ending = None  # an end not logged yet was not the end
         self._patience.guarded(lambda: self._begin(followed))
 
-    def _begin(self, followed: _Followed, *, reopen: bool = True) -> int:
+    def _begin(self, followed: _FollowedTrial, *, reopen: bool = True) -> int:
         """Find or create the trial's run; how many params and tags were not there."""
         trial = followed.trial
         if followed.asked_for:
@@ -182,7 +182,7 @@ class Tracker:
         followed.run_id, followed.asked_for = run.info.run_id, False
         return len(params) + len(stale)
 
-    def _in_its_run(self, followed: _Followed, act: Callable[[str], T]) -> T:
+    def _in_its_run(self, followed: _FollowedTrial, act: Callable[[str], T]) -> T:
         """`act` with the trial's run; once more with a new one where somebody has deleted it."""
         if followed.run_id is None:
             self._begin(followed)
@@ -198,7 +198,7 @@ class Tracker:
 
     def catch_up(self, trial: Trial, run_directory: Path) -> int:
         """Log what the trial's records.jsonl holds beyond what MLflow has; the number of values."""
-        followed = self._followed.setdefault(trial.key, _Followed(trial))
+        followed = self._followed.setdefault(trial.key, _FollowedTrial(trial))
         path = Path(run_directory) / RECORDS_FILE
         done = self._patience.guarded(
             lambda: self._in_its_run(followed, lambda run_id: self._catch_up(followed, path))
@@ -207,7 +207,7 @@ class Tracker:
             self._make_good(but=followed)
         return done or 0
 
-    def _catch_up(self, followed: _Followed, path: Path) -> int:
+    def _catch_up(self, followed: _FollowedTrial, path: Path) -> int:
         assert followed.run_id is not None
         new: dict[str, set[int]] = {}
         metrics = []
@@ -234,16 +234,16 @@ class Tracker:
 
         FINISHED where the trial finished, KILLED where it can go on, FAILED otherwise.
         """
-        followed = self._followed.setdefault(trial.key, _Followed(trial))
+        followed = self._followed.setdefault(trial.key, _FollowedTrial(trial))
         followed.ending = (run, Path(run_directory))
         if self._patience.guarded(lambda: self._end(followed)) is not None:
             self._make_good(but=followed)
 
-    def _end(self, followed: _Followed, *, anew: bool = True) -> int:
+    def _end(self, followed: _FollowedTrial, *, anew: bool = True) -> int:
         """Log the end; how many things were not there. Files that are there stay unless `anew`."""
         return self._in_its_run(followed, lambda run_id: self._log_end(followed, run_id, anew))
 
-    def _log_end(self, followed: _Followed, run_id: str, anew: bool) -> int:
+    def _log_end(self, followed: _FollowedTrial, run_id: str, anew: bool) -> int:
         assert followed.ending is not None
         run, directory = followed.ending
         num_new = self._catch_up(followed, directory / RECORDS_FILE)
@@ -313,12 +313,12 @@ class Tracker:
             known = self._known.get(run.trial.key)
             begun = bool(run.records) or run.status != "unfinished" or known is not None
             if begun and (closely or known is None or not self._whole(known, run)):
-                followed = self._followed.setdefault(run.trial.key, _Followed(run.trial))
+                followed = self._followed.setdefault(run.trial.key, _FollowedTrial(run.trial))
                 followed.ending = (run, folder.run_directory(run.trial))
                 missing += bool(self._patience.guarded(lambda each=followed: self._mend(each)))
         return missing
 
-    def _mend(self, followed: _Followed) -> int:
+    def _mend(self, followed: _FollowedTrial) -> int:
         return self._begin(followed, reopen=False) + self._end(followed, anew=False)
 
     def _whole(self, known: MlflowRun, run: Run) -> bool:
@@ -367,7 +367,7 @@ class Tracker:
             )
         return bool(closed) and not owed
 
-    def _make_good(self, but: _Followed | None = None) -> None:
+    def _make_good(self, but: _FollowedTrial | None = None) -> None:
         """Log the ends that are owed; what one of them raises is raised after the others."""
         failed: list[Exception] = []
         for followed in self._followed.values():

@@ -15,6 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import itself and what stands to its right.
 BOTTOM = {
+    "cache",
     "code_version",
     "durable",
     "errors",
@@ -32,6 +33,7 @@ BOTTOM = {
     "chips",
     "accounting",
     "memory",
+    "native",
 }
 MAY_IMPORT = {
     "commands": {"launch", "study", "dense", "train", "model", "data"} | BOTTOM,

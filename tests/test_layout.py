@@ -17,6 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 BOTTOM = {
     "code_version",
     "durable",
+    "endings",
     "errors",
     "fields",
     "recipe",

@@ -18,6 +18,7 @@ BOTTOM = {
     "cache",
     "code_version",
     "durable",
+    "endings",
     "errors",
     "fields",
     "recipe",

@@ -20,6 +20,7 @@ from mambaout.__main__ import command_parser
 from mambaout.__main__ import main as run_mambaout
 from mambaout.data.packing import sources
 from mambaout.launch import cli
+from mambaout.launch.sweep_options import sweep_parser
 from mambaout.options import given_fields
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def test_every_command_of_the_pages_is_one_that_there_is(command):
     elif program == "mambaout":
         given_fields(command_parser().parse_args(words))
     elif words[0].startswith("sweeps/"):
-        given_fields(cli._parser(sweep(words[0])).parse_args(words[1:]))
+        given_fields(sweep_parser(sweep(words[0])).parse_args(words[1:]))
     elif words[0].startswith("benchmarks/"):
         options = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
         assert options <= benchmark_options(words[0])

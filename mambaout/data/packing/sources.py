@@ -54,9 +54,9 @@ def open_data(
 ) -> DataSet:
     """The data set of that name, or in that folder, archive or bucket.
 
-    "digits", "fashion-mnist"; a folder of Parquet shards, of idx files or of images by class
-    (train/CLASS/* with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file; gs://
-    or s3:// shards. `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else
+    A name of NAMED; a folder of Parquet shards, of idx files or of images by class (train/CLASS/*
+    with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file; gs:// or s3:// shards.
+    `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else
     ~/.cache/mambaout. The columns are those of Parquet shards, where they are to be named.
     Raises DataError, with the remedy, for anything else.
     """

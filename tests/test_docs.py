@@ -18,7 +18,7 @@ from PIL import Image
 
 from mambaout.__main__ import command_parser
 from mambaout.__main__ import main as run_mambaout
-from mambaout.data.packing import sources
+from mambaout.data.packing import named_sets
 from mambaout.launch import cli
 from mambaout.launch.sweep_options import sweep_parser
 from mambaout.options import given_fields
@@ -259,7 +259,7 @@ COUNTS = [text for text in EACH if text.startswith("mambaout account") and needs
 @pytest.mark.parametrize("command", STUDIES)
 def test_a_study_of_the_pages_is_planned(command, place, monkeypatch, capsys):
     _, path, *words = EACH[command]
-    if "fashion-mnist" in words and not sources.DEBIAN_FASHION_MNIST.is_dir():
+    if "fashion-mnist" in words and not named_sets.DEBIAN_FASHION_MNIST.is_dir():
         pytest.skip("needs Debian's dataset-fashion-mnist")
     monkeypatch.chdir(place)
     plain = [word for word in words if word not in ("--plan", "--calibrate")]

@@ -1,8 +1,4 @@
-"""--data, for every command that reads any images: its help and its error list the named sets.
-
-Which sets there are is asked for late: the table of their readers (sources.NAMED) takes a while to
-import, and `mambaout --help` does not wait for it.
-"""
+"""--data, for every command that reads any images: its help and its error list the named sets."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from mambaout.data.packing.named_sets import NAMED
 from mambaout.errors import WrongRequest
 
 SMOKE_DATA = "digits"  # what --smoke trains on where no --data is given
@@ -19,7 +16,7 @@ def add_data_option(
     add: Callable[..., argparse.Action], name: str = "--data", **settings: Any
 ) -> None:
     """Add it to a parser or a group, by its add_argument."""
-    add(name, action=_DataAction, **settings)
+    add(name, help=f"{', '.join(NAMED)}, a folder of images, a tar, or Parquet shards", **settings)
 
 
 def given_data(options: argparse.Namespace) -> str:
@@ -32,20 +29,4 @@ def given_data(options: argparse.Namespace) -> str:
 
 
 def missing_data() -> WrongRequest:
-    return WrongRequest(f"--data is missing: give {_NamedSets()}, or a folder of images")
-
-
-class _NamedSets:
-    """The names of all named sets, once they are wanted as text."""
-
-    def __str__(self) -> str:
-        from mambaout.data.packing.sources import NAMED
-
-        return ", ".join(NAMED)
-
-
-class _DataAction(argparse._StoreAction):
-    def __init__(self, **settings: Any) -> None:
-        text = "%(named_sets)s, a folder of images, a tar, or Parquet shards"
-        super().__init__(**settings, help=text)
-        self.named_sets = _NamedSets()
+    return WrongRequest(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")

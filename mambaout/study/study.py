@@ -134,6 +134,10 @@ class Study:
     predicted: str | None = None  # label of the recipe whose result is predicted from the others'
     baseline: str | None = None  # label of the recipe that the others are held against
 
+    def __post_init__(self) -> None:
+        # A docstring that is a question may take two lines.
+        object.__setattr__(self, "question", " ".join(self.question.split()))
+
     def trials(self, data: str) -> list[Trial]:
         """Every trial, on the data set with the fingerprint `data`; cheap seeds first."""
         rows = [

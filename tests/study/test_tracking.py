@@ -595,11 +595,13 @@ def in_a_browser(address: str, home: Path, drawn: Callable[[str], bool]) -> str:
         "--window-size=1800,1200 --virtual-time-budget=30000 --dump-dom"
     )
     command = [browser, *options.split(), f"--user-data-dir={home / 'browser'}", address]
+    page = ""
     for _ in range(5):
         ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-        if drawn(ran.stdout):
+        page = ran.stdout
+        if drawn(page):
             break
-    return ran.stdout
+    return page
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ def train_trial(
     from mambaout.train.backend import backend
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import train
-    from mambaout.train.run import OutOfMemory
+    from mambaout.train.outcomes import OutOfMemory
 
     use_torch(task.cpus, task.gpus)
     os.environ[COMMIT_VARIABLE] = task.commit
@@ -145,9 +145,7 @@ def train_trial(
     )
     where.free_memory()
     if isinstance(outcome, OutOfMemory):
-        raise MemoryError(
-            f"micro-batch {outcome.micro_batch} is out of memory already: {outcome.error}"
-        )
+        raise outcome.as_error()
 
 
 def use_torch(cpus: int, gpus: float) -> None:

@@ -121,7 +121,9 @@ def test_a_length_with_one_seed_a_recipe_takes_the_seeds_of_the_other_lengths_ev
     half = found.noise.half_width(row.mean(TOP1))
     assert half == pytest.approx(t95(10) * 0.79)
     assert f"89.10 ± {half:.2f} (n=1)" in str(ranked_cells(found.standing).cells)
-    assert all(piece.difference.half == pytest.approx(half * 2**0.5) for piece in long.slices)
+    assert all(
+        piece.difference.half == pytest.approx(2**0.5 * (half or 0.0)) for piece in long.slices
+    )
     assert long.slices
     (law,) = [one.law for one in found.laws if one.name == "36 epochs"]
     assert law is None or law.noise is found.noise

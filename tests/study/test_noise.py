@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from study_files import DATA, SMALL, final_metrics, sized
 
+from mambaout.endings import Ending
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.law.noise import SeedMean, noise_of, t95
 from mambaout.study.origin import BaselinePoint, GridPoint
@@ -34,7 +35,7 @@ def run_of(
     origin = BaselinePoint() if label == "baseline" else GridPoint()
     return Run(
         trial=Trial(label=label, recipe=recipe, seed=seed, data=DATA, origins=(origin,)),
-        status="finished",
+        status=Ending.FINISHED,
         metrics=final_metrics(recipe, seed) | {"top1": top1, "minival/top1": minival},
         facts=FACTS | facts,
     )
@@ -155,7 +156,7 @@ def random_study(seed: int) -> Reading:
             runs.append(run_of(label, recipe, i, top1, minival, num_minival=few))
     # One that has not ended: a report then leaves the slow fit of exponents out.
     late = replace(runs[0].trial, seed=9)
-    return reading([*runs, Run(trial=late, status="unfinished")])
+    return reading([*runs, Run(trial=late, status=Ending.UNFINISHED)])
 
 
 Verdict = tuple[str, str, str, bool]  # metric, two labels, whether they are told apart

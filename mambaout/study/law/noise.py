@@ -22,6 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mambaout.endings import Ending
 from mambaout.recipe import Recipe
 from mambaout.study.law.power_law import Array
 from mambaout.study.study import Run
@@ -266,7 +267,7 @@ def noise_of_runs(
     groups: dict[Recipe, list[float]] = {}
     for run in runs:
         value = run.metrics.get(metric, math.nan)
-        if run.status == "finished" and math.isfinite(value):
+        if run.status is Ending.FINISHED and math.isfinite(value):
             groups.setdefault(run.trial.recipe, []).append(value)
     return noise_of(
         (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mambaout.durable import read_whole
+from mambaout.endings import Ending
 from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
 from mambaout.study.law.noise import SeedNoise
@@ -99,7 +100,7 @@ def reading(
     searches = searched(study or {}, stands.speeds.runs)
     found = families(table)
     tuned = [*found, *_tuned(searches)]
-    ended = all(run.status != "unfinished" for run in runs)
+    ended = all(run.status is not Ending.UNFINISHED for run in runs)
     noise = stands.noise
     return Reading(
         study=study or {},

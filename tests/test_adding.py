@@ -89,9 +89,7 @@ def copy_with(tmp_path_factory) -> Copy:
 
 def test_a_mixer_is_a_value_of_the_command_line_and_has_its_cost(copy_with):
     root = copy_with("A token mixer")
-    assert "one of gated_conv, pointwise" in " ".join(
-        sorted_choices(said(root, "-m", "mambaout", "train", "--help"))
-    )
+    assert "one of gated_conv, pointwise]" in said(root, "-m", "mambaout", "train", "--help")
     plain, other = (
         said(root, "-m", "mambaout", "account", "femto", "--mixer", mixer)
         for mixer in ("gated_conv", "pointwise")
@@ -100,13 +98,6 @@ def test_a_mixer_is_a_value_of_the_command_line_and_has_its_cost(copy_with):
     for table in (plain, other):
         assert "matrix unit" in table
         assert "first micro-batch" in table
-
-
-def sorted_choices(shown: str) -> list[str]:
-    """The help of --mixer, its choices in the order of the alphabet."""
-    (text,) = re.findall(r"--mixer NAME +(.*?)(?=\n  --)", shown, re.DOTALL)
-    (names,) = re.findall(r"one of ([\w, ]+?)\]", " ".join(text.split()))
-    return [f"one of {', '.join(sorted(names.split(', ')))}"]
 
 
 @pytest.mark.slow
@@ -209,11 +200,11 @@ def test_a_named_set_is_read_and_listed_by_every_help_and_error(copy_with, tmp_p
     assert (name, classes) == ("noise", ["dark", "bright"])
     assert int(num_train) + int(num_val) == 400
     for command in ("train", "pack"):
-        assert re.search(r"\bnoise, .*digits, ", said(root, "-m", "mambaout", command, "--help"))
+        assert "digits, fashion-mnist, noise," in said(root, "-m", "mambaout", command, "--help")
     lacking = said(root, "-m", "mambaout", "train", "--out", str(tmp_path / "run"), status=2)
-    assert "--data is missing: give noise, digits" in lacking
+    assert "--data is missing: give digits, fashion-mnist, noise" in lacking
     unknown = said(root, "-c", OPEN.replace('"noise"', '"nois"'), cache=tmp_path, status=1)
-    assert "nor is it one of the sets noise, digits" in unknown
+    assert "nor is it one of the sets digits, fashion-mnist, noise" in unknown
 
 
 @pytest.mark.slow
@@ -223,7 +214,7 @@ def test_a_study_of_a_named_set_is_planned(copy_with, tmp_path):
     shown = said(root, "sweeps/baseline.py", *words, cache=tmp_path / "cache")
     assert "baseline-noise:" in shown
     assert "device-hours" in shown
-    assert "noise, digits, fashion-mnist" in said(root, "sweeps/baseline.py", "--help")
+    assert "digits, fashion-mnist, noise," in said(root, "sweeps/baseline.py", "--help")
 
 
 # -- a study --------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class PhotographTask(NamedTuple):
     source: Path
     folder: Path
     split: str
-    count: int
+    num_images: int
     seed: int
 
 
@@ -139,7 +139,7 @@ def write(task: PhotographTask) -> list[tuple[int, int]]:
     """The task's images as files; the bytes and the pixels of each."""
     task.folder.mkdir(parents=True, exist_ok=True)
     photograph, made = _opened(task.source), []
-    for index in range(task.count):
+    for index in range(task.num_images):
         # By the class's name, so that another photograph more changes none of the others.
         place = crc32(f"{task.split}/{task.folder.name}".encode())
         random = np.random.default_rng([task.seed, place, index])

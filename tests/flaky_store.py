@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +33,9 @@ class Store(pyarrow.fs.FSSpecHandler):
         self.opened += 1
         return pa.PythonFile(_File(self, Path(path)), mode="r")
 
-    def get_file_info_selector(self, selector: pyarrow.fs.FileSelector) -> Sequence:
+    def get_file_info_selector(
+        self, selector: pyarrow.fs.FileSelector
+    ) -> list[pyarrow.fs.FileInfo]:
         if self.listing_errors:
             raise self.listing_errors.pop(0)
         return super().get_file_info_selector(selector)

@@ -15,8 +15,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A folder may import itself and what stands to its right.
 BOTTOM = {
+    "cache",
     "code_version",
     "durable",
+    "endings",
     "errors",
     "fields",
     "recipe",
@@ -32,6 +34,7 @@ BOTTOM = {
     "chips",
     "accounting",
     "memory",
+    "native",
 }
 MAY_IMPORT = {
     "commands": {"launch", "study", "dense", "train", "model", "data"} | BOTTOM,

@@ -70,7 +70,7 @@ def test_the_baseline_is_the_papers_table_5():
 
 def test_a_recipe_is_frozen():
     with pytest.raises(FrozenInstanceError):
-        BASELINE.global_batch = 8  # pyright: ignore[reportAttributeAccessIssue]
+        BASELINE.global_batch = 8  # pyright: ignore[reportAttributeAccessIssue] - frozen
 
 
 # -- the key --------------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def test_a_shape_that_cannot_be_built_is_an_error_that_names_the_field(field, va
 
 
 def test_lists_become_tuples_so_that_a_config_can_be_a_key():
+    # JSON has no tuples, so lists come although the types forbid them.
     config = ModelConfig(depths=[1, 1, 1, 1], dims=[8, 16, 24, 32])  # pyright: ignore[reportArgumentType]
     assert config == ModelConfig(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
     assert len({config, replace(config)}) == 1

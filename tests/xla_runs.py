@@ -190,6 +190,7 @@ def resume(folder: Path, where: Backend) -> dict[str, Any]:
 
 def step_graph(folder: Path, where: Backend) -> dict[str, Any]:
     """One step of the recipe in FOLDER/recipe.json as XLA gets it: forward, backward, update."""
+    # The graph as text is behind no public name.
     from torch_xla import _XLAC  # pyright: ignore[reportPrivateImportUsage]
 
     recipe = recipe_from_json((folder / "recipe.json").read_text())

@@ -22,19 +22,20 @@ from pathlib import Path
 import torch
 
 from mambaout.accounting import cost, mfu
+from mambaout.cache import CACHE_VARIABLE, default_cache
 from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
-from mambaout.data.images.native import why_not
-from mambaout.data.shards.files import CACHE_VARIABLE, default_cache
+from mambaout.data.images.c_files import C_FILES
 from mambaout.errors import WrongRequest
 from mambaout.model.network import build
+from mambaout.native import why_not
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train import versions
 from mambaout.train.backend import Backend, backend
 from mambaout.train.cpu import cpu_name
 from mambaout.train.facts import git_commit
 from mambaout.train.optim import optimizer
-from mambaout.train.step import TrainState, placed, train_step
+from mambaout.train.step import Sums, TrainState, placed, train_step
 from mambaout.variants import VARIANTS
 
 PACKAGES = ("torch", "torch_xla", "libtpu", "torchvision", "timm", "ray", "mlflow", "optuna")
@@ -119,7 +120,7 @@ def _machine() -> list[tuple[str, str]]:
             "data cache",
             f"{cache} ({_gib(_room(cache, free=True))} free; {CACHE_VARIABLE} moves it)",
         ),
-        ("JPEGs", why_not() or "crops decoded by jpeg_crop.c"),
+        ("JPEGs", why_not(C_FILES) or "crops decoded by jpeg_crop.c"),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
     return rows + sorted(tpu.items())
@@ -199,19 +200,21 @@ def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> StepsRepor
     model = where.move(model)
     state = TrainState(model, optimizer(model, recipe, where))
 
+    def step() -> Sums:
+        parts = placed(
+            batch, recipe, backend=where, step=state.step, seed=0,
+            micro_batch=recipe.global_batch,
+        )  # fmt: skip
+        sums = train_step(state, parts, recipe, backend=where, lr=1e-4)
+        where.cut_graph()
+        return sums
+
     def steps(count: int) -> tuple[float, float]:
-        began, loss = time.monotonic(), 0.0
-        for _ in range(count):
-            parts = placed(
-                batch, recipe, backend=where, step=state.step, seed=0,
-                micro_batch=recipe.global_batch,
-            )  # fmt: skip
-            sums = train_step(state, parts, recipe, backend=where, lr=1e-4)
-            where.cut_graph()
+        began = time.monotonic()
+        last = [step() for _ in range(count)][-1]
         where.wait()
         seconds = time.monotonic() - began
-        loss = float(sums.loss.cpu()[0]) / sums.num_images
-        return seconds, loss
+        return seconds, float(last.loss.cpu()[0]) / last.num_images
 
     warm_seconds, _ = steps(WARM_STEPS)
     after_warming = where.compilations()

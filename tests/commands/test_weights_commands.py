@@ -251,7 +251,9 @@ def files(storage, tmp_path) -> dict[str, Path]:
     """Files that no command can use, by what is wrong with them; `ok` is right."""
     run = trained_run(storage)
     whole = (run / "last.ckpt").read_bytes()
-    model = build(read_weights(run / "last.ckpt").recipe.model, 7)  # pyright: ignore
+    recipe = read_weights(run / "last.ckpt").recipe
+    assert recipe is not None
+    model = build(recipe.model, 7)
     (tmp_path / "ok.ckpt").write_bytes(whole)
     torch.save({"model": {}, "x": Trap(tmp_path / "sprung")}, tmp_path / "hostile.pth")
     (tmp_path / "empty.ckpt").write_bytes(b"")

@@ -30,6 +30,7 @@ def own_server():
     """The server forks from what it was told to import first: other tests want other modules."""
     yield
     gc.collect()
+    # The types leave out what begins with an underscore, and nothing public stops the server.
     multiprocessing.forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -20,10 +20,10 @@ from places import ROOT, TESTS
 from starts import start_of
 from tiny_sweep import recipe, tiny
 
+from mambaout.endings import Ending
 from mambaout.launch import cli, progress
 from mambaout.launch.cluster import cluster_address
-from mambaout.launch.lock import FolderHeld, held
-from mambaout.launch.outcomes import (
+from mambaout.launch.failures import (
     STUCK_PREEMPTIONS,
     Failure,
     add_failure,
@@ -32,6 +32,7 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
+from mambaout.launch.lock import FolderHeld, held
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
 from mambaout.launch.request import Request
 from mambaout.launch.rerun import Rerun
@@ -53,42 +54,42 @@ def test_errors_are_told_apart_as_ray_and_torch_raise_them():
     import ray.exceptions
     import torch
 
-    assert classify(ray.exceptions.ActorDiedError()) == "preempted"
-    assert classify(ray.exceptions.NodeDiedError("gone")) == "preempted"
-    assert classify(ray.exceptions.OutOfMemoryError("host")) == "out_of_memory"
-    assert classify(torch.OutOfMemoryError("CUDA out of memory")) == "out_of_memory"
-    assert classify(RuntimeError("DefaultCPUAllocator: can't allocate memory")) == "out_of_memory"
-    assert classify(FloatingPointError("nan")) == "diverged"
-    assert classify(ValueError("a corrupt image")) == "broken"
+    assert classify(ray.exceptions.ActorDiedError()) is Ending.PREEMPTED
+    assert classify(ray.exceptions.NodeDiedError("gone")) is Ending.PREEMPTED
+    assert classify(ray.exceptions.OutOfMemoryError("host")) is Ending.OUT_OF_MEMORY
+    assert classify(torch.OutOfMemoryError("CUDA out of memory")) is Ending.OUT_OF_MEMORY
+    assert (
+        classify(RuntimeError("DefaultCPUAllocator: can't allocate memory")) is Ending.OUT_OF_MEMORY
+    )
+    assert classify(ValueError("a corrupt image")) is Ending.BROKEN
 
 
 def test_a_lost_worker_is_tried_again_as_long_as_the_trial_gets_on():
-    moving = [failed("preempted", step=step) for step in range(0, 400, 10)]
+    moving = [failed(Ending.PREEMPTED, step=step) for step in range(0, 400, 10)]
     assert retried(moving)
-    stuck = [failed("preempted", step=400)] * STUCK_PREEMPTIONS
+    stuck = [failed(Ending.PREEMPTED, step=400)] * STUCK_PREEMPTIONS
     assert retried(moving + stuck[:-1])
     assert not retried(moving + stuck)
 
 
 def test_the_same_error_twice_is_not_tried_again():
-    first, other, third = (failed("broken", error=f"KeyError: {name}") for name in "abc")
+    first, other, third = (failed(Ending.BROKEN, error=f"KeyError: {name}") for name in "abc")
     assert retried([first])
     assert not retried([first, first])
-    assert not retried([first, failed("preempted"), first])
+    assert not retried([first, failed(Ending.PREEMPTED), first])
     assert retried([first, other])
     assert not retried([first, other, third])
 
 
-def test_memory_is_tried_once_more_and_a_divergence_never():
+def test_memory_is_tried_once_more():
     assert retried([])
-    assert retried([failed("out_of_memory")])
-    assert not retried([failed("out_of_memory")] * 2)
-    assert not retried([failed("diverged")])
+    assert retried([failed(Ending.OUT_OF_MEMORY)])
+    assert not retried([failed(Ending.OUT_OF_MEMORY)] * 2)
 
 
 def test_failures_are_kept_and_only_those_of_this_launch_count(tmp_path):
     for launch in ("a", "a", "b"):
-        add_failure(tmp_path / "run", failed("broken", launch=launch))
+        add_failure(tmp_path / "run", failed(Ending.BROKEN, launch=launch))
     with (tmp_path / "run" / "failures.jsonl").open("a") as file:
         file.write('{"kind": "broken", "err')  # what a kill leaves
     assert len(read_failures(tmp_path / "run", "a")) == 2
@@ -160,13 +161,13 @@ def test_the_lines_show_every_running_trial_and_the_counts():
     jobs = [job("a", 10.0), job("bb", 30.0), job("ccc", 60.0)]
     a, b, c = (j.trial.key for j in jobs)
     runs = {
-        a: Run(trial=jobs[0].trial, status="finished"),
+        a: Run(trial=jobs[0].trial, status=Ending.FINISHED),
         b: Run(
             trial=jobs[1].trial,
-            status="unfinished",
+            status=Ending.UNFINISHED,
             records=(record(25, train_loss=2.0, minival_top1=40.0), record(50, train_loss=1.5)),
         ),
-        c: Run(trial=jobs[2].trial, status="unfinished"),
+        c: Run(trial=jobs[2].trial, status=Ending.UNFINISHED),
     }
     assert done_fraction(jobs[1], runs[b]) == 0.5
     head, *rows = progress.status_lines(jobs, runs, [b], seconds=75, left=600)

@@ -293,7 +293,7 @@ class Gate(BaseHTTPRequestHandler):
 
     do_GET = do_POST
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

@@ -78,16 +78,14 @@ def test_the_pages_of_every_study_are_named_the_one_launched_last_at_the_end(sto
     assert "compareRunsMode=CHART" in last.charts
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_and_all_its_processes(storage, number):
-    value = str(os.getpid())
+def ready_ui(storage: Path, mark: str) -> tuple[subprocess.Popen[str], int, str]:
+    """The command `mambaout ui` once it is ready, its port and what it said."""
     command = [sys.executable, "-m", "mambaout", "ui", "--storage", str(storage)]
     for _ in range(3):  # another process may take the free port before the server does
         port, said = _free_port(), ""
         ui = subprocess.Popen(
             [*command, "--port", str(port)],
-            env=os.environ | {MARK: value},
+            env=os.environ | {MARK: mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -96,10 +94,16 @@ def test_a_signal_ends_the_server_and_all_its_processes(storage, number):
         for line in ui.stdout:
             said += line
             if line.startswith("ready"):
-                break
-        if "ready" in said:
-            break
+                return ui, port, said
         ui.wait(timeout=60)
+    raise AssertionError("three servers ended before they were ready")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_and_all_its_processes(storage, number):
+    value = str(os.getpid())
+    ui, port, said = ready_ui(storage, value)
     try:
         assert "trials side by side" in said
         assert "learning curves" in said

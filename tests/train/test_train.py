@@ -232,10 +232,10 @@ class SmallMemory(Cpu):
         super().__init__()
         self.fits = fits
 
-    def place(self, tensor):
-        if tensor.ndim == 4 and len(tensor) > self.fits:
-            raise torch.OutOfMemoryError(f"no room for {len(tensor)} images")
-        return super().place(tensor)
+    def place(self, rows):
+        if rows.ndim == 4 and len(rows) > self.fits:
+            raise torch.OutOfMemoryError(f"no room for {len(rows)} images")
+        return super().place(rows)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_global_batch(

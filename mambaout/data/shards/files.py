@@ -7,15 +7,13 @@ error of the store and a damaged file are told apart.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import logging
 import os
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -42,18 +40,11 @@ HOLE_BYTES = 1 << 20  # between two wanted columns, read along: cheaper than a s
 # error and the process's end, where otherwise it is an OSError, and tried again.
 MAPPED_FILE_SYSTEMS = {"ext4", "xfs", "tmpfs", "btrfs", "overlay"}
 
-CACHE_VARIABLE = "MAMBAOUT_CACHE"
-
 T = TypeVar("T")
 
 
 class DataError(WrongRequest):
     """The data cannot be used as it is; the message names the file and the remedy."""
-
-
-def default_cache() -> Path:
-    """Where packed and decoded data goes, and what is compiled for this machine."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "mambaout")
 
 
 # -- file systems ---------------------------------------------------------------------------------
@@ -406,14 +397,6 @@ def _said(error: Exception) -> str:
 
 
 # -- what is kept beside them ---------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`, once whoever of this machine holds it has let go."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it if this process dies
-        yield
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

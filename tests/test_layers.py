@@ -229,10 +229,13 @@ def attention_layers(channels: int, size: Size, config: MixerConfig) -> dict[str
 
 
 INVENTED = {
-    "identity": (lambda channels, config: nn.Identity(), lambda channels, size, config: {}),
-    "pointwise": (Pointwise, pointwise_layers),
-    "bottleneck": (Bottleneck, bottleneck_layers),
-    "attention": (Attention, attention_layers),
+    "invented_identity": (
+        lambda channels, config: nn.Identity(),
+        lambda channels, size, config: {},
+    ),
+    "invented_pointwise": (Pointwise, pointwise_layers),
+    "invented_bottleneck": (Bottleneck, bottleneck_layers),
+    "invented_attention": (Attention, attention_layers),
 }
 
 

@@ -37,7 +37,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mambaout.data.shards.files import default_cache
+from mambaout.cache import default_cache
+
 from mambaout.train.cpu import cpu_name
 
 LOADERS = ("fast", "exact", "timm", "torchvision", "webdataset", "datasets")  # in every setting

@@ -64,9 +64,10 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> int:
     named = named_weights(options.weights, options.storage)
 
+    from mambaout.cache import default_cache
     from mambaout.data.packing.sources import NAMED, open_data
     from mambaout.data.packing.stage import stage
-    from mambaout.data.shards.files import DataError, default_cache
+    from mambaout.data.shards.files import DataError
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, read_weights
     from mambaout.train.backend import backend

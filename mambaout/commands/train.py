@@ -95,9 +95,9 @@ def _run_train(options: argparse.Namespace) -> int:
         from mambaout.data.batches.makers import warm_workers
 
         warm_workers()  # beside this process's own imports
+    from mambaout.cache import default_cache
     from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage
-    from mambaout.data.shards.files import default_cache
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
     from mambaout.train.loop import train

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from mambaout.accounting import cost, mfu
+from mambaout.cache import CACHE_VARIABLE, default_cache
 from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.data.images.native import why_not
-from mambaout.data.shards.files import CACHE_VARIABLE, default_cache
 from mambaout.errors import WrongRequest
 from mambaout.model.network import build
 from mambaout.recipe import BASELINE, Recipe, tuned

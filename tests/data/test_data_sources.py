@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import image_folder, photograph, pictures, write_folder
+from mambaout.cache import default_cache
 from PIL import Image
 
 from mambaout.data.images.decode import Images
 from mambaout.data.packing import image_tree, sources
 from mambaout.data.packing.idx import find_idx_files, read_idx
 from mambaout.data.packing.sources import open_data, pack
-from mambaout.data.shards.files import DataError, default_cache
+from mambaout.data.shards.files import DataError
 from mambaout.recipe import BASELINE, tuned
 
 RECIPE = tuned(BASELINE, global_batch=4, image_size=16, minival_fraction=0.2)

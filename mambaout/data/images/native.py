@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mambaout.data.shards.files import CACHE_VARIABLE, default_cache, locked
+from mambaout.cache import CACHE_VARIABLE, default_cache, locked
 from mambaout.durable import replacing
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
+from mambaout.cache import CACHE_VARIABLE, default_cache, locked
 from mambaout.data.images.jpeg import has_jpegtran
 from mambaout.data.packing.damage import refuse_damaged
 from mambaout.data.packing.idx import array_samples, find_idx_files, read_idx_folder
@@ -29,7 +30,7 @@ from mambaout.data.packing.storing import LossyEncoding, Sample
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.data.shards.data_set import DataSet, Split, read_data_set
 from mambaout.data.shards.encoded import EncodedImages, place, read_paths
-from mambaout.data.shards.files import CACHE_VARIABLE, DataError, default_cache, locked
+from mambaout.data.shards.files import DataError
 from mambaout.data.shards.shard_files import holds_parquet
 from mambaout.durable import leftovers, remove, write_whole
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from mambaout.cache import locked
 from mambaout.data.bar import progress_bar
 from mambaout.data.shards.data_set import DataSet, Split
-from mambaout.data.shards.files import DataError, file_size, locked, read_range
+from mambaout.data.shards.files import DataError, file_size, read_range
 from mambaout.durable import PART, remove, replacing
 
 log = logging.getLogger(__name__)

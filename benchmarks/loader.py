@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mambaout.cache import default_cache
-
 from mambaout.train.cpu import cpu_name
 
 LOADERS = ("fast", "exact", "timm", "torchvision", "webdataset", "datasets")  # in every setting

@@ -24,7 +24,7 @@ def baseline(start: Start) -> Study:
     # --variants kobe,tiny,small,base trains these in its place: one more trial each.
     shapes = start.shapes({BASELINE: SMALL_MODEL} if start.small else {"femto": FEMTO})
     return Study(
-        name="baseline-smoke" if start.smoke else "baseline",
+        name="baseline",
         question=str(baseline.__doc__),
         recipes={label: start.paper(shape) for label, shape in shapes.items()},
         baseline=BASELINE if BASELINE in shapes else None,

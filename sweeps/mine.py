@@ -77,7 +77,7 @@ def mine(
     ]
     seeds = SEEDS[:1] if start.smoke else SEEDS
     study = Study(
-        name="-".join(["mine-smoke" if start.smoke else "mine", *asked]),
+        name="-".join(["mine", *asked]),
         question=str(mine.__doc__),
         recipes={},
         seeds=seeds,

@@ -61,8 +61,8 @@ def recipe(start: Start) -> Study:
         follows=training.label,
     )
     return Study(
-        name="recipe-smoke" if start.smoke else "recipe",
-        question=" ".join(str(recipe.__doc__).split()),
+        name="recipe",
+        question=str(recipe.__doc__),
         recipes={},
         searches=(training, shape),
     )

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from mambaout.data.images import native
+from mambaout import native
 
 # Not `native.why_not()`: a C file that does not compile has to fail, not to be skipped.
 needs_c = pytest.mark.skipif(

@@ -11,6 +11,7 @@ from typing import Any
 from study_files import DATA, record, write_outcome
 from study_files import SMALL as TEN_EPOCHS
 
+from mambaout.endings import Ending
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search.agenda import Agenda
@@ -59,7 +60,7 @@ class Driver:
         study: Study,
         *,
         slots: int = 1,
-        outcome: Callable[[Trial], str] = lambda trial: "finished",
+        outcome: Callable[[Trial], Ending] = lambda trial: Ending.FINISHED,
         turn: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = StudyFolder(storage, study.name)
@@ -85,7 +86,7 @@ class Driver:
                 return self
             while len(running) < self.slots and (trial := self.agenda.next()) is not None:
                 assert trial.key not in {other.key for other in running}
-                assert self.folder.run(trial).status == "unfinished"
+                assert self.folder.run(trial).status is Ending.UNFINISHED
                 self.started.append(trial)
                 running.append(trial)
             if not running:
@@ -112,13 +113,13 @@ class Driver:
             assert self.agenda.observe(trial, epoch + 1, value + 10) == why
         elif epoch < EPOCHS:
             return False
-        elif (status := self.outcome(trial)) == "failed":
-            self.agenda.ended(replace(self.folder.run(trial), status="failed"))
+        elif (ending := self.outcome(trial)).is_failure:
+            self.agenda.ended(replace(self.folder.run(trial), status=ending))
             return True
         else:
             metrics = {MINIVAL_TOP1: top1(trial.recipe, trial.seed)}
             metrics[MACS] = 1e4 * sum(trial.recipe.model.dims) * sum(trial.recipe.model.depths)
-            write_outcome(directory, status, metrics if status == "finished" else {})
+            write_outcome(directory, ending, metrics if ending is Ending.FINISHED else {})
         self.agenda.ended(self.folder.run(trial))
         return True
 

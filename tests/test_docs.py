@@ -18,8 +18,9 @@ from PIL import Image
 
 from mambaout.__main__ import command_parser
 from mambaout.__main__ import main as run_mambaout
-from mambaout.data.packing import sources
+from mambaout.data.packing import named_sets
 from mambaout.launch import cli
+from mambaout.launch.sweep_options import sweep_parser
 from mambaout.options import given_fields
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def test_every_command_of_the_pages_is_one_that_there_is(command):
     elif program == "mambaout":
         given_fields(command_parser().parse_args(words))
     elif words[0].startswith("sweeps/"):
-        given_fields(cli._parser(sweep(words[0])).parse_args(words[1:]))
+        given_fields(sweep_parser(sweep(words[0])).parse_args(words[1:]))
     elif words[0].startswith("benchmarks/"):
         options = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
         assert options <= benchmark_options(words[0])
@@ -258,7 +259,7 @@ COUNTS = [text for text in EACH if text.startswith("mambaout account") and needs
 @pytest.mark.parametrize("command", STUDIES)
 def test_a_study_of_the_pages_is_planned(command, place, monkeypatch, capsys):
     _, path, *words = EACH[command]
-    if "fashion-mnist" in words and not sources.DEBIAN_FASHION_MNIST.is_dir():
+    if "fashion-mnist" in words and not named_sets.DEBIAN_FASHION_MNIST.is_dir():
         pytest.skip("needs Debian's dataset-fashion-mnist")
     monkeypatch.chdir(place)
     plain = [word for word in words if word not in ("--plan", "--calibrate")]

@@ -20,6 +20,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
+from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.recipe import BASELINE, tuned
@@ -65,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
     named = named_weights(options.weights, options.storage)
 
     from mambaout.cache import default_cache
-    from mambaout.data.packing.sources import NAMED, open_data
+    from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage
     from mambaout.data.shards.files import DataError
     from mambaout.model.network import build
@@ -83,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         recipe = tuned(recipe, image_size=options.image_size)
     source = options.data or named.data
     if source is None:
-        raise WrongRequest(f"--data is missing: give {', '.join(NAMED)}, or a folder of images")
+        raise missing_data()
     columns = given_columns(options)
     if not options.data:
         columns = named.columns | columns

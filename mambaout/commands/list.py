@@ -12,6 +12,7 @@ from typing import Any
 
 from mambaout.commands.named import named_errors, read_study, studies, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.study.numbers import count_text
 from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
@@ -48,7 +49,7 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
         except WrongRequest as error:
             unread.append(str(error))
             continue
-        finished = sum(run.status == "finished" for run in runs)
+        finished = sum(run.status is Ending.FINISHED for run in runs)
         rows.append(
             (folder.path.name, f"{finished}/{len(runs)}", _changed(folder), *_best(study, runs))
         )

@@ -106,7 +106,7 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
         said = _json(study)
         data, columns = said.get("data"), said.get("columns") or columns
     elif outcome.is_file():
-        from mambaout.data.packing.sources import NAMED
+        from mambaout.data.packing.named_sets import NAMED
 
         name = _json(outcome).get("facts", {}).get("data_name")
         data = name if name in NAMED else None  # of a folder the name alone is kept

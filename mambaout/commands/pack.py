@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mambaout.command_line import writable_folder
+from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options, given_columns
 
 
@@ -18,7 +19,7 @@ def add_pack(commands: argparse._SubParsersAction) -> None:
         epilog="--short-side and --quality re-encode every image as JPEG, which loses some of it; "
         "the shards, and every trial on them, say so.",
     )
-    parser.add_argument("source", help="an image folder, a tar, a Parquet folder or a named set")
+    add_data_option(parser.add_argument, "source")
     parser.add_argument("out", type=Path)
     parser.add_argument("--as-is", action="store_true", help="store the files as they are")
     parser.add_argument("--short-side", type=int, metavar="PX", help="reduce larger images to it")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mambaout.commands.named import read_study, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 
 OWN_COPY = (
@@ -73,7 +74,7 @@ def _run_sync(options: argparse.Namespace) -> int:
         tracker.describe(folder)
         missing = tracker.sync(folder)
         tracker.attach(files)
-        unfinished = any(run.status == "unfinished" for run in runs)
+        unfinished = any(run.status is Ending.UNFINISHED for run in runs)
         whole = tracker.close("FAILED" if unfinished else "FINISHED")
     print(f"{hidden(uri)}: {missing} trials of {name} were missing or incomplete")
     return 0 if whole else 1

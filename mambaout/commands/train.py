@@ -24,6 +24,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
+from mambaout.data.packing.data_option import add_data_option, given_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from mambaout.train.run import Preempted
 
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
-SMOKE_DATA = "digits"
 GO_ON = "the same command continues"
 PAPER = "paper"  # what --recipe takes beside a file
 
@@ -69,7 +69,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     text = f"the network's shape: {', '.join(VARIANTS)} (default: one that fits the data)"
     add("variant", nargs="?", metavar="VARIANT", help=text)
-    add("--data", help="digits, fashion-mnist, an image folder, a Parquet folder")
+    add_data_option(add)
     add_column_options(add)
     add("--out", metavar="DIR", help="the run directory, new or of this run")
     text = "a recipe.json to train or to start from, or `paper` for the paper's, whatever the data"
@@ -89,7 +89,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 def _run_train(options: argparse.Namespace) -> int:
     choice, data_name, out = all_of(
-        lambda: recipe_choice(options), lambda: _data_of(options), lambda: _out_of(options)
+        lambda: recipe_choice(options), lambda: given_data(options), lambda: _out_of(options)
     )
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.batches.makers import warm_workers
@@ -173,13 +173,6 @@ def _steps_done(asked: int, outcome: Preempted, num_steps: int) -> str:
         f"nothing to do: the run is at step {outcome.step} of {num_steps} already, and --max-steps "
         f"is {asked}; a larger one continues, as does the command without it"
     )
-
-
-def _data_of(options: argparse.Namespace) -> str:
-    name = options.data or (SMOKE_DATA if options.smoke else None)
-    if name is None:
-        raise WrongRequest("--data is missing: digits, fashion-mnist, or a folder of images")
-    return name
 
 
 def _out_of(options: argparse.Namespace) -> Path:

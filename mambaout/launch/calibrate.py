@@ -18,7 +18,7 @@ import numpy as np
 
 from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave, start
-from mambaout.launch.outcomes import one_line
+from mambaout.launch.failures import one_line
 from mambaout.launch.progress import about, counted
 from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.tpu import prepare

@@ -1,4 +1,4 @@
-"""The options every sweep script shares, and the checks that come before anything starts.
+"""What a sweep script calls: the checks that come before anything starts, then the study.
 
     if __name__ == "__main__":
         sys.exit(main(scale))
@@ -10,28 +10,26 @@ itself was wrong and nothing has been started or written, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import re
 import shlex
 import sys
-import types
-import typing
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from mambaout.accounting import train_macs
-from mambaout.command_line import WRONG, Parser, check_working_directory, writable_folder
+from mambaout.command_line import WRONG, check_working_directory, writable_folder
 from mambaout.data.images.decode import Images
+from mambaout.data.packing.data_option import given_data
 from mambaout.data.packing.sizes import facts_of
 from mambaout.data.packing.sources import open_data
-from mambaout.data.shards.column_options import GivenColumns, add_column_options, given_columns
+from mambaout.data.shards.column_options import GivenColumns, given_columns
 from mambaout.data.shards.data_set import DataSet
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
@@ -42,9 +40,10 @@ from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_batches, hello
 from mambaout.launch.rerun import Rerun
-from mambaout.launch.resources import CHOICES, check_accelerator, plan_nodes, share
+from mambaout.launch.resources import check_accelerator, plan_nodes, share
+from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep_parser
 from mambaout.launch.tune import run_study
-from mambaout.options import add_recipe_options, field_text, given_fields
+from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
 from mambaout.rules import PRECISION, AppliedRule, rule_lines
 from mambaout.study.price.plan import Plan, plan, plan_table
@@ -55,16 +54,9 @@ from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
 
-SMOKE_DATA = "digits"
-STORAGE = "runs"
 # The working directory of a submitted job is a copy that goes with the cluster; results do not
 # belong there.
 JOB_STORAGE = "~/mambaout-runs"
-
-# The study, from what the data and the command line say. A keyword that it takes is an option of
-# its own: `predict: Annotated[bool, "help"] = False` is --predict. A bool is a switch, an int a
-# number of at least 1, a Sequence[str] | None several words.
-BuildStudy = Callable[..., Study]
 
 MOST_SUFFIX = 40  # characters of a study's name that say which fields were given
 
@@ -72,9 +64,9 @@ MOST_SUFFIX = 40  # characters of a study's name that say which fields were give
 def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     """Run, resume or plan the study that `build_study` describes; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    options = _parser(build_study).parse_args(words)
     script = Path(sys.argv[0]).name
     try:
+        options = sweep_parser(build_study).parse_args(words)
         # The command that goes on. --rerun begins anew, and the study's folder knows of it.
         again = [hidden(word) for word in words if word != "--rerun"]
         command = shlex.join([sys.argv[0], *again])
@@ -101,98 +93,6 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(build_study: BuildStudy) -> argparse.ArgumentParser:
-    parser = Parser(
-        usage="%(prog)s --data NAME|PATH|URI [options]",
-        description=inspect.getdoc(build_study),
-        epilog="Exit status: 0 all done, 1 some trials did not finish (the same command goes on), "
-        "2 the request was wrong (nothing started), 130 interrupted. Running the same command "
-        "again starts nothing that has finished and continues what has not.",
-    )
-    add = parser.add_argument_group("what to study").add_argument
-    add("--data", metavar="NAME|PATH|URI", help="digits, fashion-mnist, or a folder of images")
-    add_column_options(add)
-    text = "train these shapes of the study's, or published ones, joined by commas"
-    add("--variants", type=_names, metavar="A,B", help=text)
-    add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
-    for name, kind in _own_options(build_study).items():
-        add(f"--{name.replace('_', '-')}", **kind)
-    add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
-    add("--name", help="of the study and its folder (default: script, data and given fields)")
-    add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
-
-    add = parser.add_argument_group("what it costs").add_argument
-    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
-    add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
-    device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
-    add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
-    add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
-    add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")
-
-    add = parser.add_argument_group("where it runs and what it writes").add_argument
-    text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
-    add("--accelerator", metavar="NAME", help=text)
-    add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
-    add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
-    add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
-    text = "copy the shards to this folder of each machine first, for example /dev/shm"
-    add("--stage", metavar="DIR", help=text)
-    where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
-    add("--tracking-uri", metavar="URI", help=where)
-    add_recipe_options(parser)
-    return parser
-
-
-def _own_options(build_study: BuildStudy) -> dict[str, dict[str, Any]]:
-    """What argparse is told of each keyword of the study's function."""
-    hints = typing.get_type_hints(build_study, include_extras=True)
-    found: dict[str, dict[str, Any]] = {}
-    for name, parameter in inspect.signature(build_study).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        hint, texts = hints.get(name, str), [""]
-        if typing.get_origin(hint) is Annotated:
-            hint, *texts = typing.get_args(hint)
-        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        kinds = [each for each in typing.get_args(hint) if each is not types.NoneType]
-        kinds = kinds if is_union else [hint]
-        kind: dict[str, Any] = {"help": texts[0], "default": parameter.default}
-        if kinds == [bool]:
-            kind |= {"action": "store_true"}
-        elif kinds == [int]:
-            kind |= {"type": _count, "metavar": "N"}
-        elif kinds in ([float], [str]):
-            kind |= {"type": kinds[0], "metavar": "X"}
-        else:  # several words
-            # An option that is there twice adds its words; argparse would keep the last alone.
-            kind |= {"nargs": "+", "action": "extend", "metavar": "X"}
-        found[name] = kind
-    return found
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(filter(None, (part.strip() for part in text.split(","))))
-    if not names or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} must be different names joined by commas")
-    return names
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _amount(text: str) -> float:
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = 0.0
-    if not 0 < amount < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return amount
-
-
 def _request(build_study: BuildStudy, options: argparse.Namespace, command: str) -> Request:
     """The request, everything checked that can be before Ray starts; ValueError says what is
     wrong with it. Nothing is written but the data set's cache."""
@@ -204,9 +104,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     cluster_address(options.address)
     check_accelerator(options.accelerator)
     check_tracking(tracking_uri)
-    source = options.data or (SMOKE_DATA if options.smoke else None)
-    if source is None:
-        raise WrongRequest("--data is missing: digits, fashion-mnist, or a folder of images")
+    source = given_data(options)
     columns = given_columns(options)
     data = open_data(source, **columns)
     # Opening them decodes a small set once for all workers, and finds its damaged images now.
@@ -262,8 +160,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
 
 def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -> Study:
     """The study with the seeds that are asked for; ValueError where it is not as asked for."""
-    own = {name: getattr(options, name) for name in _own_options(build_study)}
-    study = build_study(start, **own)
+    study = build_study(start, **own_values(build_study, options))
     check_given(study, start)
     if options.seeds is not None:
         seeds = tuple(range(options.seeds))
@@ -289,13 +186,15 @@ def _check_price(options: argparse.Namespace) -> None:
 
 
 def _study_name(study: Study, data: DataSet, start: Start, columns: GivenColumns) -> str:
-    """Which study, of which data, and with which fields given: each is a study of its own."""
+    """Which study, in small or whole, of which data, and with which fields given: each is a study
+    of its own."""
     given = [f"{name}{field_text(value)}" for name, value in sorted(start.given.items())]
     given += [*(start.variants or ()), *columns.values()]
     suffix = _plain("-".join(given)) if given else ""
     if len(suffix) > MOST_SUFFIX:
         suffix = f"{suffix[:MOST_SUFFIX].rstrip('-.')}-{content_key(given)[:6]}"
-    return "-".join(filter(None, [_plain(study.name), _plain(data.name), suffix]))
+    smoke = "smoke" if start.smoke else ""
+    return "-".join(filter(None, [_plain(study.name), smoke, _plain(data.name), suffix]))
 
 
 def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:

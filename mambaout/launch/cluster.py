@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mambaout.errors import WrongRequest
-from mambaout.launch.outcomes import one_line
+from mambaout.launch.failures import one_line
 from mambaout.launch.resources import Node
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job

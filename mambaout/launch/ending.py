@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mambaout.errors import WrongRequest
-from mambaout.launch.outcomes import FAILURES_FILE
+from mambaout.launch.failures import FAILURES_FILE
 from mambaout.launch.progress import counted
 from mambaout.launch.request import Request
 from mambaout.study.store_uri import default_tracking_uri, hidden
@@ -57,7 +57,7 @@ def left_lines(
     folder: StudyFolder, runs: Sequence[Run], *, num_undecided: int, is_over: bool
 ) -> list[str]:
     """What is left of the study, and why; no line where nothing is."""
-    left = [run for run in runs if run.status in ("unfinished", "failed")]
+    left = [run for run in runs if not run.status.is_over]
     if not left and is_over:
         return []
     lines = [f"\n{len(left)} of {counted(len(runs), 'trial')} did not finish:"]
@@ -67,7 +67,7 @@ def left_lines(
         begun = f"stopped after step {step}" if step else "stopped before its first record"
         so_far = begun if (directory / CHECKPOINT_FILE).exists() else "not begun"
         lines.append(f"    {run.trial.name}  {run.facts.get('error', so_far)}")
-        if run.status == "failed":
+        if run.status.is_failure:
             lines.append(f"        {directory / FAILURES_FILE}")
     if num_undecided:
         lines.append(f"{counted(num_undecided, 'trial')} not decided on yet")

@@ -15,9 +15,10 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mambaout.launch.outcomes import Failure, one_line, read_failures, retried
+from mambaout.endings import Ending
+from mambaout.launch.failures import Failure, one_line, read_failures, retried
 from mambaout.launch.progress import (
     Job,
     Screen,
@@ -29,6 +30,7 @@ from mambaout.launch.progress import (
 from mambaout.study.study import Run, Study, StudyFolder
 
 if TYPE_CHECKING:
+    from mambaout.study.tracking.tracked_run import MlflowStatus
     from mambaout.study.tracking.tracker import Tracker
 
 REPORT_MODULE = "mambaout.study.report.study_report"  # with matplotlib, whose import takes a second
@@ -149,7 +151,7 @@ class Follower:
         """No worker has the trial any more and none will get it in this launch."""
         self._events.put(("ended", key))
 
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> list[Path]:
+    def finish(self, status: MlflowStatus) -> list[Path]:
         """Log and report what there is, end the thread; the report's files."""
         self._events.put(("finish", status))
         self._thread.join()
@@ -234,7 +236,7 @@ class Follower:
 
     def _on_added(self, job: Job) -> None:
         key = job.trial.key
-        self.jobs[key], self._runs[key] = job, Run(trial=job.trial, status="unfinished")
+        self.jobs[key], self._runs[key] = job, Run(trial=job.trial, status=Ending.UNFINISHED)
         self.table.do(("added", key), lambda: self._look(key))
 
     def _on_begin(self, key: str) -> None:
@@ -262,16 +264,16 @@ class Follower:
 
     def _say_end(self, key: str) -> None:
         run = self._look(key)
-        if run.status == "unfinished":
+        if run.status is Ending.UNFINISHED:
             return
-        if run.status == "failed":
+        if run.status.is_failure:
             self._failed.add(key)
-        over = sum(run.status != "unfinished" for run in self._runs.values())
+        over = sum(run.status is not Ending.UNFINISHED for run in self._runs.values())
         width = max(len(job.trial.name) for job in self.jobs.values())
         seconds = time.monotonic() - self._started
         self.screen.say(ended_line(run, seconds, over, self._num_trials(), width))
 
-    def _on_finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    def _on_finish(self, status: MlflowStatus) -> None:
         for key in list(self._running):
             self._on_end(key)
         self._report()
@@ -326,13 +328,13 @@ class Follower:
         return run
 
     def _read(self, key: str) -> Run:
-        """The trial's run; "failed" where this launch has given it up."""
+        """The trial's run; its last failure is its ending where this launch has given it up."""
         run = self.folder.run(self.jobs[key].trial)
         failures = self._failures(key)
-        if run.status == "unfinished" and not retried(failures):
+        if run.status is Ending.UNFINISHED and not retried(failures):
             last = failures[-1]
             error = f"{last.kind} at step {last.step}: {last.error}"
-            return replace(run, status="failed", facts={**run.facts, "error": error})
+            return replace(run, status=last.kind, facts={**run.facts, "error": error})
         return run
 
     def _failures(self, key: str) -> list[Failure]:

@@ -17,7 +17,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mambaout.launch.outcomes import cause_of, classify
+from mambaout.endings import Ending
+from mambaout.launch.failures import cause_of, classify
 from mambaout.launch.resources import SLICE_NAME
 from mambaout.launch.task import Task, call_trainer, stop_of, writing
 from mambaout.launch.tpu import host_rank
@@ -121,13 +122,13 @@ class Crew:
 
     def _blamed(self, error: Exception, others: Sequence[Any]) -> Exception:
         """The error of the host that began it."""
-        if classify(error) == "preempted" or not others:
+        if classify(error) is Ending.PREEMPTED or not others:
             return error
         deadline = time.monotonic() + BLAME_SECONDS
         while others and (left := deadline - time.monotonic()) > 0:
             done, others = self._ray.wait(list(others), timeout=left)
             for other in filter(None, map(self._error, done)):
-                if classify(other) == "preempted":
+                if classify(other) is Ending.PREEMPTED:
                     return other
         return error
 

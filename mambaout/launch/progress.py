@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from mambaout.endings import Ending
 from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.numbers import count_text
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
-ENDED = ("finished", "diverged", "stopped")
 MOST_ROWS = 16  # running trials shown at once
 # The start of workers is in the time that has passed. Before so much of the work or of time it
 # makes the time left far too long, so none is told.
@@ -32,7 +32,7 @@ class Job:
 
 def done_fraction(job: Job, run: Run) -> float:
     """Share of the trial's steps that is recorded; 1 once it has an outcome."""
-    if run.status in ENDED:
+    if run.status.is_over:
         return 1.0
     return run.records[-1].step / job.num_steps if run.records else 0.0
 
@@ -95,7 +95,7 @@ def status_lines(
     num_undecided: int = 0,
 ) -> list[str]:
     """One line on the study, and one on each running trial, by the keys of `running`."""
-    ended = [job.trial.key for job in jobs if runs[job.trial.key].status in ENDED]
+    ended = [job.trial.key for job in jobs if runs[job.trial.key].status.is_over]
     over = len(set(ended) - set(running))
     # A trial still to be decided on counts as the mean of the others.
     work = sum(job.train_macs for job in jobs) * (1 + num_undecided / max(len(jobs), 1))
@@ -138,15 +138,14 @@ def trial_line(job: Job, run: Run, width: int = 0) -> str:
 def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -> str:
     """A trial that is over: what came out."""
     head = f"[{clock(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
-    if run.status == "finished":
+    if run.status is Ending.FINISHED:
         return (
             f"{head}  top-1 {_minival_text(run)}, {run.metrics[TOP1]:.2f} % val"
             f"  {count_text(run.metrics[MACS])} MACs"
             f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
         )
-    if run.status == "stopped":
-        return f"{head}  stopped early: {run.facts.get('why', 'no reason given')}"
-    return f"{head}  {run.status}: {run.facts.get('error', 'no reason given')}"
+    why = run.facts.get("why" if run.status is Ending.STOPPED else "error", "no reason given")
+    return f"{head}  {run.status.text}: {why}"
 
 
 def _minival_text(run: Run) -> str:

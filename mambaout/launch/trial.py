@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.errors import WrongRequest
-from mambaout.launch.feed import TASK, TRIAL
-from mambaout.launch.outcomes import (
+from mambaout.launch.failures import (
     Failure,
     add_failure,
     cause_of,
@@ -28,6 +27,7 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
+from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
 from mambaout.launch.tpu import check_devices
 from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial

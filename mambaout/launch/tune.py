@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import (
     JOB_VARIABLE,
@@ -35,10 +36,7 @@ from mambaout.launch.cluster import (
     start,
 )
 from mambaout.launch.ending import Problems, left_lines, ui_command
-from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
-from mambaout.launch.follow import Follower
-from mambaout.launch.lock import held
-from mambaout.launch.outcomes import (
+from mambaout.launch.failures import (
     Failure,
     add_failure,
     classify,
@@ -46,6 +44,9 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
+from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
+from mambaout.launch.follow import Follower
+from mambaout.launch.lock import held
 from mambaout.launch.progress import Screen, clock, counted
 from mambaout.launch.request import Request, check_batches, hello
 from mambaout.launch.rerun import Rerun
@@ -122,7 +123,7 @@ def run_study(request: Request) -> int:
 
 
 def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if folder.run(trial).status == "unfinished"]
+    return [trial for trial in trials if folder.run(trial).status is Ending.UNFINISHED]
 
 
 class _EarlyEnd(Exception):
@@ -345,10 +346,12 @@ class _Launch:
         self.active.discard(key)
         self.follower.ended(key)
         run = self.folder.run(self.known[key])
-        if run.status != "unfinished":
+        if run.status is not Ending.UNFINISHED:
             self.agenda.ended(run)
         elif self.why_stopped is None:
-            self.agenda.ended(replace(run, status="failed"))
+            failures = read_failures(self._directory(key), self.id)
+            ending = failures[-1].kind if failures else Ending.BROKEN
+            self.agenda.ended(replace(run, status=ending))
 
     @_kept
     def on_step(self) -> None:
@@ -447,7 +450,7 @@ class _Launch:
     def say_how_to_go_on(self) -> None:
         """After a second signal, which ends the launch wherever it is."""
         runs = [self.folder.run(trial) for trial in self.known.values()]
-        over = sum(run.status != "unfinished" for run in runs)
+        over = sum(run.status is not Ending.UNFINISHED for run in runs)
         self.screen.say(f"\nstopped at once: {over} of {counted(len(runs), 'trial')} are over")
         self.screen.say("a running trial goes on from its last checkpoint")
         self.screen.say(self._how_to_go_on)

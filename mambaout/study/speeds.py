@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from mambaout.endings import Ending
 from mambaout.study.axes import Search
 from mambaout.study.study import REUSED_FROM, Run
 from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, NUM_DEVICES, SPEEDS, device_text
@@ -33,7 +34,7 @@ def study_device(runs: Iterable[Run]) -> str | None:
     Trials taken over from other studies count only where there are no others. None where no
     finished trial names its device.
     """
-    known = [run for run in runs if run.status == "finished" and device_of(run)]
+    known = [run for run in runs if run.status is Ending.FINISHED and device_of(run)]
     own = [run for run in known if REUSED_FROM not in run.facts] or known
     counts = Counter(map(device_of, own))
     latest: dict[str | None, str] = {}
@@ -57,7 +58,7 @@ class Speeds:
         """What was left out, and what to do about it; "" where nothing was."""
         if not self.elsewhere:
             return ""
-        finished = sum(run.status == "finished" for run in self.runs)
+        finished = sum(run.status is Ending.FINISHED for run in self.runs)
         counts = Counter(self.elsewhere.values())
         devices = ", ".join(f"{count} on {device}" for device, count in counts.items())
         taken = f" (taken over from {', '.join(self.studies)})" if self.studies else ""
@@ -72,7 +73,7 @@ class Speeds:
 def own_speeds(runs: Sequence[Run]) -> Speeds:
     """The runs, without the speeds that are another device's than the study's."""
     device = study_device(runs)
-    found = {run.trial.key: device_of(run) for run in runs if run.status == "finished"}
+    found = {run.trial.key: device_of(run) for run in runs if run.status is Ending.FINISHED}
     elsewhere = {key: other for key, other in found.items() if other not in (None, device)}
     studies = [run.facts.get(REUSED_FROM) for run in runs if run.trial.key in elsewhere]
     return Speeds(

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mambaout.code_version import CODE_VERSION
 from mambaout.durable import (
@@ -34,6 +34,7 @@ from mambaout.durable import (
     replacing,
     write_whole,
 )
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.axes import Search, search_from_json
@@ -133,6 +134,10 @@ class Study:
     predicted: str | None = None  # label of the recipe whose result is predicted from the others'
     baseline: str | None = None  # label of the recipe that the others are held against
 
+    def __post_init__(self) -> None:
+        # A docstring that is a question may take two lines.
+        object.__setattr__(self, "question", " ".join(self.question.split()))
+
     def trials(self, data: str) -> list[Trial]:
         """Every trial, on the data set with the fingerprint `data`; cheap seeds first."""
         rows = [
@@ -152,15 +157,12 @@ class Study:
         return Trial(label=label, recipe=recipe, seed=seed, data=data, origins=origins)
 
 
-Status = Literal["finished", "diverged", "failed", "stopped", "unfinished"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What is known of a trial: read back from its run directory."""
 
     trial: Trial
-    status: Status
+    status: Ending
     metrics: Mapping[str, float] = field(default_factory=dict)  # the final ones
     facts: Mapping[str, Any] = field(default_factory=dict)  # device, host, git commit, ...
     records: Sequence[Record] = ()
@@ -281,8 +283,8 @@ class StudyFolder:
             if stopped.exists():
                 with _named(stopped):
                     facts = json.loads(read_whole(stopped) or "{}")
-                return Run(trial=trial, status="stopped", facts=facts, records=records)
-            return Run(trial=trial, status="unfinished", records=records)
+                return Run(trial=trial, status=Ending.STOPPED, facts=facts, records=records)
+            return Run(trial=trial, status=Ending.UNFINISHED, records=records)
         reused = directory / REUSED_FILE
         with _named(reused):
             origin = json.loads(read_whole(reused) or "{}")
@@ -290,7 +292,7 @@ class StudyFolder:
             outcome = json.loads(text)
             return Run(
                 trial=trial,
-                status=outcome["status"],
+                status=Ending(outcome["status"]),
                 metrics=outcome["metrics"],
                 facts=outcome["facts"] | origin,
                 records=records,
@@ -342,7 +344,7 @@ class StudyFolder:
             for outcome in sorted(self.path.parent.glob(f"*/trials/{twin.key}/{OUTCOME_FILE}")):
                 complete = cooldown == schedule.cooldown_epochs
                 text = read_whole(outcome)
-                finished = text is not None and json.loads(text)["status"] == "finished"
+                finished = text is not None and json.loads(text)["status"] == Ending.FINISHED
                 if finished and (outcome.parent / CHECKPOINT_FILE).exists():
                     yield outcome.parent, complete
 

@@ -25,9 +25,10 @@ from mambaout.accounting import cost, mfu
 from mambaout.cache import CACHE_VARIABLE, default_cache
 from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
-from mambaout.data.images.native import why_not
+from mambaout.data.images.c_files import C_FILES
 from mambaout.errors import WrongRequest
 from mambaout.model.network import build
+from mambaout.native import why_not
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train import versions
 from mambaout.train.backend import Backend, backend
@@ -119,7 +120,7 @@ def _machine() -> list[tuple[str, str]]:
             "data cache",
             f"{cache} ({_gib(_room(cache, free=True))} free; {CACHE_VARIABLE} moves it)",
         ),
-        ("JPEGs", why_not() or "crops decoded by jpeg_crop.c"),
+        ("JPEGs", why_not(C_FILES) or "crops decoded by jpeg_crop.c"),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
     return rows + sorted(tpu.items())

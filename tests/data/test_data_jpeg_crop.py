@@ -22,8 +22,8 @@ from mambaout.data.images import jpeg_crop
 from mambaout.data.images.decode import picture
 from mambaout.data.images.jpeg import segment_lengths
 from mambaout.data.images.jpeg_crop import decoded_box
-from mambaout.data.images.native import LONG, NUMBER, POINTER, SIZE
 from mambaout.data.shards.encoded import EncodedImage
+from mambaout.native import LONG, NUMBER, POINTER, SIZE
 
 BASELINE_KINDS = ("4:2:0", "4:2:2", "4:4:4", "grey")
 

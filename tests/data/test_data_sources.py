@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import image_folder, photograph, pictures, write_folder
-from mambaout.cache import default_cache
 from PIL import Image
 
+from mambaout.cache import default_cache
 from mambaout.data.images.decode import Images
-from mambaout.data.packing import image_tree, sources
+from mambaout.data.packing import image_tree, named_sets, sources
 from mambaout.data.packing.idx import find_idx_files, read_idx
 from mambaout.data.packing.sources import open_data, pack
 from mambaout.data.shards.files import DataError
@@ -67,10 +67,10 @@ def test_digits_are_5000_pictures_of_ten_classes_one_in_five_held_out(digits):
 
 
 @pytest.mark.skipif(
-    not sources.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist"
+    not named_sets.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist"
 )
 def test_fashion_mnist_is_found_where_debian_puts_it():
-    files = find_idx_files(sources.DEBIAN_FASHION_MNIST)
+    files = find_idx_files(named_sets.DEBIAN_FASHION_MNIST)
     assert files is not None
     assert read_idx(files["val"][0], 3).shape == (10_000, 28, 28)
     assert np.bincount(read_idx(files["train"][1], 1)).tolist() == [6000] * 10
@@ -78,7 +78,7 @@ def test_fashion_mnist_is_found_where_debian_puts_it():
 
 def test_fashion_mnist_is_read_from_idx_files_with_its_class_names(tmp_path, monkeypatch):
     folder = idx_folder(tmp_path / "debian")
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", folder)
+    monkeypatch.setattr(named_sets, "DEBIAN_FASHION_MNIST", folder)
     named = open_data("fashion-mnist", tmp_path / "cache")
     assert named.class_names[9] == "Ankle boot"
     assert (len(named.labels["train"]), len(named.labels["val"])) == (40, 10)
@@ -90,7 +90,7 @@ def test_fashion_mnist_is_read_from_idx_files_with_its_class_names(tmp_path, mon
 
 
 def test_without_fashion_mnist_three_ways_to_it_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "not-installed")
+    monkeypatch.setattr(named_sets, "DEBIAN_FASHION_MNIST", tmp_path / "not-installed")
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # no network: refused at once
     # urlopen keeps the proxies of its first call for good; later tests must not get these.

@@ -22,6 +22,7 @@ from mambaout.launch.calibrate import (
     run_calibration,
 )
 from mambaout.launch.resources import Share
+from mambaout.launch.sweep_options import sweep_parser
 from mambaout.recipe import tuned, with_global_batch
 from mambaout.study.axes import LogRange, Search, WholeRange
 from mambaout.study.price.plan import Plan, plan
@@ -122,7 +123,7 @@ def test_the_recipes_of_a_search_are_calibrated_too(digits, tmp_path):
 
 
 def request_of(storage: Path, study=tiny_sweep.tiny):
-    options = cli._parser(study).parse_args(["--data", "digits", "--storage", str(storage)])
+    options = sweep_parser(study).parse_args(["--data", "digits", "--storage", str(storage)])
     return cli._request(study, options, "test")
 
 

@@ -10,8 +10,8 @@ import pytest
 import ray.exceptions
 
 from mambaout.launch import hosts
+from mambaout.launch.failures import classify
 from mambaout.launch.hosts import Crew, HostLost, _News
-from mambaout.launch.outcomes import classify
 from mambaout.launch.resources import SLICE_NAME
 from mambaout.train.metrics import Record
 

@@ -6,26 +6,24 @@ import io
 import json
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from places import ROOT, TESTS
 from starts import start_of
 from tiny_sweep import recipe, tiny
 
-from mambaout.accounting import cost
+from mambaout.endings import Ending
 from mambaout.launch import cli, progress
 from mambaout.launch.cluster import cluster_address
-from mambaout.launch.lock import FolderHeld, held
-from mambaout.launch.outcomes import (
+from mambaout.launch.failures import (
     STUCK_PREEMPTIONS,
     Failure,
     add_failure,
@@ -34,6 +32,7 @@ from mambaout.launch.outcomes import (
     read_failures,
     retried,
 )
+from mambaout.launch.lock import FolderHeld, held
 from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
 from mambaout.launch.request import Request
 from mambaout.launch.rerun import Rerun
@@ -43,11 +42,6 @@ from mambaout.study.axes import Axis, Search, WholeRange
 from mambaout.study.start import Start
 from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.train.metrics import Record
-from mambaout.variants import VARIANTS
-
-scale = runpy.run_path(str(ROOT / "sweeps" / "scale.py"))["scale"]
-baseline = runpy.run_path(str(ROOT / "sweeps" / "baseline.py"))["baseline"]
-
 
 # -- failures -------------------------------------------------------------------------------------
 
@@ -60,42 +54,42 @@ def test_errors_are_told_apart_as_ray_and_torch_raise_them():
     import ray.exceptions
     import torch
 
-    assert classify(ray.exceptions.ActorDiedError()) == "preempted"
-    assert classify(ray.exceptions.NodeDiedError("gone")) == "preempted"
-    assert classify(ray.exceptions.OutOfMemoryError("host")) == "out_of_memory"
-    assert classify(torch.OutOfMemoryError("CUDA out of memory")) == "out_of_memory"
-    assert classify(RuntimeError("DefaultCPUAllocator: can't allocate memory")) == "out_of_memory"
-    assert classify(FloatingPointError("nan")) == "diverged"
-    assert classify(ValueError("a corrupt image")) == "broken"
+    assert classify(ray.exceptions.ActorDiedError()) is Ending.PREEMPTED
+    assert classify(ray.exceptions.NodeDiedError("gone")) is Ending.PREEMPTED
+    assert classify(ray.exceptions.OutOfMemoryError("host")) is Ending.OUT_OF_MEMORY
+    assert classify(torch.OutOfMemoryError("CUDA out of memory")) is Ending.OUT_OF_MEMORY
+    assert (
+        classify(RuntimeError("DefaultCPUAllocator: can't allocate memory")) is Ending.OUT_OF_MEMORY
+    )
+    assert classify(ValueError("a corrupt image")) is Ending.BROKEN
 
 
 def test_a_lost_worker_is_tried_again_as_long_as_the_trial_gets_on():
-    moving = [failed("preempted", step=step) for step in range(0, 400, 10)]
+    moving = [failed(Ending.PREEMPTED, step=step) for step in range(0, 400, 10)]
     assert retried(moving)
-    stuck = [failed("preempted", step=400)] * STUCK_PREEMPTIONS
+    stuck = [failed(Ending.PREEMPTED, step=400)] * STUCK_PREEMPTIONS
     assert retried(moving + stuck[:-1])
     assert not retried(moving + stuck)
 
 
 def test_the_same_error_twice_is_not_tried_again():
-    first, other, third = (failed("broken", error=f"KeyError: {name}") for name in "abc")
+    first, other, third = (failed(Ending.BROKEN, error=f"KeyError: {name}") for name in "abc")
     assert retried([first])
     assert not retried([first, first])
-    assert not retried([first, failed("preempted"), first])
+    assert not retried([first, failed(Ending.PREEMPTED), first])
     assert retried([first, other])
     assert not retried([first, other, third])
 
 
-def test_memory_is_tried_once_more_and_a_divergence_never():
+def test_memory_is_tried_once_more():
     assert retried([])
-    assert retried([failed("out_of_memory")])
-    assert not retried([failed("out_of_memory")] * 2)
-    assert not retried([failed("diverged")])
+    assert retried([failed(Ending.OUT_OF_MEMORY)])
+    assert not retried([failed(Ending.OUT_OF_MEMORY)] * 2)
 
 
 def test_failures_are_kept_and_only_those_of_this_launch_count(tmp_path):
     for launch in ("a", "a", "b"):
-        add_failure(tmp_path / "run", failed("broken", launch=launch))
+        add_failure(tmp_path / "run", failed(Ending.BROKEN, launch=launch))
     with (tmp_path / "run" / "failures.jsonl").open("a") as file:
         file.write('{"kind": "broken", "err')  # what a kill leaves
     assert len(read_failures(tmp_path / "run", "a")) == 2
@@ -167,13 +161,13 @@ def test_the_lines_show_every_running_trial_and_the_counts():
     jobs = [job("a", 10.0), job("bb", 30.0), job("ccc", 60.0)]
     a, b, c = (j.trial.key for j in jobs)
     runs = {
-        a: Run(trial=jobs[0].trial, status="finished"),
+        a: Run(trial=jobs[0].trial, status=Ending.FINISHED),
         b: Run(
             trial=jobs[1].trial,
-            status="unfinished",
+            status=Ending.UNFINISHED,
             records=(record(25, train_loss=2.0, minival_top1=40.0), record(50, train_loss=1.5)),
         ),
-        c: Run(trial=jobs[2].trial, status="unfinished"),
+        c: Run(trial=jobs[2].trial, status=Ending.UNFINISHED),
     }
     assert done_fraction(jobs[1], runs[b]) == 0.5
     head, *rows = progress.status_lines(jobs, runs, [b], seconds=75, left=600)
@@ -319,34 +313,6 @@ def test_a_ray_that_does_not_start_is_one_line_and_the_study_can_go_on(
     assert error.count("\n") == 1
 
 
-def test_an_option_of_several_words_that_is_there_twice_keeps_all_of_them(digits):
-    def asked(start: Start, *, grid: Annotated[Sequence[str] | None, "values"] = None) -> Study:
-        raise ValueError(f"asked for {grid}")
-
-    options = cli._parser(asked).parse_args(["--grid", "a=1", "b=2", "--grid", "c=3"])
-    assert options.grid == ["a=1", "b=2", "c=3"]
-
-
-def test_a_keyword_of_any_plain_type_is_an_option_with_or_without_a_help():
-    def own(
-        start: Start,
-        *,
-        deep: bool = False,
-        blocks: Annotated[int | None, "blocks"] = None,
-        share: float = 0.5,
-        tag: str | None = None,
-        names: Sequence[str] | None = None,
-    ) -> Study:
-        raise AssertionError
-
-    words = ["--deep", "--blocks", "3", "--share", "0.25", "--tag", "x", "--names", "a", "b"]
-    found = cli._parser(own).parse_args(words)
-    assert (found.deep, found.blocks, found.share, found.tag) == (True, 3, 0.25, "x")
-    assert found.names == ["a", "b"]
-    plain = cli._parser(own).parse_args([])
-    assert (plain.deep, plain.blocks, plain.share, plain.tag) == (False, None, 0.5, None)
-
-
 def test_a_field_that_the_study_varies_is_not_told_to_follow_the_data(tmp_path, capsys, digits):
     def sizes(start: Start) -> Study:
         recipes = {f"{side}": tuned(start.recipe(), image_size=side) for side in (16, 32)}
@@ -474,57 +440,3 @@ def test_a_rerun_moves_run_directories_aside_and_deletes_nothing(tmp_path):
     assert trials[0].key not in tracker._study.runs
     assert Rerun(folder).begin(request)  # nothing is there any more: nothing to move
     assert len(list((folder.path / "aside").iterdir())) == 1
-
-
-# -- the studies ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_train", [4000, 60_000])
-def test_scale_spans_fifteen_fold_in_macs_with_the_baseline_beside_it(num_train):
-    study = scale(start_of(num_train, 28))
-    points = {label: r for label, r in study.recipes.items() if label != "baseline"}
-    macs = [cost(r.model, r.image_size, 10).macs for r in points.values()]
-    assert len(points) >= 8
-    assert max(macs) / min(macs) >= 15
-    assert study.question.startswith("How should")
-    predicted = scale(start_of(num_train, 28), predict=True)
-    largest = predicted.recipes[predicted.predicted]
-    assert cost(largest.model, largest.image_size, 10).macs > 1.5 * max(macs)
-    trials = study.trials("d")
-    assert len({trial.key for trial in trials}) == len(trials)
-    base = study.recipes["baseline"]
-    assert base.optim.peak_lr == next(iter(points.values())).optim.peak_lr
-    assert base.augment == BASELINE.augment
-
-
-def test_scale_smoke_is_small_and_large_images_get_the_published_networks():
-    smoke = scale(start_of(4000, 28, smoke=True))
-    assert 5 <= len(smoke.trials("d")) <= 6
-    large = scale(start_of(1_281_167, 500))
-    published = {n: replace(BASELINE, model=shape) for n, shape in VARIANTS.items()}
-    assert {n: r for n, r in large.recipes.items() if n in VARIANTS} == published
-    others = [r.model for n, r in large.recipes.items() if n not in VARIANTS]
-    femto = cost(VARIANTS["femto"]).macs
-    assert len(others) == 3
-    assert all(cost(shape).macs == pytest.approx(femto, rel=0.01) for shape in others)
-    large.trials("d")
-
-
-def test_tuned_sizes_get_the_same_search_each_from_the_smallest_up():
-    for side in (28, 224):
-        study = scale(start_of(60_000, side), tune_per_size=5)
-        assert {(s.axes, s.num_trials) for s in study.searches} == {(study.searches[0].axes, 5)}
-        macs = [cost(s.base.model, s.base.image_size).macs for s in study.searches]
-        assert macs == sorted(macs)
-        assert [s.follows for s in study.searches[1:]] == [s.label for s in study.searches[:-1]]
-
-
-@pytest.mark.parametrize("smoke", [False, True])
-def test_baseline_is_the_papers_recipe_at_the_datas_size(smoke):
-    (large,) = baseline(start_of(1_281_167, 500)).recipes.values()
-    assert large == BASELINE
-    (small,) = baseline(start_of(4000, 28, smoke=smoke)).recipes.values()
-    assert small.global_batch == 64
-    assert small.optim == replace(BASELINE.optim, peak_lr=1e-3)
-    assert small.augment == BASELINE.augment
-    assert smoke or small.schedule.epochs == 300

@@ -19,7 +19,7 @@ from mambaout.errors import WrongRequest
 from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
-from mambaout.launch.outcomes import classify
+from mambaout.launch.failures import classify
 from mambaout.launch.request import check_batches
 from mambaout.launch.resources import (
     ACCELERATORS,

@@ -24,8 +24,8 @@ from stub_trainer import read_places
 from tiny_sweep import recipe
 
 from mambaout.launch import tune
+from mambaout.launch.failures import FAILURES_FILE
 from mambaout.launch.lock import LOCK_FILE
-from mambaout.launch.outcomes import FAILURES_FILE
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME, WORKER_ID

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from study_files import SMALL, finish, scaling_study, sized, start, write_study
 
+from mambaout.endings import Ending
 from mambaout.study.law.prediction import PREDICTION_FILE, family, predict
 from mambaout.study.study import Study, StudyFolder
 
@@ -77,7 +78,7 @@ def test_too_few_sizes_give_no_prediction_and_the_reason(tmp_path):
 def test_a_diverged_or_unfinished_size_is_no_part_of_the_family(folder):
     all_but(folder, "w48-d6")
     runs = folder.runs()
-    diverged = {"w8-d2": "diverged"}
+    diverged = {"w8-d2": Ending.DIVERGED}
     spoilt = [replace(run, status=diverged.get(run.trial.label, run.status)) for run in runs]
     labels = {size.label for size in family(SMALL, spoilt)}
     assert labels == {"w8-d6", "w16-d2", "w16-d6", "w32-d2", "w32-d6"}

@@ -30,6 +30,7 @@ from study_files import (
     write_study,
 )
 
+from mambaout.endings import Ending
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.axes import Choice, search_from_json
 from mambaout.study.report.charts import COST_AXES, accuracy
@@ -57,7 +58,7 @@ def row_of(label: str, values: list[float], epochs: int = 10, metric: str = "top
     runs = [
         Run(
             trial=Trial(label=label, recipe=recipe, seed=seed, data=DATA),
-            status="finished",
+            status=Ending.FINISHED,
             metrics={metric: value},
         )
         for seed, value in enumerate(values)

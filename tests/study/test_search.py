@@ -13,6 +13,7 @@ import pytest
 from searches import AXES, BEST_LR, DATA, EPOCHS, SMALL, Driver, search, study, suggested, top1
 from study_files import suggested_trial
 
+from mambaout.endings import Ending
 from mambaout.recipe import tuned
 from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search import search_agenda
@@ -183,7 +184,7 @@ def test_a_recipe_that_the_study_has_is_not_run_again(tmp_path):
 
 
 def test_every_end_is_told_as_what_it_is(tmp_path):
-    ends = ["finished", "diverged", "failed", "finished"]
+    ends = [Ending.FINISHED, Ending.DIVERGED, Ending.BROKEN, Ending.FINISHED]
     driver = Driver(
         tmp_path,
         study(search(num_trials=4)),
@@ -197,7 +198,8 @@ def test_every_end_is_told_as_what_it_is(tmp_path):
 
 def test_one_that_was_given_up_is_run_once_more_by_the_next_launch(tmp_path):
     one = study(search(num_trials=3))
-    Driver(tmp_path, one, outcome=lambda t: "failed" if t.label[-1] == "1" else "finished").run()
+    ends = [Ending.FINISHED, Ending.BROKEN, Ending.FINISHED]
+    Driver(tmp_path, one, outcome=lambda trial: ends[int(trial.label[-3:])]).run()
     again = Driver(tmp_path, one).run()
     assert [trial.label for trial in again.started] == ["femto-t001"]
     assert states(tmp_path) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
@@ -449,7 +451,7 @@ def test_an_optimum_at_the_edge_is_widened_carried_to_the_next_size_and_flagged(
 def finished(number: int, **values: float) -> Run:
     recipe = tuned(SMALL, **values)
     trial = suggested_trial(search(), number, recipe)
-    return Run(trial=trial, status="finished", metrics={MINIVAL_TOP1: top1(recipe, 0)})
+    return Run(trial=trial, status=Ending.FINISHED, metrics={MINIVAL_TOP1: top1(recipe, 0)})
 
 
 def test_an_edge_is_named_with_its_range_and_a_field_s_own_end_is_none():

@@ -32,6 +32,7 @@ from study_files import (
     write_study,
 )
 
+from mambaout.endings import Ending
 from mambaout.recipe import flat_fields
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.study.tracking import outage
@@ -646,7 +647,7 @@ def test_a_run_without_records_ends_too(uri, folder):
     trial = folder.trials()[0]
     tracker = open_tracker(uri)
     tracker.begin(trial)
-    run = Run(trial=trial, status="failed", facts={"error": "broken at step 0"})
+    run = Run(trial=trial, status=Ending.BROKEN, facts={"error": "broken at step 0"})
     tracker.end(trial, run, folder.run_directory(trial))
     assert child(uri, trial).info.status == "FAILED"
     assert child(uri, trial).data.tags["error"] == "broken at step 0"

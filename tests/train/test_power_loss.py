@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from study_files import DATA, finish, finished_study, mixed_study, start, write_study
 
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
-from mambaout.launch.outcomes import FAILURES_FILE, Failure, add_failure, read_failures
+from mambaout.launch.failures import FAILURES_FILE, Failure, add_failure, read_failures
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.study.law.prediction import PREDICTION_FILE
 from mambaout.study.price.rates import RATES_FILE, Rate, add_calibrated, calibrated, measured
@@ -237,7 +238,7 @@ def test_trials_cut_off_at_any_byte_are_those_before_and_take_further_ones(tmp_p
 
 def test_failures_cut_off_at_any_byte_are_those_before_and_take_further_ones(tmp_path):
     failures = [
-        Failure(kind="broken", error=f"error {step}", step=step, launch="a", trace="one\ntwo")
+        Failure(kind=Ending.BROKEN, error=f"error {step}", step=step, launch="a", trace="one\ntwo")
         for step in range(4)
     ]
     for failure in failures:

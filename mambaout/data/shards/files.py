@@ -250,6 +250,9 @@ def in_words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+# -- what is kept beside them ---------------------------------------------------------------------
+
+
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in the .npy file at `path`, memory mapped; made and written first where missing.
 

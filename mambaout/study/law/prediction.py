@@ -14,6 +14,7 @@ from typing import Any
 
 from mambaout.accounting import cost
 from mambaout.durable import read_whole, write_whole
+from mambaout.endings import Ending
 from mambaout.recipe import BASELINE, Recipe, content_key
 from mambaout.study.law.fit import Size, TooFew, fit_law
 from mambaout.study.study import Run, StudyFolder
@@ -71,7 +72,7 @@ def family(recipe: Recipe, runs: Sequence[Run]) -> list[Size]:
 
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.status == "finished" and but_model(run.trial.recipe) == but_model(recipe):
+        if run.status is Ending.FINISHED and but_model(run.trial.recipe) == but_model(recipe):
             groups.setdefault(content_key(run.trial.recipe), []).append(run)
     return [
         Size(

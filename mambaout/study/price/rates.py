@@ -25,6 +25,7 @@ import numpy as np
 from mambaout.accounting import FLOP_PER_MAC, TRAIN_FORWARDS, cost
 from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.durable import append_lines, read_lines, read_whole
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
@@ -85,7 +86,7 @@ def measured(storage: Path, device: str) -> list[Rate]:
             continue  # spoilt by a power loss: the trial is run again
         outcome = json.loads(text)
         facts = outcome["facts"]
-        if outcome["status"] == "finished" and _same(facts.get("device", ""), device):
+        if outcome["status"] == Ending.FINISHED and _same(facts.get("device", ""), device):
             ended.append((facts.get("ended", ""), path, outcome))
     found: list[Rate] = []
     for _, path, outcome in sorted(ended, key=lambda row: row[0], reverse=True):

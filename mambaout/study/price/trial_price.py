@@ -118,8 +118,7 @@ class Pricing:
 
     def of_trial(self, trial: Trial, run: Run | None, finished: Collection[str]) -> PlanRow:
         row = replace(self.of_recipe(trial.label, trial.recipe), name=trial.name)
-        status = run.status if run is not None else "unfinished"
-        if status not in ("unfinished", "failed") or trial.key in finished:
+        if (run is not None and run.status.is_over) or trial.key in finished:
             return replace(row, state="finished", seconds=0.0, most_seconds=0.0)
         if run is None or not run.records:
             return row
@@ -130,11 +129,7 @@ class Pricing:
     def of_search(self, search: Search, runs: Sequence[Run]) -> PlanRow:
         """The search at the middle of its axes, and at most at their dearest ends."""
         confirmations = (len(search.seeds) - 1) * search.num_confirmed
-        over = {
-            run.trial.key
-            for run in runs_of(search, runs)
-            if run.status not in ("unfinished", "failed")
-        }
+        over = {run.trial.key for run in runs_of(search, runs) if run.status.is_over}
         left = max(0, search.num_trials + confirmations - len(over))
         typical, *others = (
             self.of_recipe(search.label, recipe) for recipe in search_recipes(search)

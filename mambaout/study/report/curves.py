@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from mambaout.endings import Ending
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
     hexadecimal,
@@ -81,7 +82,7 @@ def _curves(
                     *zip(*line, strict=True), color=color, linewidth=1.1, label=label, marker=alone
                 )
                 label = None  # one entry a recipe
-                end = {"diverged": "x", "stopped": "|"}.get(run.status)
+                end = {Ending.DIVERGED: "x", Ending.STOPPED: "|"}.get(run.status)
                 if end:
                     axes.plot(*line[-1], marker=end, color=color, markersize=7)
     if not axes.lines:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+from mambaout.endings import Ending
 from mambaout.study.law.pareto import front
 from mambaout.study.numbers import count_text, rate_text
 from mambaout.study.report.families import Family, longest
@@ -206,26 +207,24 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
 
 
 def _missing(table: Sequence[Row]) -> list[str]:
-    states = Counter(run.status for row in table for run in row.runs)
-    total = sum(states.values())
+    runs = [run for row in table for run in row.runs]
     parts = []
-    if states["unfinished"]:
-        parts.append(f"{states['unfinished']} of {total} trials have not finished")
-    for status in ("diverged", "failed"):
-        if states[status]:
-            names = [run.trial.name for row in table for run in row.runs if run.status == status]
+    if num_open := sum(run.status is Ending.UNFINISHED for run in runs):
+        parts.append(f"{num_open} of {len(runs)} trials have not finished")
+    for text in dict.fromkeys(ending.text for ending in Ending if ending.has_no_result):
+        if names := [run.trial.name for run in runs if run.status.text == text]:
             more = [f"and {len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)
             shown = ", ".join(names[:MOST_NAMES] + more)
-            parts.append(f"{states[status]} {status} ({shown})")
+            parts.append(f"{len(names)} {text} ({shown})")
     return [f"Provisional: {' and '.join(parts)}; they are not in these numbers."] if parts else []
 
 
 def _stopped(table: Sequence[Row]) -> list[str]:
     states = Counter(run.status for row in table for run in row.runs)
-    if not states["stopped"]:
+    if not states[Ending.STOPPED]:
         return []
     return [
-        f"{states['stopped']} of {sum(states.values())} trials were stopped early by the search: "
+        f"{states[Ending.STOPPED]} of {states.total()} trials were stopped early by the search: "
         "they have no result and are in no number here."
     ]
 

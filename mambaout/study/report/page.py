@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from mambaout.endings import Ending
 from mambaout.study.numbers import hours_text, percent_text, rate_text
 from mambaout.study.report.page_style import STYLE
 from mambaout.study.report.rows import Row
@@ -153,11 +154,8 @@ def _paragraphs(said: Sequence[str]) -> str:
 
 
 def _chips(runs: Sequence[Run]) -> str:
-    states = Counter(run.status for run in runs)
-    texts = [f"{len(runs)} trials"] + [
-        f"{count} {'stopped early' if state == 'stopped' else state}"
-        for state, count in states.items()
-    ]
+    states = Counter(run.status.text for run in runs)
+    texts = [f"{len(runs)} trials"] + [f"{count} {state}" for state, count in states.items()]
     hours = sum(run.metrics.get(TRAIN_DEVICE_HOURS, 0) for run in runs)
     texts += [f"{hours_text(hours)} of training"] if hours else []
     return "".join(f"<li>{escape(text)}</li>" for text in texts)
@@ -205,7 +203,7 @@ def _ranked(table: Sequence[Row], ranked: RankedTable) -> str:
 
 
 def _trial(run: Run, command: str, checkpoint: str | None) -> str:
-    figures = ["stopped early" if run.status == "stopped" else run.status]
+    figures = [run.status.text]
     for name, text in (
         (MINIVAL_TOP1, lambda value: f"minival {percent_text(value)}"),
         (TOP1, lambda value: f"val {percent_text(value)}"),
@@ -214,7 +212,7 @@ def _trial(run: Run, command: str, checkpoint: str | None) -> str:
     ):
         if name in run.metrics:
             figures.append(text(run.metrics[name]))
-    if run.status == "finished" and IMAGES_PER_SECOND not in run.metrics:  # another device's
+    if run.status is Ending.FINISHED and IMAGES_PER_SECOND not in run.metrics:  # another device's
         figures += [f"trained on {device}" for device in [device_of(run)] if device]
     if why := run.facts.get("error") or run.facts.get("why"):
         figures.append(str(why))

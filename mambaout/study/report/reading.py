@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mambaout.durable import read_whole
+from mambaout.endings import Ending
 from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
 from mambaout.study.law.plateau import Plateau, plateaus
@@ -98,7 +99,7 @@ def reading(
     searches = searched(study or {}, stands.speeds.runs)
     found = families(table)
     tuned = [*found, *_tuned(searches)]
-    ended = all(run.status != "unfinished" for run in runs)
+    ended = all(run.status is not Ending.UNFINISHED for run in runs)
     num_val = next((run.facts["num_val"] for run in runs if "num_val" in run.facts), None)
     return Reading(
         study=study or {},

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from mambaout.accounting import train_macs
+from mambaout.endings import Ending
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.origin import ConfirmingSeed, SearchPoint
 from mambaout.study.study import Run
@@ -61,7 +62,7 @@ class Row:
 
     @property
     def finished(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.status == "finished")
+        return tuple(run for run in self.runs if run.status is Ending.FINISHED)
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
@@ -115,16 +116,16 @@ class Row:
     @property
     def state(self) -> str:
         """What became of the seeds: "" where all finished."""
-        if all(run.status == "unfinished" and not run.records for run in self.runs):
+        if all(run.status is Ending.UNFINISHED and not run.records for run in self.runs):
             return "not begun"
         parts = []
         for run in self.runs:
-            if run.status in ("unfinished", "stopped"):
+            if run.status in (Ending.UNFINISHED, Ending.STOPPED):
                 epoch = run.records[-1].epoch if run.records else 0
-                early = "stopped early " if run.status == "stopped" else ""
+                early = f"{run.status.text} " if run.status is Ending.STOPPED else ""
                 parts.append(f"s{run.trial.seed} {early}at epoch {epoch:.3g} of {self.epochs}")
-            elif run.status != "finished":
-                parts.append(f"s{run.trial.seed} {run.status}")
+            elif run.status is not Ending.FINISHED:
+                parts.append(f"s{run.trial.seed} {run.status.text}")
         return ", ".join(parts)
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from mambaout.endings import Ending
 from mambaout.study.axes import Axis, Choice, LogRange, Search, search_from_json
 from mambaout.study.numbers import count_text
 from mambaout.study.report.noise import Noise
@@ -171,9 +172,9 @@ def _overview(one: SearchFinding) -> list[str]:
     return [
         one.search.label,
         f"{recipes} of {one.search.num_trials}",
-        str(states["finished"]),
-        str(states["stopped"]),
-        str(states["diverged"] + states["failed"]),
+        str(states[Ending.FINISHED]),
+        str(states[Ending.STOPPED]),
+        str(sum(count for ending, count in states.items() if ending.has_no_result)),
         values,
         "; ".join(one.edges) or "no",
     ]

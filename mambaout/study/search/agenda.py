@@ -34,5 +34,5 @@ class Agenda(Protocol):
         ...
 
     def ended(self, run: Run) -> None:
-        """Take in that a trial is over: finished, diverged, stopped, or given up ("failed")."""
+        """Take in that a trial is over: by its own ending, or given up after a failure."""
         ...

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Augment, Optim, Recipe
 from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
@@ -49,7 +50,7 @@ Results = Mapping[Name, Mapping[int, tuple[float, ...]]]  # recipe -> seed -> th
 
 def scores_of(search: Search, run: Run) -> tuple[float, ...] | None:
     """The run's values of the search's goals; None where it has none to choose on."""
-    if run.status != "finished":
+    if run.status is not Ending.FINISHED:
         return None
     scores = tuple(run.metrics.get(metric, math.nan) for metric, _ in search.goals)
     return scores if all(map(math.isfinite, scores)) else None

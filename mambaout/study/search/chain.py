@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mambaout.study.search.search_agenda import OVER, Ledger, SearchAgenda
+from mambaout.endings import Ending
+from mambaout.study.search.search_agenda import Ledger, SearchAgenda
 from mambaout.study.study import Run, StudyFolder, Trial
 
 
@@ -25,8 +26,8 @@ class Chain:
         before_predicted: Callable[[], None] | None = None,
     ) -> None:
         self._searches = {part.search.label: part for part in searches}
-        self._fixed = [trial for trial in fixed if folder.run(trial).status not in OVER]
-        self._predicted = [trial for trial in predicted if folder.run(trial).status not in OVER]
+        self._fixed = [trial for trial in fixed if not folder.run(trial).status.is_over]
+        self._predicted = [trial for trial in predicted if not folder.run(trial).status.is_over]
         self._running: set[str] = set()
         self._ledger, self._before_predicted = ledger, before_predicted
         self._last_begun = False  # the predicted trials may be given out
@@ -87,7 +88,7 @@ class Chain:
 
     def ended(self, run: Run) -> None:
         self._running.discard(run.trial.key)
-        if run.status != "unfinished":
+        if run.status is not Ending.UNFINISHED:
             self._ledger.ended[run.trial.key] = run
         for part in self._searches.values():
             part.ended(run)

@@ -28,9 +28,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from mambaout.code_version import CODE_VERSION
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search.space import Values, rounded
@@ -42,8 +43,16 @@ if TYPE_CHECKING:
 OPTUNA_FILE = "optuna.db"
 LOCK_SECONDS = 60  # to wait where another program, a dashboard, holds the database
 
-State = Literal["running", "complete", "pruned", "fail"]
-STATES: dict[str, State] = {state.upper(): state for state in get_args(State)}  # Optuna's names
+RUNNING, COMPLETE, PRUNED, FAIL = "RUNNING", "COMPLETE", "PRUNED", "FAIL"  # Optuna's names
+OPTUNA_STATES: Mapping[Ending, str] = {
+    Ending.FINISHED: COMPLETE,
+    Ending.STOPPED: PRUNED,
+    Ending.UNFINISHED: RUNNING,
+    Ending.DIVERGED: FAIL,
+    Ending.PREEMPTED: FAIL,
+    Ending.OUT_OF_MEMORY: FAIL,
+    Ending.BROKEN: FAIL,
+}
 
 # Successive halving: at the first rung and at every third epoch number after it, the best third of
 # the recipes that have got there goes on.
@@ -62,9 +71,17 @@ class KnownTrial:
     key: str
     label: str
     values: Values
-    state: State
+    state: str  # by Optuna's name
     scores: tuple[float, ...] | None
     stopped: str | None  # why it is to be stopped early, where that has been decided
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == RUNNING
+
+    @property
+    def has_failed(self) -> bool:
+        return self.state == FAIL
 
 
 class Memory:
@@ -133,21 +150,18 @@ class Memory:
         found = self._copy.get_all_trials(self._copy_id, deepcopy=False)
         return [self._known(trial) for trial in found if trial.number != self._asked]
 
-    def state(self, number: int) -> State:
-        return self._known(self._copy.get_trial(number)).state
-
-    def values(self, number: int) -> Values:
-        return self._known(self._copy.get_trial(number)).values
+    def known(self, number: int) -> KnownTrial:
+        return self._known(self._copy.get_trial(number))
 
     def _known(self, trial: optuna.trial.FrozenTrial) -> KnownTrial:
-        state = STATES[trial.state.name]
+        state = trial.state.name
         return KnownTrial(
             number=trial.number,
             key=trial.user_attrs["key"],
             label=trial.user_attrs["label"],
             values=self._values(trial.params),
             state=state,
-            scores=tuple(trial.values) if state == "complete" else None,
+            scores=tuple(trial.values) if state == COMPLETE else None,
             stopped=trial.user_attrs.get("stopped"),
         )
 
@@ -242,17 +256,18 @@ class Memory:
         self._store.set_trial_intermediate_value(self._store_ids[number], step, float(value))
         return self._copy.get_trial(number).user_attrs.get("stopped")
 
-    def tell(self, number: int, state: State, scores: Sequence[float] | None = None) -> None:
-        """Write down how the recipe ended."""
+    def tell(self, number: int, ending: Ending, scores: Sequence[float] | None) -> None:
+        """Write down how the recipe ended; `scores`: the values of the goals, where it has them."""
         import optuna
 
-        if state == "pruned":
+        state = FAIL if ending is Ending.FINISHED and scores is None else OPTUNA_STATES[ending]
+        if state == PRUNED:
             trial = self._copy.get_trial(number)
             if trial.last_step is not None:
                 scores = [trial.intermediate_values[trial.last_step]]
         for store, trial_id in self._both(number):
             values = None if scores is None else [float(score) for score in scores]
-            store.set_trial_state_values(trial_id, optuna.trial.TrialState[state.upper()], values)
+            store.set_trial_state_values(trial_id, optuna.trial.TrialState[state], values)
 
     def _both(self, number: int) -> list[tuple[optuna.storages.BaseStorage, int]]:
         return [(self._copy, number), (self._store, self._store_ids[number])]

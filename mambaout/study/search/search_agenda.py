@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import BLOCKS, WIDTH, Choice, Search
@@ -28,8 +29,6 @@ from mambaout.study.study import REUSED_FROM, Run, StudyFolder, Trial
 
 if TYPE_CHECKING:
     from mambaout.study.search.memory import Memory
-
-OVER = ("finished", "diverged", "stopped")  # no launch takes such a run up again
 
 # Suggestions that were tried already before the sampler is not asked any more, and random points
 # after them before a space that cannot be listed counts as exhausted.
@@ -95,9 +94,9 @@ class SearchAgenda:
                 self._results[known.key] = {trial.seed: known.scores}
         for known in latest.values():
             trial = self._trials[known.key]
-            if known.state == "running":
+            if known.is_running:
                 self._take_up(trial, known.stopped)
-            elif known.state == "fail" and self.folder.run(trial).status == "unfinished":
+            elif known.has_failed and self.folder.run(trial).status is Ending.UNFINISHED:
                 self._open.add(trial.key)  # given up by an earlier launch: once more
                 self._left.append(trial)
         if self._keys:
@@ -110,7 +109,7 @@ class SearchAgenda:
         """Go on with a trial that was running when the last launch ended."""
         self._open.add(trial.key)
         run = self.folder.run(trial)
-        if run.status == "unfinished":
+        if run.status is Ending.UNFINISHED:
             # Epochs that the killed driver had not seen, or had not come to act on.
             for record in run.records:
                 if (value := record.values.get(self.search.goals[0][0])) is not None:
@@ -118,7 +117,7 @@ class SearchAgenda:
             if stopped is not None:
                 self.folder.stop(trial, stopped)
                 run = self.folder.run(trial)
-        if run.status in OVER:
+        if run.status.is_over:
             self._take(run)
         else:
             self._left.append(trial)
@@ -219,7 +218,7 @@ class SearchAgenda:
             return {}
         fields = flat_fields(self._trials[key].recipe)
         taken = {name: fields[name] for name in self._taken}
-        return {**taken, **self.memory.values(self._keys[key])}
+        return {**taken, **self.memory.known(self._keys[key]).values}
 
     # -- first seeds
 
@@ -303,22 +302,20 @@ class SearchAgenda:
 
     def _take(self, run: Run) -> None:
         """Tell the memory how a first seed ended."""
-        if run.status == "unfinished":
+        if run.status is Ending.UNFINISHED:
             return  # interrupted: the next launch goes on with it
         trial = self._trials[run.trial.key]
         self._open.discard(trial.key)
         number, scores = self._keys[trial.key], self._scores(run)
-        if self.memory.state(number) == "fail":  # one that was given up and was run once more
+        if self.memory.known(number).has_failed:  # one that was given up and was run once more
             if scores is None:
                 return
-            values = self.memory.values(number)
+            values = self.memory.known(number).values
             number = self.memory.add(values, key=trial.key, label=trial.label)
             self._keys[trial.key] = number
         if scores is not None:
             self._results[trial.key] = {trial.seed: scores}
-            self.memory.tell(number, "complete", scores)
-        else:
-            self.memory.tell(number, "pruned" if run.status == "stopped" else "fail")
+        self.memory.tell(number, run.status, scores)
 
     # -- goals that are a measurement of the device
 
@@ -371,7 +368,7 @@ class SearchAgenda:
         return found
 
     def _take_confirmed(self, run: Run) -> None:
-        if run.status == "unfinished":
+        if run.status is Ending.UNFINISHED:
             return
         self._confirmed_open.discard(run.trial.key)
         scores = self._scores(run)
@@ -409,7 +406,7 @@ class SearchAgenda:
         if run is None:
             self.folder.adopt(trial)
             run = self.folder.run(trial)
-        if run.status not in (*OVER, "failed"):
+        if run.status is Ending.UNFINISHED:
             return False
         self._write(trial)
         waiting.add(trial.key)

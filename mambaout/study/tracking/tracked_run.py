@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+from mambaout.endings import Ending
 from mambaout.recipe import flat_fields
 from mambaout.study.origin import searches_of
 from mambaout.study.study import Run, Trial
@@ -19,7 +20,16 @@ NAME_TAG = "mlflow.runName"
 EPOCH = "epoch"  # series: how far a running trial is
 MAX_TEXT = 4000  # characters of a tag or a param, below MLflow's bounds
 
-RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+MlflowStatus = Literal["FINISHED", "FAILED", "KILLED"]
+MLFLOW_STATUSES: Mapping[Ending, MlflowStatus] = {  # KILLED is one that can go on
+    Ending.FINISHED: "FINISHED",
+    Ending.STOPPED: "KILLED",
+    Ending.UNFINISHED: "KILLED",
+    Ending.DIVERGED: "FAILED",
+    Ending.PREEMPTED: "FAILED",
+    Ending.OUT_OF_MEMORY: "FAILED",
+    Ending.BROKEN: "FAILED",
+}
 
 
 def params_of(trial: Trial) -> dict[str, str]:
@@ -46,13 +56,6 @@ def end_tags_of(run: Run) -> dict[str, str]:
     if commit := run.facts.get("git_commit"):
         tags["mlflow.source.git.commit"] = _text(commit)  # the page's Version
     return tags
-
-
-def status_of(run: Run) -> RunStatus:
-    """What MLflow calls the way a trial ended; KILLED is one that can go on."""
-    if run.status == "finished":
-        return "FINISHED"
-    return "KILLED" if run.status in ("unfinished", "stopped") else "FAILED"
 
 
 def values_of(record: Record) -> dict[str, float]:

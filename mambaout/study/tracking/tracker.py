@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from mambaout.endings import Ending
 from mambaout.study.store_uri import TrackingError, hidden
 from mambaout.study.study import (
     CHECKPOINT_FILE,
@@ -37,8 +38,9 @@ from mambaout.study.tracking.outage import Patience, first_line
 from mambaout.study.tracking.store import check_tracking, default_tracking_uri
 from mambaout.study.tracking.tail import Tail
 from mambaout.study.tracking.tracked_run import (
+    MLFLOW_STATUSES,
     NAME_TAG,
-    RunStatus,
+    MlflowStatus,
     batches,
     end_tags_of,
     finals_of,
@@ -46,7 +48,6 @@ from mambaout.study.tracking.tracked_run import (
     last_values,
     params_of,
     same,
-    status_of,
     tags_of,
     values_of,
 )
@@ -258,9 +259,9 @@ class Tracker:
         tags = lacking(end_tags_of(run), there.data.tags)
         if finals or tags:
             self._client.log_batch(run_id, metrics=finals, tags=[RunTag(*each) for each in tags])
-        status, before = status_of(run), there.info.status
+        status, before = MLFLOW_STATUSES[run.status], there.info.status
         files = [RECIPE_FILE, OUTCOME_FILE, CHECKPOINT_FILE]
-        if run.status == "unfinished" and not anew:
+        if run.status is Ending.UNFINISHED and not anew:
             files.remove(CHECKPOINT_FILE)  # another one after every epoch
         sizes = {} if anew or before != status else self._sizes(run_id)
         paths = [directory / name for name in files if (directory / name).exists()]
@@ -271,7 +272,7 @@ class Tracker:
             self._client.set_terminated(run_id, status)
         self._known[followed.trial.key] = self._client.get_run(run_id)
         followed.ending = None
-        if run.status == "unfinished":  # it has not ended: only its records can be missing
+        if run.status is Ending.UNFINISHED:  # it has not ended: only its records can be missing
             return num_new
         return num_new + len(finals) + len(tags) + len(paths) + (before != status)
 
@@ -311,7 +312,7 @@ class Tracker:
         missing = 0
         for run in folder.runs():
             known = self._known.get(run.trial.key)
-            begun = bool(run.records) or run.status != "unfinished" or known is not None
+            begun = bool(run.records) or run.status is not Ending.UNFINISHED or known is not None
             if begun and (closely or known is None or not self._whole(known, run)):
                 followed = self._followed.setdefault(run.trial.key, _FollowedTrial(run.trial))
                 followed.ending = (run, folder.run_directory(run.trial))
@@ -325,7 +326,7 @@ class Tracker:
         """Whether the run looks whole, by what one search tells of it."""
         tags = tags_of(run.trial, self.run_id) | end_tags_of(run)
         return (
-            known.info.status == status_of(run)
+            known.info.status == MLFLOW_STATUSES[run.status]
             and params_of(run.trial).keys() <= known.data.params.keys()
             and not lacking(tags, known.data.tags, but=[NAME_TAG])
             and all(same(v, known.data.metrics.get(k)) for k, v in last_values(run).items())
@@ -344,7 +345,7 @@ class Tracker:
                     del self._known[key]
                 self._followed.pop(key, None)
 
-    def close(self, status: RunStatus = "FINISHED") -> bool:
+    def close(self, status: MlflowStatus = "FINISHED") -> bool:
         """End the parent run; False, and a report, where MLflow still lacks something."""
 
         def finish() -> bool:

@@ -1,7 +1,10 @@
-"""The C files beside this one, compiled for the machine when they are first needed.
+"""C files of this package, compiled for the machine when they are first needed.
+
+    NORMS = CFile(Path(__file__).with_name("norms.c"), "-DWIDTH=8")
+    norm = function(NORMS, "norm", [POINTER, SIZE])  # None where C cannot run
 
 It takes a second or two, once: the libraries are kept in the cache. Where there is no C compiler
-or no AVX2 there is no function either, and its caller goes a longer way to the same pixels.
+or no AVX2 there is no function either, and its caller goes a longer way to the same result.
 """
 
 from __future__ import annotations
@@ -15,18 +18,16 @@ import subprocess
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from mambaout.cache import CACHE_VARIABLE, default_cache, locked
 from mambaout.durable import replacing
 
 log = logging.getLogger(__name__)
 
-NEEDS = {"avx2", "bmi1", "bmi2"}
+NEEDS = {"avx2", "bmi1", "bmi2", "fma"}
 # For the very machine: its AVX-512 is worth 13 % to jpeg_crop.c. No product and sum are rounded as
-# one where Pillow rounds them apart.
+# one where Pillow rounds them apart; a file that may asks for it.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 COMPILE_SECONDS = 120.0
 INSTALL = "apt install gcc libc6-dev"
@@ -34,12 +35,19 @@ INSTALL = "apt install gcc libc6-dev"
 POINTER, SIZE, NUMBER, LONG = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int64
 
 
+class CFile(NamedTuple):
+    """A C file, with the headers in its folder, and further flags of the compiler."""
+
+    path: Path
+    flags: tuple[str, ...] = ()
+
+
 class NotNative(Exception):
     """Why C cannot run here, and the remedy."""
 
 
 def function(
-    source: str, name: str, arguments: list[Any], result: Any = None
+    source: CFile, name: str, arguments: list[Any], result: Any = None
 ) -> Callable[..., int] | None:
     """The function `name` of the C file `source`, its types ctypes'; None where C cannot run."""
     try:
@@ -50,43 +58,48 @@ def function(
     return found
 
 
-def prepare() -> None:
-    """Compile what is not compiled yet; warn if that fails, unless nothing can be done about it."""
-    reason = why_not()
+def prepare(sources: tuple[CFile, ...], loss: str) -> None:
+    """Compile what is not compiled yet; warn of the `loss` if that fails, unless nothing can be
+    done about it."""
+    reason = why_not(sources)
     if reason is not None and _processor_flags() >= NEEDS:
-        log.warning("images take twice as long to load: %s", reason)
+        log.warning("%s: %s", loss, reason)
 
 
-def why_not() -> str | None:
-    """Why images go the long way here, and the remedy; None where they do not."""
+def why_not(sources: tuple[CFile, ...]) -> str | None:
+    """Why the C files cannot be used here, and the remedy; None where they can."""
     try:
-        for source in sorted(Path(__file__).parent.glob("*.c")):
-            _library(source.name)
+        for source in sources:
+            _library(source)
     except NotNative as error:
         return str(error)
     return None
 
 
-def address(array: np.ndarray) -> int:
+def address(array: Any) -> int:
+    """Where a NumPy array begins."""
     return array.__array_interface__["data"][0]
 
 
 @functools.cache
-def _library(source: str) -> ctypes.CDLL:
+def _library(source: CFile) -> ctypes.CDLL:
     flags = _processor_flags()
     if not flags >= NEEDS:
         raise NotNative(f"no processor with {', '.join(sorted(NEEDS))}")
-    text = Path(__file__).with_name(source)
-    parts = [text.read_bytes(), *(path.read_bytes() for path in sorted(text.parent.glob("*.h")))]
-    identity = b"".join(parts) + " ".join([*FLAGS, *sorted(flags)]).encode()
-    name = f"{text.stem}-{sha256(identity).hexdigest()[:16]}.so"
+    path = source.path
+    parts = [
+        path.read_bytes(),
+        *(header.read_bytes() for header in sorted(path.parent.glob("*.h"))),
+    ]
+    identity = b"".join(parts) + " ".join([*FLAGS, *source.flags, *sorted(flags)]).encode()
+    name = f"{path.stem}-{sha256(identity).hexdigest()[:16]}.so"
     try:
         library = default_cache() / name
         library.parent.mkdir(parents=True, exist_ok=True)
         if not library.exists():
             with locked(library.with_suffix(".lock")):  # once for all processes of a machine
                 if not library.exists():
-                    _compile(text, library)
+                    _compile(source, library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise NotNative(
@@ -106,17 +119,31 @@ def _processor_flags() -> set[str]:
     return next((set(line.split()[2:]) for line in lines if line.startswith("flags")), set())
 
 
-def _compile(source: Path, library: Path) -> None:
+def _compile(source: CFile, library: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         raise NotNative(f"there is no C compiler, `cc`: {INSTALL}")
     try:
-        # Other machines may share the folder and compile the same: the last one stands.
-        with replacing(library) as part:
-            command = [compiler, *FLAGS, "-o", str(part), str(source), "-lm"]
-            subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
+        with replacing(
+            library
+        ) as part:  # another machine may share the folder: the last one stands
+            # Linked in a step of its own. With -fopenmp it would bring a second OpenMP into the
+            # process, whose number of threads is not torch's; with -ffast-math it would change how
+            # the whole process rounds.
+            made = part.with_suffix(".o")
+            try:
+                compiled = [compiler, *FLAGS, *source.flags, "-c", "-o", str(made)]
+                _run(compiler, [*compiled, str(source.path)])
+                _run(compiler, [compiler, "-shared", "-o", str(part), str(made), "-lm"])
+            finally:
+                made.unlink(missing_ok=True)
+    except subprocess.TimeoutExpired as error:
+        raise NotNative(f"{compiler} took over {COMPILE_SECONDS:g} s") from error
+
+
+def _run(compiler: str, command: list[str]) -> None:
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
     except subprocess.CalledProcessError as error:
         words = [*error.stderr.decode(errors="replace").strip().splitlines(), "no reason given"]
         raise NotNative(f"{compiler} failed ({words[0]}): {INSTALL}") from error
-    except subprocess.TimeoutExpired as error:
-        raise NotNative(f"{compiler} took over {COMPILE_SECONDS:g} s") from error

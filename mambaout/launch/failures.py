@@ -1,11 +1,10 @@
 """Which failure is what, and what is tried again: pure functions over a trial's failures.
 
-| kind | what it was | tried again |
-|---|---|---|
-| preempted | the worker or its machine went away | as long as the trial gets on between losses |
-| out_of_memory | device or host memory did not do | once: a neighbour may have left by then |
-| diverged | a loss that was not finite | never: the same steps would come again |
-| broken | any other error | once, if it is a new one: the same error twice is a bug |
+| kind | tried again |
+|---|---|
+| PREEMPTED | as long as the trial gets on between losses |
+| OUT_OF_MEMORY | once: a neighbour may have left by then |
+| BROKEN | once, if it is a new one: the same error twice is a bug |
 
 A failure is a line of failures.jsonl in the run directory. The lines of earlier launches stay for
 people to read and count no more, since the code may have been mended in between.
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from mambaout.durable import append_lines, read_lines
+from mambaout.endings import Ending
 
-Kind = Literal["preempted", "out_of_memory", "diverged", "broken"]
+Kind = Literal[Ending.PREEMPTED, Ending.OUT_OF_MEMORY, Ending.BROKEN]
 
 FAILURES_FILE = "failures.jsonl"
 STUCK_PREEMPTIONS = 5  # losses in a row at the same step: it is the trial that kills the worker
@@ -40,10 +40,9 @@ _LOST = {
     "ActorUnschedulableError",
     "TaskPlacementGroupRemoved",
     "HostLost",
-    "Preempted",
     "HostsDisagree",
 }
-_MEMORY = {"OutOfMemoryError", "MemoryError", "OutOfMemory"}
+_MEMORY = {"OutOfMemoryError", "MemoryError"}
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
 
 
@@ -70,12 +69,10 @@ def classify(error: BaseException) -> Kind:
     error = cause_of(error)
     names = {base.__name__ for base in type(error).__mro__}
     if names & _MEMORY or any(text in str(error) for text in _MEMORY_TEXTS):
-        return "out_of_memory"
-    if "FloatingPointError" in names:
-        return "diverged"
+        return Ending.OUT_OF_MEMORY
     if names & _LOST:
-        return "preempted"
-    return "broken"
+        return Ending.PREEMPTED
+    return Ending.BROKEN
 
 
 def retried(failures: Sequence[Failure]) -> bool:
@@ -85,15 +82,13 @@ def retried(failures: Sequence[Failure]) -> bool:
     last = failures[-1]
     same_kind = [failure for failure in failures if failure.kind == last.kind]
     match last.kind:
-        case "preempted":
+        case Ending.PREEMPTED:
             recent = same_kind[-STUCK_PREEMPTIONS:]
             stuck = all(failure.step >= last.step for failure in recent)
             return len(recent) < STUCK_PREEMPTIONS or not stuck
-        case "out_of_memory":
+        case Ending.OUT_OF_MEMORY:
             return len(same_kind) < MOST_OUT_OF_MEMORY
-        case "diverged":
-            return False
-        case "broken":
+        case Ending.BROKEN:
             seen_before = any(failure.error == last.error for failure in same_kind[:-1])
             return not seen_before and len(same_kind) < MOST_BROKEN
 
@@ -115,5 +110,10 @@ def add_failure(run_directory: Path, failure: Failure) -> None:
 
 def read_failures(run_directory: Path, launch: str) -> list[Failure]:
     """The failures of one launch, oldest first."""
-    found = read_lines(run_directory / FAILURES_FILE, lambda line: Failure(**json.loads(line)))
+    found = read_lines(run_directory / FAILURES_FILE, _failure)
     return [failure for failure in found if failure.launch == launch]
+
+
+def _failure(line: str) -> Failure:
+    body = json.loads(line)
+    return Failure(**body | {"kind": Ending(body["kind"])})

@@ -1,0 +1,180 @@
+"""The command line of a sweep: the options that all of them share, and each one's own.
+
+A parameter of a sweep's function, after the first, is an option of its own. Its signature says all
+of it:
+
+    def scale(start: Start, *, predict: Annotated[bool, "predict the largest size"] = False): ...
+
+is --predict. A bool is a switch, an int a whole number of at least 1, a Sequence[str] one or more
+words. Each of them but a bool may be None where the option is not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from mambaout.command_line import Parser
+from mambaout.data.packing.data_option import add_data_option
+from mambaout.data.shards.column_options import add_column_options
+from mambaout.errors import WrongRequest
+from mambaout.launch.resources import CHOICES
+from mambaout.options import add_recipe_options, option
+from mambaout.study.study import Study
+
+STORAGE = "runs"
+
+# The study, from what the data and the command line say.
+BuildStudy = Callable[..., Study]
+
+
+def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
+    """The parser of the script that `build_study` is the study of."""
+    parser = Parser(
+        usage="%(prog)s --data NAME|PATH|URI [options]",
+        description=inspect.getdoc(build_study),
+        epilog="Exit status: 0 all done, 1 some trials did not finish (the same command goes on), "
+        "2 the request was wrong (nothing started), 130 interrupted. Running the same command "
+        "again starts nothing that has finished and continues what has not.",
+    )
+    add = parser.add_argument_group("what to study").add_argument
+    add_data_option(add, metavar="NAME|PATH|URI")
+    add_column_options(add)
+    text = "train these shapes of the study's, or published ones, joined by commas"
+    add("--variants", type=_names, metavar="A,B", help=text)
+    add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
+    add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
+    add("--name", help="of the study and its folder (default: script, data and given fields)")
+    add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
+
+    own = parser.add_argument_group("what this study asks")
+    add = parser.add_argument_group("what it costs").add_argument
+    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
+    add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
+    device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
+    add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
+    add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
+    add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")
+
+    add = parser.add_argument_group("where it runs and what it writes").add_argument
+    text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
+    add("--accelerator", metavar="NAME", help=text)
+    add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
+    add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
+    add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
+    text = "copy the shards to this folder of each machine first, for example /dev/shm"
+    add("--stage", metavar="DIR", help=text)
+    where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
+    add("--tracking-uri", metavar="URI", help=where)
+    add_recipe_options(parser)
+    for name, settings in _own_options(build_study).items():
+        try:
+            own.add_argument(option(name), **settings)
+        except argparse.ArgumentError:
+            raise _wrong(
+                build_study,
+                name,
+                f"would be {option(name)}, which is an option of every sweep; give the parameter "
+                "another name, or take the value from `start`",
+            ) from None
+    return parser
+
+
+def own_values(build_study: BuildStudy, options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line gives for the parameters of the study's own."""
+    return {name: getattr(options, name) for name in _own_options(build_study)}
+
+
+# -- what a signature says ------------------------------------------------------------------------
+
+_EXAMPLE = 'Annotated[int | None, "what it is"] = None'
+_TYPES = "bool, int, float, str or Sequence[str]"
+
+
+def _own_options(build_study: BuildStudy) -> dict[str, dict[str, Any]]:
+    """What argparse is told of each parameter after the first; WrongRequest, which names the script
+    and the parameter, for one that cannot be an option."""
+    _, *parameters = inspect.signature(build_study).parameters.values()
+    if not parameters:
+        return {}
+    try:
+        hints = typing.get_type_hints(build_study, include_extras=True)
+    except NameError as error:
+        raise _wrong(
+            build_study,
+            ", ".join(parameter.name for parameter in parameters),
+            f"cannot be typed ({error}); import the name at the top of the script",
+        ) from None
+    return {each.name: _settings(build_study, each, hints.get(each.name)) for each in parameters}
+
+
+def _settings(build_study: BuildStudy, parameter: inspect.Parameter, hint: Any) -> dict[str, Any]:
+    name, default = parameter.name, parameter.default
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        raise _wrong(build_study, name, f"has no name of an option; write {name}: {_EXAMPLE}")
+    hint, *texts = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    if hint is None:
+        raise _wrong(build_study, name, f"has no type; write {name}: {_EXAMPLE}")
+    if not texts or not isinstance(texts[0], str) or not texts[0]:
+        shown = getattr(hint, "__name__", hint)
+        raise _wrong(build_study, name, f'has no help; write {name}: Annotated[{shown}, "help"]')
+    if default is inspect.Parameter.empty:
+        raise _wrong(build_study, name, f"has no default; write {name}: {_EXAMPLE}")
+    settings = {"help": texts[0].replace("%", "%%"), "default": default}
+    kinds = [hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    kind = kinds[0] if len(kinds) == 1 else None
+    if kind is bool:
+        if default is not False:
+            raise _wrong(
+                build_study, name, f"is a switch whose default is {default!r}; make it False"
+            )
+        return settings | {"action": "store_true"}
+    if kind is int:
+        return settings | {"type": _count, "metavar": "N"}
+    if kind in (float, str):
+        return settings | {"type": kind, "metavar": "X"}
+    if kind == Sequence[str]:
+        # An option that is there twice adds its words; argparse would keep the last alone.
+        return settings | {"nargs": "+", "action": "extend", "metavar": "X"}
+    raise _wrong(
+        build_study, name, f"is of type {hint}, and an option is of {_TYPES}; take one of these"
+    )
+
+
+def _wrong(build_study: BuildStudy, name: str, why: str) -> WrongRequest:
+    code = getattr(build_study, "__code__", None)
+    script = Path(code.co_filename).name if code else repr(build_study)
+    return WrongRequest(f"the parameter {name} of {build_study.__name__} in {script} {why}")
+
+
+# -- words of the command line --------------------------------------------------------------------
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if not names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} must be different names joined by commas")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return amount

@@ -64,7 +64,8 @@ def command_parser() -> Parser:
     parser = Parser(
         prog="mambaout",
         description="MambaOut: train, evaluate, account, and read studies.",
-        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/.",
+        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/ in the "
+        "repository.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

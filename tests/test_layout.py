@@ -34,6 +34,7 @@ BOTTOM = {
     "chips",
     "accounting",
     "memory",
+    "numbers",
     "native",
 }
 MAY_IMPORT = {

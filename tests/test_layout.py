@@ -37,6 +37,7 @@ BOTTOM = {
     "chips",
     "accounting",
     "memory",
+    "numbers",
     "native",
 }
 MAY_IMPORT = {

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
 
 def count_text(value: float) -> str:
     """1147984992 -> "1.15G"."""
     if not math.isfinite(value):
         return "-"
-    for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= bound:
-            return f"{value / bound:.3g}{unit}"
-    return f"{value:.3g}"
+    rounded = float(f"{value:.3g}")  # 999.9e6 is 1G, and not 1000M
+    unit, name = next((pair for pair in UNITS if abs(rounded) >= pair[0]), UNITS[-1])
+    return f"{rounded / unit:.3g}{name}"
 
 
 def rate_text(value: float) -> str:

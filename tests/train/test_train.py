@@ -17,11 +17,12 @@ from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned
 from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
-from mambaout.train.loop import HostsDisagree, evaluate, train
+from mambaout.train.evaluation import evaluate
+from mambaout.train.loop import HostsDisagree, train
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.optim import learning_rate, optimizer, take_step
-from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
+from mambaout.train.outcomes import Diverged, Finished, OutOfMemory, Preempted
 from mambaout.train.step import Sums, TrainState, add_gradients, placed
 
 TIMING = {metrics.IMAGES_PER_SECOND, metrics.INPUT_WAIT, metrics.PEAK_MEMORY, metrics.MFU}

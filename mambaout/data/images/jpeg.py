@@ -46,7 +46,7 @@ _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length
 _END = 0xD9
 
 
-class Spliced(NamedTuple):
+class SplicedJpeg(NamedTuple):
     """A JPEG of the segments that cover a box, and the box's place in it."""
 
     encoded: bytearray
@@ -112,7 +112,7 @@ def recut(encoded: bytes) -> tuple[bytes, bytes] | None:
 
 def splice(
     encoded: bytes | memoryview, segments: bytes | memoryview, box: tuple[int, int, int, int]
-) -> Spliced | None:
+) -> SplicedJpeg | None:
     """The part of a re-cut JPEG that covers `box`: left, top, width and height in pixels.
 
     Inside the box it decodes to the pixels of the whole file: every pixel that smooth chroma
@@ -141,7 +141,7 @@ def _facts(source: memoryview, index: memoryview) -> tuple[int, ...] | None:
 
 def _splice(
     source: memoryview, index: memoryview, left: int, top: int, width: int, height: int
-) -> Spliced | None:
+) -> SplicedJpeg | None:
     facts = _facts(source, index)
     if facts is None:
         return None
@@ -173,7 +173,7 @@ def _splice(
     numbers = _NUMBERS[: len(after)] if len(after) <= len(_NUMBERS) else _numbers(len(after))
     np.frombuffer(spliced, np.uint8, offset=header - 1)[after] = numbers
     spliced[-1] = _END
-    return Spliced(spliced, left - x0 * across, top - y0 * down, part_width, part_height)
+    return SplicedJpeg(spliced, left - x0 * across, top - y0 * down, part_width, part_height)
 
 
 def _numbers(count: int) -> np.ndarray:

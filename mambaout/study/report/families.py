@@ -47,6 +47,7 @@ def size(row: Row, cost: float) -> Size:
         errors=tuple(100 - top1 for top1 in row.mean(TOP1).values),
         depth=row.blocks,
         width=row.width,
+        epochs=row.epochs,
     )
 
 

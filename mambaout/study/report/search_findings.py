@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.endings import Ending
 from mambaout.study.axes import Axis, Choice, LogRange, Search, search_from_json
+from mambaout.study.law.noise import SeedNoise
 from mambaout.study.numbers import count_text
-from mambaout.study.report.noise import Noise
 from mambaout.study.report.page import Section, Table
 from mambaout.study.report.picture import FAINT, INK, grid, legend_below, new, shades
 from mambaout.study.report.rows import Row, rows
@@ -94,7 +94,7 @@ def search_answer(found: Sequence[SearchFinding]) -> list[str]:
 
 
 def search_sections(
-    found: Sequence[SearchFinding], noise: Noise | None, charts: Sequence[str]
+    found: Sequence[SearchFinding], noise: SeedNoise, charts: Sequence[str]
 ) -> list[Section]:
     if not found:
         return []
@@ -180,7 +180,7 @@ def _overview(one: SearchFinding) -> list[str]:
     ]
 
 
-def _best_table(one: SearchFinding, noise: Noise | None) -> Table:
+def _best_table(one: SearchFinding, noise: SeedNoise) -> Table:
     names = [axis.name for axis in one.search.axes]
     goals = [metric for metric, _ in one.search.goals]
     sign = -1 if one.search.goals[0][1] == "max" else 1

@@ -1,6 +1,6 @@
 """The training step and inference beside timm's MambaOut, on the same weights and images.
 
-Run:    python benchmarks/step.py --json results/step.json         (--device cuda where there is one)
+Run:    python benchmarks/step.py --json results/step.json    (--device cuda where a GPU is)
 Costs:  about 10 min on 2 quiet cores
 Prints: a line a cell: timm's images/s, and ours over timm's, the median of --rounds rounds with the
         lowest and the highest; the rounds of the two alternate
@@ -15,8 +15,8 @@ no stem for small images, and the blocks have our hidden widths. A training step
 backward and AdamW, each side's as it trains: ours fused, timm's as torch has it by default. With
 one thread CPU time is taken, which other work on the machine moves little; with more, wall time.
 
-Before it measures, each cell checks that the two are equal: outputs to 1e-6 of the largest, and
-gradients to 1e-5 of each parameter's largest in fp32. In bf16 our gradients may be no farther from
+Before it measures, each cell checks that the two are equal: outputs to 1e-5 of the largest, and
+gradients to 2e-5 of each parameter's largest in fp32. In bf16 our gradients may be no farther from
 those of fp32 than timm's are.
 """
 
@@ -45,6 +45,8 @@ from mambaout.variants import VARIANTS, ModelConfig
 SMALL = ModelConfig(stem_stride=2)
 PRECISIONS = ("fp32", "bf16")
 PARTS = ("train", "forward")
+# Of the largest value. Two orders of the same sums differ by so much after 18 blocks.
+OUTPUTS_OFF, GRADIENTS_OFF = 1e-5, 2e-5
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def check_equal(cell: Cell, precision: str, device: str) -> dict[str, float]:
     if precision == "fp32":
         out = _off(outputs[1], outputs[0])
         grad = max(_off(grads[1][name], wanted) for name, wanted in grads[0].items())
-        assert out < 1e-6 * 10 and grad < 1e-5 * 2, f"not equal: outputs {out}, gradients {grad}"
+        assert out < OUTPUTS_OFF, f"outputs differ by {out:.2g}"
+        assert grad < GRADIENTS_OFF, f"gradients differ by {grad:.2g}"
         return {"outputs_off": out, "gradients_off": grad}
     exact = contenders(cell, "fp32", device)["timm"].gradients()
     norms = [

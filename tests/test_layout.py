@@ -81,7 +81,7 @@ HOMES = {
     "matplotlib": {"study/report"},
     "torch_xla": {"train/backend.py"},
     "pyarrow": {"data"},
-    "PIL": {"data"},
+    "PIL": {"data", "study/report/picture.py"},
     "timm": {"model/timm_call.py"},
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},

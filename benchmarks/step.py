@@ -185,9 +185,9 @@ def _off(found: Tensor, wanted: Tensor) -> float:
 def seconds(work: Callable[[], None], device: str, num_threads: int) -> float:
     if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()  # type: ignore[no-untyped-call]
+        begin.record()
         work()
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
     clock = time.process_time if num_threads == 1 else time.perf_counter

@@ -27,7 +27,8 @@ def test_a_narrow_map_is_normed_as_torch_does(shape):
     grad = torch.randn(shape)
     found.backward(grad), wanted.backward(grad.double())
     pairs = [(found, wanted), (x.grad, x_exact.grad)]
-    pairs += zip((p.grad for p in ours.parameters()), (p.grad for p in exact.parameters()))
+    parameters = zip(ours.parameters(), exact.parameters(), strict=True)
+    pairs += [(one.grad, other.grad) for one, other in parameters]
     for one, other in pairs:
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 

@@ -29,7 +29,7 @@ check: setup  ## lint, format, types
 	$(BIN)/basedpyright --level error
 
 test: check  ## everything that is checked, here and in CI; plain pytest does it in one process
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
 
 cluster: setup  ## a Ray cluster of three nodes on this machine, for trying
 	bash cluster/local.sh start

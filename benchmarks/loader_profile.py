@@ -33,6 +33,7 @@ PARTS = (
     ("mambaout/data/shards/encoded.py", "", "read"),
     ("mambaout/data/shards/data_set.py", "", "read"),
     ("mambaout/data/shards/files.py", "", "read"),
+    ("mambaout/data/shards/parquet.py", "", "read"),
 )
 GEOMETRY = (
     "mambaout/data/images/resample.py",

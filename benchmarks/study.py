@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.accounting import cost
+from mambaout.endings import Ending
 from mambaout.launch.cluster import QUIET
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request
@@ -277,8 +278,8 @@ def grow(storage: Path, num_trials: int) -> dict[str, Any]:
     report = timed(lambda: write_report(folder))
     return {
         "trials": len(statuses),
-        "finished": statuses.count("finished"),
-        "stopped_early": statuses.count("stopped"),
+        "finished": statuses.count(Ending.FINISHED),
+        "stopped_early": statuses.count(Ending.STOPPED),
         "seconds": launch,
         "seconds_a_trial": launch / len(statuses),
         "growth": growth.rows,

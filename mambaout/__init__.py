@@ -10,6 +10,8 @@ from mambaout.variants import VARIANTS, ModelConfig
 if TYPE_CHECKING:
     from mambaout.model.network import build
 
+__version__ = "0.2.0"  # the only place that says it
+
 __all__ = ["BASELINE", "VARIANTS", "ModelConfig", "Recipe", "build"]
 
 

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from mambaout import __version__
 from mambaout.command_line import WRONG, Parser, check_working_directory
 from mambaout.commands.account import add_account
 from mambaout.commands.doctor import add_doctor
@@ -63,7 +64,8 @@ def command_parser() -> Parser:
     parser = Parser(
         prog="mambaout",
         description="MambaOut: train, evaluate, account, and read studies.",
-        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/.",
+        epilog="Help of one: mambaout COMMAND --help. Studies are the scripts of sweeps/ in the "
+        "repository.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -85,14 +87,11 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version
 
-        found = {}
-        for name in ("mambaout", "torch"):
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                found[name] = "not installed"
-        python = platform.python_version()
-        print(f"mambaout {found['mambaout']}, Python {python}, torch {found['torch']}")
+        try:
+            torch = version("torch")
+        except PackageNotFoundError:
+            torch = "not installed"
+        print(f"mambaout {__version__}, Python {platform.python_version()}, torch {torch}")
         parser.exit()
 
 

@@ -237,7 +237,7 @@ def test_lines_are_synced_where_that_is_asked_for(tmp_path, syncs):
 MAY_OPEN_TO_WRITE = {
     "durable.py",
     "launch/lock.py",  # who holds the lock: of no use to anyone once that process is gone
-    "data/shards/files.py",  # a lock's file, which holds nothing
+    "cache.py",  # a lock's file, which holds nothing
     "data/packing/stage.py",  # piece by piece, inside `replacing`
     "train/checkpoint.py",  # torch.save, inside `replacing`
 }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -187,6 +190,91 @@ def test_a_layer_runs_without_the_libraries_above_it(module, absent):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert shown.stdout.strip() == "[]"
+
+
+MOST_LINES = 400
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {
+        path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*")
+        if path.suffix in (".py", ".c", ".h")
+    }
+    too_long = {name: length for name, length in lengths.items() if length > MOST_LINES}
+    assert too_long == {}, "a file that is more than one thing gives one of them a file of its own"
+
+
+CLASSES = [
+    (node.name, path.relative_to(PACKAGE).as_posix())
+    for path in SOURCES
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.ClassDef)
+]
+
+
+def test_no_two_classes_share_a_name():
+    files: dict[str, set[str]] = {}
+    for name, file in CLASSES:
+        files.setdefault(name, set()).add(file)
+    assert {name: where for name, where in files.items() if len(where) > 1} == {}
+
+
+# "ed" makes a participle, but not in Feed, Seed or Speed. What is a noun, too, is left out: Bound,
+# Cut, Fit, Split, and all in "ing", like Pricing.
+PARTICIPLE = re.compile(r"_?[A-Z][a-z]*(?<!e)ed")
+IRREGULAR = re.compile(
+    "_?(Begun|Bought|Brought|Broken|Built|Chosen|Done|Drawn|Fed|Found|Given|Grown|Held|Kept|Known|"
+    "Laid|Left|Lost|Made|Meant|Met|Paid|Put|Read|Seen|Sent|Shown|Shut|Sold|Spent|Taken|Taught|"
+    "Thrown|Told|Understood|Won|Written)"
+)
+OUTCOMES = {"Diverged", "Finished", "Preempted"}  # of a run, each a type of its own
+
+
+def is_participle(name: str) -> bool:
+    return bool(PARTICIPLE.fullmatch(name) or IRREGULAR.fullmatch(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        *(("Filled", True), ("_Packed", True), ("Sent", True), ("_Drawn", True)),
+        *(("FilledBatch", False), ("Speed", False), ("Feed", False), ("Pricing", False)),
+    ],
+)
+def test_a_bare_participle_is_told_from_a_noun(name, is_one):
+    assert is_participle(name) is is_one
+
+
+def test_no_class_is_named_by_a_bare_participle():
+    bare = {name for name, _ in CLASSES if is_participle(name)}
+    assert bare - OUTCOMES == set(), "a class is a noun: FilledBatch, not Filled"
+    assert OUTCOMES - bare == set(), "take what is mended out of OUTCOMES"
+
+
+IGNORE = re.compile(r"# pyright: ignore\[report\w+\](?P<reason> - \w.*)?$")
+CHECKED = [
+    path
+    for folder in ("mambaout", "sweeps", "tests", "benchmarks", "docs")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def test_what_the_type_checker_is_to_ignore_has_its_rule_and_its_reason():
+    """The reason stands behind the rule, or in a comment on the line above."""
+    wrong = []
+    for path in CHECKED:
+        text = path.read_text()
+        lines = text.splitlines()
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type != tokenize.COMMENT or not re.search(r"(pyright|type): ", token.string):
+                continue
+            row = token.start[0]
+            ignore = IGNORE.search(token.string)
+            has_comment_above = row > 1 and lines[row - 2].lstrip().startswith("# ")
+            if ignore is None or not (ignore["reason"] or has_comment_above):
+                wrong.append(f"{path.relative_to(ROOT)}:{row}: {token.string}")
+    assert wrong == []
 
 
 def test_no_file_is_a_drawer_for_everything():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mambaout import __version__
 
 ROOT = Path(__file__).parent.parent
 HERE = f'exec {sys.executable} "$@"'  # a Python that is tested
@@ -87,11 +93,58 @@ def test_the_tested_pythons_are_the_same_in_every_file():
         assert f"python3.{last + 1}" not in text
 
 
-def test_a_wheel_has_every_file_of_the_package():
-    """An editable install finds files that no pattern of pyproject.toml names; a wheel does not."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings["package-data"]["mambaout"]
-    package = ROOT / "mambaout"
-    named = {path for pattern in patterns for path in package.glob(pattern)}
-    there = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    assert {path for path in there if path.suffix != ".py"} == named
+def test_every_version_is_exact_and_is_that_of_the_tested_set():
+    """pyproject.toml says what is needed, constraints.txt all that comes with it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"].values()
+    asked = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    asked += [line for extra in extras for line in extra]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {
+        canonicalize_name(name): version
+        for name, _, version in (line.partition("==") for line in lines if line[0] != "#")
+    }
+    requirements = [Requirement(line) for line in asked]
+    wrong = [
+        str(each)
+        for each in requirements
+        if str(each.specifier) != f"=={tested.get(canonicalize_name(each.name))}"
+    ]
+    assert wrong == [], "one version in both files: the one that the tests ran with"
+
+
+def test_what_the_package_imports_is_what_it_asks_for():
+    """A library that comes with another one may stop coming."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    asked.add(canonicalize_name("torch_xla"))  # for TPUs: an extra, imported where it is there
+    installs = packages_distributions()
+    missing = set()
+    for path in (ROOT / "mambaout").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for root in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                if root != "mambaout" and not asked & set(
+                    map(canonicalize_name, installs.get(root, []))
+                ):
+                    missing.add(root)
+    assert missing == set()
+
+
+def test_the_version_is_said_once_and_heads_the_changelog():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mambaout.__version__"}
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == __version__
+
+
+def test_ci_says_how_long_the_tests_took_and_which_took_longest():
+    """pytest's last line has the seconds; the lines above it are these tests."""
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "/pytest" in line]
+    assert "--durations 10" in line
+    assert "--durations-min" in line
+    assert "make test" in (ROOT / ".ci" / "run").read_text()

@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, read_weights
     from mambaout.train.backend import backend
-    from mambaout.train.loop import evaluate
+    from mambaout.train.evaluation import evaluate
 
     weights = read_weights(named.path, ema=not options.no_ema)
     recipe = weights.recipe

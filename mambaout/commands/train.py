@@ -44,7 +44,7 @@ from mambaout.variants import VARIANTS, ModelConfig, variant
 if TYPE_CHECKING:
     from mambaout.data.shards.data_set import DataSet
     from mambaout.train.backend import Backend
-    from mambaout.train.run import Preempted
+    from mambaout.train.outcomes import Preempted
 
 MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
 GO_ON = "the same command continues"
@@ -102,7 +102,7 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.recipe import steps_per_epoch
     from mambaout.train.backend import backend
     from mambaout.train.loop import train
-    from mambaout.train.run import Diverged, Finished, OutOfMemory, Preempted
+    from mambaout.train.outcomes import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name, **given_columns(options))
     chosen = choice(data)

@@ -27,6 +27,7 @@ from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.data.images.c_files import C_FILES
 from mambaout.errors import WrongRequest
+from mambaout.model.gated_block import c_files
 from mambaout.model.network import build
 from mambaout.native import why_not
 from mambaout.numbers import percent_text, rate_text
@@ -122,6 +123,10 @@ def _machine() -> list[tuple[str, str]]:
             f"{cache} ({_gib(_room(cache, free=True))} free; {CACHE_VARIABLE} moves it)",
         ),
         ("JPEGs", why_not(C_FILES) or "crops decoded by jpeg_crop.c"),
+        (
+            "blocks on the CPU",
+            why_not(c_files(VARIANTS["tiny"].kernel_size)) or "computed by gated_block.c",
+        ),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
     return rows + sorted(tpu.items())

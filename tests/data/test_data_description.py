@@ -15,7 +15,7 @@ import pytest
 from flaky_store import Store, open_store
 from image_files import pictures, write_folder, write_parquet
 
-from mambaout.data.shards import files
+from mambaout.data.shards import files, parquet
 from mambaout.data.shards.data_set import DataSet, read_data_set
 from mambaout.data.shards.encoded import EncodedImages
 from mambaout.data.shards.files import DataError
@@ -36,7 +36,7 @@ def aged(folder: Path, *, seconds: float = 1000.0) -> None:
 def opened(location: str, cache: Path, **columns) -> DataSet:
     """As a new process opens it, which holds no file open."""
     files._kept_open.cache_clear()
-    files._parsed.cache_clear()
+    parquet._parsed.cache_clear()
     return read_data_set("set", location, cache, **columns)
 
 

@@ -18,6 +18,7 @@ from mambaout.data.shards import encoded, files
 from mambaout.data.shards.data_set import DataSet, read_data_set
 from mambaout.data.shards.encoded import EncodedImages, Shard
 from mambaout.data.shards.files import DataError
+from mambaout.data.shards.parquet import read_footer
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_a_damaged_row_group_is_not_tried_again(tmp_path, store):
 
 def test_a_data_set_is_described_through_failures_of_any_one_request(tmp_path, store, monkeypatch):
     monkeypatch.setattr(
-        "mambaout.data.shards.data_set.DESCRIBE_THREADS", 1
+        "mambaout.data.shards.described_set.DESCRIBE_THREADS", 1
     )  # the requests in one order
     write_folder(tmp_path / "set")
     uri = f"flaky://{tmp_path}/set"
@@ -242,7 +243,7 @@ def test_a_row_group_is_one_request(tmp_path, store):
 def opened(store: Store, *shards: Shard, **options) -> EncodedImages:
     """The shards' rows, their footers read: what `store` counts from here on are row groups."""
     for shard in shards:
-        files.read_footer(shard.location)
+        read_footer(shard.location)
     store.reads.clear()
     return EncodedImages(shards, **options)
 

@@ -18,8 +18,9 @@ from mambaout.data.draws import draw, draws, uniforms
 from mambaout.data.images.decode import Images
 from mambaout.data.packing import pack as packing
 from mambaout.data.packing.pack import Sample, Source, write_shards
-from mambaout.data.shards import data_set as shards
-from mambaout.data.shards.data_set import EncodedImages, read_data_set
+from mambaout.data.shards import described_set
+from mambaout.data.shards.data_set import read_data_set
+from mambaout.data.shards.encoded import EncodedImages
 from mambaout.data.shards.files import DataError
 from mambaout.recipe import BASELINE, tuned
 
@@ -204,7 +205,7 @@ def test_the_fingerprint_is_the_contents_wherever_and_however_it_was_packed(tmp_
 def test_the_fingerprint_of_others_shards_follows_their_content(
     tmp_path, monkeypatch, whole_file_bytes
 ):
-    monkeypatch.setattr(shards, "WHOLE_FILE_BYTES", whole_file_bytes)
+    monkeypatch.setattr(described_set, "WHOLE_FILE_BYTES", whole_file_bytes)
     images = pictures(10)
     prints = set()
     for name, train in (("one", images), ("two", [*images[:-1], images[-1] + b"0"])):

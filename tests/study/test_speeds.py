@@ -42,7 +42,7 @@ from mambaout.train.metrics import (
     SPEEDS,
     TOP1,
 )
-from mambaout.train.run import Finished, Preempted
+from mambaout.train.outcomes import Finished, Preempted
 
 HERE, THERE = "Xeon (1 thread)", "NVIDIA H200"
 THROUGHPUT, TIME = COST_AXES["accuracy_throughput.png"], COST_AXES["accuracy_device_hours.png"]

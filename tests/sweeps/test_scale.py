@@ -24,6 +24,7 @@ def test_scale_spans_fifteen_fold_in_macs_with_the_baseline_beside_it(num_train)
     assert max(macs) / min(macs) >= 15
     assert study.question.startswith("How should")
     predicted = scale(start_of(num_train, 28), predict=True)
+    assert predicted.predicted is not None
     largest = predicted.recipes[predicted.predicted]
     assert cost(largest.model, largest.image_size, 10).macs > 1.5 * max(macs)
     trials = study.trials("d")

@@ -2,6 +2,6 @@
 
 In:  a `DataSet`, a recipe, a seed.
 Out: any batch from its number, whoever makes it.
-Read: loader.py (what training asks for), makers.py (one batch), ring.py (the processes),
-device_augment.py.
+Read: loader.py (what training asks for), makers.py (one batch), ring.py (the processes), slots.py
+(the memory that they share), device_augment.py.
 """

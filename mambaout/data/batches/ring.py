@@ -2,11 +2,11 @@
 
 A batch is one slot of a small ring of slots. Every worker writes its own share of the rows, the
 consumer gets the slot itself as an array, and the slot goes back when that array is collected.
-Slots are files without a name: the kernel frees them with the last process that maps them, however
-it ended. One pipe a worker carries keys there and what was filled back; nothing else is shared, so
-a worker that is killed holds no lock. It ends when its pipe does, whatever it is doing.
+Slots are memory without a name (slots.py). One pipe a worker carries keys there and what was filled
+back; nothing else is shared, so a worker that is killed holds no lock. It ends when its pipe does,
+whatever it is doing.
 
-numpy is all that this file imports: a worker pays for the imports of its maker, no more.
+This file imports numpy and slots.py alone: a worker pays for the imports of its maker, no more.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import pickle
 import select
 import signal
 import socket
-import tempfile
 import threading
 import time
 import traceback
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from multiprocessing import forkserver, reduction, resource_tracker, spawn
+from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
+from mambaout.data.batches.slots import FileDescriptors, SlotLayout, nameless, packed, unpacked
+
 SPARE_SLOTS = 4  # what a consumer may hold without a copy: the last batch, this one, two on the way
 END_SECONDS = 2.0  # for workers to end by themselves; they take milliseconds
-ALIGNMENT = 64  # bytes; a cache line, and enough for every dtype
 
 
 class FillReport(NamedTuple):
@@ -147,7 +147,7 @@ class _Ring:
         preload: Sequence[str],
     ) -> None:
         self.keys, self.look_ahead = iter(keys), look_ahead
-        self.layout = _Layout(_shape(make))
+        self.layout = SlotLayout(_shape(make))
         # A stack: the slot that came back last is taken first, so that one which is never needed
         # is never touched and takes no memory. Arrays are collected in any thread, at any point of
         # this code; append and pop are atomic.
@@ -182,13 +182,18 @@ class _Ring:
         warm([__name__, type(make).__module__, *preload])
         context = multiprocessing.get_context("forkserver")
         with contextlib.ExitStack() as files, _main_left_out():
-            slots = [files.enter_context(_nameless(self.layout.num_bytes)) for _ in self.free]
-            packed, spans = files.enter_context(_packed(make))
+            slots = [files.enter_context(nameless(self.layout.num_bytes)) for _ in self.free]
+            pickled, spans = files.enter_context(packed(make))
             self.slots = [mmap.mmap(slot, self.layout.num_bytes) for slot in slots]
             for worker in range(num_workers):
                 ours, theirs = (Connection(end.detach()) for end in socket.socketpair())
                 self.connections.append(ours)
-                files_and_part = (_Files([packed, *slots]), spans, self.layout.shape, worker)
+                files_and_part = (
+                    FileDescriptors([pickled, *slots]),
+                    spans,
+                    self.layout.shape,
+                    worker,
+                )
                 with theirs:
                     process = context.Process(
                         target=_work, args=(theirs, *files_and_part, num_workers), daemon=True
@@ -295,84 +300,6 @@ def _main_left_out() -> Iterator[None]:
 _STARTING = threading.Lock()
 
 
-# -- memory ----------------------------------------------------------------------------------------
-
-
-class _Layout:
-    """A slot: the images, and behind them the labels."""
-
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.shape = shape
-        num_rows, height, width, channels = shape
-        self.labels_at = _aligned(num_rows * height * width * channels)
-        self.num_bytes = self.labels_at + num_rows * np.dtype(np.int64).itemsize
-
-    def arrays(self, slot: mmap.mmap) -> tuple[np.ndarray, np.ndarray]:
-        images = np.ndarray(self.shape, np.uint8, buffer=slot)
-        return images, np.ndarray(self.shape[0], np.int64, buffer=slot, offset=self.labels_at)
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
-
-
-@contextlib.contextmanager
-def _nameless(num_bytes: int) -> Iterator[int]:
-    """A descriptor of memory without a name, open until the workers have it: zeros, and pages come
-    as they are written."""
-    if hasattr(os, "memfd_create"):
-        file = os.memfd_create("mambaout")
-    else:
-        with tempfile.TemporaryFile() as unlinked:
-            file = os.dup(unlinked.fileno())
-    try:
-        os.ftruncate(file, num_bytes)
-        yield file
-    finally:
-        os.close(file)
-
-
-class _Files:
-    """Descriptors that a starting worker receives: a list of its own descriptors of the files."""
-
-    def __init__(self, files: list[int]) -> None:
-        self.files = files
-
-    def __reduce__(self) -> tuple:
-        return _received, ([reduction.DupFd(file) for file in self.files],)
-
-
-def _received(files: list[Any]) -> list[int]:
-    return [file.detach() for file in files]
-
-
-@contextlib.contextmanager
-def _packed(make: BatchMaker) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """A descriptor of the pickled maker and the spans of its parts: the pickle, then its arrays.
-
-    All workers map the one copy: an ImageNet's rows and labels are 30 MB, 3 GB in 96 workers.
-    """
-    buffers: list[pickle.PickleBuffer] = []
-    parts = [memoryview(pickle.dumps(make, protocol=5, buffer_callback=buffers.append))]
-    parts += [buffer.raw() for buffer in buffers]
-    starts = [0]
-    for part in parts:
-        starts.append(_aligned(starts[-1] + len(part)))
-    spans = [(start, start + len(part)) for start, part in zip(starts, parts, strict=False)]
-    with _nameless(starts[-1]) as file:
-        with mmap.mmap(file, starts[-1]) as memory:
-            for (start, stop), part in zip(spans, parts, strict=True):
-                memory[start:stop] = part
-        yield file, spans
-
-
-def _unpacked(file: int, spans: list[tuple[int, int]]) -> BatchMaker:
-    # A private map: a worker may write to an array of its maker, and no other sees it.
-    memory = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
-    pickled, *buffers = (memory[start:stop] for start, stop in spans)
-    return pickle.loads(pickled, buffers=buffers)
-
-
 # -- a worker's side -------------------------------------------------------------------------------
 
 
@@ -387,8 +314,8 @@ def _work(
     """Fill this worker's share of each slot that comes, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the consumer decides what ends
     threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
-    layout = _Layout(shape)
-    packed, *slot_files = files
+    layout = SlotLayout(shape)
+    pickled, *slot_files = files
     slots = [layout.arrays(mmap.mmap(file, layout.num_bytes)) for file in slot_files]
     for file in slot_files:
         os.close(file)
@@ -398,7 +325,7 @@ def _work(
             key, slot = connection.recv()
             try:
                 if make is None:
-                    make = _unpacked(packed, spans)
+                    make = cast(BatchMaker, unpacked(pickled, spans))
                     make.open()
                 images, labels = slots[slot]
                 reply = make.fill(key, images, labels, worker, num_workers)

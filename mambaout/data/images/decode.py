@@ -28,8 +28,8 @@ from PIL import Image
 from mambaout.data.bar import progress_bar
 from mambaout.data.images.jpeg import segment_lengths
 from mambaout.data.images.jpeg_crop import Box, decoded_box, room
-from mambaout.data.shards.data_set import DataSet, place
-from mambaout.data.shards.encoded import EncodedImage, EncodedImages
+from mambaout.data.shards.data_set import DataSet
+from mambaout.data.shards.encoded import EncodedImage, EncodedImages, place
 from mambaout.data.shards.files import DataError, stored_array
 
 PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded

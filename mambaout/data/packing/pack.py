@@ -27,7 +27,8 @@ from mambaout.data.bar import progress_bar
 from mambaout.data.draws import draw, hash64
 from mambaout.data.packing.storing import LossyEncoding, RowMaker, Sample, ShardRow
 from mambaout.data.shards.columns import HUGGING_FACE
-from mambaout.data.shards.data_set import CONTENT, LOSSY, VAL_FRACTION
+from mambaout.data.shards.data_set import VAL_FRACTION
+from mambaout.data.shards.described_set import CONTENT, LOSSY
 from mambaout.data.shards.encoded import SEGMENTS
 from mambaout.data.shards.files import DataError
 from mambaout.durable import replacing

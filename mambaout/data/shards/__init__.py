@@ -2,5 +2,6 @@
 
 In:  a folder or an address.
 Out: a `DataSet` (data_set.py), and any row's encoded image (encoded.py).
-Read: data_set.py, shard_files.py, columns.py, files.py, encoded.py, description.py.
+Read: data_set.py, shard_files.py, described_set.py, columns.py, parquet.py, files.py, encoded.py,
+description.py.
 """

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from mambaout.data.shards.encoded import SEGMENTS, ImageColumn
-from mambaout.data.shards.files import DataError, Footer, read_columns
+from mambaout.data.shards.files import DataError, Footer
+from mambaout.data.shards.parquet import read_columns
 
 HUGGING_FACE = b"huggingface"  # the schema metadata that holds the features and the class names
 

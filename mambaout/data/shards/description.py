@@ -28,7 +28,7 @@ from mambaout.durable import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised by hand where shards.py comes to another description of the same shards
+FORMAT = 1  # raised by hand where described_set.py comes to another description of the same shards
 # Some stores tell times to the second: of a younger shard another one may come with the same time.
 YOUNG_SECONDS = 2.0
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mambaout.data.shards.files import DataError, Footer, leaf_columns, read_columns
+from mambaout.data.shards.files import DataError, Footer
+from mambaout.data.shards.parquet import leaf_columns, read_columns
 
 SEGMENTS = "segments"  # the column of where a re-cut JPEG's restart segments begin, or null
 

@@ -14,28 +14,9 @@ from mambaout.recipe import BASELINE, flat_fields, following
 from mambaout.study.origin import searches_of
 from mambaout.study.report.rows import rows
 from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
-from mambaout.train.metrics import (
-    ACTIVATIONS,
-    IMAGES_PER_SECOND,
-    MACS,
-    MINIVAL_TOP1,
-    PARAMS,
-    TOP1,
-    TOP5,
-    TRAIN_DEVICE_HOURS,
-)
+from mambaout.train.metrics import FINAL_METRICS, MINIVAL_TOP1
 from mambaout.variants import VARIANTS
 
-FINAL_METRICS = (
-    TOP1,
-    TOP5,
-    MINIVAL_TOP1,
-    MACS,
-    PARAMS,
-    ACTIVATIONS,
-    IMAGES_PER_SECOND,
-    TRAIN_DEVICE_HOURS,
-)
 TRAIN_MACS = "train_macs"  # of the whole training; not a metric of a run but of its recipe
 _OWN = {"label", "key", "seed", "data", "origin", "search", "status"}
 _NOT_FACTS = {*_OWN, *FINAL_METRICS}  # columns of their own

@@ -61,7 +61,7 @@ def test_the_same_seed_makes_the_same_photographs_and_another_does_not(tmp_path)
     source = photographs.photographs(tmp_path)["china"]
 
     def made(name: str, split: str, seed: int) -> list[bytes]:
-        task = photographs.Task(source, tmp_path / name / "china", split, 3, seed)
+        task = photographs.PhotographTask(source, tmp_path / name / "china", split, 3, seed)
         photographs.write(task)
         return [path.read_bytes() for path in sorted(task.folder.iterdir())]
 

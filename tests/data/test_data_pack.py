@@ -156,9 +156,9 @@ def test_the_processes_of_a_killed_packing_end_by_themselves(tmp_path):
     write_files(tmp_path / "own", 6)
     code = (
         "import itertools, sys; from pathlib import Path\n"
-        "from mambaout.data.packing.storing import Sample, Storing\n"
+        "from mambaout.data.packing.storing import RowMaker, Sample\n"
         "read = Path(sys.argv[1]).read_bytes\n"
-        "for row in Storing().rows(Sample('x', 0, read) for _ in itertools.count()):\n"
+        "for row in RowMaker().rows(Sample('x', 0, read) for _ in itertools.count()):\n"
         "    print(len(row.stored.segments), flush=True)\n"
     )
     image = next((tmp_path / "own").rglob("*.jpeg"))

@@ -16,7 +16,7 @@ from study_files import suggested_trial
 from mambaout.endings import Ending
 from mambaout.recipe import tuned
 from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
-from mambaout.study.search import search_agenda
+from mambaout.study.search import candidates
 from mambaout.study.search.best import as_run, best, edges
 from mambaout.study.search.importances import importances
 from mambaout.study.search.memory import OPTUNA_FILE, open_store
@@ -514,8 +514,8 @@ def test_importances_name_the_axis_that_decides_and_few_recipes_tell_nothing():
 
 
 def test_a_space_without_room_is_left_after_bounded_tries(tmp_path, monkeypatch):
-    monkeypatch.setattr(search_agenda, "RANDOM_TRIES", 3)
-    monkeypatch.setattr(search_agenda, "SAMPLER_TRIES", 3)
+    monkeypatch.setattr(candidates, "RANDOM_TRIES", 3)
+    monkeypatch.setattr(candidates, "SAMPLER_TRIES", 3)
     tiny = search(axes=(LinearRange("weight_decay", 0.05 - 1e-9, 0.05 + 1e-9),), num_trials=5)
     assert isinstance(tiny, Search)
     driver = Driver(tmp_path, study(tiny)).run()

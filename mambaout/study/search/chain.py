@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mambaout.endings import Ending
-from mambaout.study.search.search_agenda import Ledger, SearchAgenda
+from mambaout.study.search.ledger import Ledger
+from mambaout.study.search.search_agenda import SearchAgenda
 from mambaout.study.study import Run, StudyFolder, Trial
 
 

@@ -7,8 +7,7 @@ here is worked out from it and from the run directories.
 from __future__ import annotations
 
 import math
-import random
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mambaout.endings import Ending
@@ -17,37 +16,14 @@ from mambaout.recipe import Recipe, flat_fields
 from mambaout.study.axes import BLOCKS, WIDTH, Choice, Search
 from mambaout.study.origin import ConfirmingSeed, SearchPoint, trial_label
 from mambaout.study.search.best import chosen, holding, ranked, scores_of, widened_at
-from mambaout.study.search.space import (
-    Values,
-    base_values,
-    points,
-    recipe_of,
-    rounded,
-)
+from mambaout.study.search.candidates import candidates
+from mambaout.study.search.ledger import Ledger
+from mambaout.study.search.space import Values, base_values, recipe_of, rounded
 from mambaout.study.speeds import device_of, speed_goals, study_device
 from mambaout.study.study import REUSED_FROM, Run, StudyFolder, Trial
 
 if TYPE_CHECKING:
     from mambaout.study.search.memory import Memory
-
-# Suggestions that were tried already before the sampler is not asked any more, and random points
-# after them before a space that cannot be listed counts as exhausted.
-SAMPLER_TRIES, RANDOM_TRIES = 12, 200
-
-
-@dataclass(kw_only=True)
-class Ledger:
-    """What the parts of a study know of each other's trials."""
-
-    trials: dict[str, Trial] = field(default_factory=dict)  # in the study's folder, by key
-    given: set[str] = field(default_factory=set)  # keys that one part gives out: no other does
-    reserved: set[str] = field(default_factory=set)  # keys that come last and are not for searches
-    ended: dict[str, Run] = field(default_factory=dict)  # in this launch, by key
-
-    def known(self, trial: Trial) -> Trial:
-        """The trial as the study has it already, asked for by whoever asks for `trial`, too."""
-        known = self.trials.get(trial.key)
-        return trial if known is None else known.asked_for_by(*trial.origins)
 
 
 class SearchAgenda:
@@ -86,7 +62,7 @@ class SearchAgenda:
                 recipe = self.search.base if number == 0 else self._recipe(known.values)
                 trial = self._trial(number, recipe)
             trial = trial.asked_for_by(SearchPoint(self.search.label, number))
-            self._write(trial)
+            self.ledger.write(trial, self.folder)
             self._keys[known.key] = known.number
             self._trials[known.key] = trial
             self.ledger.given.add(known.key)
@@ -257,20 +233,7 @@ class SearchAgenda:
             values = {**base, **self._carried}
             if (recipe := self._new(values)) is not None:
                 return values, recipe
-        for attempt in range(SAMPLER_TRIES):
-            values = self.memory.suggest(index, attempt)
-            if (recipe := self._new(values)) is not None:
-                return values, recipe
-        listed = points(self.memory.search)
-        if listed is not None:
-            left = list(listed)
-            random.Random(f"{self.search.sampler_seed} {index}").shuffle(left)
-        else:
-            left = (
-                self.memory.suggest(index, SAMPLER_TRIES + attempt, at_random=True)
-                for attempt in range(RANDOM_TRIES)
-            )
-        for values in left:
+        for values in candidates(self.memory, index):
             if (recipe := self._new(values)) is not None:
                 return values, recipe
         return None
@@ -393,13 +356,6 @@ class SearchAgenda:
             origins=(SearchPoint(self.search.label, number),),
         )
 
-    def _write(self, trial: Trial) -> None:
-        """Have the trial in the study's folder, with this search among its origins."""
-        known, whole = self.ledger.trials.get(trial.key), self.ledger.known(trial)
-        if known is None or known.origins != whole.origins:
-            self.folder.add(whole)
-            self.ledger.trials[trial.key] = whole
-
     def _is_over(self, trial: Trial, waiting: set[str]) -> bool:
         """Whether the trial's run is there already, in which case it is taken in."""
         run = self.ledger.ended.get(trial.key)
@@ -408,7 +364,7 @@ class SearchAgenda:
             run = self.folder.run(trial)
         if run.status is Ending.UNFINISHED:
             return False
-        self._write(trial)
+        self.ledger.write(trial, self.folder)
         waiting.add(trial.key)
         self.ended(run)
         return True
@@ -418,7 +374,7 @@ class SearchAgenda:
         another part of the study has it."""
         if self._is_over(trial, waiting):
             return False
-        self._write(trial)
+        self.ledger.write(trial, self.folder)
         waiting.add(trial.key)
         if trial.key in self.ledger.given:
             return False

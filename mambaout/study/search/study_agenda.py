@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from mambaout.errors import WrongRequest
 from mambaout.study.search.chain import Chain
+from mambaout.study.search.ledger import Ledger
 from mambaout.study.search.memory import OPTUNA_FILE, Memory, open_store
-from mambaout.study.search.search_agenda import Ledger, SearchAgenda
+from mambaout.study.search.search_agenda import SearchAgenda
 from mambaout.study.search.space import check_all
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1

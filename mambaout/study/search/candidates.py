@@ -1,0 +1,30 @@
+"""Values that a search may try next, the sampler's before what is left of the space."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mambaout.study.search.space import Values, points
+
+if TYPE_CHECKING:
+    from mambaout.study.search.memory import Memory
+
+# Suggestions that were tried already before the sampler is not asked any more, and random points
+# after them before a space that cannot be listed counts as exhausted.
+SAMPLER_TRIES, RANDOM_TRIES = 12, 200
+
+
+def candidates(memory: Memory, index: int) -> Iterator[Values]:
+    """For recipe number `index`. Some may have been tried; where they end the space is exhausted."""
+    for attempt in range(SAMPLER_TRIES):
+        yield memory.suggest(index, attempt)
+    listed = points(memory.search)
+    if listed is None:
+        for attempt in range(RANDOM_TRIES):
+            yield memory.suggest(index, SAMPLER_TRIES + attempt, at_random=True)
+    else:
+        left = list(listed)
+        random.Random(f"{memory.search.sampler_seed} {index}").shuffle(left)
+        yield from left

@@ -44,7 +44,7 @@ from mambaout.data.shards.data_set import DataSet
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train.backend import backend
 from mambaout.train.loop import train
-from mambaout.train.run import Finished
+from mambaout.train.outcomes import Finished
 
 MODES = ("exact", "fast")
 ENLARGED = 112  # px

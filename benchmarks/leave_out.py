@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mambaout.study.law.fit import Size
+from mambaout.study.law.noise import noise_of
 from mambaout.study.law.shape import growth
 
 
@@ -27,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     lengths = sorted({row["epochs"] for row in rows}, key=int)
     for left_out in (None, options.width):
         kept = [row for row in rows if first_width(row) != left_out]
+        noise = noise_of((size.seeds for size in sizes_of(kept)), num_images)
         for epochs in lengths:
             sizes = sizes_of(row for row in kept if row["epochs"] == epochs)
-            others = sizes_of(row for row in kept if row["epochs"] != epochs)
-            found = growth(sizes, num_images=num_images, others=others).difference
+            found = growth(sizes, noise).difference
             which = "all sizes" if left_out is None else f"without w{left_out}"
             told = "no contrast" if found is None else found.text()
             print(f"{which}, {epochs} epochs: width over depth {told}, {len(sizes)} sizes")
@@ -52,6 +53,7 @@ def sizes_of(rows: Iterable[dict[str, str]]) -> list[Size]:
             errors=tuple(100 - float(row["top1"]) for row in seeds),
             depth=sum(map(int, seeds[0]["depths"].split(","))),
             width=first_width(seeds[0]),
+            epochs=int(seeds[0]["epochs"]),
         )
         for label, seeds in found.items()
     ]

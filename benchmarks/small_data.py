@@ -42,7 +42,7 @@ from mambaout.recipe import BASELINE, Recipe, power_of_two_in, tuned, with_globa
 from mambaout.rules import fitted
 from mambaout.train.backend import backend
 from mambaout.train.loop import train
-from mambaout.train.run import Finished
+from mambaout.train.outcomes import Finished
 
 GARMENTS, PHOTOGRAPHS = 1000, 900  # images
 PHOTOGRAPH_SIZE = 64  # px

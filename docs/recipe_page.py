@@ -6,13 +6,17 @@ Writes: docs/recipe.md, the same text for the same code (tests/test_docs.py comp
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mambaout import recipe, rules
 from mambaout.fields import Knob, flat_fields, knobs, type_in_words
 from mambaout.options import GROUPS, field_text, option
+from mambaout.stored_format import FIRST_FIELDS, LEFT_OUT
 
+OPTION_AND_DEFAULT = re.compile(r"^\| `--([a-z0-9-]+)` \|.* \| (.*) \| .* \|$", re.MULTILINE)
 PAGE = Path(__file__).with_name("recipe.md")
 HEADER = ("field", "meaning", "unit", "allowed", "default", "source of the default")
 
@@ -62,8 +66,29 @@ Both are ordinary recipes: `BASELINE` is the paper, `RELEASED_CODE` is the autho
 
 
 def main() -> None:
+    if unsaid := changed_defaults(PAGE.read_text()):
+        sys.exit("\n".join(unsaid))
     PAGE.write_text(page())
     print(PAGE.name)
+
+
+def changed_defaults(before: str) -> list[str]:
+    """A line for each field that has another default than in the page `before`, where what stored
+    recipes without the field mean would change with it."""
+    now, lines = flat_fields(recipe.BASELINE), []
+    for name, text in re.findall(
+        r"^\| `--([a-z0-9-]+)` \|.* \| (.*) \| .* \|$", before, re.MULTILINE
+    ):
+        name = name.replace("-", "_")
+        if name not in now or name in FIRST_FIELDS or name in LEFT_OUT:
+            continue
+        if text != field_text(now[name]):
+            lines.append(
+                f"the default of {name} was {text}, which is what recipes stored without the field "
+                f"mean: add the line\n    {name!r}: {recipe.parse_field(name, text)!r},\nto "
+                "LEFT_OUT in mambaout/stored_format.py, then run this again"
+            )
+    return lines
 
 
 def page() -> str:

@@ -25,6 +25,7 @@ class Storage:
 
     low: int  # bytes of a number that matrix products take and give: 2 in bf16, 4 in fp32
     lanes: int = 1  # channels are padded to a multiple of it
+    fused: bool = False  # a block is one operation (model/gated_block.py) and remakes its product
 
     def wide(self, channels: int) -> int:
         return math.ceil(channels / self.lanes) * self.lanes
@@ -166,6 +167,7 @@ class LinearLayer(Layer):
     """A linear with a bias, at each position."""
 
     features: int
+    input_remade: bool = False  # by a block that is fused
 
     @property
     def channels_out(self) -> int:
@@ -188,6 +190,8 @@ class LinearLayer(Layer):
         return (MatrixProduct(_positions(self.size), self.channels, self.features),)
 
     def kept_bytes(self, storage: Storage) -> int:
+        if storage.fused and self.input_remade:
+            return 0
         return self.input_bytes(storage, storage.low)
 
 
@@ -228,8 +232,13 @@ class GateLayer(Layer):
     """
 
     size: Size
+    mixed: int | None = None  # channels that the mixer gives, where the block can be fused
 
     def kept_bytes(self, storage: Storage) -> int:
-        """What the first linear gives; the two factors of the product."""
-        numbers = storage.wide(2 * self.channels) + 2 * storage.wide(self.channels)
+        """What the first linear gives; the two factors of the product, or what the mixer gives."""
+        if storage.fused and self.mixed is not None:
+            factors = storage.wide(self.mixed)
+        else:
+            factors = 2 * storage.wide(self.channels)
+        numbers = storage.wide(2 * self.channels) + factors
         return _positions(self.size) * numbers * storage.low

@@ -25,6 +25,7 @@ from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.variants import ModelConfig
 
 IMAGE_CHANNELS = 3
+FUSIBLE = "gated_conv"  # the mixer that model/gated_block.py has
 HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 
 ImageSize = int | Size  # the side of a square image, or height and width
@@ -80,14 +81,15 @@ def _downsample(dim_in: int, dim: int, size: Size) -> tuple[dict[str, Layer], Si
 
 
 def _block(dim: int, size: Size, config: ModelConfig) -> dict[str, Layer]:
-    hidden = config.hidden(dim)
-    mixer = MIXER_LAYERS[config.mixer](config.conv_channels(dim), size, config)
+    hidden, mixed = config.hidden(dim), config.conv_channels(dim)
+    mixer = MIXER_LAYERS[config.mixer](mixed, size, config)
+    is_fusible = config.mixer == FUSIBLE
     return {
         "norm": NormLayer(dim, size),
         "fc1": LinearLayer(dim, size, 2 * hidden),
         **{f"conv.{name}" if name else "conv": layer for name, layer in mixer.items()},
-        "act": GateLayer(hidden, size),
-        "fc2": LinearLayer(hidden, size, dim),
+        "act": GateLayer(hidden, size, mixed if is_fusible else None),
+        "fc2": LinearLayer(hidden, size, dim, input_remade=is_fusible),
     }
 
 

@@ -18,6 +18,7 @@ from mambaout.fields import Knob, WrongValues, fault_of, knobs, type_in_words
 from mambaout.recipe import (
     BASELINE,
     Recipe,
+    field_choices,
     field_knobs,
     field_types,
     flat_fields,
@@ -143,8 +144,7 @@ def _metavar(name: str) -> str:
 
 def _help(name: str, said: Knob) -> str:
     """Meaning, unit, what is allowed, default and its source."""
-    hint = field_types()[name]
-    choices = said.choices or (get_args(hint) if get_origin(hint) is Literal else ())
+    choices = field_choices(name)
     allowed = f"one of {', '.join(map(str, choices))}" if choices else str(said.bound or "")
     facts = [fact for fact in (said.unit, allowed) if fact]
     default = field_text(flat_fields(BASELINE)[name])

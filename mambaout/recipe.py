@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import (
@@ -190,6 +190,13 @@ def field_types() -> dict[str, Any]:
 def field_knobs() -> dict[str, Knob]:
     """What is said of every flat field: its meaning, unit, source and bound."""
     return {name: said for owner in OWNERS for name, said in knobs(owner).items()}
+
+
+def field_choices(name: str) -> tuple[Any, ...]:
+    """The only values that a field may have; none where it may have any in its bound."""
+    hint = field_types()[name]
+    named = get_args(hint) if get_origin(hint) is Literal else ()
+    return tuple(field_knobs()[name].choices) or named
 
 
 def tuned(recipe: Recipe, **values: Any) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mambaout import build
 from mambaout.accounting import Cost
 from mambaout.layers import ImageSize
+from mambaout.model.gated_block import modules_alone
 from mambaout.variants import ModelConfig
 
 
@@ -67,7 +69,9 @@ def measured_products(
     return noted.shapes
 
 
-def weighed(config: ModelConfig, image_size: int, num_classes: int, precision: str) -> float:
+def weighed(
+    config: ModelConfig, image_size: int, num_classes: int, precision: str, fused: bool = False
+) -> float:
     """Bytes that autograd keeps for one more image of a training step, each storage once."""
     model = build(config, num_classes).train()
 
@@ -79,17 +83,18 @@ def weighed(config: ModelConfig, image_size: int, num_classes: int, precision: s
             logits = model(images, drops)
         F.cross_entropy(logits.float(), labels)
 
-    return kept_for_one_more(forward)
+    return kept_for_one_more(forward, fused)
 
 
-def weighed_maps(config: ModelConfig, size: tuple[int, int]) -> float:
+def weighed_maps(config: ModelConfig, size: tuple[int, int], fused: bool = False) -> float:
     """The same in fp32 of the stem and the stages, without the head and the loss."""
     model = build(replace(config, drop_path=0.0), num_classes=5).train()
-    return kept_for_one_more(lambda num: model.forward_features(torch.randn(num, 3, *size)))
+    return kept_for_one_more(lambda num: model.forward_features(torch.randn(num, 3, *size)), fused)
 
 
-def kept_for_one_more(forward: Callable[[int], object]) -> float:
-    """Bytes that autograd keeps of `forward(num_images)`, for each image more."""
+def kept_for_one_more(forward: Callable[[int], object], fused: bool) -> float:
+    """Bytes that autograd keeps of `forward(num_images)`, for each image more; `fused`: where
+    model/gated_block.py computes the blocks."""
 
     def kept(num_images: int) -> int:
         found: dict[int, torch.UntypedStorage] = {}
@@ -99,7 +104,8 @@ def kept_for_one_more(forward: Callable[[int], object]) -> float:
             found[storage.data_ptr()] = storage
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        blocks = nullcontext() if fused else modules_alone()
+        with blocks, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             forward(num_images)
         return sum(storage.nbytes() for storage in found.values())
 

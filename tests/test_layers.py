@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from measured_networks import measured, measured_products, weighed, weighed_maps
+from needs import needs_c
 from torch import Tensor, nn
 
 from mambaout import build
@@ -105,10 +106,10 @@ def test_images_that_are_not_square_have_their_own_cost(size):
 # -- what the backward pass keeps -----------------------------------------------------------------
 
 
-def kept_in_maps(config: ModelConfig, size: Size) -> int:
+def kept_in_maps(config: ModelConfig, size: Size, fused: bool = False) -> int:
     """In fp32, of the stem and the stages; the few bytes of the head's vectors are estimated."""
     return sum(
-        part.times * layer.kept_bytes(Storage(FP32))
+        part.times * layer.kept_bytes(Storage(FP32, fused=fused))
         for part in layers(config, size)
         for layer in part.layers.values()
         if layer.size is not None
@@ -119,6 +120,12 @@ def kept_in_maps(config: ModelConfig, size: Size) -> int:
 @pytest.mark.parametrize("config", [ODD, PLAIN])
 def test_what_maps_keep_is_what_autograd_keeps_to_the_byte(config, size):
     assert kept_in_maps(config, size) == weighed_maps(config, size)
+
+
+@needs_c
+@pytest.mark.parametrize("config", [ODD, PLAIN])
+def test_what_fused_blocks_keep_is_what_autograd_keeps_to_the_byte(config):
+    assert kept_in_maps(config, (37, 50), fused=True) == weighed_maps(config, (37, 50), fused=True)
 
 
 # -- mixers ---------------------------------------------------------------------------------------
@@ -222,10 +229,13 @@ def attention_layers(channels: int, size: Size, config: MixerConfig) -> dict[str
 
 
 INVENTED = {
-    "identity": (lambda channels, config: nn.Identity(), lambda channels, size, config: {}),
-    "pointwise": (Pointwise, pointwise_layers),
-    "bottleneck": (Bottleneck, bottleneck_layers),
-    "attention": (Attention, attention_layers),
+    "invented_identity": (
+        lambda channels, config: nn.Identity(),
+        lambda channels, size, config: {},
+    ),
+    "invented_pointwise": (Pointwise, pointwise_layers),
+    "invented_bottleneck": (Bottleneck, bottleneck_layers),
+    "invented_attention": (Attention, attention_layers),
 }
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from measured_networks import weighed
+from needs import needs_c
 
 from mambaout.accounting import cost, matrix_unit_use
 from mambaout.chips import CHIPS
@@ -33,6 +34,16 @@ def test_what_the_backward_pass_needs_is_what_autograd_keeps(config, image_size,
     # The estimate has norms in fp32, as on accelerators; the CPU's autocast leaves them in bf16.
     mixed = train_memory(config, image_size, num_classes, "bf16").kept_bytes
     assert 1 <= mixed / weighed(config, image_size, num_classes, "bf16") <= 1.3
+
+
+@needs_c
+@pytest.mark.parametrize("config", [ODD, VARIANTS["femto"]])
+def test_a_fused_block_keeps_what_the_closed_form_says_which_is_less(config):
+    exact = train_memory(config, 64, 10, "fp32", fused=True).kept_bytes
+    assert exact == pytest.approx(weighed(config, 64, 10, "fp32", fused=True), rel=0.01)
+    mixed = train_memory(config, 64, 10, "bf16", fused=True).kept_bytes
+    assert 1 <= mixed / weighed(config, 64, 10, "bf16", fused=True) <= 1.3
+    assert exact < 0.75 * train_memory(config, 64, 10, "fp32").kept_bytes
 
 
 def test_the_state_is_weights_gradients_and_two_moments():

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +18,9 @@ import numpy as np
 from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave, start
 from mambaout.launch.failures import one_line
-from mambaout.launch.progress import about, counted
 from mambaout.launch.resources import Share, share, this_machine
-from mambaout.launch.tpu import prepare
-from mambaout.launch.trial import use_torch
+from mambaout.launch.worker import WorkerSetup
+from mambaout.numbers import counted, hours_text, rate_text
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
 from mambaout.study.price.rates import Rate, add_calibrated, assumed_image_seconds, features
 from mambaout.study.price.trial_price import search_recipes
@@ -74,7 +72,7 @@ def run_calibration(
         expected = waves * (seconds + OTHER_SECONDS) + START_SECONDS
         say(
             f"calibrating {counted(len(recipes), 'recipe')} on {part.accelerator}, {slots} at a "
-            f"time as trials will be: about {about(expected)}"
+            f"time as trials will be: about {hours_text(expected / 3600)}"
             + (f" once the shards are in {request.stage}" if request.stage else "")
         )
         if not address:
@@ -138,18 +136,8 @@ class _Crew:
             max_retries=0,
             max_calls=1 if part.chips else 0,  # a process that stays would keep its chips
         )(_calibrate)
-        self._task = {
-            "data": request.data,
-            "columns": request.columns,
-            "stage": request.stage,
-            "backend": part.backend,
-            "cpus": part.cpus,
-            "num_workers": part.num_workers,
-            "gpus": part.gpus,
-            "chips": part.chips,
-            "env": part.env,
-            "seconds": seconds,
-        }
+        self._setup = WorkerSetup.of(request, part)
+        self._fingerprint = request.fingerprint
 
     def calibrate(self, recipes: Mapping[str, Recipe], say: Callable[[str], None]) -> list[Rate]:
         """Calibrate the recipes at once, some of them twice where there are fewer than slots: with
@@ -180,14 +168,16 @@ class _Crew:
                 )
             )
             say(
-                f"    {label:{self.width}}  {found['images_per_second']:,.0f} images/s, "
-                f"evaluating {found['eval_images_per_second']:,.0f}"
+                f"    {label:{self.width}}  {rate_text(found['images_per_second'])} images/s, "
+                f"evaluating {rate_text(found['eval_images_per_second'])}"
             )
         return rates
 
     def _begin(self, recipe: Recipe) -> Any:
-        short = _shortened(recipe, self.num_classes, self._task["backend"], self.seconds)
-        return self._work.remote({**self._task, "recipe": canonical_json(short)})
+        short = _shortened(recipe, self.num_classes, self._setup.backend, self.seconds)
+        return self._work.remote(
+            self._setup, canonical_json(short), self._fingerprint, self.seconds
+        )
 
 
 def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -> Recipe:
@@ -201,26 +191,18 @@ def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -
     return recipe
 
 
-def _calibrate(task: dict[str, Any]) -> dict[str, Any]:
-    """What a worker does; plain values in and out."""
-    from mambaout.data.packing.sources import open_data
-    from mambaout.data.packing.stage import stage
-    from mambaout.train.backend import backend
+def _calibrate(setup: WorkerSetup, recipe: str, fingerprint: str, seconds: float) -> dict[str, Any]:
+    """What a worker does."""
     from mambaout.train.calibrate import calibrate
 
-    if task["chips"]:
-        prepare(task["chips"], task["env"])
-    use_torch(task["cpus"], task["gpus"])
-    data = open_data(task["data"], **task["columns"])
-    if task["stage"]:
-        data = stage(data, Path(task["stage"]), progress=False)
-    where = backend(task["backend"])
+    setup.prepare()
+    data, backend = setup.open(fingerprint)
     found = calibrate(
-        recipe_from_json(task["recipe"]),
+        recipe_from_json(recipe),
         data,
-        where,
-        seconds=task["seconds"],
-        num_workers=task["num_workers"],
+        backend,
+        seconds=seconds,
+        num_workers=setup.num_workers,
     )
-    where.free_memory()
+    backend.free_memory()
     return asdict(found)

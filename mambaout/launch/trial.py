@@ -29,13 +29,11 @@ from mambaout.launch.failures import (
 )
 from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
-from mambaout.launch.tpu import check_devices
 from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
 REPORT_SECONDS = 5.0  # least time between two reports to Tune: each holds the trial for a moment
 CHECKPOINT_SECONDS = 60.0
-CACHE_FOLDER = ".xla-cache"  # in the storage: what has been compiled, for every trial to find
 
 
 class Retry(Exception):
@@ -112,51 +110,26 @@ def train_trial(
     stop: Callable[[], bool],
 ) -> None:
     """Train to the end, or until `stop` says so; `report` is told of every record."""
-    from mambaout.data.packing.sources import open_data
-    from mambaout.data.packing.stage import stage
-    from mambaout.train.backend import backend
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import train
-    from mambaout.train.run import OutOfMemory
+    from mambaout.train.outcomes import OutOfMemory
 
-    use_torch(task.cpus, task.gpus)
     os.environ[COMMIT_VARIABLE] = task.commit
-    data = open_data(task.data, **task.columns)
-    if data.fingerprint != trial.data:
-        raise WrongRequest(
-            f"{task.data} here is {data.fingerprint}, and the study began with {trial.data}: "
-            "the images differ between machines, or have changed since"
-        )
-    if task.stage:
-        data = stage(data, Path(task.stage), progress=False)
-    where = backend(task.backend, cache=Path(task.storage) / CACHE_FOLDER)
-    if task.chips:
-        check_devices(task.chips, task.num_hosts, where)
+    data, backend = task.open(trial.data)
     outcome = train(
         trial.recipe,
         data,
         out=directory,
-        backend=where,
+        backend=backend,
         seed=trial.seed,
         sinks=[report],
         num_workers=task.num_workers,
         checkpoint_seconds=CHECKPOINT_SECONDS,
         stop=stop,
     )
-    where.free_memory()
+    backend.free_memory()
     if isinstance(outcome, OutOfMemory):
-        raise MemoryError(
-            f"micro-batch {outcome.micro_batch} is out of memory already: {outcome.error}"
-        )
-
-
-def use_torch(cpus: int, gpus: float) -> None:
-    """Keep torch in this process to its share of the cores and of a GPU's memory."""
-    import torch
-
-    torch.set_num_threads(cpus)
-    if 0 < gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)
+        raise outcome.as_error()
 
 
 class _TuneReports:

@@ -10,18 +10,16 @@ Writes: STORAGE/NAME/ (see study.study), and .launch/ in it while it runs.
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from mambaout.endings import Ending
@@ -29,7 +27,6 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import (
     JOB_VARIABLE,
     RayDidNotStart,
-    Signals,
     cluster_address,
     join,
     leave,
@@ -47,25 +44,21 @@ from mambaout.launch.failures import (
 from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
-from mambaout.launch.progress import Screen, clock, counted
+from mambaout.launch.progress import Screen
 from mambaout.launch.request import Request, check_batches, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import Node, Share, share, this_machine
+from mambaout.launch.stopping import EarlyEnd, EarlyStop, kept
 from mambaout.launch.task import Task
 from mambaout.launch.trial import Retry, recorded_step, run_trial
+from mambaout.numbers import clock_text, counted
 from mambaout.study.law.prediction import predict
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
-GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to stop
-# A signal to the whole process group takes Ray's own processes too, and a driver without them
-# waits for a minute before it is aborted; it leaves by itself after so much more than the grace.
-LEAVE_SECONDS = 10.0
 LAUNCH_FOLDER = ".launch"
-
-T = TypeVar("T")
 
 
 def run_study(request: Request) -> int:
@@ -126,30 +119,6 @@ def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if folder.run(trial).status is Ending.UNFINISHED]
 
 
-class _EarlyEnd(Exception):
-    """Raised out of Tune's event loop once the study is to end early."""
-
-
-def _kept(method: Callable[..., T]) -> Callable[..., T | None]:
-    """A method that Tune's event loop calls, which would kill the running trials for an error.
-
-    What it raises is kept: the trials save and stop, and the launch raises it at its end.
-    """
-
-    @functools.wraps(method)
-    def call(self: _Launch, *args: Any) -> T | None:
-        try:
-            return method(self, *args)
-        except _EarlyEnd:
-            raise
-        except Exception as error:
-            if not self.problems.found:  # those after it may come of it
-                self.problems.found.append(error)
-            return None
-
-    return call
-
-
 class _Launch:
     """One launch: the Tuner, its callbacks and how it ends."""
 
@@ -166,13 +135,12 @@ class _Launch:
         self.rerun, self.joined = rerun, joined
         self.id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid4().hex[:4]
         self.path = folder.path / LAUNCH_FOLDER / self.id
-        self.stop_file = self.path / "stop"
-        self.signals = Signals()
-        self.started = time.monotonic()
-        self.why_stopped: str | None = None
-        self.stopped_at = 0.0
         self.began = self.fitted = False  # Tune has begun, and come to an end
         self.problems = Problems()
+        self.early_stop = EarlyStop(
+            self.path / "stop", self.problems, request.budget_hours, self._leave
+        )
+        self.signals = self.early_stop.signals
         self.screen = Screen()
         for trial in _unfinished(folder, request.trials):
             if study := folder.adopt(trial):
@@ -243,23 +211,14 @@ class _Launch:
         """What every trial is told."""
         from mambaout.train.facts import git_commit
 
-        return Task(
-            storage=str(self.folder.path.parent),
-            study=self.folder.path.name,
-            data=self.request.data,
-            columns=self.request.columns,
-            stage=self.request.stage,
+        return Task.of(
+            self.request,
+            self.part,
+            study=self.request.name,
             launch=self.id,
-            stop_file=str(self.stop_file),
-            backend=self.part.backend,
-            cpus=self.part.cpus,
-            num_workers=self.part.num_workers,
+            stop_file=str(self.early_stop.stop_file),
             commit=git_commit(),
             trainer=self.request.trainer,
-            gpus=self.part.gpus,
-            chips=self.part.chips,
-            num_hosts=self.part.num_hosts,
-            env=self.part.env,
         )
 
     def _tune(self) -> None:
@@ -283,15 +242,15 @@ class _Launch:
                 failure_config=tune.FailureConfig(max_failures=1000),
             ),
         )
-        with suppress(_EarlyEnd):
+        with suppress(EarlyEnd):
             tuner.fit()
         self.fitted = True
 
     # -- called by Tune's event loop
 
-    @_kept
+    @kept
     def next_trial(self) -> Trial | None:
-        if self.why_stopped is not None or self.problems.found:
+        if self.early_stop.is_due:
             return None
         trial = self.agenda.next()
         if trial is not None and trial.key not in self.known:
@@ -300,14 +259,14 @@ class _Launch:
         return trial
 
     def no_more_trials(self) -> bool:
-        return self.why_stopped is not None or bool(self.problems.found) or self.agenda.over
+        return self.early_stop.is_due or self.agenda.over
 
-    @_kept
+    @kept
     def on_start(self, tune_trial: Any) -> None:
         self.active.add(tune_trial.config[KEY])
         self.follower.began(tune_trial.config[KEY])
 
-    @_kept
+    @kept
     def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None:
         """Let the agenda see how a trial gets on, and stop it where it says so."""
         value = result.get(MINIVAL_TOP1)
@@ -318,7 +277,7 @@ class _Launch:
         if why is not None:
             self.folder.stop(trial, why)
 
-    @_kept
+    @kept
     def on_failure(self, tune_trial: Any) -> None:
         """Tune is about to start the trial again; write down why, and hold it where it is over."""
         key = tune_trial.config[KEY]
@@ -340,7 +299,7 @@ class _Launch:
             # run_trial will return at once; where it cannot even start, Tune ends the trial.
             tune_trial.max_failures = 0
 
-    @_kept
+    @kept
     def on_end(self, tune_trial: Any) -> None:
         key = tune_trial.config[KEY]
         self.active.discard(key)
@@ -348,34 +307,14 @@ class _Launch:
         run = self.folder.run(self.known[key])
         if run.status is not Ending.UNFINISHED:
             self.agenda.ended(run)
-        elif self.why_stopped is None:
+        elif self.early_stop.why is None:
             failures = read_failures(self._directory(key), self.id)
             ending = failures[-1].kind if failures else Ending.BROKEN
             self.agenda.ended(replace(run, status=ending))
 
-    @_kept
+    @kept
     def on_step(self) -> None:
-        now = time.monotonic()
-        budget = self.request.budget_hours
-        if self.why_stopped is None:
-            if self.signals.seen:
-                self.why_stopped = "interrupted"
-            elif self.problems.found:
-                why = one_line(self.problems.found[0])
-                self.why_stopped = f"the study cannot go on ({why})"
-            elif budget is not None and now - self.started > budget * 3600:
-                self.why_stopped = f"the budget of {budget:g} h is spent"
-            if self.why_stopped is not None:
-                self.stopped_at = now
-                self.stop_file.touch()
-                leave = threading.Timer(GRACE_SECONDS + LEAVE_SECONDS, self._leave)
-                leave.daemon = True
-                leave.start()
-                at_once = " (Ctrl-C again: at once)" if self.signals.seen else ""
-                stopping = counted(len(self.active), "running trial")
-                self.screen.say(f"{self.why_stopped}: saving and stopping {stopping}{at_once}")
-        elif not self.active or now - self.stopped_at > GRACE_SECONDS:
-            raise _EarlyEnd
+        self.early_stop.look(len(self.active), self.screen)
 
     def _leave(self) -> None:
         """End the process where Ray does not: what there is lies in the run directories."""
@@ -437,7 +376,7 @@ class _Launch:
                 self.screen.say(line)
 
     def _say_where(self, files: Sequence[Path]) -> None:
-        seconds = clock(time.monotonic() - self.started)
+        seconds = clock_text(time.monotonic() - self.early_stop.started)
         reports = [str(path) for path in files if path.suffix == ".html"]
         self.screen.say(f"\n{seconds} in all; report: {reports[0] if reports else 'none'}")
         self.screen.say(f"MLflow: {ui_command(self.request)}")

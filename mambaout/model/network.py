@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
-from mambaout.model.mixers import MIXERS, nchw, nhwc
+from mambaout.model.gated_block import GatedWeights, can_take, gated_block, has_hooks
+from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
 from mambaout.variants import ModelConfig, variant
 
 NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code as in timm
@@ -53,7 +54,10 @@ class Downsample(nn.Module):
 
 
 class GatedCNNBlock(nn.Module):
-    """x + fc2(GELU(gate) * [rest, mixer(mixed)]), the three cut from one linear of norm(x)."""
+    """x + fc2(GELU(gate) * [rest, mixer(mixed)]), the three cut from one linear of norm(x).
+
+    On a CPU gated_block.py does it in one operation, where it can.
+    """
 
     def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
@@ -67,12 +71,24 @@ class GatedCNNBlock(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """`scale`: (B,), what each sample's branch is multiplied by (stochastic depth)."""
+        weights = self._weights()
+        if weights is not None and can_take(x, weights):
+            return gated_block(x, weights, scale, NORM_EPS)
         gate, rest, mixed = self.fc1(self.norm(x)).split(self.widths, dim=-1)  # (B, H, W, width)
         value = torch.cat([rest, self.conv(mixed)], dim=-1)  # (B, H, W, hidden)
         branch = self.fc2(self.act(gate) * value)  # (B, H, W, dim)
         if scale is not None:
             branch = branch * scale.to(branch.dtype).view(-1, 1, 1, 1)
         return x + branch
+
+    def _weights(self) -> GatedWeights | None:
+        """The parameters, where the block is what its modules are and nobody listens to them."""
+        norm, fc1, conv, fc2 = self.norm, self.fc1, self.conv, self.fc2
+        if type(conv) is not DepthwiseConv or has_hooks(norm, fc1, self.act, conv, fc2):
+            return None
+        of_norm, of_conv = (norm.weight, norm.bias), (conv.weight, conv.bias)
+        found = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
+        return None if any(one is None for one in found) else GatedWeights(*found)
 
 
 class Stage(nn.Module):

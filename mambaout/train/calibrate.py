@@ -18,8 +18,9 @@ from mambaout.data.shards.data_set import DataSet
 from mambaout.model.network import build
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
-from mambaout.train.loop import evaluation_batch, no_totals, train
-from mambaout.train.run import OutOfMemory
+from mambaout.train.evaluation import evaluation_batch, no_totals
+from mambaout.train.loop import train
+from mambaout.train.outcomes import OutOfMemory
 from mambaout.train.step import eval_step
 
 NEVER = 1_000_000  # epochs: a calibration ends long before, and before it evaluates
@@ -70,7 +71,7 @@ def calibrate(
             stop=clock.step_is_over,
         )
     if isinstance(outcome, OutOfMemory):
-        raise MemoryError(f"micro-batch {outcome.micro_batch} does not fit: {outcome.error}")
+        raise outcome.as_error()
     return Calibration(
         images_per_second=clock.steps * recipe.global_batch / clock.elapsed,
         eval_images_per_second=_evaluated(recipe, data, backend, EVAL_SHARE * seconds),

@@ -37,7 +37,17 @@ MACS = "macs"  # multiply-adds of one image, one forward
 PARAMS = "params"
 ACTIVATIONS = "activations"  # output elements of convolutions and linears, one image
 TRAIN_DEVICE_HOURS = "train_device_hours"  # training time times devices, evaluation included
-# and IMAGES_PER_SECOND, MINIVAL_TOP1
+# A trial's columns of trials.csv.
+FINAL_METRICS = (
+    TOP1,
+    TOP5,
+    MINIVAL_TOP1,
+    MACS,
+    PARAMS,
+    ACTIVATIONS,
+    IMAGES_PER_SECOND,
+    TRAIN_DEVICE_HOURS,
+)
 
 # Measurements of a recipe on a device, and not of the recipe alone.
 SPEEDS = (IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS)

@@ -25,7 +25,7 @@ from mambaout.study.report.ranking import standing
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.train.backend import backend
 from mambaout.train.loop import train
-from mambaout.train.run import Finished
+from mambaout.train.outcomes import Finished
 from mambaout.variants import ModelConfig
 
 SHAPE = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))

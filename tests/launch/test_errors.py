@@ -119,7 +119,7 @@ PARSES = {
     "study/price/rates.py": 1,
     "study/tracking/store.py": 1,
     "study/study.py": 1,
-    "train/run.py": 1,
+    "train/run_directory.py": 1,
 }
 
 

@@ -27,9 +27,8 @@ from mambaout.launch import tune
 from mambaout.launch.failures import FAILURES_FILE
 from mambaout.launch.lock import LOCK_FILE
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request
+from mambaout.launch.request import TRAINER, Request
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME, WORKER_ID
-from mambaout.launch.task import TRAINER
 from mambaout.launch.tpu import LOCK_VARIABLE
 from mambaout.launch.tune import DONE, run_study
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from knob_moves import moves
 from torch import Tensor, nn
 
 from mambaout import build
+from mambaout.fields import flat_fields
 from mambaout.model.network import INIT_STD, GatedCNNBlock, MambaOut
 from mambaout.variants import VARIANTS, ModelConfig
 
@@ -79,32 +81,20 @@ def test_the_pyramid_halves_from_stage_to_stage(image_size, stem_stride, sides):
     assert model(images).shape == (2, 5)
 
 
-MOVED = {
-    "depths": (1, 1, 3, 1),
-    "dims": (12, 24, 48, 80),
-    "expansion": 2.0,
-    "kernel_size": 5,
-    "conv_ratio": 0.5,
-    "stem_stride": 2,
-    "hidden_multiple": 24,
-    "drop_path": 0.8,
-}
-ONE_VALUE_YET = {"mixer"}
+MODEL_MOVES = [
+    (name, moved) for name, value in flat_fields(SMALL).items() for moved in moves(name, value)
+]
 
 
-def test_every_field_of_the_config_has_a_row():
-    assert MOVED.keys() | ONE_VALUE_YET == {field.name for field in fields(ModelConfig)}
-
-
-@pytest.mark.parametrize("name", MOVED)
-def test_every_knob_moves_the_model(name):
+@pytest.mark.parametrize(("name", "value"), MODEL_MOVES, ids=str)
+def test_every_knob_moves_the_model(name, value):
     def logits(config: ModelConfig) -> Tensor:
         torch.manual_seed(0)
         model = build(config, num_classes=7)
         images = torch.randn(4, 3, 32, 32)
         return model(images)
 
-    moved = replace(SMALL, **{name: MOVED[name]})
+    moved = replace(SMALL, **{name: value})
     assert torch.equal(logits(SMALL), logits(SMALL))
     assert not torch.equal(logits(SMALL), logits(moved))
 

@@ -76,14 +76,14 @@ def test_the_page_marks_the_choice_of_minival(folder):
 
 @pytest.mark.parametrize("name", ["accuracy_macs.png", "accuracy_throughput.png"])
 def test_the_front_of_a_chart_is_chosen_on_minival_and_drawn_at_its_val(name, folder):
-    table, axis = read(folder).table, COST_AXES[name]
+    found, axis = read(folder).standing, COST_AXES[name]
     (line,) = [
         line
-        for line in accuracy(table, axis).axes[0].get_lines()
+        for line in accuracy(found, axis).axes[0].get_lines()
         if line.get_label() == "front, chosen on minival"
     ]
     drawn = {(float(x), float(y)) for x, y in np.asarray(line.get_xydata())}
-    rows = {row.label: row for row in table}
+    rows = {row.label: row for row in found.rows}
     place = {label: (axis.cost(row), row.mean("top1").value) for label, row in rows.items()}
     assert place[CHOSEN] in drawn
     assert place[ON_VAL] not in drawn

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mambaout.study.law.exponents import fit_shape
-from mambaout.study.law.fit import Size, TooFew, fit_law
+from mambaout.study.law.exponents import ShapeFit, fit_shape
+from mambaout.study.law.fit import Law, Size, TooFew, fit_law
+from mambaout.study.law.noise import SeedNoise, noise_of
 from mambaout.study.law.pareto import front
 from mambaout.study.law.plateau import plateaus
-from mambaout.study.law.shape import growth, iso_mac
+from mambaout.study.law.shape import Growth, Slice, growth, iso_mac
 
 Truth = Callable[[float], float]
 
@@ -27,6 +28,15 @@ def ladder(truth: Truth, costs, *, seeds=1, sd=0.0, seed=0) -> list[Size]:
         size(f"s{i}", cost, *(truth(cost) + sd * rng.standard_normal(seeds)))
         for i, cost in enumerate(costs)
     ]
+
+
+def noise(sizes: list[Size], num_images: int | None = None) -> SeedNoise:
+    """Of the sizes' own seeds."""
+    return noise_of([size.seeds for size in sizes], num_images)
+
+
+def fitted(sizes, *, num_images: int | None = None, num_resamples=400, seed=0) -> Law:
+    return fit_law(sizes, noise(sizes, num_images), num_resamples=num_resamples, seed=seed)
 
 
 def law_of(a: float, b: float, c: float, d: float) -> Truth:
@@ -44,7 +54,7 @@ COSTS = np.geomspace(1e6, 32e6, 8)
 
 
 def test_the_fit_recovers_a_law_it_was_given():
-    law = fit_law(ladder(known, COSTS), num_images=10_000, num_resamples=50)
+    law = fitted(ladder(known, COSTS), num_images=10_000, num_resamples=50)
     assert law.unit == 1e6
     assert law.a.value == pytest.approx(12, rel=0.02)
     assert law.b.value == pytest.approx(0.6, rel=0.02)
@@ -57,8 +67,8 @@ def test_the_fit_recovers_a_law_it_was_given():
 
 
 def test_the_unit_of_cost_changes_nothing_but_the_unit():
-    one = fit_law(ladder(known, COSTS, seeds=2, sd=0.2), num_resamples=50)
-    other = fit_law([size(s.label, s.cost * 1e9, *s.errors) for s in one.sizes], num_resamples=50)
+    one = fitted(ladder(known, COSTS, seeds=2, sd=0.2), num_resamples=50)
+    other = fitted([size(s.label, s.cost * 1e9, *s.errors) for s in one.sizes], num_resamples=50)
     assert other.unit == 1e15
     assert other.a.value == pytest.approx(one.a.value, rel=1e-6)
     assert other.predict(9e15).high == pytest.approx(one.predict(9e6).high, rel=1e-6)
@@ -66,49 +76,49 @@ def test_the_unit_of_cost_changes_nothing_but_the_unit():
 
 def test_the_same_seed_gives_the_same_intervals():
     sizes = ladder(known, COSTS, seeds=2, sd=0.2)
-    assert fit_law(sizes, num_resamples=50) == fit_law(sizes, num_resamples=50)
-    assert fit_law(sizes, num_resamples=50) == fit_law(sizes[::-1], num_resamples=50)
-    assert fit_law(sizes, num_resamples=50, seed=1).b != fit_law(sizes, num_resamples=50).b
+    assert fitted(sizes, num_resamples=50) == fitted(sizes, num_resamples=50)
+    assert fitted(sizes, num_resamples=50) == fitted(sizes[::-1], num_resamples=50)
+    assert fitted(sizes, num_resamples=50, seed=1).b != fitted(sizes, num_resamples=50).b
 
 
 def test_fewer_than_four_sizes_are_refused():
     with pytest.raises(TooFew, match=r"3 sizes, .* at least 4; add sizes"):
-        fit_law(ladder(known, COSTS[:3]))
+        fitted(ladder(known, COSTS[:3]))
 
 
 def test_sizes_that_only_get_worse_are_refused_by_name():
     sizes = [size(f"s{i}", 10.0**i, 20.0 + i, 20.1 + i) for i in range(6)]
     with pytest.raises(TooFew, match=r"1 of 6 sizes are on the front \(s0\)"):
-        fit_law(sizes)
+        fitted(sizes)
 
 
 def test_four_sizes_are_fitted_and_say_that_none_could_be_held_out():
-    law = fit_law(ladder(known, COSTS[:4], seeds=2, sd=0.1), num_resamples=50)
+    law = fitted(ladder(known, COSTS[:4], seeds=2, sd=0.1), num_resamples=50)
     assert law.holdout is None
     assert any("hold the largest out" in note for note in law.notes)
 
 
 def test_four_single_runs_have_no_interval_and_a_note_says_why():
-    law = fit_law(ladder(known, COSTS[:4]), num_resamples=50)
+    law = fitted(ladder(known, COSTS[:4]), num_resamples=50)
     assert math.isnan(law.predict(1e7).low)
     assert math.isnan(law.b.high)
     assert any("no intervals; run more seeds or sizes" in note for note in law.notes)
     assert "nan" not in law.text()
-    five = fit_law(ladder(known, COSTS[:5]), num_resamples=50)
+    five = fitted(ladder(known, COSTS[:5]), num_resamples=50)
     assert five.holdout is not None
     assert "nan" not in five.holdout.text()
 
 
 def test_val_stands_in_for_seeds_only_where_there_are_none():
     single, double = ladder(known, COSTS), ladder(known, COSTS, seeds=2, sd=0.2)
-    few, many = (fit_law(single, num_resamples=50, num_images=n) for n in (1_000, 50_000))
+    few, many = (fitted(single, num_resamples=50, num_images=n) for n in (1_000, 50_000))
     assert few.predict(8e6).sigma > many.predict(8e6).sigma
-    assert fit_law(double, num_resamples=50, num_images=1_000) == fit_law(double, num_resamples=50)
+    assert fitted(double, num_resamples=50, num_images=1_000) == fitted(double, num_resamples=50)
 
 
 def test_a_size_far_behind_a_cheaper_one_is_left_out_and_named():
     bad = size("deep", 5e6, known(5e6) + 5, known(5e6) + 5.2)
-    law = fit_law([*ladder(known, COSTS, seeds=2, sd=0.1), bad], num_resamples=50)
+    law = fitted([*ladder(known, COSTS, seeds=2, sd=0.1), bad], num_resamples=50)
     assert [s.label for s in law.left_out] == ["deep"]
     assert any("deep" in note for note in law.notes)
 
@@ -119,13 +129,13 @@ def test_an_unlucky_size_stays_so_that_the_law_is_not_of_the_lucky():
         size(f"s{i}", cost, error - 0.3, error, error + 0.3)
         for i, (cost, error) in enumerate(zip(COSTS, (20, 18, 17, 15.5, 15.6, 15), strict=False))
     ]
-    law = fit_law(sizes, num_resamples=50)
+    law = fitted(sizes, num_resamples=50)
     assert front([(s.cost, -s.error) for s in sizes]) == [0, 1, 2, 3, 5]
     assert law.sizes == tuple(sizes)
 
 
 def test_a_new_run_is_less_sure_than_the_law_and_more_seeds_are_surer():
-    law = fit_law(ladder(known, COSTS, seeds=3, sd=0.3), num_resamples=200)
+    law = fitted(ladder(known, COSTS, seeds=3, sd=0.3), num_resamples=200)
     (band,) = law.curve([8e6])
     one, four = law.predict(8e6), law.predict(8e6, num_seeds=4)
     assert band.sigma < four.sigma < one.sigma
@@ -133,7 +143,7 @@ def test_a_new_run_is_less_sure_than_the_law_and_more_seeds_are_surer():
 
 
 def test_the_text_names_the_range_and_the_intervals():
-    law = fit_law(ladder(known, COSTS, seeds=2, sd=0.2), num_resamples=50)
+    law = fitted(ladder(known, COSTS, seeds=2, sd=0.2), num_resamples=50)
     assert "from 8 sizes between 1M and 32M" in law.text()
     assert "95 %: exponent" in law.text()
     assert law.holdout is not None
@@ -154,7 +164,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         num_sizes, seeds, sd = ((5, 2, 0.3), (6, 3, 0.2), (8, 1, 0.3), (8, 2, 0.4))[study % 4]
         costs = np.geomspace(1, (16, 16, 32, 32)[study % 4], num_sizes)
         truth = law_of(a, b, c, d)
-        law = fit_law(ladder(truth, costs, seeds=seeds, sd=sd, seed=study), num_resamples=100)
+        law = fitted(ladder(truth, costs, seeds=seeds, sd=sd, seed=study), num_resamples=100)
         at = [float(cost) for cost in np.geomspace(costs[0], costs[-1], 5)]
         band = zip(law.curve(at), map(truth, at), strict=True)
         inside += [point.low <= value <= point.high for point, value in band]
@@ -173,9 +183,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 def test_a_ladder_that_stops_is_a_plateau_and_one_that_goes_on_is_not():
     smooth = ladder(known, COSTS[:6], seeds=3, sd=0.02)
-    assert plateaus(smooth) == []
+    assert plateaus(smooth, noise(smooth)) == []
     stuck = [*smooth[:5], size("stuck", COSTS[5], *smooth[4].errors)]
-    (found,) = plateaus(stuck)
+    (found,) = plateaus(stuck, noise(stuck))
     assert (found.first.label, found.second.label) == ("s4", "stuck")
     assert found.gain_points == pytest.approx(0)
     assert found.expected_points == pytest.approx(known(COSTS[4]) - known(COSTS[5]), abs=0.15)
@@ -184,7 +194,7 @@ def test_a_ladder_that_stops_is_a_plateau_and_one_that_goes_on_is_not():
 
 def test_a_floor_that_the_smaller_sizes_show_is_no_plateau():
     floored = ladder(lambda c: 15 + 10 * (c / 1e6) ** -2, COSTS, seeds=3, sd=0.05)
-    assert plateaus(floored) == []
+    assert plateaus(floored, noise(floored)) == []
 
 
 @pytest.mark.slow
@@ -197,10 +207,12 @@ def test_smooth_ladders_rarely_raise_a_false_alarm():
         num_sizes, seeds, sd = ((5, 3, 0.2), (8, 2, 0.2))[study % 2]
         costs = np.cumprod([1, *rng.uniform(1.5, 2.5, num_sizes - 1)])
         sizes = ladder(law_of(a, b, c, 0), costs, seeds=seeds, sd=sd, seed=study)
-        false += bool(plateaus(sizes, num_resamples=300))
+        false += bool(plateaus(sizes, noise(sizes), num_resamples=300))
         lost = a * costs[-2] ** -b - a * costs[-1] ** -b
         stuck = size("stuck", costs[-1], *(error + lost for error in sizes[-1].errors))
-        right += any(p.second is stuck for p in plateaus([*sizes[:-1], stuck], num_resamples=300))
+        ended = [*sizes[:-1], stuck]
+        found = plateaus(ended, noise(ended), num_resamples=300)
+        right += any(plateau.second is stuck for plateau in found)
     assert false <= 10
     assert right >= 40
 
@@ -224,8 +236,12 @@ def grid(deep: float, wide: float, *, sd=0.1, seeds=3, seed=0) -> list[Size]:
     ]
 
 
+def grown_by(sizes: list[Size]) -> Growth:
+    return growth(sizes, noise(sizes))
+
+
 def test_gains_by_depth_and_width_are_recovered_and_told_apart():
-    grown = growth(grid(0.3, 1.2))
+    grown = grown_by(grid(0.3, 1.2))
     assert grown.depth is not None
     assert grown.width is not None
     assert grown.difference is not None
@@ -237,11 +253,11 @@ def test_gains_by_depth_and_width_are_recovered_and_told_apart():
 
 
 def test_equal_gains_are_not_significant():
-    assert growth(grid(0.8, 0.8, sd=0.3, seeds=2)).verdict == "not significant"
+    assert grown_by(grid(0.8, 0.8, sd=0.3, seeds=2)).verdict == "not significant"
 
 
 def test_growth_by_one_axis_says_nothing_of_the_other():
-    grown = growth([s for s in grid(0.3, 1.2) if s.width == 8])
+    grown = grown_by([s for s in grid(0.3, 1.2) if s.width == 8])
     assert grown.width is None
     assert grown.difference is None
     assert grown.verdict == ""
@@ -250,11 +266,15 @@ def test_growth_by_one_axis_says_nothing_of_the_other():
 @pytest.mark.slow
 def test_growth_intervals_cover_the_truth():
     """Measured over 300 grids of two seeds: 95.7 % for depth, 97.0 % for the difference."""
-    found = [growth(grid(0.5, 0.9, sd=0.4, seeds=2, seed=seed)) for seed in range(300)]
+    found = [grown_by(grid(0.5, 0.9, sd=0.4, seeds=2, seed=seed)) for seed in range(300)]
     depth = [g.depth.low <= 0.5 <= g.depth.high for g in found if g.depth]
     both = [g.difference.low <= 0.4 <= g.difference.high for g in found if g.difference]
     assert 0.92 <= np.mean(depth) <= 0.99
     assert 0.92 <= np.mean(both) <= 0.99
+
+
+def sliced(sizes: list[Size]) -> list[Slice]:
+    return iso_mac(sizes, noise(sizes))
 
 
 def slice_of(error: Callable[[float], float], *, sd=0.05, seeds=3) -> list[Size]:
@@ -272,7 +292,7 @@ def slice_of(error: Callable[[float], float], *, sd=0.05, seeds=3) -> list[Size]
 
 
 def test_the_best_shape_of_an_equal_cost_slice_is_found():
-    (found,) = iso_mac(slice_of(lambda u: 20 + 0.6 * (u + 0.5) ** 2))
+    (found,) = sliced(slice_of(lambda u: 20 + 0.6 * (u + 0.5) ** 2))
     assert found.optimum is not None
     assert found.optimum.low < math.exp(-0.5) < found.optimum.high
     assert found.optimum.value == pytest.approx(math.exp(-0.5), rel=0.1)
@@ -282,9 +302,9 @@ def test_the_best_shape_of_an_equal_cost_slice_is_found():
 
 
 def test_a_slice_without_a_minimum_between_its_ends_says_so():
-    (found,) = iso_mac(slice_of(lambda u: 20 + 0.5 * u))
+    (found,) = sliced(slice_of(lambda u: 20 + 0.5 * u))
     assert found.optimum is None
-    assert found.significant
+    assert found.difference.is_significant
     assert found.difference.value > 0
     assert "the least is at d4 (the wide end)" in found.text()
 
@@ -295,8 +315,8 @@ def test_two_shapes_within_noise_are_not_significant():
         size("wide", 1.1e6, 20.1, 20.4, depth=2, width=16),
         size("alone", 9e6, 15.0, depth=2, width=64),
     ]
-    (found,) = iso_mac(pair)
-    assert not found.significant
+    (found,) = sliced(pair)
+    assert not found.difference.is_significant
     assert found.parabola is None
     assert "not significant" in found.text()
 
@@ -317,8 +337,12 @@ def star(sd: float, lengths=(1, 2, 4, 8)) -> list[Size]:
     return sizes
 
 
+def shape_of(sizes: list[Size], num_resamples=100) -> ShapeFit:
+    return fit_shape(sizes, noise(sizes), num_resamples=num_resamples)
+
+
 def test_shape_exponents_of_a_star_are_recovered():
-    found = fit_shape(star(0.01), num_resamples=20)
+    found = shape_of(star(0.01), num_resamples=20)
     assert found.depth.value == pytest.approx(0.45, abs=0.04)
     assert found.width.value == pytest.approx(0.22, abs=0.02)
     assert found.depth.low <= 0.45 <= found.depth.high
@@ -326,7 +350,7 @@ def test_shape_exponents_of_a_star_are_recovered():
 
 
 def test_a_star_trained_for_one_length_does_not_determine_exponents():
-    found = fit_shape(star(0.01, lengths=(1,)), num_resamples=20)
+    found = shape_of(star(0.01, lengths=(1,)), num_resamples=20)
     assert math.isnan(found.depth.value)
     assert any("several lengths" in note for note in found.notes)
     assert "not determined" in found.text()
@@ -334,17 +358,31 @@ def test_a_star_trained_for_one_length_does_not_determine_exponents():
 
 def test_shape_exponents_need_three_values_of_each_dimension():
     with pytest.raises(TooFew, match=r"2 values of width, .* at least 3"):
-        fit_shape([s for s in star(0.0) if s.width in (32, 40)])
+        shape_of([s for s in star(0.0) if s.width in (32, 40)])
 
 
-def test_a_slice_without_seeds_is_judged_by_the_noise_of_other_lengths():
+def test_a_slice_without_seeds_is_judged_by_the_noise_of_other_recipes_and_never_by_vals_images():
     pair = [
         Size(label="deep", cost=1e6, errors=(13.0,), depth=20, width=16),
         Size(label="wide", cost=1e6, errors=(12.0,), depth=4, width=32),
     ]
     noisy = [Size(label=str(i), cost=1e6, errors=(20.0 + i, 22.0 + i)) for i in range(4)]
-    (alone,) = iso_mac(pair, num_images=10_000)
-    (judged,) = iso_mac(pair, num_images=10_000, others=noisy)
-    assert alone.significant
-    assert not judged.significant
-    assert judged.difference.value == alone.difference.value
+    quiet = [Size(label=str(i), cost=1e6, errors=(20.0 + i, 20.1 + i)) for i in range(4)]
+    (alone,) = iso_mac(pair, noise(pair, 10_000))
+    (unsure,) = iso_mac(pair, noise(noisy, 10_000))
+    (sure,) = iso_mac(pair, noise(quiet, 10_000))
+    assert [one.difference.is_significant for one in (alone, unsure, sure)] == [False, False, True]
+    assert "not told from luck" in alone.text()
+    assert "not significant" in unsure.text()
+    assert alone.difference.value == unsure.difference.value == sure.difference.value
+
+
+def test_a_gain_between_two_sizes_is_judged_as_the_difference_of_two_means():
+    pair = [
+        size("thin", 1e6, 20.0, 20.6, depth=4, width=8),
+        size("wide", 4e6, 19.0, 19.4, depth=4, width=16),
+    ]
+    known = noise(pair)
+    gain, step = growth(pair, known).width, known.difference(pair[0].seeds, pair[1].seeds)
+    assert gain is not None
+    assert (2 * gain.low, 2 * gain.high) == pytest.approx((step.low, step.high))

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from mambaout.accounting import cost
-from mambaout.study.law.fit import fit_law
+from mambaout.study.law.fit import Size, fit_law
+from mambaout.study.law.noise import SeedNoise, noise_of
 from mambaout.study.law.plateau import plateaus
 from mambaout.study.law.published import VAL_IMAGES, ladder, published
 from mambaout.study.law.shape import growth
@@ -48,10 +49,14 @@ def test_mambaout_small_needs_79_percent_of_local_vmamba_small():
     assert round(100 * ours.macs / theirs.macs) == 79
 
 
+def noise(sizes: list[Size]) -> SeedNoise:
+    return noise_of([size.seeds for size in sizes], VAL_IMAGES)
+
+
 @pytest.mark.parametrize("family", ["MambaOut", "ConvNeXt", *METAFORMER])
 def test_a_published_ladder_fits_a_law(family):
     sizes = ladder(family)
-    law = fit_law(sizes, num_images=VAL_IMAGES, num_resamples=200)
+    law = fit_law(sizes, noise(sizes), num_resamples=200)
     assert law.low_cost == sizes[0].cost
     assert law.high_cost == sizes[-1].cost
     assert law.residual_sd < 0.35
@@ -65,7 +70,8 @@ def test_a_published_ladder_fits_a_law(family):
 
 
 def test_the_plateau_from_small_to_base_is_found():
-    (found,) = plateaus(ladder("MambaOut"), num_images=VAL_IMAGES)
+    sizes = ladder("MambaOut")
+    (found,) = plateaus(sizes, noise(sizes))
     assert (found.first.label, found.second.label) == ("MambaOut-Small", "MambaOut-Base")
     assert found.gain_points == pytest.approx(0.10, abs=0.005)
     assert found.expected_points > 0.5
@@ -73,11 +79,13 @@ def test_the_plateau_from_small_to_base_is_found():
 
 
 def test_convnext_has_no_plateau():
-    assert plateaus(ladder("ConvNeXt"), num_images=VAL_IMAGES) == []
+    sizes = ladder("ConvNeXt")
+    assert plateaus(sizes, noise(sizes)) == []
 
 
 def test_five_published_sizes_do_not_tell_depth_from_width():
-    grown = growth(ladder("MambaOut"), num_images=VAL_IMAGES)
+    sizes = ladder("MambaOut")
+    grown = growth(sizes, noise(sizes))
     assert (grown.num_depth, grown.num_width) == (4, 4)
     assert grown.depth is not None
     assert grown.depth.value == pytest.approx(1.55, abs=0.05)

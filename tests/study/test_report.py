@@ -29,13 +29,13 @@ from study_files import (
 )
 
 from mambaout.commands.train import add_train, recipe_choice
+from mambaout.numbers import hours_text
 from mambaout.recipe import BASELINE, RELEASED_CODE, tuned, with_global_batch
-from mambaout.study.numbers import count_text, hours_text
+from mambaout.study.law.noise import noise_of_runs
 from mambaout.study.report.charts import COST_AXES, accuracy
 from mambaout.study.report.curves import learning_curves, training_loss
 from mambaout.study.report.families import families
 from mambaout.study.report.findings import answer, gain_per_doubling, rank_correlation
-from mambaout.study.report.noise import seed_noise
 from mambaout.study.report.picture import log_ticks, new, png
 from mambaout.study.report.ranking import standing
 from mambaout.study.report.reading import read
@@ -126,16 +126,6 @@ def test_a_diverged_seed_is_named_and_left_out_of_the_numbers(mixed):
     assert "s1 diverged" in row.state
 
 
-def test_numbers_are_written_for_people():
-    assert [count_text(n) for n in (1_147_984_992, 7_304_536, 940, 2.5e12)] == [
-        "1.15G",
-        "7.3M",
-        "940",
-        "2.5T",
-    ]
-    assert [hours_text(h) for h in (2.5, 0.5, 0.01, math.nan)] == ["2.5 h", "30.0 min", "36 s", "-"]
-
-
 # -- commands -------------------------------------------------------------------------------------
 
 
@@ -208,10 +198,10 @@ def test_a_difference_larger_than_the_noise_is_called_beyond_it(tmp_path):
 
 def test_the_noise_is_pooled_over_recipes_with_more_than_one_seed(tmp_path):
     folder = study_with(tmp_path, {"w8-d2": [80.0, 82.0], "w8-d6": [81.0, 81.0], "w16-d2": [83.0]})
-    noise = seed_noise(rows(folder.runs()))
-    assert noise is not None
-    assert noise.degrees == 2
-    assert noise.spread == pytest.approx(1.0)  # sqrt((2 + 0) / 2)
+    spread = noise_of_runs(folder.runs()).all_lengths
+    assert spread is not None
+    assert (spread.degrees, spread.num_recipes) == (2, 2)
+    assert spread.points == pytest.approx(1.0)  # sqrt((2 + 0) / 2)
 
 
 def test_without_a_second_seed_nothing_is_said_of_noise(tmp_path):
@@ -301,14 +291,14 @@ def test_rank_correlation_is_spearmans():
 def test_labels_of_a_crowded_chart_cover_neither_each_other_nor_the_points(tmp_path):
     grid = {f"w{w}-d{d}": sized(w, d) for w in (16, 24, 32, 40) for d in (2, 4, 6, 8)}
     study = Study(name="many", question="?", recipes=grid, seeds=(0, 1))
-    table = rows(finished_study(tmp_path, study, noise=0.6).runs())
-    figure = accuracy(table, MACS_AXIS)
+    found = standing(finished_study(tmp_path, study, noise=0.6).runs())
+    figure = accuracy(found, MACS_AXIS)
     (axes,) = figure.axes
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
     assert len(boxes) >= 14, "nearly all of the 16 find a place"
-    points = [(row.mean("macs").value, row.mean("top1").value) for row in table]
+    points = [(row.mean("macs").value, row.mean("top1").value) for row in found.rows]
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert not any(box.contains(*axes.transData.transform(point)) for point in points)
@@ -316,7 +306,7 @@ def test_labels_of_a_crowded_chart_cover_neither_each_other_nor_the_points(tmp_p
 
 def test_one_recipe_that_failed_to_learn_does_not_flatten_the_others(tmp_path):
     top1 = {"w8-d2": [88.0], "w8-d6": [90.0], "w16-d2": [91.0], "w16-d6": [92.0], "w32-d2": [11.0]}
-    (axes,) = accuracy(rows(study_with(tmp_path, top1).runs()), MACS_AXIS).axes
+    (axes,) = accuracy(standing(study_with(tmp_path, top1).runs()), MACS_AXIS).axes
     low, high = axes.get_ylim()
     assert low > 80
     assert high < 100
@@ -335,15 +325,16 @@ def test_no_two_ticks_of_a_short_axis_have_the_same_text():
 
 
 def test_charts_are_drawn_before_anything_has_finished(tmp_path):
-    table = rows(write_study(tmp_path).runs())
-    figures = [accuracy(table, axis) for axis in COST_AXES.values()]
+    runs = write_study(tmp_path).runs()
+    found, table = standing(runs), rows(runs)
+    figures = [accuracy(found, axis) for axis in COST_AXES.values()]
     for figure in (*figures, learning_curves(table), training_loss(table)):
         assert [text.get_text() for text in figure.axes[0].texts] == ["nothing to draw yet"]
 
 
 def test_equal_runs_draw_equal_pictures(mixed):
-    table = rows(mixed.runs())
-    assert png(accuracy(table, MACS_AXIS)) == png(accuracy(table, MACS_AXIS))
+    found = standing(mixed.runs())
+    assert png(accuracy(found, MACS_AXIS)) == png(accuracy(found, MACS_AXIS))
 
 
 def test_a_loss_that_is_not_finite_and_an_error_of_nothing_are_no_trouble(tmp_path):

@@ -33,14 +33,14 @@ from study_files import (
 from mambaout.endings import Ending
 from mambaout.recipe import Recipe, tuned
 from mambaout.study.axes import Choice, search_from_json
+from mambaout.study.law.noise import noise_of_runs
 from mambaout.study.report.charts import COST_AXES, accuracy
 from mambaout.study.report.findings import answer
-from mambaout.study.report.noise import seed_noise
 from mambaout.study.report.page import MAX_TRIALS
 from mambaout.study.report.picture import png
 from mambaout.study.report.ranking import standing
 from mambaout.study.report.reading import read, reading
-from mambaout.study.report.rows import Row, rows
+from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import searched
 from mambaout.study.report.study_report import write_report
 from mambaout.study.report.tables import ranked_table
@@ -79,10 +79,10 @@ def test_the_interval_of_a_mean_holds_the_truth_in_95_of_100_studies(counts):
             row_of("r" * (i + 1), [80 + i + rng.gauss(0, 0.3) for _ in range(count)])
             for i, count in enumerate(counts)
         ]
-        noise = seed_noise(table)
-        assert noise is not None
+        noise = noise_of_runs(run for row in table for run in row.runs)
         for i, row in enumerate(table):
-            inside += abs(row.mean("top1").value - (80 + i)) <= noise.half_width(row)
+            mean = row.mean("top1")
+            inside += abs(mean.value - (80 + i)) <= (noise.half_width(mean) or 0.0)
             total += 1
     assert 0.927 <= inside / total <= 0.973
 
@@ -91,12 +91,12 @@ def test_the_noise_of_a_length_is_its_own_where_it_has_seeds_enough():
     short = [row_of("a" * i, [70 + i, 72 + i], epochs=4) for i in range(1, 6)]
     long = [row_of("b" * i, [90.0, 90.1], epochs=36) for i in range(1, 6)]
     alone = row_of("c", [91.0], epochs=100)
-    noise = seed_noise([*short, *long, alone])
-    assert noise is not None
-    assert noise.pool(short[0]).spread == pytest.approx(2**0.5)
-    assert noise.pool(long[0]).spread == pytest.approx(0.1 / 2**0.5)
-    assert noise.pool(alone) == noise.all
-    assert noise.half_width(short[0]) > 10 * noise.half_width(long[0])
+    noise = noise_of_runs(run for row in [*short, *long, alone] for run in row.runs)
+    spreads = [noise.spread(epochs) for epochs in (4, 36, 100)]
+    assert [one and one.points for one in spreads[:2]] == pytest.approx([2**0.5, 0.1 / 2**0.5])
+    assert spreads[2] == noise.all_lengths
+    halves = [noise.half_width(table[0].mean("top1")) or 0.0 for table in (short, long)]
+    assert halves[0] > 10 * halves[1] > 0
 
 
 def test_a_lucky_seed_is_not_preferred_to_a_recipe_that_was_confirmed():
@@ -192,7 +192,9 @@ def test_a_winner_is_reported_without_the_seed_that_chose_it(searching):
     assert {run.trial.seed for run in row.finished} == {0, 1, 2}
     assert {run.trial.seed for run in row.counted} == {1, 2}
     assert sorted(best.scores) == sorted(row.mean(MINIVAL_TOP1).values)
-    assert len(row.mean_of_all(MINIVAL_TOP1).values) == 3, "all seeds tell the spread"
+    spread = noise_of_runs(row.runs, MINIVAL_TOP1).all_lengths
+    assert spread is not None
+    assert spread.degrees == 2, "all seeds tell the spread"
     others = [one for one in first.rows if one is not row]
     assert all(one.counted == one.finished for one in others)
     assert "2 seeds, without the one that chose it" in " ".join(answer(read(searching)))
@@ -290,7 +292,7 @@ def test_parquet_holds_what_the_csv_holds_typed(tmp_path):
 
 
 def test_a_png_of_few_colours_looks_like_the_figure(tmp_path):
-    figure = accuracy(rows(finished_study(tmp_path).runs()), COST_AXES["accuracy_macs.png"])
+    figure = accuracy(standing(finished_study(tmp_path).runs()), COST_AXES["accuracy_macs.png"])
     shown = matplotlib.image.imread(io.BytesIO(png(figure)))[..., :3]
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -42,7 +42,7 @@ from mambaout.train.metrics import (
     SPEEDS,
     TOP1,
 )
-from mambaout.train.run import Finished, Preempted
+from mambaout.train.outcomes import Finished, Preempted
 
 HERE, THERE = "Xeon (1 thread)", "NVIDIA H200"
 THROUGHPUT, TIME = COST_AXES["accuracy_throughput.png"], COST_AXES["accuracy_device_hours.png"]
@@ -165,12 +165,12 @@ def test_a_study_on_one_device_says_nothing_of_devices(tmp_path):
 @pytest.mark.parametrize("axis", [THROUGHPUT, TIME])
 def test_a_chart_over_speed_has_the_recipes_of_one_device_alone(axis, tmp_path):
     folder = taken_over(tmp_path)
-    table = read(folder).table
-    assert is_drawn(table, axis)
-    shown = {text.get_text() for text in accuracy(table, axis).axes[0].texts}
+    found = read(folder).standing
+    assert is_drawn(found.rows, axis)
+    shown = {text.get_text() for text in accuracy(found, axis).axes[0].texts}
     assert shown & {"w16-d2", "w16-d6", "w32-d2"}
     assert not shown & {"w8-d2", "w32-d6"}
-    whole = {t.get_text() for t in accuracy(table, COST_AXES["accuracy_macs.png"]).axes[0].texts}
+    whole = {t.get_text() for t in accuracy(found, COST_AXES["accuracy_macs.png"]).axes[0].texts}
     assert "w32-d6" in whole
 
 

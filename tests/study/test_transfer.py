@@ -13,8 +13,7 @@ from study_files import SMALL, finish, sized
 
 from mambaout.model.network import build
 from mambaout.recipe import tuned
-from mambaout.study.report.noise import seed_noise
-from mambaout.study.report.rows import rows
+from mambaout.study.report.ranking import standing
 from mambaout.study.report.transfer import transfer_said
 from mambaout.study.study import Study, StudyFolder
 from mambaout.train.backend import Cpu
@@ -80,8 +79,7 @@ def transferred(tmp_path, shift: float) -> list[str]:
         else run
         for run in folder.runs()
     ]
-    table = rows(runs)
-    return transfer_said(table, seed_noise(table))
+    return transfer_said(standing(runs))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_which_is_better_where_is_said_with_intervals(tmp_path, shift, said):
 
 
 def test_a_study_without_transfer_says_nothing_of_it():
-    assert transfer_said([], None) == []
+    assert transfer_said(standing([])) == []
 
 
 def test_the_sweep_compares_both_at_each_wider_network_with_the_same_seeds():

@@ -34,7 +34,8 @@ from mambaout.data.shards.data_set import DataSet
 from mambaout.model.network import MambaOut, build
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.train.backend import Cpu, backend
-from mambaout.train.loop import evaluate, no_totals, train
+from mambaout.train.evaluation import evaluate, no_totals
+from mambaout.train.loop import train
 from mambaout.train.metrics import MINIVAL_LOSS, TRAIN_LOSS, VAL_LOSS, read_records
 from mambaout.train.step import eval_step
 

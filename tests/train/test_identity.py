@@ -21,7 +21,7 @@ from mambaout.train import checkpoint
 from mambaout.train.backend import Cpu
 from mambaout.train.facts import git_commit
 from mambaout.train.loop import train
-from mambaout.train.run import Finished, Preempted
+from mambaout.train.outcomes import Finished, Preempted
 
 OLDER = CODE_VERSION - 1
 

@@ -28,7 +28,8 @@ from mambaout.train import metrics
 from mambaout.train.backend import Cpu
 from mambaout.train.loop import train
 from mambaout.train.metrics import Record, read_records
-from mambaout.train.run import Finished, Preempted, Run
+from mambaout.train.outcomes import Finished, Preempted
+from mambaout.train.run_directory import RunDirectory
 from mambaout.variants import ModelConfig
 
 MEASURED = {
@@ -167,7 +168,7 @@ def test_a_recipe_that_a_power_loss_emptied_is_written_again_and_no_other_taken(
 
 def test_an_undecodable_image_noted_by_half_is_noted_again(whole, digits, tmp_path):
     out = copied(whole, tmp_path / "run")
-    found = Run(out, recipe_of_two_epochs(), digits, 0, Cpu())
+    found = RunDirectory(out, recipe_of_two_epochs(), digits, 0, Cpu())
     found.note_undecodable({3: "row 3\nis cut off", 11: "row 11 is empty"})
     path = out / "undecodable.txt"
     path.write_bytes(path.read_bytes()[:-4] + NULS)

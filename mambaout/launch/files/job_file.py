@@ -16,7 +16,7 @@ def is_runtime_env(document: Mapping[str, Any]) -> bool:
 
 def least_wait_seconds() -> float:
     """What a study may take to save its trials and leave, once told to stop."""
-    from mambaout.launch.tune import GRACE_SECONDS, LEAVE_SECONDS
+    from mambaout.launch.stopping import GRACE_SECONDS, LEAVE_SECONDS
 
     return GRACE_SECONDS + LEAVE_SECONDS
 

@@ -1,6 +1,6 @@
 """What numbers mean: noise, fits, intervals. Pure values; home of scipy.
 
-In:  sizes with the errors of their seeds (fit.Size).
+In:  a study's runs (noise.SeedNoise), sizes with the errors of their seeds (fit.Size).
 Out: laws, exponents, plateaus, what a doubling bought, predictions; each with its interval.
-Read: fit.py, power_law.py, shape.py, then the others.
+Read: noise.py, fit.py, power_law.py, shape.py, then the others.
 """

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mambaout.study.law.fit import Interval, Noise, Size, TooFew, interval_of, noise_of
+from mambaout.study.law.fit import Size, TooFew, interval_of
+from mambaout.study.law.noise import Interval, SeedNoise
 from mambaout.study.law.power_law import Array
+from mambaout.study.law.scatter import scatter_factors
 
 MIN_VALUES = 3  # of a dimension
 _NUM_PARAMETERS = 7
@@ -53,18 +55,13 @@ class ShapeFit:
 
 
 def fit_shape(
-    sizes: Sequence[Size],
-    *,
-    num_resamples: int = 100,
-    seed: int = 0,
-    num_images: int | None = None,
+    sizes: Sequence[Size], noise: SeedNoise, *, num_resamples: int = 100, seed: int = 0
 ) -> ShapeFit:
     """s for depth and for width from sizes whose `cost` is compute of the training.
 
     TooFew where a dimension has under three values. With one length of training the MACs of an
     image will do for the cost.
     """
-    noise = noise_of(sizes, num_images)
     notes: list[str] = []
     found: dict[str, tuple[Interval, int]] = {}
     dimensions: dict[str, tuple[Callable[[Size], float], Callable[[Size], float]]] = {
@@ -125,7 +122,7 @@ def _told_apart(
 def _exponents(
     sizes: Sequence[Size],
     own: Callable[[Size], float],
-    noise: Noise,
+    noise: SeedNoise,
     num_resamples: int,
     seed: int,
 ) -> Array:
@@ -137,8 +134,8 @@ def _exponents(
     x = np.array([own(size) for size in sizes])
     t = np.array([size.cost for size in sizes])
     x, t = x / np.exp(np.log(x).mean()), t / np.exp(np.log(t).mean())
-    errors = np.array([size.error for size in sizes])
-    counts = np.array([len(size.errors) for size in sizes])
+    means = [size.seeds for size in sizes]
+    errors = np.array([mean.value for mean in means])
 
     def misfit(logs: Array, y: Array) -> Array:
         a, b, c = np.exp(logs)
@@ -161,9 +158,9 @@ def _exponents(
     )
     residuals = misfit(best, errors) * errors
     degrees = len(sizes) - _NUM_PARAMETERS
-    variances = noise.variance(errors, counts) if noise.known else np.ones_like(errors)
+    variances = noise.variances(means)
     scatter = float((residuals**2 / variances).sum())
-    factors = noise.factors(rng, num_resamples, scatter, degrees)
+    factors = scatter_factors(noise.degrees(means), rng, num_resamples, scatter, degrees)
     draws = [exponent(best)]
     for factor in factors:
         moved = errors + factor * np.sqrt(variances) * rng.standard_normal(len(errors))

@@ -3,7 +3,7 @@
 The form is Zhai et al.'s (arXiv:2106.04560, section 2.2): c is the floor that no cost gets below,
 d the cost-free part of the accuracy. It is fitted to the sizes on the front of error against cost.
 
-Noise. The spread between seeds is pooled over all sizes: two or three seeds of one size say next
+Noise. It is the report's (noise.py), pooled over recipes: two or three seeds of one size say next
 to nothing of their own spread. Each size counts by the inverse of its variance, because sizes have
 different numbers of seeds.
 
@@ -23,25 +23,20 @@ law is covered in 81 to 94 % and new runs in 94 to 99 %: the front follows the b
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaout.numbers import UNITS, count_text, percent_text
 from mambaout.study.law import power_law
+from mambaout.study.law.noise import Z95, Interval, SeedMean, SeedNoise
 from mambaout.study.law.power_law import Array
+from mambaout.study.law.scatter import scatter_factors
 
 MIN_SIZES = 4  # the law has four parameters
-_Z95 = 1.959964
-_POOL = 1000
-# Scatter of sizes beyond that of seeds, in units of the latter, for which an exponential prior of
-# mean 1 is taken: as likely as not it is there, and four sizes cannot show it.
-_SCATTER = np.linspace(0.0, 10.0, 101)
 _DOMINATED = 2.0  # standard errors above a cheaper size: then off the front, else noise
-
-UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 class TooFew(ValueError):
@@ -57,27 +52,15 @@ class Size:
     errors: tuple[float, ...]  # percent, 100 - top-1, one a seed
     depth: float = math.nan  # blocks
     width: float = math.nan  # channels of the first stage
+    epochs: int | None = None  # of training; None where that is not known
+
+    @property
+    def seeds(self) -> SeedMean:
+        return SeedMean(self.errors, self.epochs)
 
     @property
     def error(self) -> float:
-        return statistics.fmean(self.errors)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval; nan bounds where nothing is known of them."""
-
-    value: float
-    low: float
-    high: float
-
-    def text(self, digits: int = 2) -> str:
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the value is significant: its sign is the same throughout the interval."""
-        return self.low > 0 or self.high < 0
+        return self.seeds.value
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,7 @@ class Prediction:
 
     @property
     def sigma(self) -> float:
-        return (self.high - self.low) / (2 * _Z95)
+        return (self.high - self.low) / (2 * Z95)
 
 
 @dataclass(frozen=True)
@@ -115,73 +98,9 @@ class Holdout:
         if math.isfinite(p.low):
             sure, sigmas = f" ({p.low:.2f} to {p.high:.2f})", f" ({self.sigmas:+.1f} sigma)"
         return (
-            f"without {self.size.label} the law predicts {p.value:.2f} % for it{sure}; "
-            f"it is {self.size.error:.2f} %, {self.error:+.2f} points{sigmas}"
+            f"without {self.size.label} the law predicts {percent_text(p.value)} for it{sure}; "
+            f"it is {percent_text(self.size.error)}, {self.error:+.2f} points{sigmas}"
         )
-
-
-# -- noise ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What one run's error scatters by, in points."""
-
-    seed_sd: float  # pooled over sizes; nan where no size has two seeds
-    degrees: int  # of freedom of seed_sd
-    num_images: int | None = None  # of val, whose sampling stands in for seeds
-
-    @property
-    def known(self) -> bool:
-        return self.degrees > 0 or self.num_images is not None
-
-    def variance(self, error: Array | float, num_seeds: Array | float) -> Array:
-        """Of the mean over seeds, for an error in percent."""
-        seeds = self.seed_sd**2 if self.degrees else 0.0
-        part = seeds / np.asarray(num_seeds, float) + np.zeros_like(error, dtype=float)
-        if self.num_images:
-            share = np.clip(error, 0.01, 99.99)
-            part = part + share * (100 - share) / self.num_images
-        return np.maximum(part, 1e-12)  # seeds that agree to the last image are not exact
-
-    def seed_factors(self, rng: np.random.Generator, count: int) -> Array:
-        """As `factors`, for sizes that scatter by their seeds alone; nan without seeds."""
-        if not self.degrees:  # what is left is binomial, and known
-            return np.full(count, 1.0 if self.known else math.nan)
-        return np.sqrt(self.degrees / rng.chisquare(self.degrees, count))
-
-    def factors(self, rng: np.random.Generator, count: int, misfit: float, degrees: int) -> Array:
-        """Draws of the true standard deviation of a mean over the one by `variance`.
-
-        The few seeds that it is estimated from leave it uncertain; and the sizes may scatter
-        around a law for more reasons than seeds, by an amount that `misfit`, the residuals' sum of
-        squares over the variances, shows as well as its `degrees` of freedom let it. nan where
-        neither seeds nor residuals say anything.
-        """
-        if not self.known:
-            if degrees == 0:
-                return np.full(count, math.nan)
-            return np.sqrt(misfit / rng.chisquare(degrees, count))
-        total = self.seed_factors(rng, _POOL)[:, None] ** 2 * (1 + _SCATTER**2)
-        logs = -_SCATTER - 0.5 * (degrees * np.log(total) + misfit / total)
-        chances = np.exp(logs - logs.max()).ravel()
-        drawn = rng.choice(chances.size, count, p=chances / chances.sum())
-        return np.sqrt(total.ravel()[drawn])
-
-
-def noise_of(sizes: Sequence[Size], num_images: int | None = None) -> Noise:
-    """The spread between seeds, pooled over the sizes that have more than one.
-
-    Without such a size, the binomial spread of `num_images` of val stands in for it. It is not
-    added to the seeds': every size sees the same val images, so what is left of it between two
-    networks is in the spread between two seeds already. Errors are errors on that val.
-    """
-    many = [size.errors for size in sizes if len(size.errors) > 1]
-    degrees = sum(len(errors) - 1 for errors in many)
-    squares = sum(statistics.variance(errors) * (len(errors) - 1) for errors in many)
-    if degrees:
-        return Noise(math.sqrt(squares / degrees), degrees)
-    return Noise(math.nan, 0, num_images)
 
 
 # -- the front ------------------------------------------------------------------------------------
@@ -220,7 +139,7 @@ class Law:
     low_cost: float
     high_cost: float
     residual_sd: float  # points, of the sizes around the law
-    noise: Noise
+    noise: SeedNoise
     holdout: Holdout | None = None
     notes: tuple[str, ...] = ()
     _draws: Array = field(repr=False, compare=False)  # (1 + R, 4), the fit first, per scale
@@ -233,17 +152,21 @@ class Law:
         values = power_law.value(self._draws, np.asarray(costs, float) / self._scale)
         return [_prediction(column[0], column[1:]) for column in values.T]
 
-    def predict(self, cost: float, num_seeds: int = 1) -> Prediction:
-        """The mean error of `num_seeds` new runs at that cost, their noise included."""
+    def predict(self, cost: float, num_seeds: int = 1, epochs: int | None = None) -> Prediction:
+        """The mean error of `num_seeds` new runs at that cost, their noise included.
+
+        The noise is that of the largest size's length of training, unless `epochs` says another.
+        """
         values = power_law.value(self._draws, np.array([cost / self._scale]))[:, 0]
-        spread = np.sqrt(self.noise.variance(values[0], num_seeds)) * self._factors
-        if not self.noise.known:
+        epochs = self.sizes[-1].epochs if epochs is None else epochs
+        spread = np.sqrt(self.noise.variance_at(values[0], num_seeds, epochs)) * self._factors
+        if not self.noise.is_known:
             spread = self._factors
         return _prediction(values[0], values[1:] + spread * self._normals)
 
     def text(self) -> str:
         """One line for people, with the range it holds in."""
-        unit = cost_text(self.unit)
+        unit = count_text(self.unit)
         shift = f" + {self.d.value:.2g}" if self.d.value > 0 else ""
         floor = f"{self.c.value:.2f} + " if self.c.value > 0 else ""
         sure = ""
@@ -254,25 +177,19 @@ class Law:
             )
         return (
             f"error = {floor}{self.a.value:.3g} (C / {unit}{shift})^-{self.b.value:.2f} %{sure}, "
-            f"from {len(self.sizes)} sizes between {cost_text(self.low_cost)} and "
-            f"{cost_text(self.high_cost)}"
+            f"from {len(self.sizes)} sizes between {count_text(self.low_cost)} and "
+            f"{count_text(self.high_cost)}"
         )
 
 
 def fit_law(
-    sizes: Sequence[Size],
-    *,
-    num_resamples: int = 400,
-    seed: int = 0,
-    num_images: int | None = None,
+    sizes: Sequence[Size], noise: SeedNoise, *, num_resamples: int = 400, seed: int = 0
 ) -> Law:
     """The law of the front, with bootstrap intervals and the largest size held out.
 
-    `num_images` of val stands in for seeds where no size has two. TooFew below four sizes on the
-    front.
+    TooFew below four sizes on the front.
     """
     sizes = sorted(sizes, key=lambda size: (size.cost, size.error))
-    noise = noise_of(sizes, num_images)
     law = _fit(sizes, noise, num_resamples, seed)
     largest = law.sizes[-1]
     rest = [size for size in sizes if size is not largest]
@@ -286,11 +203,13 @@ def fit_law(
             f"{MIN_SIZES + 1} would show how far the law can be trusted"
         )
     else:
-        holdout = Holdout(largest, without.predict(largest.cost, len(largest.errors)))
+        holdout = Holdout(
+            largest, without.predict(largest.cost, len(largest.errors), largest.epochs)
+        )
     return replace(law, holdout=holdout, notes=tuple(notes))
 
 
-def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> Law:
+def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int) -> Law:
     if len(sizes) < MIN_SIZES:
         raise TooFew(
             f"{len(sizes)} sizes, and a law needs at least {MIN_SIZES}; add sizes to the study"
@@ -298,10 +217,11 @@ def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> 
     rng = np.random.default_rng(seed)
     costs = np.array([size.cost for size in sizes])
     errors = np.array([size.error for size in sizes])[None]  # (1, n)
-    counts = np.array([len(size.errors) for size in sizes])
-    variances = np.asarray(noise.variance(errors, counts))
-    kept = _on_front(costs, errors, variances)
-    on, near = kept[0], _on_front(costs, errors, variances, 2 * _DOMINATED)[0]
+    means = [size.seeds for size in sizes]
+    variances = noise.variances(means)[None]
+    margins = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
+    kept = _on_front(costs, errors, margins)
+    on, near = kept[0], _on_front(costs, errors, margins, 2 * _DOMINATED)[0]
     if on.sum() < MIN_SIZES or len(set(costs[on])) < MIN_SIZES:
         labels = [size.label for size, keep in zip(sizes, on, strict=True) if keep]
         names = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
@@ -311,15 +231,13 @@ def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> 
         )
     scale = float(np.exp(np.log(costs[on]).mean()))
     x = costs / scale
-    if not noise.known:
-        variances = np.ones_like(variances)  # all alike, how large is seen from the residuals
     weights = np.where(kept, 1 / variances, 0.0)
     best = power_law.solve(x, errors, weights)
     residuals = (errors - power_law.value(best, x))[0]
     degrees = int(on.sum()) - MIN_SIZES
     num_resamples = min(num_resamples, max(100, 20_000 // int(near.sum())))  # many sizes are slow
     misfit = float((weights[0] * residuals**2).sum())
-    factors = noise.factors(rng, num_resamples, misfit, degrees)
+    factors = scatter_factors(noise.degrees(means), rng, num_resamples, misfit, degrees)
     if np.isfinite(factors).all():
         # Of hundreds of sizes most are so far behind that no resample brings them to the front.
         spread = np.sqrt(variances[:, near]) * factors[:, None]  # (R, n)
@@ -335,7 +253,7 @@ def _fit(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> 
 def _law(
     sizes: Sequence[Size],
     on: NDArray[np.bool_],
-    noise: Noise,
+    noise: SeedNoise,
     draws: Array,
     scale: float,
     factors: Array,
@@ -359,7 +277,7 @@ def _law(
             f"the exponent is not determined by these sizes ({b_interval.low:.2f} to "
             f"{b_interval.high:.2f}); the law describes them and does not explain them"
         )
-    if not noise.degrees and noise.num_images is None:
+    if not noise.is_known:
         notes.append("no size has two seeds: the noise is taken from the sizes' own scatter")
     if left:
         notes.append(
@@ -397,9 +315,3 @@ def _prediction(value: float, draws: Array) -> Prediction:
         return Prediction(float(value), math.nan, math.nan)
     low, high = np.percentile(draws, (2.5, 97.5))
     return Prediction(float(value), float(min(low, value)), float(max(high, value)))
-
-
-def cost_text(cost: float) -> str:
-    """9130000 -> "9.13M"."""
-    unit, name = next(((unit, name) for unit, name in UNITS if cost >= unit), UNITS[-1])
-    return f"{cost / unit:.3g}{name}"

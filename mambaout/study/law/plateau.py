@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mambaout.numbers import count_text
 from mambaout.study.law import power_law
-from mambaout.study.law.fit import MIN_SIZES, Size, cost_text, noise_of
+from mambaout.study.law.fit import MIN_SIZES, Size
+from mambaout.study.law.noise import SeedNoise
+from mambaout.study.law.scatter import scatter_factors, seed_factors
 
 FALSE_ALARMS = 0.05  # of a ladder without a plateau, over all of its steps
 PAID = 0.25  # share of the promise from which on a step has paid
@@ -36,25 +39,19 @@ class Plateau:
         factor = self.second.cost / self.first.cost
         return (
             f"growth stopped paying from {self.first.label} to {self.second.label}: x{factor:.2f} "
-            f"in cost (to {cost_text(self.second.cost)}) gained {self.gain_points:+.2f} points "
+            f"in cost (to {count_text(self.second.cost)}) gained {self.gain_points:+.2f} points "
             f"where the law of the smaller sizes promises {self.expected_points:+.2f} "
             f"({self.sigmas:.1f} sigma short)"
         )
 
 
 def plateaus(
-    sizes: Sequence[Size],
-    *,
-    num_images: int | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    sizes: Sequence[Size], noise: SeedNoise, *, num_resamples: int = 1000, seed: int = 0
 ) -> list[Plateau]:
     """The steps of the ladder that did not pay; none is looked for before the fifth size.
 
-    Of sizes at one cost the best stands for the step. `num_images` of val stands in for the spread
-    between seeds where there is none.
+    Of sizes at one cost the best stands for the step.
     """
-    noise = noise_of(sizes, num_images)
     ladder = _ladder(sizes)
     found = []
     # Every step is another chance of a false alarm.
@@ -62,21 +59,20 @@ def plateaus(
     for position in range(MIN_SIZES, len(ladder)):
         costs = np.array([size.cost for size in ladder[: position + 1]])
         errors = np.array([[size.error for size in ladder[: position + 1]]])
-        counts = np.array([len(size.errors) for size in ladder[: position + 1]])
-        variances = noise.variance(errors, counts)
-        if not noise.known:
-            variances = np.ones_like(variances)
+        means = [size.seeds for size in ladder[: position + 1]]
+        variances = noise.variances(means)[None]
         x = costs / np.exp(np.log(costs).mean())
         weights = np.where(np.arange(position + 1) < position, 1 / variances, 0)
         best = power_law.solve(x, errors, weights, shift=False)
         misfit = float((weights * (power_law.value(best, x) - errors) ** 2).sum())
         degrees = position - 2 - int(best[0, 2] > 0)
         rng = np.random.default_rng(seed)
-        if noise.known:
+        known = noise.degrees(means)
+        if noise.is_known:
             raised = max(1.0, misfit / degrees) ** 0.5
-            factors = raised * noise.seed_factors(rng, num_resamples)
+            factors = raised * seed_factors(known, rng, num_resamples)
         else:
-            factors = noise.factors(rng, num_resamples, misfit, degrees)
+            factors = scatter_factors(known, rng, num_resamples, misfit, degrees)
         spread = np.sqrt(variances) * factors[:, None]
         moved = np.concatenate([errors, errors + spread * rng.standard_normal(spread.shape)])
         laws = power_law.solve(x, moved, np.repeat(weights, len(moved), 0), shift=False)

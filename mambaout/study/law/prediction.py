@@ -15,8 +15,10 @@ from typing import Any
 from mambaout.accounting import cost
 from mambaout.durable import read_whole, write_whole
 from mambaout.endings import Ending
+from mambaout.numbers import percent_text
 from mambaout.recipe import BASELINE, Recipe, content_key
 from mambaout.study.law.fit import Size, TooFew, fit_law
+from mambaout.study.law.noise import noise_of_runs
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, TOP1
 
@@ -36,13 +38,14 @@ def predict(folder: StudyFolder) -> str:
     before = read_whole(path)
     if before is not None and any(run.records for run in mine):
         return str(json.loads(before)["text"])
-    sizes = family(recipe, [run for run in runs if not run.trial.is_predicted])
+    others = [run for run in runs if not run.trial.is_predicted]
+    sizes = family(recipe, others)
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begun = {"begun": True} if any(run.records for run in mine) else {}
     body: dict[str, Any] = {"label": label, "made": made, **begun}
     body["sizes"] = [size.label for size in sizes]
     try:
-        law = fit_law(sizes, num_images=_fact(runs, "num_val"))
+        law = fit_law(sizes, noise_of_runs(others, num_images=_fact(runs, "num_val")))
     except TooFew as error:
         body |= {"refused": str(error), "text": f"no prediction for {label}: {error}"}
     else:
@@ -57,8 +60,9 @@ def predict(folder: StudyFolder) -> str:
             "high": high,
             "sigma": found.sigma,
             "law": law.text(),
-            "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
-            f"top-1 (95 % interval {low:.2f} to {high:.2f}), from {len(sizes)} smaller sizes",
+            "text": f"predicted before it is trained: {label} reaches "
+            f"{percent_text(100 - found.value)} top-1 (95 % interval {low:.2f} to {high:.2f}), "
+            f"from {len(sizes)} smaller sizes",
         }
     write_whole(path, json.dumps(body, indent=1) + "\n")
     return str(body["text"])
@@ -81,6 +85,7 @@ def family(recipe: Recipe, runs: Sequence[Run]) -> list[Size]:
             errors=tuple(100 - run.metrics[TOP1] for run in group),
             depth=group[0].trial.recipe.model.num_blocks,
             width=group[0].trial.recipe.model.dims[0],
+            epochs=recipe.schedule.total_epochs,
         )
         for group in groups.values()
     ]

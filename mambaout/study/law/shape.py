@@ -1,7 +1,7 @@
 """Deeper or wider: gains by depth and width, shapes at equal cost, SoViT's shape exponents.
 
-All of it is told from sizes that carry depth and width, with the noise between seeds pooled over
-them. An interval is 95 %; one that includes 0 means that the data does not tell.
+All of it is told from sizes that carry depth and width, with the noise of the report (noise.py). An
+interval is 95 %; one that includes 0 means that the data does not tell.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mambaout.study.law.fit import Interval, Noise, Size, cost_text, interval_of, noise_of
+from mambaout.numbers import count_text
+from mambaout.study.law.fit import Size, interval_of
+from mambaout.study.law.noise import Difference, Interval, SeedNoise
 from mambaout.study.law.power_law import Array
+from mambaout.study.law.scatter import scatter_factors, seed_factors
 
 # -- what a doubling of cost buys -----------------------------------------------------------------
 
@@ -58,23 +61,20 @@ class Growth:
         return text
 
 
-def growth(
-    sizes: Sequence[Size], *, num_images: int | None = None, others: Sequence[Size] = ()
-) -> Growth:
+def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
     """Gains per doubling by depth and by width: one slope each, an offset for each line of sizes.
 
     A line is sizes of one width (for depth) or of one depth (for width). A size on lines of both
     kinds counts in both, and its noise then cancels in the difference as it should. Bends of the
-    lines count as noise, so the intervals are of the mean gain over the range. Where none of the
-    sizes has a second seed, the noise is that of `others`, other lengths of the same study.
+    lines count as noise, so the intervals are of the mean gain over the range. Where no line can
+    bend, a gain is a difference of two means, and is judged as one.
     """
-    noise = _noise(sizes, num_images, others)
-    y = np.array([-size.error for size in sizes])
+    means = [size.seeds for size in sizes]
+    y = np.array([-mean.value for mean in means])
     x = np.log2([size.cost for size in sizes])
     by_depth = _slope(sizes, x, lambda size: size.width)
     by_width = _slope(sizes, x, lambda size: size.depth)
-    counts = np.array([len(size.errors) for size in sizes])
-    variances = noise.variance(-y, counts) if noise.known else np.ones_like(y)
+    variances = noise.variances(means)
     misfit, degrees = 0.0, 0
     for slope in (by_depth, by_width):
         if slope is None:
@@ -85,12 +85,15 @@ def growth(
             misfit += float((residuals**2 / variances[line]).sum())
             degrees += len(line) - 1
         degrees -= 1
-    half = _half_width(noise, misfit, degrees)
+    errors = _standard_errors(noise.degrees(means), misfit, degrees) if degrees > 0 else None
 
     def interval(weights: Array) -> Interval:
         value = float(weights @ y)
-        width = half * math.sqrt(float((weights**2 * variances).sum()))
-        return Interval(value, value - width, value + width)
+        if errors is None:
+            half = noise.half_width_of_sum(means, weights.tolist())
+        else:
+            half = errors * math.sqrt(float((weights**2 * variances).sum()))
+        return Interval(value, value - half, value + half)
 
     difference = None
     if by_depth is not None and by_width is not None:
@@ -125,11 +128,11 @@ def _slope(sizes: Sequence[Size], x: Array, fixed: Callable[[Size], float]) -> _
     return _Slope(weights / (weights**2).sum(), lines)
 
 
-def _half_width(noise: Noise, misfit: float, degrees: int) -> float:
-    """Standard errors in half a 95 % interval, raised where the sizes scatter beyond noise."""
+def _standard_errors(noise_degrees: float, misfit: float, degrees: int) -> float:
+    """In half a 95 % interval: more of them where the sizes scatter beyond noise."""
     rng = np.random.default_rng(0)
-    draws = noise.factors(rng, 4000, misfit, max(degrees, 0)) * rng.standard_normal(4000)
-    return float(np.quantile(np.abs(draws), 0.95)) if np.isfinite(draws).all() else math.nan
+    factors = scatter_factors(noise_degrees, rng, 4000, misfit, degrees)
+    return float(np.quantile(np.abs(factors * rng.standard_normal(4000)), 0.95))
 
 
 # -- shapes at equal cost -------------------------------------------------------------------------
@@ -143,16 +146,11 @@ class Slice:
     sizes: tuple[Size, ...]  # deepest for its width first
     parabola: tuple[float, float, float] | None  # error over u = ln(depth / width): u^2, u, 1
     optimum: Interval | None  # depth / width of least error; None without an interior minimum
-    difference: Interval  # points of error, deepest minus widest: above 0 the widest is better
+    difference: Difference  # of error, deepest minus widest: above 0 the widest is better
 
     @property
     def best(self) -> Size:
         return min(self.sizes, key=lambda size: size.error)
-
-    @property
-    def significant(self) -> bool:
-        """Whether the deepest and the widest shape can be told apart."""
-        return self.difference.excludes_zero
 
     def curve(self, ratios: Sequence[float]) -> list[float]:
         """The parabola's error at each depth / width; empty without one."""
@@ -165,8 +163,8 @@ class Slice:
         d = self.difference
         better = wide if d.value > 0 else deep
         gap = f"{abs(d.value):.2f} points ({d.low:+.2f} to {d.high:+.2f})"
-        told = f"{better.label} leads by {gap}" + ("" if self.significant else ", not significant")
-        text = f"at {cost_text(self.cost)}, {deep.label} (deepest) against {wide.label} (widest): "
+        told = f"{better.label} leads by {gap}" + (f", {d.doubt}" if d.doubt else "")
+        text = f"at {count_text(self.cost)}, {deep.label} (deepest) against {wide.label} (widest): "
         text += told
         if self.optimum is not None:
             o = self.optimum
@@ -181,22 +179,17 @@ class Slice:
 
 def iso_mac(
     sizes: Sequence[Size],
+    noise: SeedNoise,
     tolerance: float = 0.15,
     *,
-    num_images: int | None = None,
-    others: Sequence[Size] = (),
     num_resamples: int = 400,
     seed: int = 0,
 ) -> list[Slice]:
     """Slices of at least two shapes whose costs are within `tolerance`, cheapest first.
 
-    A slice has too few shapes to show by their scatter what seeds do. Where none of the sizes has
-    a second seed, the noise is that of `others`, other lengths of the same study.
-
     With three shapes and more a parabola of error over ln(depth / width) is fitted; its minimum
     counts as an optimum where at least 95 % of the resamples have one between the ends.
     """
-    noise = _noise(sizes, num_images, others)
     shaped = [s for s in sizes if math.isfinite(s.depth) and math.isfinite(s.width)]
     groups: list[list[Size]] = []
     for size in sorted(shaped, key=lambda size: size.cost):
@@ -211,32 +204,26 @@ def iso_mac(
     ]
 
 
-def _noise(sizes: Sequence[Size], num_images: int | None, others: Sequence[Size]) -> Noise:
-    """Of the sizes' own seeds, else of the others', else of the number of val images."""
-    noise, elsewhere = noise_of(sizes, num_images), noise_of(others)
-    return noise if noise.degrees or not elsewhere.degrees else elsewhere
-
-
 def _ratio(size: Size) -> float:
     return size.depth / size.width
 
 
-def _slice(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -> Slice:
+def _slice(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int) -> Slice:
     rng = np.random.default_rng(seed)
     u = np.log([_ratio(size) for size in sizes])
-    errors = np.array([size.error for size in sizes])
-    counts = np.array([len(size.errors) for size in sizes])
-    variances = noise.variance(errors, counts)
-    factors = noise.seed_factors(rng, num_resamples)  # what shapes differ by is the question
+    means = [size.seeds for size in sizes]
+    errors = np.array([mean.value for mean in means])
+    variances = noise.variances(means)
+    # What shapes differ by is the question, so they scatter by their seeds alone.
+    factors = seed_factors(noise.degrees(means), rng, num_resamples)
     moved = errors + factors[:, None] * np.sqrt(variances) * rng.standard_normal(
         (num_resamples, len(errors))
     )
     both = np.concatenate([errors[None], moved])
-    difference = interval_of(both[:, 0] - both[:, -1])
     parabola, optimum = None, None
     if len(set(np.round(u, 6))) >= 3:
         basis = np.stack([u**2, u, np.ones_like(u)], axis=1)
-        weights = np.sqrt(1 / variances)[:, None] if noise.known else 1.0
+        weights = np.sqrt(1 / variances)[:, None]
         fitted = both @ (np.linalg.pinv(basis * weights) * np.transpose(weights)).T
         parabola = (float(fitted[0, 0]), float(fitted[0, 1]), float(fitted[0, 2]))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -249,5 +236,5 @@ def _slice(sizes: Sequence[Size], noise: Noise, num_resamples: int, seed: int) -
         sizes=tuple(sizes),
         parabola=parabola,
         optimum=optimum,
-        difference=difference,
+        difference=noise.difference(means[0], means[-1]),
     )

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mambaout.numbers import count_text, hours_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
-from mambaout.study.numbers import count_text, hours_text, rate_text
 from mambaout.study.report.labels import MOST_NAMES, Spot, place_labels
-from mambaout.study.report.noise import Noise, seed_noise
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
     FAINT,
@@ -25,6 +24,7 @@ from mambaout.study.report.picture import (
     nothing_yet,
     shades,
 )
+from mambaout.study.report.ranking import Standing
 from mambaout.study.report.rows import Row
 from mambaout.train.metrics import (
     IMAGES_PER_SECOND,
@@ -107,12 +107,12 @@ class _Point:
         return Spot(self.name, self.x, self.y, self.half)
 
 
-def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
+def accuracy(found: Standing, axis: CostAxis) -> Figure:
     """Val top-1 against a cost, with 95 % intervals over seeds and the Pareto front.
 
     The front is chosen on minival: val only says how high what was chosen stands.
     """
-    points = _points(table, axis.cost, seed_noise(table))
+    points = _points(found, axis.cost)
     figure, axes = new(axis.title, axis.label, "top-1 on val, %")
     if not points:
         return nothing_yet(figure, axes)
@@ -154,9 +154,8 @@ def accuracy(table: Sequence[Row], axis: CostAxis) -> Figure:
     return figure
 
 
-def _points(
-    table: Sequence[Row], cost: Callable[[Row], float], noise: Noise | None
-) -> list[_Point]:
+def _points(found: Standing, cost: Callable[[Row], float]) -> list[_Point]:
+    table = found.rows
     colors = _width_colors(table)
     lengths = sorted({row.epochs for row in table if not row.is_baseline})
     many = len(lengths) > len(MARKERS)
@@ -166,7 +165,7 @@ def _points(
             row,
             cost(row),
             row.mean(TOP1).value,
-            noise.half_width(row) if noise else None,
+            found.noise.half_width(row.mean(TOP1)),
             BASELINE_COLOR if row.is_baseline else colors[row.width],
             "*" if row.is_baseline else markers[row.epochs],
             row.label,
@@ -230,7 +229,7 @@ def _at_the_bottom(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
     """Mark points below the axis by an arrow at its lower edge, their value in their name."""
     low, high = axes.get_ylim()
     edge = low + 0.03 * (high - low)
-    moved = [replace(p, y=edge, half=None, name=f"{p.name} {p.y:.1f} %") for p in points]
+    moved = [replace(p, y=edge, half=None, name=f"{p.name} {percent_text(p.y, 1)}") for p in points]
     for p in moved:
         axes.scatter(p.x, p.y, s=45, marker="v", color=p.color, zorder=3)
     if points:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mambaout.numbers import counted
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.law.fit import Size
 from mambaout.study.report.rows import Row
@@ -31,7 +32,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        return self.title or f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        return self.title or counted(self.epochs, "epoch")
 
     @property
     def where(self) -> str:
@@ -47,6 +48,7 @@ def size(row: Row, cost: float) -> Size:
         errors=tuple(100 - top1 for top1 in row.mean(TOP1).values),
         depth=row.blocks,
         width=row.width,
+        epochs=row.epochs,
     )
 
 

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mambaout.endings import Ending
+from mambaout.numbers import count_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
-from mambaout.study.numbers import count_text, rate_text
 from mambaout.study.report.families import Family, longest
 from mambaout.study.report.growing import deeper_or_wider, one_way, stopped_paying
-from mambaout.study.report.noise import Noise, judged
 from mambaout.study.report.ranking import Standing
 from mambaout.study.report.reading import Reading
 from mambaout.study.report.rows import Row
@@ -33,7 +32,7 @@ def answer(reading: Reading) -> list[str]:
     second seed nothing that would need one.
     """
     found = reading.standing
-    table, noise, ready = found.rows, found.noise, found.ready
+    table, ready = found.rows, found.ready
     if not ready:
         return ["No trial has finished yet, so there is no answer yet."]
     warnings = [*_missing(table), *found.warnings()]
@@ -44,15 +43,15 @@ def answer(reading: Reading) -> list[str]:
     return [
         *warnings,
         *deeper_or_wider(reading),
-        *transfer_said(table, noise),
+        *transfer_said(found),
         _best(found),
         *one_way(reading),
-        *(_bigger(steps, noise, alone=len(reading.grown) == 1) if steps else []),
+        *(_bigger(steps, found, alone=len(reading.grown) == 1) if steps else []),
         *search_answer(reading.searches),
         *(stopped_paying(reading) if found.has_verdict else []),
         *_predicted(reading),
         *_value(ready),
-        *_baseline(ready, noise),
+        *_baseline(found),
         *_stopped(table),
     ]
 
@@ -68,8 +67,8 @@ def _best(found: Standing) -> str:
     if speed:  # measured on the study's device
         cost = f"{macs} MACs, {params} parameters and {rate_text(speed.value)} images/s in training"
     result = f"{interval_text(best, TOP1, found.noise, ' %')} top-1 on val for {cost}"
-    minival = f"{best.mean(MINIVAL_TOP1).value:.2f} %"
-    if found.noise is None and others:
+    minival = percent_text(best.mean(MINIVAL_TOP1).value)
+    if not found.noise.has_seeds and others:
         return f"{best.label} is the highest on minival ({minival}): {result}."
     if not near:
         text = f"{best.label} comes out best: {result}"
@@ -82,16 +81,14 @@ def _best(found: Standing) -> str:
     text += f"; it was chosen on minival ({minival})."
     if not others:
         return text
-    if found.minival_noise:
+    if found.minival_noise.has_seeds:
         other = others[0]
-        lead = best.mean(MINIVAL_TOP1).value - other.mean(MINIVAL_TOP1).value
-        told = judged(abs(lead), best, other, found.minival_noise)
-        side = "above" if lead >= 0 else "below"
-        text += f" On minival it is {side} {other.label}, the next, by {told}."
+        lead = found.lead(best, other)
+        side = "above" if lead.value >= 0 else "below"
+        text += f" On minival it is {side} {other.label}, the next, by {lead.text()}."
     higher = max(others, key=_top1)
     if _top1(higher) > _top1(best):
-        gap = judged(_top1(higher) - _top1(best), higher, best, found.noise)
-        text += f" On val {higher.label} is higher by {gap}."
+        text += f" On val {higher.label} is higher by {found.difference(higher, best).text()}."
     return text
 
 
@@ -106,7 +103,7 @@ def _value(ready: Sequence[Row]) -> list[str]:
     if best.mean(MACS).value < 1.05 * min(row.mean(MACS).value for row in priced):
         return []
     on_front = front([(row.mean(MACS).value, _minival(row)) for row in priced])
-    names = ", ".join(f"{priced[i].label} ({_top1(priced[i]):.2f} %)" for i in on_front)
+    names = ", ".join(f"{priced[i].label} ({percent_text(_top1(priced[i]))})" for i in on_front)
     text = (
         "No other recipe has both fewer MACs and a higher top-1 on minival than these (their "
         f"top-1 on val): {names}."
@@ -120,7 +117,7 @@ def _value(ready: Sequence[Row]) -> list[str]:
     return [text]
 
 
-def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
+def _bigger(family: Family, found: Standing, *, alone: bool) -> list[str]:
     """Whether more MACs gave more accuracy, over recipes that differ in the network alone."""
     steps = family.rows
     if len(steps) < 2:
@@ -129,23 +126,22 @@ def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
     factor = high.mean(MACS).value / low.mean(MACS).value
     if factor < 1.05:
         return []
-    gain = _top1(high) - _top1(low)
+    gain = found.difference(high, low)
     span = (
         f"from {count_text(low.mean(MACS).value)} to {count_text(high.mean(MACS).value)} MACs "
         f"(x{factor:.1f}, {len(steps)} variants) top-1 on val goes from {_top1(low):.2f} to "
-        f"{_top1(high):.2f} %"
+        f"{percent_text(_top1(high))}"
     )
     order = rank_correlation([row.mean(MACS).value for row in steps], list(map(_top1, steps)))
     slope = gain_per_doubling(steps)
     falls = [(a, b) for a, b in pairwise(steps) if _top1(b) < _top1(a)]
-    clear = noise is None or abs(gain) > noise.bound(low, high)
-    if noise is None:
+    if not found.noise.has_seeds:
         verdict = "With one seed each, not told from luck"
-    elif gain > 0 and not falls:
+    elif gain.value > 0 and not falls:
         verdict = "Bigger was better at every step"
-    elif gain > 0 and order >= 0.6:
+    elif gain.value > 0 and order >= 0.6:
         verdict = "Bigger was better on the whole"
-    elif gain < 0 and order <= -0.6:
+    elif gain.value < 0 and order <= -0.6:
         verdict = "Bigger was worse"
     else:
         verdict = "Bigger was not clearly better"
@@ -154,11 +150,11 @@ def _bigger(family: Family, noise: Noise | None, *, alone: bool) -> list[str]:
         f"{where}{verdict}: {span}, {slope:+.2f} points a doubling of MACs, rank correlation "
         f"{order:.2f}."
     )
-    if not clear:
+    if found.noise.has_seeds and not gain.is_significant:
         text += " Between the ends the difference is within seed noise."
     if falls:
         a, b = max(falls, key=lambda pair: _top1(pair[0]) - _top1(pair[1]))
-        drop = judged(_top1(a) - _top1(b), a, b, noise)
+        drop = found.difference(a, b).text()
         text += f" The largest step down is from {a.label} to {b.label}: {drop}."
     return [text]
 
@@ -170,7 +166,7 @@ def _predicted(reading: Reading) -> list[str]:
         return [str(said["text"])[:1].upper() + str(said["text"])[1:] + "."] if said else []
     text = (
         f"Before {said['label']} was trained, the law of {len(said['sizes'])} other sizes "
-        f"predicted {said['predicted']:.2f} % top-1 for it (95 %: {said['low']:.2f} to "
+        f"predicted {percent_text(said['predicted'])} top-1 for it (95 %: {said['low']:.2f} to "
         f"{said['high']:.2f})"
     )
     if row is None or not row.mean(TOP1):
@@ -184,13 +180,14 @@ def _predicted(reading: Reading) -> list[str]:
     ]
 
 
-def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
+def _baseline(found: Standing) -> list[str]:
+    ready = found.ready
     base = next((row for row in ready if row.is_baseline), None)
     rivals = [row for row in ready if not row.is_baseline]
     if base is None or not rivals:
         return []
     text = (
-        f"The baseline recipe reaches {interval_text(base, TOP1, noise, ' %')} on val at "
+        f"The baseline recipe reaches {interval_text(base, TOP1, found.noise, ' %')} on val at "
         f"{count_text(base.mean(MACS).value)} MACs{base.cut}"
     )
     # Of the same length of training where there are any.
@@ -198,11 +195,11 @@ def _baseline(ready: Sequence[Row], noise: Noise | None) -> list[str]:
     rival = min(rivals, key=lambda row: abs(math.log(_ratio(row, base))))
     if abs(math.log(_ratio(rival, base))) > math.log(1.5):
         return [f"{text}; no other recipe has about as many."]
-    gap = _top1(rival) - _top1(base)
-    side = "above" if gap >= 0 else "below"
+    gap = found.difference(rival, base)
+    side = "above" if gap.value >= 0 else "below"
     return [
         f"{text}; {rival.label}, the nearest in MACs ({count_text(rival.mean(MACS).value)}), is "
-        f"{side} it by {judged(abs(gap), rival, base, noise)}."
+        f"{side} it by {gap.text()}."
     ]
 
 

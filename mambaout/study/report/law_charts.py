@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from mambaout.numbers import count_text
 from mambaout.study.law.fit import Law
 from mambaout.study.law.shape import Slice
-from mambaout.study.numbers import count_text
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
     DEEP,
@@ -60,8 +60,8 @@ def _points(axes: Axes, one: FamilyLaw, reading: Reading, color: str, marker: st
             continue
         xs = [size.cost for _, size in shown]
         ys = [size.error for _, size in shown]
-        if reading.noise:
-            halves = [reading.noise.half_width(row) for row, _ in shown]
+        if reading.noise.has_seeds:
+            halves = [reading.noise.half_width(size.seeds) or 0.0 for _, size in shown]
             low = [min(half, 0.9 * y) for half, y in zip(halves, ys, strict=True)]
             axes.errorbar(
                 xs, ys, [low, halves], color=color, capsize=2, linewidth=0.9, linestyle="none"
@@ -197,12 +197,9 @@ def _group(piece: Slice) -> str:
 
 
 def _slice(axes: Axes, piece: Slice, reading: Reading, color: str, marker: str) -> None:
-    rows = {row.label: row for row in reading.table}
     ratios = [one.depth / one.width for one in piece.sizes]
     errors = [one.error for one in piece.sizes]
-    halves = [
-        reading.noise.half_width(rows[one.label]) if reading.noise else 0.0 for one in piece.sizes
-    ]
+    halves = [reading.noise.half_width(one.seeds) or 0.0 for one in piece.sizes]
     low = [min(half, 0.9 * error) for half, error in zip(halves, errors, strict=True)]
     curve = piece.curve(grid := list(np.geomspace(min(ratios), max(ratios), 40)))
     axes.errorbar(

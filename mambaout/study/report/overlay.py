@@ -5,18 +5,16 @@ Only where the study's images have 1000 classes: top-1 on other data is not comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib.figure import Figure
 
+from mambaout.numbers import count_text, percent_text
 from mambaout.study.law.fit import TooFew, fit_law
+from mambaout.study.law.noise import noise_of
 from mambaout.study.law.plateau import plateaus
 from mambaout.study.law.published import VAL_IMAGES, PublishedModel, ladder, published
-from mambaout.study.numbers import count_text
 from mambaout.study.report.labels import Spot, place_labels
-from mambaout.study.report.noise import seed_noise
 from mambaout.study.report.picture import BASELINE_COLOR, legend_below, log_ticks, new
-from mambaout.study.report.rows import Row
+from mambaout.study.report.ranking import Standing
 from mambaout.train.metrics import MACS, TOP1
 
 NUM_CLASSES = 1000
@@ -38,7 +36,7 @@ def is_comparable(num_classes: object) -> bool:
     return num_classes == NUM_CLASSES
 
 
-def published_chart(table: Sequence[Row]) -> Figure:
+def published_chart(found: Standing) -> Figure:
     """Top-1 against MACs: the study's recipes among published models."""
     figure, axes = new("Beside published models", "MACs of one image (log)", "ImageNet top-1, %")
     axes.set_xscale("log")
@@ -61,14 +59,13 @@ def published_chart(table: Sequence[Row]) -> Figure:
         if family in ("MambaOut", "LocalVMamba"):
             spots += [Spot(m.model, m.macs, m.top1) for m in models]
             line += [Spot("", m.macs, m.top1) for m in models]
-    ready = [row for row in table if row.mean(TOP1) and row.mean(MACS)]
+    ready = [row for row in found.rows if row.mean(TOP1) and row.mean(MACS)]
     own = [(row.mean(MACS).value, row.mean(TOP1).value) for row in ready]
     if own:
-        noise = seed_noise(table)
         axes.errorbar(
             [x for x, _ in own],
             [y for _, y in own],
-            [noise.half_width(row) for row in ready] if noise else None,
+            [found.noise.half_width(row.mean(TOP1)) or 0.0 for row in ready],
             linestyle="none",
             marker="*",
             markersize=9,
@@ -91,17 +88,18 @@ def published_said() -> list[str]:
     said = []
     small, local = _model("MambaOut-Small"), _model("LocalVMamba-S")
     said.append(
-        f"{small.model} reaches {small.top1:.1f} % with {count_text(small.macs)} MACs, "
-        f"{local.model} {local.top1:.1f} % with {count_text(local.macs)}: "
+        f"{small.model} reaches {percent_text(small.top1, 1)} with {count_text(small.macs)} MACs, "
+        f"{local.model} {percent_text(local.top1, 1)} with {count_text(local.macs)}: "
         f"{small.top1 - local.top1:+.1f} points at {small.macs / local.macs:.0%} of the MACs."
     )
     sizes = ladder("MambaOut")
+    noise = noise_of([size.seeds for size in sizes], VAL_IMAGES)
     try:
-        law = fit_law(sizes, num_images=VAL_IMAGES)
+        law = fit_law(sizes, noise)
         said.append(f"The published MambaOut sizes: {law.text()}.")
     except TooFew as error:
         said.append(f"The published MambaOut sizes have no law: {error}.")
-    said += [f"There {plateau.text()}." for plateau in plateaus(sizes, num_images=VAL_IMAGES)]
+    said += [f"There {plateau.text()}." for plateau in plateaus(sizes, noise)]
     return [*said, SOURCE]
 
 

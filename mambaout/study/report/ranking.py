@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
+from mambaout.numbers import counted, percent_text
 from mambaout.recipe import Recipe
 from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.axes import Search, search_from_json
-from mambaout.study.report.noise import Noise, seed_noise
+from mambaout.study.law.noise import Difference, SeedNoise, noise_of_runs
 from mambaout.study.report.rows import Row, rows
 from mambaout.study.search.best import runs_of
 from mambaout.study.speeds import Speeds, own_speeds
@@ -45,8 +46,8 @@ class Chance:
     @property
     def text(self) -> str:
         if self.is_share:
-            return f"always naming the most frequent class gives {self.top1:.1f} %"
-        return f"guessing among {self.num_classes} classes gives {self.top1:.1f} %"
+            return f"always naming the most frequent class gives {percent_text(self.top1, 1)}"
+        return f"guessing among {self.num_classes} classes gives {percent_text(self.top1, 1)}"
 
     def bound(self, num_images: int) -> float:
         """Top-1 in percent that a result on so many images has to exceed, not to be chance.
@@ -66,8 +67,8 @@ class Standing:
     """A study's recipes in order, and how far the order can be trusted."""
 
     rows: tuple[Row, ...]  # best first, those without a finished seed last
-    noise: Noise | None  # of val
-    minival_noise: Noise | None
+    noise: SeedNoise  # of val
+    minival_noise: SeedNoise
     searches: tuple[Search, ...]
     confirmed: frozenset[Recipe]  # recipes of searches that have all of several seeds
     chance: Chance | None  # None where the number of classes is not known
@@ -102,7 +103,7 @@ class Standing:
     @property
     def has_verdict(self) -> bool:
         """Whether differences between recipes can be told from luck at all."""
-        return self.noise is not None and not self.guessing
+        return self.noise.has_seeds and not self.guessing
 
     def is_elsewhere(self, row: Row) -> bool:
         """Whether a seed of the row trained on another device than the study's."""
@@ -128,17 +129,15 @@ class Standing:
         best = self.best
         if best is None or row is best or not row.mean(MINIVAL_TOP1):
             return False
-        bounds = [self.minival_noise.bound(best, row)] if self.minival_noise else []
-        bounds += [self.resolution] if self.resolution is not None else []
-        lead = best.mean(MINIVAL_TOP1).value - row.mean(MINIVAL_TOP1).value
-        return bool(bounds) and abs(lead) <= max(bounds)
+        return self.lead(best, row).is_within_noise
 
-    @cached_property
-    def resolution(self) -> float | None:
-        """Points that a minival of under 100 images cannot tell apart; None for a larger one."""
-        if self.best is None or self.num_minival is None or self.num_minival >= LEAST_MINIVAL:
-            return None
-        return half_width(self.best.mean(MINIVAL_TOP1).value, self.num_minival)
+    def lead(self, first: Row, second: Row) -> Difference:
+        """How far the first is above the second on minival."""
+        return self.minival_noise.difference(first.mean(MINIVAL_TOP1), second.mean(MINIVAL_TOP1))
+
+    def difference(self, first: Row, second: Row) -> Difference:
+        """How far the first is above the second on val."""
+        return self.noise.difference(first.mean(TOP1), second.mean(TOP1))
 
     # -- in words
 
@@ -147,7 +146,7 @@ class Standing:
         if not self.ready:
             return []
         said = [self._guessing()] if self.guessing else []
-        if self.noise is None and len(self.ready) > 1 and not self.guessing:
+        if not self.noise.has_seeds and len(self.ready) > 1 and not self.guessing:
             said.append(self._one_seed())
         others = [row for row in self.ready if row is not self.best]
         if self.has_verdict and others and all(map(self.is_within_noise, others)):
@@ -155,7 +154,7 @@ class Standing:
                 "No recipe is clearly the best: all others are within noise of #1. More seeds "
                 "(--seeds) or more epochs (--epochs) tell more."
             )
-        said += [self._small_minival()] if self.resolution is not None else []
+        said += [self._small_minival()] if self.minival_noise.least_points else []
         return said + ([self._some_near()] if self.near_chance and not self.guessing else [])
 
     def _guessing(self) -> str:
@@ -170,10 +169,11 @@ class Standing:
         order = " The order of the recipes says little." if of > 1 else ""
         return (
             f"No verdict: the study is near chance. {who} clearly better than guessing. "
-            f"{best.label}, the highest on minival, has {best.mean(MINIVAL_TOP1).value:.1f} % "
-            f"there and {best.mean(TOP1).value:.1f} % on val; {self.chance.text}, and up to "
-            f"{self.chance.bound(_images(best)):.1f} % counts as near chance here.{order} What to "
-            f"try: {'; '.join(self._remedies())}."
+            f"{best.label}, the highest on minival, has "
+            f"{percent_text(best.mean(MINIVAL_TOP1).value, 1)} there and "
+            f"{percent_text(best.mean(TOP1).value, 1)} on val; {self.chance.text}, and up to "
+            f"{percent_text(self.chance.bound(_images(best)), 1)} counts as near chance "
+            f"here.{order} What to try: {'; '.join(self._remedies())}."
         )
 
     def _remedies(self) -> list[str]:
@@ -188,7 +188,7 @@ class Standing:
             return [] if name in axes else [f"--{name.replace('_', '-')}{value}"]
 
         advice = {
-            f"more than {epochs} epoch{'s' * (epochs > 1)}": option("epochs"),
+            f"more than {counted(epochs, 'epoch')}": option("epochs"),
             f"a higher learning rate than {rate:.2g}": option("peak_lr"),
         }
         if on:
@@ -210,7 +210,7 @@ class Standing:
     def _small_minival(self) -> str:
         text = (
             f"Minival has {self.num_minival} images, fewer than {LEAST_MINIVAL}: it cannot choose "
-            f"between recipes that are closer than {self.resolution:.0f} points."
+            f"between recipes that are closer than {self.minival_noise.least_points:.0f} points."
         )
         assert self.best is not None
         assert self.num_minival is not None
@@ -235,11 +235,9 @@ def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def score(row: Row, noise: Noise | None) -> float:
+def score(row: Row, noise: SeedNoise) -> float:
     mean = row.mean(MINIVAL_TOP1)
-    if not mean:
-        return -math.inf
-    return mean.value - (noise.half_width(row) if noise else 0.0)
+    return mean.value - (noise.half_width(mean) or 0.0) if mean else -math.inf
 
 
 def half_width(top1: float, num_images: int) -> float:
@@ -254,7 +252,7 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
     table = rows(speeds.runs)
     searches = tuple(search_from_json(body) for body in study.get("searches", ()))
     confirmed = _confirmed(table, searches)
-    noise = seed_noise(table, MINIVAL_TOP1)
+    noise = noise_of_runs(speeds.runs, MINIVAL_TOP1)
 
     def order(row: Row) -> tuple[Any, ...]:
         has_result = bool(row.mean(TOP1))
@@ -267,17 +265,27 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
     chance = _chance(study, ready)
     near = [row for row in ready if chance and _is_near(row, chance)]
     counts = [row.facts[NUM_MINIVAL] for row in ready if NUM_MINIVAL in row.facts]
+    num_minival = min(counts, default=study.get(NUM_MINIVAL))
+    num_val = next((row.facts[NUM_VAL] for row in table if NUM_VAL in row.facts), None)
     return Standing(
         rows=ordered,
-        noise=seed_noise(table),
-        minival_noise=noise,
+        noise=noise_of_runs(speeds.runs, TOP1, num_val),
+        minival_noise=replace(noise, least_points=_least_points(ordered, num_minival)),
         searches=searches,
         confirmed=confirmed,
         chance=chance,
         near_chance=frozenset(row.recipe for row in near),
-        num_minival=min(counts, default=study.get(NUM_MINIVAL)),
+        num_minival=num_minival,
         speeds=speeds,
     )
+
+
+def _least_points(ordered: Sequence[Row], num_minival: int | None) -> float:
+    """Points that a minival of under 100 images cannot tell apart; 0 for a larger one."""
+    best = next((mean for row in ordered if (mean := row.mean(MINIVAL_TOP1))), None)
+    if best is None or num_minival is None or num_minival >= LEAST_MINIVAL:
+        return 0.0
+    return half_width(best.value, num_minival)
 
 
 def _confirmed(table: Sequence[Row], searches: Sequence[Search]) -> frozenset[Recipe]:

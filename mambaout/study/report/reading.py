@@ -11,11 +11,11 @@ from mambaout.durable import read_whole
 from mambaout.endings import Ending
 from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
+from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.plateau import Plateau, plateaus
 from mambaout.study.law.prediction import PREDICTION_FILE
 from mambaout.study.law.shape import Growth, Slice, growth, iso_mac
 from mambaout.study.report.families import Family, families, size
-from mambaout.study.report.noise import Noise
 from mambaout.study.report.ranking import Standing, standing
 from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import SearchFinding, searched
@@ -68,7 +68,8 @@ class Reading:
         return self.standing.rows
 
     @property
-    def noise(self) -> Noise | None:
+    def noise(self) -> SeedNoise:
+        """Of val: the one that all of the report is judged and drawn by."""
         return self.standing.noise
 
     @property
@@ -100,15 +101,15 @@ def reading(
     found = families(table)
     tuned = [*found, *_tuned(searches)]
     ended = all(run.status is not Ending.UNFINISHED for run in runs)
-    num_val = next((run.facts["num_val"] for run in runs if "num_val" in run.facts), None)
+    noise = stands.noise
     return Reading(
         study=study or {},
         runs=tuple(runs),
         standing=stands,
         families=tuple(found),
-        laws=tuple(_laws(tuned, num_val)),
-        grown=tuple(_grown(family, tuned, num_val) for family in tuned if len(family.rows) > 1),
-        exponents=_exponents(found, num_val) if ended else "some trials have not ended",
+        laws=tuple(_laws(tuned, noise)),
+        grown=tuple(_grown(family, noise) for family in tuned if len(family.rows) > 1),
+        exponents=_exponents(found, noise) if ended else "some trials have not ended",
         searches=tuple(searches),
         prediction=prediction,
     )
@@ -123,49 +124,46 @@ def _tuned(searches: Sequence[SearchFinding]) -> list[Family]:
     return [Family(max(row.epochs for row in ordered), ordered, "tuned per size")]
 
 
-def _grown(family: Family, every: Sequence[Family], num_val: int | None) -> GrowthFinding:
-    sizes, others = family.sizes, [one for other in every for one in other.sizes]
-    # All recipes see the same val images, so their number says nothing of differences between
-    # recipes; it stands in for the seeds only where there are none.
-    images = None if any(len(one.errors) > 1 for one in sizes) else num_val
+def _grown(family: Family, noise: SeedNoise) -> GrowthFinding:
+    sizes = family.sizes
     return GrowthFinding(
         family=family,
-        growth=growth(sizes, num_images=images, others=others),
-        slices=tuple(iso_mac(sizes, SLICE_TOLERANCE, num_images=images, others=others)),
-        plateaus=tuple(plateaus(sizes, num_images=images)),
+        growth=growth(sizes, noise),
+        slices=tuple(iso_mac(sizes, noise, SLICE_TOLERANCE)),
+        plateaus=tuple(plateaus(sizes, noise)),
     )
 
 
-def _exponents(found: Sequence[Family], num_val: int | None) -> ShapeFit | str:
+def _exponents(found: Sequence[Family], noise: SeedNoise) -> ShapeFit | str:
     """SoViT's exponents over all lengths: compute and shape must vary apart.
 
     Only for a study that has ended: the fit takes longer than all the rest of a report.
     """
     rows = [row for family in found for row in family.rows if row.train_macs > 0]
     try:
-        return fit_shape([size(row, row.train_macs) for row in rows], num_images=num_val)
+        return fit_shape([size(row, row.train_macs) for row in rows], noise)
     except TooFew as error:
         return str(error)
 
 
-def _laws(found: Sequence[Family], num_val: int | None) -> list[FamilyLaw]:
+def _laws(found: Sequence[Family], noise: SeedNoise) -> list[FamilyLaw]:
     """One law a length over the MACs of an image, and one over the MACs of the whole training."""
     laws = [
-        _law(family.name, IMAGE_MACS, family.rows, family.sizes, num_val)
+        _law(family.name, IMAGE_MACS, family.rows, family.sizes, noise)
         for family in found
         if len(family.rows) > 1
     ]
     everything = tuple(row for family in found for row in family.rows if row.train_macs > 0)
     if len({family.epochs for family in found}) > 1:
         sizes = [size(row, row.train_macs) for row in everything]
-        laws.append(_law("all lengths", TRAINING_MACS, everything, sizes, num_val))
+        laws.append(_law("all lengths", TRAINING_MACS, everything, sizes, noise))
     return laws
 
 
 def _law(
-    name: str, cost: str, rows: tuple[Row, ...], sizes: Sequence[Size], num_val: int | None
+    name: str, cost: str, rows: tuple[Row, ...], sizes: Sequence[Size], noise: SeedNoise
 ) -> FamilyLaw:
     try:
-        return FamilyLaw(name, cost, rows, tuple(sizes), fit_law(sizes, num_images=num_val))
+        return FamilyLaw(name, cost, rows, tuple(sizes), fit_law(sizes, noise))
     except TooFew as error:
         return FamilyLaw(name, cost, rows, tuple(sizes), None, str(error))

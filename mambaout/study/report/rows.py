@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,34 +11,9 @@ from typing import Any
 from mambaout.accounting import train_macs
 from mambaout.endings import Ending
 from mambaout.recipe import BASELINE, Recipe
+from mambaout.study.law.noise import SeedMean
 from mambaout.study.origin import ConfirmingSeed, SearchPoint
 from mambaout.study.study import Run
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A quantity over the seeds that have it."""
-
-    values: tuple[float, ...]
-
-    @property
-    def value(self) -> float:
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation; None for a single seed, which says nothing of it."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __bool__(self) -> bool:
-        return bool(self.values)
-
-    def text(self, half: float | None = None, digits: int = 2, unit: str = "") -> str:
-        """ "90.07 ± 0.45 % (n=2)", `half` being half the width of the mean's interval."""
-        if not self.values:
-            return "-"
-        sure = "" if half is None else f" ± {half:.{digits}f}"
-        return f"{self.value:.{digits}f}{sure}{unit} (n={len(self.values)})"
 
 
 @dataclass(frozen=True)
@@ -80,13 +54,10 @@ class Row:
         others = tuple(run for run in self.finished if not _was_chosen_on(run, chosen_by))
         return others or self.finished
 
-    def mean(self, name: str) -> Mean:
+    def mean(self, name: str) -> SeedMean:
         """The final metric `name` over the counted seeds; values that are not finite left out."""
-        return _mean(self.counted, name)
-
-    def mean_of_all(self, name: str) -> Mean:
-        """The same over all finished seeds, for the spread between seeds."""
-        return _mean(self.finished, name)
+        found = (run.metrics.get(name, math.nan) for run in self.counted)
+        return SeedMean(tuple(filter(math.isfinite, found)), self.epochs)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -127,11 +98,6 @@ class Row:
             elif run.status is not Ending.FINISHED:
                 parts.append(f"s{run.trial.seed} {run.status.text}")
         return ", ".join(parts)
-
-
-def _mean(runs: Iterable[Run], name: str) -> Mean:
-    found = (run.metrics.get(name, math.nan) for run in runs)
-    return Mean(tuple(value for value in found if math.isfinite(value)))
 
 
 def _was_chosen_on(run: Run, searches: Collection[str]) -> bool:

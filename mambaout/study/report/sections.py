@@ -83,7 +83,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
     if reading.standing.guessing:  # a chart of luck against cost, or a law of it, says nothing
         return found | curves
     found |= {
-        name: partial(accuracy, table, axis)
+        name: partial(accuracy, reading.standing, axis)
         for name, axis in COST_AXES.items()
         if is_drawn(table, axis)
     }
@@ -93,7 +93,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
     if any(one.importances for one in reading.searches):
         found["importances.png"] = partial(importance_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
-        found["published.png"] = partial(published_chart, table)
+        found["published.png"] = partial(published_chart, reading.standing)
     # One number alone, what width bought at one length, stands in the text already.
     if sum(bool(one.growth.depth) + bool(one.growth.width) for one in reading.grown) > 1:
         found["growth.png"] = partial(growth_chart, reading)
@@ -111,6 +111,7 @@ def sections(reading: Reading) -> list[Section]:
         *_laws(reading, drawn),
         *search_sections(reading.searches, reading.noise, list(drawn)),
         *_published(drawn),
+        Section("Noise between seeds", [reading.noise.text()]),
         Section(
             "Over training", said=_few(reading), charts=["learning_curves.png", "training_loss.png"]
         ),

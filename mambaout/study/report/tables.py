@@ -7,10 +7,10 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mambaout.study.numbers import count_text, hours_text, rate_text
-from mambaout.study.report.noise import Noise
+from mambaout.numbers import count_text, hours_text, rate_text
+from mambaout.study.law.noise import SeedNoise
 from mambaout.study.report.ranking import LEAST_MINIVAL, Standing, standing
-from mambaout.study.report.rows import Mean, Row
+from mambaout.study.report.rows import Row
 from mambaout.study.report.varied import varied
 from mambaout.study.study import Run
 from mambaout.train.metrics import (
@@ -114,12 +114,12 @@ def _notes(row: Row, found: Standing) -> list[str]:
 def _legend(found: Standing, notes: Sequence[str], others: Sequence[str]) -> list[str]:
     if not found.ready:
         return []
-    order = "less half its interval, " if found.minival_noise else ""
+    order = "less half its interval, " if found.minival_noise.has_seeds else ""
     lines = [
         f"#: the order on minival, {order}best first. Minival is training images that are held "
         "out to choose on. Val is the test set; it ranks nothing."
     ]
-    if found.noise:
+    if found.noise.has_seeds:
         lines.append(
             "±: half the 95 % interval of the mean over n seeds. It does not hold what the number "
             "of images adds."
@@ -141,19 +141,20 @@ def _legend(found: Standing, notes: Sequence[str], others: Sequence[str]) -> lis
     return lines
 
 
-def interval_text(row: Row, metric: str, noise: Noise | None, unit: str = "") -> str:
+def interval_text(row: Row, metric: str, noise: SeedNoise, unit: str = "") -> str:
     """The mean over seeds and half its 95 % interval, where the noise is known."""
-    mean: Mean = row.mean(metric)
-    return mean.text(noise.half_width(row) if noise and mean else None, unit=unit)
+    mean = row.mean(metric)
+    return mean.text(noise.half_width(mean), unit=unit)
 
 
 def _minival_text(row: Row, found: Standing) -> str:
     few = found.num_minival is not None and found.num_minival < LEAST_MINIVAL
     digits = 0 if few else 2  # one image of 50 is 2 points
-    mean, noise = row.mean(MINIVAL_TOP1), found.minival_noise
+    mean = row.mean(MINIVAL_TOP1)
     if mean:
-        half = f" ± {noise.half_width(row):.{digits}f}" if noise else ""
-        return f"{mean.value:.{digits}f}{half}"
+        half = found.minival_noise.half_width(mean)
+        sure = "" if half is None else f" ± {half:.{digits}f}"
+        return f"{mean.value:.{digits}f}{sure}"
     latest = [
         record.values[MINIVAL_TOP1]
         for run in row.runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mambaout.study.report.noise import Noise
+from mambaout.study.report.ranking import Standing
 from mambaout.study.report.rows import Row
 from mambaout.train.metrics import TOP1
 
@@ -24,35 +24,33 @@ def pairs(table: Sequence[Row]) -> list[tuple[Row, Row]]:
     return sorted(found, key=lambda pair: (pair[0].width, pair[0].label))
 
 
-def transfer_said(table: Sequence[Row], noise: Noise | None) -> list[str]:
+def transfer_said(found: Standing) -> list[str]:
     """Which of the two is better at each width, and how sure that is."""
-    found = pairs(table)
-    if not found:
+    told, noise = pairs(found.rows), found.noise
+    if not told:
         return []
     parts, sure = [], []
-    for carried_row, common in found:
-        gain = carried_row.mean(TOP1).value - common.mean(TOP1).value
-        text = f"{gain:+.2f} points"
-        if noise is None:
-            verdict = "one seed each, not told from luck"
+    for carried_row, common in told:
+        gain = found.difference(carried_row, common)
+        text, verdict = f"{gain.value:+.2f} points", gain.doubt
+        if noise.has_seeds:
+            text += f" ({gain.low:+.2f} to {gain.high:+.2f})"
         else:
-            bound = noise.bound(carried_row, common)
-            text += f" ({gain - bound:+.2f} to {gain + bound:+.2f})"
-            clear = abs(gain) > bound
-            verdict = ("better" if gain > 0 else "worse") if clear else "not significant"
-            if clear:
-                sure.append(verdict)
+            verdict = f"one seed each, {verdict}"
+        if gain.is_significant:
+            verdict = "better" if gain.value > 0 else "worse"
+            sure.append(verdict)
         parts.append(f"{text} over {common.label}, {verdict}")
-    base = found[0][0].recipe.optim.lr_base_dim
-    if noise is None:
+    base = told[0][0].recipe.optim.lr_base_dim
+    if not noise.has_seeds:
         answer = "makes a difference that one seed each cannot tell from luck"
     elif not sure:
         answer = "makes no significant difference at any width"
     elif len(set(sure)) > 1:
         answer = "is better at some widths and worse at others"
     else:
-        answer = f"is {sure[0]} at {len(sure)} of {len(found)} widths, not shown at the others"
-        answer = answer if len(sure) < len(found) else f"is {sure[0]} at each width"
+        answer = f"is {sure[0]} at {len(sure)} of {len(told)} widths, not shown at the others"
+        answer = answer if len(sure) < len(told) else f"is {sure[0]} at each width"
     return [
         f"Carrying the learning rate from width {base} to wider networks by muP's rule (matrices "
         f"learn at the share {base} / width of it) {answer}: {'; '.join(parts)}."

@@ -25,7 +25,6 @@ def charted_fields(table: Sequence[Row]) -> list[VariedField]:
 
 def varied_chart(found: Standing, fields: Sequence[VariedField]) -> Figure:
     ready = [row for row in found.rows if row.mean(MINIVAL_TOP1)]
-    noise = found.minival_noise
     title, ylabel = "What was varied", f"{MINIVAL_TOP1}, %"
     if len(fields) == 1:
         figure, axes = new(title, "", ylabel)
@@ -38,8 +37,8 @@ def varied_chart(found: Standing, fields: Sequence[VariedField]) -> Figure:
                 continue
             panel.errorbar(
                 [x],
-                [row.mean(MINIVAL_TOP1).value],
-                [noise.half_width(row)] if noise else None,
+                [(mean := row.mean(MINIVAL_TOP1)).value],
+                found.minival_noise.half_width(mean),
                 color=BASELINE_COLOR if row.is_baseline else PLAIN,
                 marker="o",
                 markersize=4.5,

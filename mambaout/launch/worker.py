@@ -1,0 +1,93 @@
+"""A worker's set-up: its share of the machine, the data, the devices.
+
+Trials (trial.py) and calibrations (calibrate.py) begin alike, so that what is calibrated is what
+trials will find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from mambaout.data.shards.column_options import GivenColumns
+from mambaout.errors import WrongRequest
+from mambaout.launch.request import Request
+from mambaout.launch.resources import Share
+from mambaout.launch.tpu import check_devices, prepare
+
+if TYPE_CHECKING:
+    from mambaout.data.shards.data_set import DataSet
+    from mambaout.train.backend import Backend
+
+CACHE_FOLDER = ".xla-cache"  # in the storage: what has been compiled, for every worker to find
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """What every worker of a launch is told of its machine and data; plain values for Ray."""
+
+    storage: str
+    data: str  # what open_data is given
+    backend: str
+    cpus: int  # of each host
+    num_workers: int
+    columns: GivenColumns = field(default_factory=GivenColumns)  # and is told of them
+    stage: str | None = None  # the folder of each machine that the shards are copied to
+    gpus: float = 0
+    chips: int = 0  # of a TPU, of each host
+    num_hosts: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)  # see Share.env
+
+    @classmethod
+    def of(cls, request: Request, part: Share, **more: Any) -> Self:
+        """For workers of `request` that hold `part`; `more` is what a subclass adds."""
+        return cls(
+            storage=str(request.storage),
+            data=request.data,
+            columns=request.columns,
+            stage=request.stage,
+            backend=part.backend,
+            cpus=part.cpus,
+            num_workers=part.num_workers,
+            gpus=part.gpus,
+            chips=part.chips,
+            num_hosts=part.num_hosts,
+            env=part.env,
+            **more,
+        )
+
+    def prepare(self) -> None:
+        """Set the environment that torch_xla must find; before it is imported."""
+        if self.chips:
+            prepare(self.chips, self.env)
+
+    def open(self, fingerprint: str) -> tuple[DataSet, Backend]:
+        """The data, which must be those of the study, and the devices; torch keeps to its share."""
+        from mambaout.data.packing.sources import open_data
+        from mambaout.data.packing.stage import stage
+        from mambaout.train.backend import backend
+
+        _limit_torch(self.cpus, self.gpus)
+        data = open_data(self.data, **self.columns)
+        if data.fingerprint != fingerprint:
+            raise WrongRequest(
+                f"{self.data} here is {data.fingerprint}, and the study began with {fingerprint}: "
+                "the images differ between machines, or have changed since"
+            )
+        if self.stage:
+            data = stage(data, Path(self.stage), progress=False)
+        devices = backend(self.backend, cache=Path(self.storage) / CACHE_FOLDER)
+        if self.chips:
+            check_devices(self.chips, self.num_hosts, devices)
+        return data, devices
+
+
+def _limit_torch(cpus: int, gpus: float) -> None:
+    """Keep torch in this process to its share of the cores and of a GPU's memory."""
+    import torch
+
+    torch.set_num_threads(cpus)
+    if 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)

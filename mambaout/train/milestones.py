@@ -1,0 +1,89 @@
+"""At which steps a run does more than train: it records, evaluates, saves, stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mambaout.recipe import Recipe, steps_per_epoch
+from mambaout.train.backend import Backend
+
+ASK_EVERY_STEPS = 10  # that hosts of a slice ask each other whether to save or stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Milestones:
+    """The steps of a run, counted from 1."""
+
+    global_batch: int
+    num_train: int  # images of an epoch
+    per_epoch: int  # steps
+    num_steps: int  # of the whole run
+    last_step: int  # of this call
+    eval_every_steps: int
+    log_every_steps: int
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, num_train: int, *, max_steps: int | None, log_every_steps: int
+    ) -> Milestones:
+        """Those of `recipe` on so many images, in a call that ends after `max_steps` at most."""
+        per_epoch = steps_per_epoch(recipe, num_train)
+        num_steps = per_epoch * recipe.schedule.total_epochs
+        return cls(
+            global_batch=recipe.global_batch,
+            num_train=num_train,
+            per_epoch=per_epoch,
+            num_steps=num_steps,
+            last_step=num_steps if max_steps is None else min(num_steps, max_steps),
+            eval_every_steps=per_epoch * recipe.eval_every_epochs,
+            log_every_steps=log_every_steps,
+        )
+
+    def images_seen(self, step: int) -> int:
+        return step * self.global_batch
+
+    def epoch(self, step: int) -> float:
+        return self.images_seen(step) / self.num_train
+
+    def is_over(self, step: int) -> bool:
+        return step == self.num_steps
+
+    def has_evaluation(self, step: int) -> bool:
+        return self.is_over(step) or step % self.eval_every_steps == 0
+
+    def has_record(self, step: int) -> bool:
+        return self.has_evaluation(step) or step % self.log_every_steps == 0
+
+
+class Interruptions:
+    """Says after a step whether to stop before the end, and whether a checkpoint is due by time.
+
+    All hosts of a slice are told the same.
+    """
+
+    def __init__(
+        self,
+        milestones: Milestones,
+        backend: Backend,
+        checkpoint_seconds: float,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.milestones, self.backend = milestones, backend
+        self.checkpoint_seconds, self._stop = checkpoint_seconds, stop
+        self._saved_at = time.monotonic()
+
+    def ask(self, step: int) -> tuple[bool, bool]:
+        """Whether to stop, and whether a checkpoint is late."""
+        # Several hosts ask each other, which waits for the devices: not at every step.
+        is_asked = self.milestones.has_evaluation(step) or step % ASK_EVERY_STEPS == 0
+        if self.backend.num_hosts > 1 and not is_asked:
+            return False, False
+        stopped = not self.milestones.is_over(step) and bool(self.backend.highest(self._stop()))
+        waited = time.monotonic() - self._saved_at
+        return stopped, bool(self.backend.highest(waited > self.checkpoint_seconds))
+
+    def saved(self) -> None:
+        """The time to the next checkpoint begins now."""
+        self._saved_at = time.monotonic()

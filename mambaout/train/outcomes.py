@@ -1,0 +1,44 @@
+"""What a call of `train` comes to. Each outcome has its ending, the word that files hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mambaout.endings import Ending
+
+
+@dataclass(frozen=True)
+class Finished:
+    ending: ClassVar[Ending] = Ending.FINISHED
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Diverged:
+    ending: ClassVar[Ending] = Ending.DIVERGED
+    step: int  # the first whose loss was not finite
+
+
+@dataclass(frozen=True)
+class Preempted:
+    """Stopped before the end, everything saved; the same call goes on."""
+
+    ending: ClassVar[Ending] = Ending.UNFINISHED
+    step: int
+    began: int = field(default=0, compare=False)  # the step that this call went on from
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Even the smallest micro-batch does not fit."""
+
+    ending: ClassVar[Ending] = Ending.OUT_OF_MEMORY
+    micro_batch: int
+    error: str
+
+    def as_error(self) -> MemoryError:
+        return MemoryError(f"micro-batch {self.micro_batch} is out of memory already: {self.error}")
+
+
+Outcome = Finished | Diverged | Preempted | OutOfMemory

@@ -1,0 +1,161 @@
+"""The steps of a run: batches placed ahead of them, and micro-batches that the memory has room for.
+
+Out of memory halves the micro-batch and never the global batch, so the recipe stays what it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mambaout import native
+from mambaout.accounting import cost, mfu
+from mambaout.chips import find_chip
+from mambaout.data.batches.loader import Batch
+from mambaout.layers import FUSIBLE
+from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
+from mambaout.model.gated_block import LOSS, c_files, is_compiled
+from mambaout.recipe import Recipe
+from mambaout.train.backend import Backend
+from mambaout.train.optim import fresh_gradients
+from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, placed, update
+
+log = logging.getLogger(__name__)
+
+
+class DoesNotFit(Exception):
+    """The smallest micro-batch is out of memory; the cause says how."""
+
+
+@dataclass
+class PlacedBatch:
+    """A batch, and its micro-batches on the device, or on their way there."""
+
+    batch: Batch
+    micro_batch: int
+    parts: list[MicroBatch] | None  # None: there was no room for them
+
+
+class Stepper:
+    """Takes the steps of one run, with as large a micro-batch as fits."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, seed: int, backend: Backend) -> None:
+        """Raises WrongRequest where the global batch does not split over the devices."""
+        self.recipe, self.seed, self.backend = recipe, seed, backend
+        self._macs = cost(recipe.model, recipe.image_size, num_classes).macs
+        self._chip = find_chip(backend.device_name)
+        self._sizes = micro_batches(recipe, backend.num_devices)
+        self._fitting: int | None = None  # a micro-batch that has been through
+        self.fuses_blocks = _fuses_blocks(recipe, backend)
+        need = train_memory(
+            recipe.model,
+            recipe.image_size,
+            num_classes,
+            recipe.precision,
+            lanes=lanes_of(self._chip),
+            fused=self.fuses_blocks,
+        )
+        self.micro_batch = first_micro_batch(
+            need, self._sizes, backend.usable_bytes(), backend.num_devices
+        )
+
+    @property
+    def topology(self) -> dict[str, Any]:
+        """What a run's bits depend on beside its recipe, seed and data."""
+        return {
+            "backend": self.backend.name,
+            "num_devices": self.backend.num_devices,
+            "num_hosts": self.backend.num_hosts,
+            "fuses_blocks": self.fuses_blocks,
+        }
+
+    def go_on_with(self, micro_batch: int) -> None:
+        """Take the micro-batch of a checkpoint; one of another number of devices may not do."""
+        if micro_batch in self._sizes:
+            self.micro_batch = micro_batch
+
+    def placed_ahead(self, batches: Iterator[Batch], step: int) -> Iterator[PlacedBatch]:
+        """The batches of the steps from `step` on, the next ones already on their way."""
+        ahead: list[PlacedBatch] = []
+        for number, batch in enumerate(batches, step):
+            ahead.append(PlacedBatch(batch, self.micro_batch, self._try_placed(batch, number)))
+            if len(ahead) > self.backend.batches_ahead:
+                yield ahead.pop(0)
+        yield from ahead
+
+    def _try_placed(self, batch: Batch, step: int) -> list[MicroBatch] | None:
+        """On the device; None where there is no room yet: `step` tries again."""
+        try:
+            return self._placed(batch, step)
+        except Exception as error:
+            if not self.backend.is_out_of_memory(error):
+                raise
+            return None
+
+    def _placed(self, batch: Batch, step: int) -> list[MicroBatch]:
+        return placed(
+            batch,
+            self.recipe,
+            backend=self.backend,
+            step=step,
+            micro_batch=self.micro_batch,
+            seed=self.seed,
+        )
+
+    def step(self, state: TrainState, batch: PlacedBatch, lr: float) -> Sums:
+        """One optimizer step. Raises DoesNotFit where no micro-batch does."""
+        sums = self._gradients(state, batch)
+        update(state, self.recipe, backend=self.backend, lr=lr)
+        return sums
+
+    def _gradients(self, state: TrainState, batch: PlacedBatch) -> Sums:
+        while True:
+            try:
+                parts = batch.parts
+                if parts is None or batch.micro_batch != self.micro_batch:
+                    parts = self._placed(batch.batch, state.step)
+                sums = add_gradients(state, parts, self.recipe, backend=self.backend)
+                if self._fitting != self.micro_batch:
+                    self.backend.wait()  # what fails on the device is only told now
+                    self._fitting = self.micro_batch
+                return sums
+            except Exception as error:
+                if not self.backend.is_out_of_memory(error):
+                    raise
+                self._halve(error)
+            batch.parts = parts = None
+            fresh_gradients(state.optimizer, self.backend)
+            self.backend.free_memory()
+
+    def _halve(self, error: Exception) -> None:
+        smaller = [size for size in self._sizes if 2 * size <= self.micro_batch]
+        if not smaller:
+            raise DoesNotFit from error
+        log.warning(
+            "micro-batch %d is out of memory; going on with %d (global batch stays %d)",
+            self.micro_batch,
+            smaller[0],
+            self.recipe.global_batch,
+        )
+        self.micro_batch = smaller[0]
+
+    def utilisation(self, images_per_second: float) -> float | None:
+        """The share of the devices' peak arithmetic that such a speed uses, where it is known."""
+        return mfu(
+            self._macs,
+            images_per_second,
+            self._chip,
+            self.recipe.precision,
+            self.backend.num_devices,
+        )
+
+
+def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
+    """Whether model/gated_block.py computes the blocks; warns where it could and cannot."""
+    if backend.device.type != "cpu" or recipe.model.mixer != FUSIBLE:
+        return False
+    is_low, kernel_size = recipe.precision == "bf16", recipe.model.kernel_size
+    native.prepare((c_files(kernel_size)[int(is_low)],), LOSS)
+    return is_compiled(kernel_size, is_low)

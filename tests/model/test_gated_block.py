@@ -1,0 +1,259 @@
+"""Promises of the fused block: what its modules give, at any shape and type, for less memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from needs import needs_c
+from torch import Tensor, nn
+
+from mambaout import build, native
+from mambaout.model import gated_block as module
+from mambaout.model.gated_block import GatedWeights, c_files, can_take, gated_block, modules_alone
+from mambaout.model.network import GatedCNNBlock
+from mambaout.variants import VARIANTS, ModelConfig
+
+SMALL = ModelConfig(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), stem_stride=2)
+# dim, kernel, share of the channels that are convolved, height and width: lanes that are full and
+# not, both tiles, maps smaller than the kernel, blocks with nothing beside the convolution.
+SHAPES = [
+    (16, 7, 1.0, (14, 14)),
+    (48, 7, 1.0, (8, 16)),
+    (13, 7, 0.5, (5, 9)),
+    (4, 3, 1.0, (6, 10)),
+    (41, 5, 0.3, (7, 7)),
+    (5, 9, 1.0, (1, 3)),
+    (96, 7, 0.25, (2, 2)),
+    (24, 1, 1.0, (4, 5)),
+    (12, 7, 8 / 3, (15, 4)),
+]
+
+pytestmark = needs_c
+
+
+def block_of(dim: int, kernel: int = 7, conv_ratio: float = 1.0, seed: int = 0) -> GatedCNNBlock:
+    """A block whose branch is as loud as its input."""
+    torch.manual_seed(seed)
+    config = replace(SMALL, kernel_size=kernel, conv_ratio=conv_ratio)
+    block = GatedCNNBlock(dim, config)
+    for name, parameter in block.named_parameters():
+        nn.init.normal_(parameter, std=0.3)
+        if name == "norm.weight":
+            parameter.data += 1
+    return block
+
+
+def results(block: GatedCNNBlock, x: Tensor, drop: Tensor | None) -> list[Tensor]:
+    """The output, the gradient of x and those of the parameters."""
+    block.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    out = block(x, drop)
+    draws = torch.Generator().manual_seed(1)
+    out.backward(torch.randn(out.shape, generator=draws).to(out.dtype))
+    return [out.detach(), x.grad, *(p.grad.clone() for p in block.parameters())]
+
+
+def off(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
+    """Of each tensor, the largest error over the largest entry."""
+    pairs = zip(found, wanted, strict=True)
+    return [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs]
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(("dim", "kernel", "ratio", "size"), SHAPES)
+def test_a_block_of_any_shape_gives_what_its_modules_give(dim, kernel, ratio, size, dropped):
+    block = block_of(dim, kernel, ratio)
+    x = torch.randn(3, *size, dim)
+    drop = torch.tensor([0.0, 1.0, 1.7]) if dropped else None
+    exact = results(block.double(), x.double(), None if drop is None else drop.double())
+    block.float()
+    errors = off(results(block, x, drop), exact)
+    with modules_alone():
+        allowed = off(results(block, x, drop), exact)
+    assert errors[0] < 1e-6
+    assert max(errors) < 1e-5
+    assert max(errors) < 4 * max(allowed) + 2e-7
+
+
+@pytest.mark.parametrize("dim", [16, 13, 48])
+def test_in_bf16_it_is_no_farther_from_the_truth_than_its_modules_are(dim):
+    block = block_of(dim)
+    x = torch.randn(4, 14, 14, dim)
+    exact = results(block.double(), x.double(), None)
+    block.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = off(results(block, x, None), exact)
+        with modules_alone():
+            allowed = off(results(block, x, None), exact)
+    assert sum(errors) < 1.1 * sum(allowed)
+    assert max(errors) < 0.05
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(low):
+    block = block_of(48)
+    x = torch.randn(5, 9, 9, 48)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                weights = block._weights()
+                assert weights is not None
+                x_grad = x.clone().requires_grad_()
+                out = gated_block(x_grad, weights, None, 1e-6)
+            kept = [*out.grad_fn.saved_tensors]
+            found.append([out.detach(), kept[-1], kept[-2]])
+    finally:
+        torch.set_num_threads(before)
+    # The matrix products are torch's, and are the same here; the convolution's are ours.
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_without_avx_512_it_is_the_same_to_rounding(monkeypatch):
+    block, x = block_of(48), torch.randn(2, 14, 14, 48)
+    wide = results(block, x, None)
+    narrow = tuple(
+        replace_flags(file, "-mno-avx512f", "-mno-avx512vl", "-mno-avx512bw", "-mno-avx512dq")
+        for file in c_files(7)
+    )
+    monkeypatch.setattr(module, "c_files", lambda kernel_size: narrow)
+    module._functions.cache_clear()
+    try:
+        errors = off(results(block, x, None), [each.double() for each in wide])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.isfinite(block(x, None)).all()
+    finally:
+        module._functions.cache_clear()
+    assert max(errors) < 1e-5
+
+
+def replace_flags(file: native.CFile, *flags: str) -> native.CFile:
+    return native.CFile(file.path, (*file.flags, *flags))
+
+
+def test_its_gelu_is_closer_to_the_truth_than_one_rounding_of_fp32():
+    x = torch.linspace(-9, 9, 100_000)
+    rows = torch.stack([x, torch.ones_like(x)], dim=1)  # gate, mixed: one channel of each
+    weights = GatedWeights(
+        norm_weight=torch.ones(2), norm_bias=torch.zeros(2),
+        # The norm takes (a, b) to (1, -1) or back; the gate is made by the first linear's bias.
+        fc1_weight=torch.zeros(2, 2), fc1_bias=torch.zeros(2),
+        conv_weight=torch.zeros(1, 1, 1, 1), conv_bias=torch.ones(1),
+        fc2_weight=torch.tensor([[1.0], [0.0]]), fc2_bias=torch.zeros(2),
+    )  # fmt: skip
+    del rows
+    worst = 0.0
+    for gate in x[::997]:
+        bias = torch.stack([gate, torch.zeros(())])
+        out = gated_block(torch.zeros(1, 1, 1, 2), weights._replace(fc1_bias=bias), None, 1e-6)
+        worst = max(worst, abs(out[0, 0, 0, 0].item() - F.gelu(gate.double()).item()))
+    assert worst < 6e-7  # at 9 the next fp32 number is 9.5e-7 away
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(value):
+    block, x = block_of(16), torch.randn(1, 4, 4, 16)
+    x[0, 2, 2, 3] = value
+    assert not torch.isfinite(block(x, None)[0, 2, 2]).any()
+
+
+def test_a_view_of_any_strides_is_read_right():
+    block, x = block_of(16), torch.randn(2, 16, 6, 8)
+    view = x.permute(0, 2, 3, 1)
+    assert torch.equal(block(view, None), block(view.contiguous(), None))
+    drops = torch.tensor([[0.0, 5.0], [1.0, 5.0]])
+    assert torch.equal(block(view, drops[:, 0]), block(view, drops[:, 0].contiguous()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block, x: (block.double(), x.double()),
+        lambda block, x: (block.to(torch.bfloat16), x.to(torch.bfloat16)),
+        lambda block, x: (block.to("meta"), x.to("meta")),
+        lambda block, x: (block, x[:0]),
+    ],
+    ids=["double", "bf16 weights", "another device", "no image"],
+)
+def test_what_it_cannot_take_its_modules_do(change):
+    block, x = change(block_of(16), torch.randn(2, 4, 4, 16))
+    weights = block._weights()
+    assert weights is not None
+    assert not can_take(x, weights)
+    assert block(x, None).shape == x.shape
+
+
+def test_who_listens_to_a_module_hears_it():
+    block, x = block_of(16), torch.randn(2, 4, 4, 16)
+    heard = []
+    wanted = block(x, None)
+    handle = block.conv.register_forward_hook(lambda *_: heard.append("conv"))
+    torch.testing.assert_close(block(x, None), wanted, rtol=1e-5, atol=1e-5)
+    assert heard == ["conv"]
+    handle.remove()
+    assert torch.equal(block(x, None), wanted)
+
+
+def test_a_second_derivative_is_refused_and_never_wrong():
+    block = block_of(8)
+    x = torch.randn(1, 4, 4, 8, requires_grad=True)
+    (grad,) = torch.autograd.grad(block(x, None).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("low", [False, True])
+def test_torch_compile_takes_the_network_without_a_break(low):
+    model = build(replace(SMALL, drop_path=0.2), 5).train()
+    images, drops = torch.randn(2, 3, 32, 32), torch.ones(2, SMALL.num_blocks)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        wanted, found = model(images, drops), compiled(images, drops)
+    torch.testing.assert_close(
+        found, wanted, rtol=1e-2 if low else 1e-5, atol=1e-2 if low else 1e-5
+    )
+    found.float().square().sum().backward()
+    compiled_grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    wanted.float().square().sum().backward()
+    for found_grad, parameter in zip(compiled_grads, model.parameters(), strict=True):
+        bound = (0.05 if low else 1e-4) * parameter.grad.abs().max()
+        assert (found_grad - parameter.grad).abs().max() <= bound + 1e-7
+
+
+def test_a_published_network_gives_what_its_modules_give():
+    torch.manual_seed(0)
+    model, images = build(VARIANTS["femto"], 10).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = model(images)
+        with modules_alone():
+            torch.testing.assert_close(found, model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_compiler_its_modules_do_it_and_the_remedy_is_named(tmp_path):
+    code = (
+        "import logging; logging.basicConfig(); import torch\n"
+        "from mambaout import build, native; from mambaout.model.gated_block import *\n"
+        "model = build('femto', 3); model(torch.zeros(1, 3, 32, 32))\n"
+        "native.prepare(c_files(7), LOSS)"
+    )
+    environment = os.environ | {
+        "MAMBAOUT_CACHE": str(tmp_path),
+        "PATH": "/nowhere",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1.5 times slower: there is no C compiler" in done.stderr
+    assert "apt install gcc" in done.stderr

@@ -114,7 +114,7 @@ def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: 
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
-    call = _forward_op if torch.compiler.is_compiling() else _Block.apply
+    call: Any = _forward_op if torch.compiler.is_compiling() else _Block.apply
     return call(x.float(), *weights, drop, epsilon, is_low, keep)[0]
 
 
@@ -311,7 +311,10 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, out_grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    # once_differentiable's type knows arguments by their places alone.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, out_grad: Tensor, *_: None
+    ) -> tuple[Tensor | None, ...]:
         return (*_backward(out_grad, *ctx.saved_tensors), *NOT_DIFFERENTIABLE)
 
 

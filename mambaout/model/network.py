@@ -10,6 +10,8 @@ channels last, and a convolution takes the permuted view without a copy.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +90,7 @@ class GatedCNNBlock(nn.Module):
         if type(conv) is not DepthwiseConv or has_hooks(norm, fc1, self.act, conv, fc2):
             return None
         of_norm, of_conv = (norm.weight, norm.bias), (conv.weight, conv.bias)
-        found = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
+        found: tuple[Any, ...] = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
         return None if any(one is None for one in found) else GatedWeights(*found)
 
 

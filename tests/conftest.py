@@ -6,7 +6,7 @@ import functools
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Read when torch starts. Two threads on two busy cores wait for each other: 29 s where one takes 2.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +16,9 @@ from hypothesis import settings
 
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.variants import ModelConfig
+
+if TYPE_CHECKING:
+    from mambaout.study.study import StudyFolder
 
 # The same examples at each run: whether a commit passes must not depend on the draw. To look
 # further, HYPOTHESIS_PROFILE=default pytest ...
@@ -80,6 +83,26 @@ def empty_store(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def quiet_study(digits, tmp_path_factory) -> StudyFolder:
+    """What the tiny sweep's trials come to where nothing disturbs them: trained without Ray."""
+    import torch
+    from drivers import NAME, trial
+
+    from mambaout.study.study import StudyFolder
+    from mambaout.train.backend import backend
+    from mambaout.train.loop import train
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = StudyFolder(tmp_path_factory.mktemp("quiet"), NAME)
+    for label in ("thin", "wide"):
+        mine = trial(label, digits)
+        train(mine.recipe, digits, out=folder.run_directory(mine), backend=backend("cpu"))
+    torch.set_num_threads(threads)
+    return folder
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from mambaout.data.packing import named_sets
 from mambaout.launch import cli
 from mambaout.launch.sweep_options import sweep_parser
 from mambaout.options import given_fields
+from mambaout.train import metrics
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "my-images.md"
@@ -212,6 +213,14 @@ def test_the_page_of_fields_is_what_the_code_says():
     made = runpy.run_path(str(path))["page"]()
     page = (ROOT / "docs" / "recipe.md").read_text()
     assert page == made, "docs/recipe.md is not what the code says; run: python docs/recipe_page.py"
+
+
+def test_every_metric_has_its_line_in_the_page_of_metrics():
+    facts = {metrics.DEVICE, metrics.NUM_DEVICES, metrics.EARLIER_DEVICES}
+    names = {value for value in vars(metrics).values() if type(value) is str} - facts
+    names = {name for name in names if re.fullmatch(r"[a-z0-9_/]+", name)}
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def without_blocks(page: Path) -> str:

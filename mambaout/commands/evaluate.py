@@ -23,6 +23,7 @@ from mambaout.commands.options import (
 from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
+from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
 
@@ -118,9 +119,9 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     print(
         f"{data.name} {options.split} ({count} images at {recipe.image_size} px): "
-        f"top-1 {values[f'{options.split}/top1']:.3f} %, "
-        f"top-5 {values[f'{options.split}/top5']:.3f} %, "
+        f"top-1 {percent_text(values[f'{options.split}/top1'], 3)}, "
+        f"top-5 {percent_text(values[f'{options.split}/top5'], 3)}, "
         f"loss {values[f'{options.split}/loss']:.4f}, "
-        f"{count / (time.monotonic() - started):.0f} images/s"
+        f"{rate_text(count / (time.monotonic() - started))} images/s"
     )
     return 0

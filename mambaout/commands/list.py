@@ -14,7 +14,7 @@ from mambaout.commands.named import named_errors, read_study, studies, study_fol
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
-from mambaout.study.numbers import count_text
+from mambaout.numbers import count_text
 from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1, TOP1
 

@@ -28,6 +28,7 @@ from mambaout.data.packing.data_option import add_data_option, given_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
+from mambaout.numbers import clock_text, percent_text, rate_text
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
 from mambaout.rules import (
@@ -144,8 +145,9 @@ def _run_train(options: argparse.Namespace) -> int:
     match outcome:
         case Finished(metrics=final):
             print(
-                f"finished: top-1 {final['top1']:.2f} %, top-5 {final['top5']:.2f} %, "
-                f"{final['images_per_second']:.0f} images/s; {out / 'outcome.json'}"
+                f"finished: top-1 {percent_text(final['top1'])}, "
+                f"top-5 {percent_text(final['top5'])}, "
+                f"{rate_text(final['images_per_second'])} images/s; {out / 'outcome.json'}"
             )
             return 0
         case Preempted() if options.max_steps is not None and outcome.step >= options.max_steps:
@@ -302,7 +304,7 @@ def _progress_printer(num_steps: int) -> Callable:
         ]
         print(
             f"step {record.step}/{num_steps}  epoch {record.epoch:.1f}  {'  '.join(shown)}"
-            f"  ETA {left // 60:.0f}:{left % 60:02.0f}",
+            f"  ETA {clock_text(left)}",
             flush=True,
         )
 

@@ -2,8 +2,8 @@
 
 In:  a sweep's function and the command line.
 Out: trained trials in the study's folder, an exit status.
-Read: cli.py (the options and the checks), request.py, tune.py (a launch), stopping.py and ending.py
-(how it ends), follow.py (what is seen of it), worker.py, task.py and trial.py (what a worker does),
-failures.py (what is tried again), hosts.py (a slice), resources.py (a trial's share). files/ has
-the rules that a cluster file is checked by.
+Read: sweep_options.py (the command line), cli.py (the checks), request.py, tune.py (a launch),
+stopping.py and ending.py (how it ends), follow.py (what is seen of it), worker.py, task.py and
+trial.py (what a worker does), failures.py (what is tried again), hosts.py (a slice), resources.py
+(a trial's share). files/ has the rules that a cluster file is checked by.
 """

@@ -18,9 +18,9 @@ import numpy as np
 from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave, start
 from mambaout.launch.failures import one_line
-from mambaout.launch.progress import about, counted
 from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.worker import WorkerSetup
+from mambaout.numbers import counted, hours_text, rate_text
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
 from mambaout.study.price.rates import Rate, add_calibrated, assumed_image_seconds, features
 from mambaout.study.price.trial_price import search_recipes
@@ -72,7 +72,7 @@ def run_calibration(
         expected = waves * (seconds + OTHER_SECONDS) + START_SECONDS
         say(
             f"calibrating {counted(len(recipes), 'recipe')} on {part.accelerator}, {slots} at a "
-            f"time as trials will be: about {about(expected)}"
+            f"time as trials will be: about {hours_text(expected / 3600)}"
             + (f" once the shards are in {request.stage}" if request.stage else "")
         )
         if not address:
@@ -168,8 +168,8 @@ class _Crew:
                 )
             )
             say(
-                f"    {label:{self.width}}  {found['images_per_second']:,.0f} images/s, "
-                f"evaluating {found['eval_images_per_second']:,.0f}"
+                f"    {label:{self.width}}  {rate_text(found['images_per_second'])} images/s, "
+                f"evaluating {rate_text(found['eval_images_per_second'])}"
             )
         return rates
 

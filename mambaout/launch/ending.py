@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from mambaout.errors import WrongRequest
 from mambaout.launch.failures import FAILURES_FILE
-from mambaout.launch.progress import counted
 from mambaout.launch.request import Request
+from mambaout.numbers import counted
 from mambaout.study.store_uri import default_tracking_uri, hidden
 from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from mambaout.endings import Ending
+from mambaout.numbers import clock_text, count_text, hours_text, percent_text, rate_text
 from mambaout.rules import LEAST_MINIVAL
-from mambaout.study.numbers import count_text
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
@@ -65,25 +65,6 @@ def seconds_left(
     return max(sum(left) / rate, max(left) * min(slots, begun) / rate)
 
 
-def clock(seconds: float) -> str:
-    """75 -> "1:15", 7230 -> "2:00:30"."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def about(seconds: float) -> str:
-    """75 -> "1 min", 50 -> "50 s", 9000 -> "2.5 h"."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def counted(number: int, noun: str) -> str:
-    """1 -> "1 trial", 2 -> "2 trials"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def status_lines(
     jobs: Sequence[Job],
     runs: Mapping[str, Run],
@@ -104,8 +85,8 @@ def status_lines(
     waiting = len(jobs) + num_undecided - over - len(running) - failed
     counts = f"{over} done, {len(running)} running, {waiting} left"
     counts += f", {failed} failed" if failed else ""
-    eta = f", about {about(left)} left" if left is not None and share < 1 else ""
-    lines = [f"[{clock(seconds)}] {counts} | {100 * share:.0f} % of the work{eta}"]
+    eta = f", about {hours_text(left / 3600)} left" if left is not None and share < 1 else ""
+    lines = [f"[{clock_text(seconds)}] {counts} | {percent_text(100 * share, 0)} of the work{eta}"]
     by_key = {job.trial.key: job for job in jobs}
     shown = [by_key[key] for key in running[:MOST_ROWS]]
     width = max((len(job.trial.name) for job in shown), default=0)
@@ -129,20 +110,20 @@ def trial_line(job: Job, run: Run, width: int = 0) -> str:
         f"step {last.step:>{len(str(job.num_steps))}}/{job.num_steps}",
         f"epoch {last.epoch:.1f}/{epochs}",
         f"loss {latest[TRAIN_LOSS]:.3f}" if TRAIN_LOSS in latest else "",
-        f"minival {latest[MINIVAL_TOP1]:.2f} %" if MINIVAL_TOP1 in latest else "",
-        f"{latest[IMAGES_PER_SECOND]:,.0f} images/s" if IMAGES_PER_SECOND in latest else "",
+        f"minival {percent_text(latest[MINIVAL_TOP1])}" if MINIVAL_TOP1 in latest else "",
+        f"{rate_text(latest[IMAGES_PER_SECOND])} images/s" if IMAGES_PER_SECOND in latest else "",
     ]
     return "  ".join(part for part in parts if part)
 
 
 def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -> str:
     """A trial that is over: what came out."""
-    head = f"[{clock(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
+    head = f"[{clock_text(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
     if run.status is Ending.FINISHED:
         return (
-            f"{head}  top-1 {_minival_text(run)}, {run.metrics[TOP1]:.2f} % val"
+            f"{head}  top-1 {_minival_text(run)}, {percent_text(run.metrics[TOP1])} val"
             f"  {count_text(run.metrics[MACS])} MACs"
-            f"  {run.metrics[IMAGES_PER_SECOND]:,.0f} images/s"
+            f"  {rate_text(run.metrics[IMAGES_PER_SECOND])} images/s"
         )
     why = run.facts.get("why" if run.status is Ending.STOPPED else "error", "no reason given")
     return f"{head}  {run.status.text}: {why}"
@@ -152,7 +133,7 @@ def _minival_text(run: Run) -> str:
     top1, num_images = run.metrics[MINIVAL_TOP1], run.facts.get("num_minival", LEAST_MINIVAL)
     if num_images < LEAST_MINIVAL:  # hits are counted: a percent would say too much
         return f"{round(top1 * num_images / 100)} of {num_images} minival images"
-    return f"{top1:.2f} % minival"
+    return f"{percent_text(top1)} minival"
 
 
 class Screen:

@@ -10,9 +10,10 @@ from typing import Any
 from mambaout.code_version import CODE_VERSION
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.errors import WrongRequest
-from mambaout.launch.progress import Job, counted
+from mambaout.launch.progress import Job
 from mambaout.launch.resources import Share
 from mambaout.memory import micro_batches
+from mambaout.numbers import counted
 from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial

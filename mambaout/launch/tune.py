@@ -44,13 +44,14 @@ from mambaout.launch.failures import (
 from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
-from mambaout.launch.progress import Screen, clock, counted
+from mambaout.launch.progress import Screen
 from mambaout.launch.request import Request, check_batches, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.stopping import EarlyEnd, EarlyStop, kept
 from mambaout.launch.task import Task
 from mambaout.launch.trial import Retry, recorded_step, run_trial
+from mambaout.numbers import clock_text, counted
 from mambaout.study.law.prediction import predict
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
@@ -375,7 +376,7 @@ class _Launch:
                 self.screen.say(line)
 
     def _say_where(self, files: Sequence[Path]) -> None:
-        seconds = clock(time.monotonic() - self.early_stop.started)
+        seconds = clock_text(time.monotonic() - self.early_stop.started)
         reports = [str(path) for path in files if path.suffix == ".html"]
         self.screen.say(f"\n{seconds} in all; report: {reports[0] if reports else 'none'}")
         self.screen.say(f"MLflow: {ui_command(self.request)}")

@@ -44,7 +44,7 @@ class GatedWeights(NamedTuple):
     fc2_bias: Tensor
 
 
-class _Gated(ctypes.Structure):
+class _GatedCall(ctypes.Structure):
     _fields_ = [
         *((name, LONG) for name in ("images", "height", "width", "hidden", "mixed", "threads")),
         *((name, POINTER) for name in ("weight", "bias", "first_bias", "drop", "h", "y", "v")),
@@ -53,7 +53,7 @@ class _Gated(ctypes.Structure):
     ]
 
 
-class _Norm(ctypes.Structure):
+class _NormCall(ctypes.Structure):
     _fields_ = [
         *((name, LONG) for name in ("images", "positions", "channels", "threads")),
         ("epsilon", ctypes.c_double),
@@ -80,8 +80,8 @@ def c_files(kernel_size: int) -> tuple[CFile, CFile]:
 @functools.cache
 def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
     source = c_files(kernel_size)[int(is_low)]
-    gated = function(source, "gated", [ctypes.POINTER(_Gated)], NUMBER)
-    norm = function(source, "norm", [ctypes.POINTER(_Norm)])
+    gated = function(source, "gated", [ctypes.POINTER(_GatedCall)], NUMBER)
+    norm = function(source, "norm", [ctypes.POINTER(_NormCall)])
     if gated is None or norm is None:
         return None
     joined = function(source, "joined", [POINTER] * 5 + [LONG] * 4) if is_low else None
@@ -153,7 +153,7 @@ def _forward(
     normed = x.new_empty(images * positions, dim, dtype=low)
     stats, out = x.new_empty(images * positions, 2), torch.empty_like(x)
     c.norm(
-        _Norm(
+        _NormCall(
             *(images, positions, dim, threads, epsilon, x.data_ptr()),
             *(norm_weight.data_ptr(), norm_bias.data_ptr(), fc2_bias.data_ptr(), _address(drop)),
             *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
@@ -165,7 +165,7 @@ def _forward(
     weight = _by_place(conv_weight)
     _check(
         c.gated(
-            _Gated(
+            _GatedCall(
                 *(images, height, width, hidden, mixed, threads),
                 *(weight.data_ptr(), conv_bias.data_ptr(), fc1_bias.data_ptr()),
                 None if is_low else _address(drop),
@@ -245,7 +245,7 @@ def _backward(
     conv_bias_grad, fc1_bias_grad = x.new_empty(images, mixed), x.new_empty(images, 2 * hidden)
     _check(
         c.gated(
-            _Gated(
+            _GatedCall(
                 *(images, height, width, hidden, mixed, threads),
                 *(weight.data_ptr(), None, fc1_bias.data_ptr(), _address(drop)),
                 *(h.data_ptr(), y.data_ptr(), v.data_ptr(), y_grad.data_ptr(), h_grad.data_ptr()),
@@ -260,7 +260,7 @@ def _backward(
     del h_grad
     x_grad, of_norm = torch.empty_like(x), x.new_empty(3, images, dim)
     c.norm(
-        _Norm(
+        _NormCall(
             *(images, positions, dim, threads, 0.0, x.data_ptr()),
             *(norm_weight.data_ptr(), None, None, _address(drop)),
             *(normed_grad.data_ptr(), stats.data_ptr(), x_grad.data_ptr(), out_grad.data_ptr()),

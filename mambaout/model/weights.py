@@ -92,7 +92,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Difference:
+class WeightDifference:
     """Where a file's tensors are not a model's; false where they all fit."""
 
     missing: tuple[str, ...]  # names that the model has alone
@@ -247,7 +247,7 @@ def _code_version_in(saved: Mapping[str, Any]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def difference(model: MambaOut, weights: Weights) -> Difference:
+def difference(model: MambaOut, weights: Weights) -> WeightDifference:
     """What keeps `weights` from being all of `model`'s parameters."""
     wanted, found = model.state_dict(), weights.tensors
     misfits = {}
@@ -259,7 +259,7 @@ def difference(model: MambaOut, weights: Weights) -> Difference:
             misfits[name] = f"{tuple(given.shape)}, the model's {tuple(tensor.shape)}"
         elif not given.is_floating_point() or given.layout != torch.strided or given.is_meta:
             misfits[name] = f"{given.dtype} {given.layout}, not dense numbers"
-    return Difference(
+    return WeightDifference(
         missing=tuple(name for name in wanted if name not in found),
         unexpected=tuple(name for name in found if name not in wanted),
         misfits=misfits,

@@ -27,8 +27,10 @@ from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.data.images.c_files import C_FILES
 from mambaout.errors import WrongRequest
+from mambaout.model.gated_block import c_files
 from mambaout.model.network import build
 from mambaout.native import why_not
+from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, Recipe, tuned
 from mambaout.train import versions
 from mambaout.train.backend import Backend, backend
@@ -121,6 +123,10 @@ def _machine() -> list[tuple[str, str]]:
             f"{cache} ({_gib(_room(cache, free=True))} free; {CACHE_VARIABLE} moves it)",
         ),
         ("JPEGs", why_not(C_FILES) or "crops decoded by jpeg_crop.c"),
+        (
+            "blocks on the CPU",
+            why_not(c_files(VARIANTS["tiny"].kernel_size)) or "computed by gated_block.c",
+        ),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
     return rows + sorted(tpu.items())
@@ -235,13 +241,13 @@ def _training(where: Backend, recipe: Recipe, tried: StepsReport) -> list[tuple[
     macs = cost(model, recipe.image_size).macs
     chip = find_chip(where.device_name)
     share = mfu(macs, tried.images_per_second, chip, recipe.precision, where.num_devices)
-    used = "" if share is None else f", {100 * share:.1f} % of the peak"
+    used = "" if share is None else f", {percent_text(100 * share, 1)} of the peak"
     shape = f"{','.join(map(str, model.depths))} x {','.join(map(str, model.dims))}"
     return [
         ("network", f"{shape}, {recipe.image_size} px, {recipe.precision}"),
         ("batch", f"{recipe.global_batch} over {where.num_devices} devices"),
         ("first steps", f"{tried.warm_seconds:.1f} s, {tried.compilations} graphs compiled"),
-        ("speed", f"{tried.images_per_second:,.0f} images/s{used}, nothing loaded"),
+        ("speed", f"{rate_text(tried.images_per_second)} images/s{used}, nothing loaded"),
         ("peak memory", _gib(tried.peak_memory_bytes).replace("none", "not told")),
     ]
 

@@ -110,7 +110,7 @@ def train(
             directory.note_undecodable(batches.undecodable)
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
-                    directory.save(state, meter, stepper.micro_batch)
+                    directory.save(state, meter, stepper)
                 elif meter.diverged_at is not None and is_last:  # so many steps are not done
                     return directory.end_diverged(meter.diverged_at, stepper.micro_batch)
             interruptions.saved()

@@ -49,6 +49,7 @@ def optimizer(
         eps=optim.adam_eps,
         weight_decay=0.0,  # `take_step` does it
         capturable=backend.compiles,
+        fused=not backend.compiles,  # one pass over memory: a third of the time on a CPU
     )
     for index, parameter in enumerate((*decayed, *kept, *hidden)):
         if saved is not None:
@@ -72,7 +73,7 @@ def _moments(
 ) -> dict[str, Tensor]:
     """What AdamW keeps of a parameter, where it keeps it; a checkpoint of any backend will do."""
     return {
-        "step": backend.place_whole(step.reshape(1)) if backend.compiles else step.reshape(()),
+        "step": backend.place_whole(step.reshape(1 if backend.compiles else ())),
         "exp_avg": backend.place_whole(exp_avg),
         "exp_avg_sq": backend.place_whole(exp_avg_sq),
     }

@@ -164,26 +164,17 @@ class RunDirectory:
             stepper.go_on_with(saved["micro_batch"])
             meter.load_state(saved["meter"])
             log.info("continuing %s at step %d", self.out, state.step)
-            if saved["topology"] != self.topology:
+            if saved["topology"] != stepper.topology:
                 log.info(
                     "the checkpoint is of %s, and this is %s: equal to rounding, not to the bit",
                     saved["topology"],
-                    self.topology,
+                    stepper.topology,
                 )
         if self.backend.host == 0:
             self._keep_records_up_to(state.step)
         return state, meter
 
-    @property
-    def topology(self) -> dict[str, Any]:
-        """What a run's bits depend on beside its recipe, seed and data."""
-        return {
-            "backend": self.backend.name,
-            "num_devices": self.backend.num_devices,
-            "num_hosts": self.backend.num_hosts,
-        }
-
-    def save(self, state: TrainState, meter: Meter, micro_batch: int) -> None:
+    def save(self, state: TrainState, meter: Meter, stepper: Stepper) -> None:
         if self.backend.host > 0:
             return
         self._sync_records()
@@ -194,9 +185,9 @@ class RunDirectory:
                 "identity": self.identity,
                 "git_commit": self.commit,
                 "num_classes": self.data.num_classes,
-                "topology": self.topology,
+                "topology": stepper.topology,
                 "step": state.step,
-                "micro_batch": micro_batch,
+                "micro_batch": stepper.micro_batch,
                 "meter": meter.state(),
                 "model": state.model.state_dict(),
                 "optimizer": state.optimizer.state_dict(),

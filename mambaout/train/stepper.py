@@ -8,11 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from mambaout import native
 from mambaout.accounting import cost, mfu
 from mambaout.chips import find_chip
 from mambaout.data.batches.loader import Batch
+from mambaout.layers import FUSIBLE
 from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
+from mambaout.model.gated_block import LOSS, c_files, is_compiled
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
 from mambaout.train.optim import fresh_gradients
@@ -44,16 +48,28 @@ class Stepper:
         self._chip = find_chip(backend.device_name)
         self._sizes = micro_batches(recipe, backend.num_devices)
         self._fitting: int | None = None  # a micro-batch that has been through
+        self.fuses_blocks = _fuses_blocks(recipe, backend)
         need = train_memory(
             recipe.model,
             recipe.image_size,
             num_classes,
             recipe.precision,
             lanes=lanes_of(self._chip),
+            fused=self.fuses_blocks,
         )
         self.micro_batch = first_micro_batch(
             need, self._sizes, backend.usable_bytes(), backend.num_devices
         )
+
+    @property
+    def topology(self) -> dict[str, Any]:
+        """What a run's bits depend on beside its recipe, seed and data."""
+        return {
+            "backend": self.backend.name,
+            "num_devices": self.backend.num_devices,
+            "num_hosts": self.backend.num_hosts,
+            "fuses_blocks": self.fuses_blocks,
+        }
 
     def go_on_with(self, micro_batch: int) -> None:
         """Take the micro-batch of a checkpoint; one of another number of devices may not do."""
@@ -134,3 +150,12 @@ class Stepper:
             self.recipe.precision,
             self.backend.num_devices,
         )
+
+
+def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
+    """Whether model/gated_block.py computes the blocks; warns where it could and cannot."""
+    if backend.device.type != "cpu" or recipe.model.mixer != FUSIBLE:
+        return False
+    is_low, kernel_size = recipe.precision == "bf16", recipe.model.kernel_size
+    native.prepare((c_files(kernel_size)[int(is_low)],), LOSS)
+    return is_compiled(kernel_size, is_low)

@@ -106,6 +106,19 @@ def test_threads_decode_at_once():
         list(pool.map(decode, range(400)))
 
 
+@pytest.mark.parametrize("kind", [*BASELINE_KINDS, "progressive", "kept RGB", "CMYK"])
+def test_where_c_cannot_run_a_box_of_a_recut_file_has_the_same_pixels(kind, monkeypatch):
+    monkeypatch.setattr(jpeg_crop, "_decode_box", lambda: None)
+    before = photo(kind, 203, 351)
+    with Image.open(io.BytesIO(before)) as image:
+        whole = np.asarray(image if kind == "grey" else image.convert("RGB"))
+    after, segments = cut(before)
+    found = picture(EncodedImage(memoryview(after), memoryview(segments)))
+    for left, top, width, height in boxes(351, 203, 20):
+        wanted = whole[top : top + height, left : left + width]
+        np.testing.assert_array_equal(found.crop((left, top, width, height)), wanted)
+
+
 # -- what it leaves to others ---------------------------------------------------------------------
 
 

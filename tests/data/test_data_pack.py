@@ -16,7 +16,7 @@ from PIL import Image
 
 from mambaout.data import bar
 from mambaout.data.cores import usable_cores
-from mambaout.data.images.jpeg import splice
+from mambaout.data.images.jpeg import segment_lengths
 from mambaout.data.packing import pack as packing
 from mambaout.data.packing import storing
 from mambaout.data.packing.sources import open_data, pack, read_data_set
@@ -64,7 +64,7 @@ def fingerprint(folder: Path) -> str:
 # -- without loss ---------------------------------------------------------------------------------
 
 
-def test_packed_jpegs_keep_their_pixels_and_crops_of_them_a_part(tmp_path):
+def test_packed_jpegs_keep_their_pixels_and_tell_their_segments(tmp_path):
     files = write_files(tmp_path / "own")
     packed = pack(str(tmp_path / "own"), tmp_path / "shards", progress=False)
     assert (packed.num_images, packed.num_recut) == (len(files), len(files))
@@ -73,9 +73,7 @@ def test_packed_jpegs_keep_their_pixels_and_crops_of_them_a_part(tmp_path):
             before, after = files[row["image"]["path"] + split], row["image"]["bytes"]
             assert before != after
             np.testing.assert_array_equal(pixels(before), pixels(after))
-            part = splice(after, row["segments"], (40, 40, 10, 10))
-            assert part is not None
-            assert part.width < 90
+            assert segment_lengths(after, row["segments"]) is not None
             assert row["label"] == "ab".index(row["image"]["path"][0])
 
 

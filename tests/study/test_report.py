@@ -29,9 +29,9 @@ from study_files import (
 )
 
 from mambaout.commands.train import add_train, recipe_choice
+from mambaout.numbers import hours_text
 from mambaout.recipe import BASELINE, RELEASED_CODE, tuned, with_global_batch
 from mambaout.study.law.noise import noise_of_runs
-from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.report.charts import COST_AXES, accuracy
 from mambaout.study.report.curves import learning_curves, training_loss
 from mambaout.study.report.families import families
@@ -124,16 +124,6 @@ def test_a_diverged_seed_is_named_and_left_out_of_the_numbers(mixed):
     row = next(row for row in rows(mixed.runs()) if row.label == "w32-d6")
     assert len(row.mean("top1").values) == 1
     assert "s1 diverged" in row.state
-
-
-def test_numbers_are_written_for_people():
-    assert [count_text(n) for n in (1_147_984_992, 7_304_536, 940, 2.5e12)] == [
-        "1.15G",
-        "7.3M",
-        "940",
-        "2.5T",
-    ]
-    assert [hours_text(h) for h in (2.5, 0.5, 0.01, math.nan)] == ["2.5 h", "30.0 min", "36 s", "-"]
 
 
 # -- commands -------------------------------------------------------------------------------------

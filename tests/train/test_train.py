@@ -397,8 +397,9 @@ def test_an_update_is_torchs_adamw(tiny_recipe):
             group["lr"] = lr
         take_step(ours, lr, 0.05, Cpu())
         theirs.step()
+        # Ours is fused, which rounds otherwise.
         for one, other in zip(model.parameters(), reference.parameters(), strict=True):
-            assert torch.equal(one, other)
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 def test_the_released_codes_schedule_is_reproduced_epoch_by_epoch():

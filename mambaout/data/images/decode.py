@@ -1,8 +1,8 @@
 """Encoded images to pixels, and no more of them than a crop needs.
 
 A baseline JPEG is decoded by jpeg_crop.c, of one that `pack` re-cut only the segments that the crop
-covers (jpeg.py). What that leaves, or all of them where it cannot run, is libjpeg-turbo's, with the
-same pixels. Everything else, a JPEG that libjpeg-turbo warns about among it, is Pillow's, whose
+covers (jpeg.py). What that leaves, or all of them where it cannot run, libjpeg-turbo decodes whole,
+to the same pixels. Everything else is Pillow's, a JPEG that libjpeg-turbo warns about among it:
 convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as in timm. Rotation that
 EXIF asks for is not done, as in timm. Grey images stay grey until they are resized, which gives the
 same pixels for a third of the work.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from typing import Protocol
@@ -25,7 +26,7 @@ import simplejpeg
 from PIL import Image
 
 from mambaout.data.bar import progress_bar
-from mambaout.data.images.jpeg import segment_lengths, splice
+from mambaout.data.images.jpeg import segment_lengths
 from mambaout.data.images.jpeg_crop import Box, decoded_box, room
 from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.encoded import EncodedImage, EncodedImages, place
@@ -113,17 +114,12 @@ class JpegPicture:
 
     def _by_libjpeg(self, box: Box, smooth: bool) -> np.ndarray | None:
         left, top, width, height = box
-        encoded, size = self.encoded.image, self.size
-        if self.encoded.segments is not None and (width, height) != self.size:
-            spliced = splice(encoded, self.encoded.segments, box)
-            if spliced is not None:
-                encoded, left, top, *size = spliced
         try:
             pixels = simplejpeg.decode_jpeg(
-                encoded,
+                self.encoded.image,
                 _COLOURS[self.space],
                 fastupsample=not smooth,
-                buffer=room("pixels", 3 * size[0] * size[1]),
+                buffer=room("pixels", 3 * math.prod(self.size)),
             )
         except ValueError:  # a warning, too, which Pillow lets pass
             return None

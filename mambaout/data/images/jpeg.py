@@ -2,13 +2,14 @@
 
 Most of the time that decoding takes is the reading of Huffman codes, which has no way to skip.
 Restart markers every few blocks are such a way: `recut` has jpegtran add them, with optimal
-Huffman tables, and changes no coefficient; the file stays an ordinary JPEG. `splice` puts the
-segments that a box of pixels needs behind a patched header: a small JPEG for any decoder.
+Huffman tables, and changes no coefficient; the file stays an ordinary JPEG, for any decoder.
+jpeg_crop.c reads the segments that a box of pixels needs, and no others.
 
 Where the segments lie is told by `segments`, little-endian bytes that ride beside the file: a
 checksum over the JPEG's header and all that follows here; the place of the frame in the header;
 the image's width and height; a segment's width and height in pixels; how many pixels beyond a box
 its decoding looks; and the lengths, as uint16, of the header and of every segment with its marker.
+Of these the decoder needs the lengths alone: it reads the rest from the JPEG's header.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NO_JPEGTRAN = (
 )
 JPEGTRAN_SECONDS = 300.0  # no photograph takes one
 
-# The width wanted of a segment. Splice and decode of a RandomResizedCrop(0.08 to 1) took 818 us at
+# The width wanted of a segment. To cut out and decode a RandomResizedCrop(0.08 to 1) took 818 us at
 # 32; 873, 848 and 995 at 16, 64 and 128 (simplejpeg 1.9, 60 photographs of 500x375 and 82 kB; with
 # 31 kB 670, and 663, 696, 760). A whole image takes 2 to 7 % longer than without markers.
 SEGMENT_PIXELS = 32
@@ -44,16 +45,6 @@ _BASELINE = (0xC0, 0xC1)
 _PROGRESSIVE = 0xC2
 _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length
 _END = 0xD9
-
-
-class SplicedJpeg(NamedTuple):
-    """A JPEG of the segments that cover a box, and the box's place in it."""
-
-    encoded: bytearray
-    left: int
-    top: int
-    width: int  # of the JPEG's image, not of the box
-    height: int
 
 
 class _Frame(NamedTuple):
@@ -110,78 +101,19 @@ def recut(encoded: bytes) -> tuple[bytes, bytes] | None:
     return done.stdout, segments
 
 
-def splice(
-    encoded: bytes | memoryview, segments: bytes | memoryview, box: tuple[int, int, int, int]
-) -> SplicedJpeg | None:
-    """The part of a re-cut JPEG that covers `box`: left, top, width and height in pixels.
-
-    Inside the box it decodes to the pixels of the whole file: every pixel that smooth chroma
-    upsampling looks at is there. None if `segments` are not the file's, or the box is not inside
-    the image. Never raises, and reads nothing outside the two buffers, whatever they hold.
-    """
-    try:
-        return _splice(memoryview(encoded), memoryview(segments), *box)
-    except (ValueError, IndexError, ArithmeticError, struct.error):  # numbers that fit nothing
-        return None
-
-
 def segment_lengths(encoded: bytes | memoryview, segments: bytes | memoryview) -> memoryview | None:
     """The bytes of each restart segment, as uint16; None if `segments` are not the file's."""
-    index = memoryview(segments)
-    return None if _facts(memoryview(encoded), index) is None else index[_HEAD.size :]
-
-
-def _facts(source: memoryview, index: memoryview) -> tuple[int, ...] | None:
-    """What stands before the lengths, without the checksum; None if that is another file's."""
+    source, index = memoryview(encoded), memoryview(segments)
     if len(index) < _HEAD.size:
         return None
-    checksum, *facts = _HEAD.unpack_from(index)
-    return tuple(facts) if checksum == crc32(index[4:], crc32(source[: facts[-1]])) else None
-
-
-def _splice(
-    source: memoryview, index: memoryview, left: int, top: int, width: int, height: int
-) -> SplicedJpeg | None:
-    facts = _facts(source, index)
-    if facts is None:
-        return None
-    frame, full_width, full_height, across, down, margin, header = facts
-    right, bottom = left + width, top + height
-    if not (0 <= left < right <= full_width and 0 <= top < bottom <= full_height):
-        return None
-    columns, rows = -(-full_width // across), -(-full_height // down)
-    # The header's first. Without the copy to int64 the sums take 10 us longer, of 54.
-    lengths = np.frombuffer(index, "<u2", offset=_HEAD.size - 2).astype(np.int64)
-    bounds = lengths.cumsum()
-    if len(bounds) != rows * columns + 1 or bounds[-1] != len(source):
-        return None
-    # The segments wanted are columns x0 to x1 of rows y0 to y1.
-    x0, x1 = max(left - margin, 0) // across, -(-min(right + margin, full_width) // across)
-    y0, y1 = max(top - margin, 0) // down, -(-min(bottom + margin, full_height) // down)
-    part_width = min(x1 * across, full_width) - x0 * across
-    part_height = min(y1 * down, full_height) - y0 * down
-    head = bytearray(source[:header])
-    struct.pack_into(">HH", head, frame + 5, part_height, part_width)
-    starts = bounds[y0 * columns + x0 : y1 * columns : columns].tolist()
-    ends = bounds[y0 * columns + x1 : y1 * columns + 1 : columns].tolist()
-    lines = map(source.__getitem__, map(slice, starts, ends))
-    spliced = bytearray().join((head, *lines))
-    if spliced[-2] != 0xFF:
-        return None
-    # Each segment ends in its marker, 0xFF and a number; the image's last in the end of image.
-    after = lengths[1:].reshape(rows, columns)[y0:y1, x0:x1].cumsum()
-    numbers = _NUMBERS[: len(after)] if len(after) <= len(_NUMBERS) else _numbers(len(after))
-    np.frombuffer(spliced, np.uint8, offset=header - 1)[after] = numbers
-    spliced[-1] = _END
-    return SplicedJpeg(spliced, left - x0 * across, top - y0 * down, part_width, part_height)
+    checksum, *_, header_bytes = _HEAD.unpack_from(index)
+    known = checksum == crc32(index[4:], crc32(source[:header_bytes]))
+    return index[_HEAD.size :] if known else None
 
 
 def _numbers(count: int) -> np.ndarray:
     """The second bytes of `count` restart markers, in the order they must have."""
     return np.resize(np.arange(0xD0, 0xD8, dtype=np.uint8), count)
-
-
-_NUMBERS = _numbers(1 << 13)
 
 
 # -- reading a header -----------------------------------------------------------------------------
@@ -272,7 +204,7 @@ def _restart_interval(frame: _Frame) -> int | None:
 
 
 def _segments(encoded: bytes, interval: int) -> bytes | None:
-    """The `segments` of a file that jpegtran wrote; None if it is not as `splice` needs it."""
+    """The `segments` of a file that jpegtran wrote; None if it is not as it must be."""
     frame = _frame(encoded)
     if frame is None or frame.marker not in _BASELINE or frame.restart_interval != interval:
         return None

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mambaout.data.packing.image_tar import ARCHIVE_ENDINGS
-from mambaout.data.packing.walk import ENDINGS, OTHER_IMAGE, Parts, Tree, counted, listed, shown
+from mambaout.data.packing.walk import ENDINGS, OTHER_IMAGE, Parts, Tree, listed, shown
 from mambaout.data.shards.files import DataError
 from mambaout.data.shards.shard_files import SPLIT_WORDS
+from mambaout.numbers import counted
 
 WITHOUT_IMAGES = ("folder without images", "folders without images")
 OUTSIDE = ("image outside the class folders", "images outside the class folders")

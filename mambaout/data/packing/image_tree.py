@@ -61,8 +61,9 @@ from mambaout.data.packing.image_layout import Layout, find_layout
 from mambaout.data.packing.image_tar import walk_tar
 from mambaout.data.packing.pack import Source, split_by_hash
 from mambaout.data.packing.storing import Sample
-from mambaout.data.packing.walk import Parts, Tree, counted, listed, shown, text_of, walk_folder
+from mambaout.data.packing.walk import Parts, Tree, listed, shown, text_of, walk_folder
 from mambaout.data.shards.files import DataError
+from mambaout.numbers import counted
 
 NAMES_OF_AN_ORDER = 6  # that show how it differs from another
 

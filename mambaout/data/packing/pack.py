@@ -32,6 +32,7 @@ from mambaout.data.shards.described_set import CONTENT, LOSSY
 from mambaout.data.shards.encoded import SEGMENTS
 from mambaout.data.shards.files import DataError
 from mambaout.durable import replacing
+from mambaout.numbers import bytes_text, counted, rate_text
 
 SHARD_BYTES = 256 << 20
 GROUP_BYTES = 16 << 20  # about 150 ImageNet photographs
@@ -89,9 +90,8 @@ class PackReport:
 
     def __str__(self) -> str:
         speed = self.num_images / max(self.seconds, 1e-9)
-        cores = f"{self.num_cores} core" + "s" * (self.num_cores != 1)
-        text = f"packed {self.num_images:,} images in {self.seconds:,.0f} s, {speed:,.0f} images/s "
-        text += f"on {cores}"
+        text = f"packed {self.num_images:,} images in {self.seconds:,.0f} s, {rate_text(speed)} "
+        text += f"images/s on {counted(self.num_cores, 'core')}"
         if not self.recut:
             return f"{text}; all stored as they are"
         if self.num_recut:
@@ -128,8 +128,8 @@ def write_shards(
     free = shutil.disk_usage(out.parent).free
     if source.num_bytes > free and lossy is None:
         raise DataError(
-            f"packing {source.name} takes {source.num_bytes / 2**30:.1f} GiB, and {out.parent} has "
-            f"{free / 2**30:.1f} GiB left; `mambaout pack SOURCE OUT` writes where there is room"
+            f"packing {source.name} takes {bytes_text(source.num_bytes)}, and {out.parent} has "
+            f"{bytes_text(free)} left; `mambaout pack SOURCE OUT` writes where there is room"
         )
     begun = time.monotonic()
     text = "; then ".join(str(step) for step in (source.lossy, lossy) if step is not None) or None

@@ -25,6 +25,7 @@ from mambaout.data.bar import progress_bar
 from mambaout.data.shards.data_set import DataSet, Split
 from mambaout.data.shards.files import DataError, file_size, read_range
 from mambaout.durable import PART, remove, replacing
+from mambaout.numbers import bytes_text
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +96,11 @@ def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
     need, free = sum(copy.num_bytes for copy in missing), shutil.disk_usage(home).free
     if need > free:
         raise DataError(
-            f"staging takes {need / 2**30:.1f} GiB, and {home} has {free / 2**30:.1f} GiB left; "
+            f"staging takes {bytes_text(need)}, and {home} has {bytes_text(free)} left; "
             "stage where there is room, or leave --stage out"
         )
     if missing:
-        log.info("copying %d shards, %.1f GiB, to %s", len(missing), need / 2**30, home)
+        log.info("copying %d shards, %s, to %s", len(missing), bytes_text(need), home)
     stop, lock = threading.Event(), threading.Lock()
     with (
         progress_bar(

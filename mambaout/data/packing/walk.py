@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mambaout.data.shards.files import DataError
+from mambaout.numbers import counted
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -204,10 +205,6 @@ def shown(path: str | Path) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text_of(str(path))
     )
-
-
-def counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def listed(names: Iterable[str], most: int = NAMES_SHOWN) -> str:

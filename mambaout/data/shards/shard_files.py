@@ -24,6 +24,7 @@ from typing import NamedTuple
 import pyarrow.fs
 
 from mambaout.data.shards.files import DataError, Stamp, filesystem, stamp_of, tried_again
+from mambaout.numbers import counted
 
 SPLIT_WORDS = {  # of files and folders, in any letter case; folders of images have the same
     "train": ("train", "training"),
@@ -75,7 +76,7 @@ def find_shards(location: str) -> SplitFiles:
     for path in stamps:
         (hidden if _is_hidden(path) else paths).append(path)
     if hidden:
-        left_out.append(f"{_counted(len(hidden), 'hidden or metadata file')} ({_some(hidden)})")
+        left_out.append(f"{counted(len(hidden), 'hidden or metadata file')} ({_some(hidden)})")
     if not paths:
         also = f" (left out: {'; '.join(left_out)})" if left_out else ""
         raise DataError(f"{location} has no train shards: it holds no Parquet file{also}")
@@ -87,7 +88,7 @@ def find_shards(location: str) -> SplitFiles:
         by_split[file.split or ""].append(file)
     if unknown := by_split.pop("", None):
         left_out.append(
-            f"{_counted(len(unknown), 'file')} of no known split ({_some(f.path for f in unknown)})"
+            f"{counted(len(unknown), 'file')} of no known split ({_some(f.path for f in unknown)})"
         )
     ranked = {
         source: [name for name in (*names, *(PARTIAL + name for name in names)) if name in by_split]
@@ -119,7 +120,7 @@ def find_shards(location: str) -> SplitFiles:
 
 def described_split(split: str, num_shards: int) -> str:
     """The words for a split that is not read."""
-    return f"{split} ({_counted(num_shards, 'shard')})"
+    return f"{split} ({counted(num_shards, 'shard')})"
 
 
 def holds_parquet(location: str) -> bool:
@@ -307,7 +308,3 @@ def _some(items: Iterable[object]) -> str:
     named = [str(item) for item in items]
     more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
     return ", ".join(named[:_SHOWN]) + more
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -29,11 +29,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaout.numbers import UNITS, count_text, percent_text
 from mambaout.study.law import power_law
 from mambaout.study.law.noise import Z95, Interval, SeedMean, SeedNoise
 from mambaout.study.law.power_law import Array
 from mambaout.study.law.scatter import scatter_factors
-from mambaout.study.numbers import UNITS, count_text
 
 MIN_SIZES = 4  # the law has four parameters
 _DOMINATED = 2.0  # standard errors above a cheaper size: then off the front, else noise
@@ -98,8 +98,8 @@ class Holdout:
         if math.isfinite(p.low):
             sure, sigmas = f" ({p.low:.2f} to {p.high:.2f})", f" ({self.sigmas:+.1f} sigma)"
         return (
-            f"without {self.size.label} the law predicts {p.value:.2f} % for it{sure}; "
-            f"it is {self.size.error:.2f} %, {self.error:+.2f} points{sigmas}"
+            f"without {self.size.label} the law predicts {percent_text(p.value)} for it{sure}; "
+            f"it is {percent_text(self.size.error)}, {self.error:+.2f} points{sigmas}"
         )
 
 

@@ -23,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from mambaout.endings import Ending
+from mambaout.numbers import counted
 from mambaout.recipe import Recipe
 from mambaout.study.law.power_law import Array
 from mambaout.study.study import Run
@@ -125,7 +126,7 @@ class SeedSpread:
     num_recipes: int  # with two seeds or more
 
     def text(self) -> str:
-        recipes = f"{self.num_recipes} recipe{'s' * (self.num_recipes > 1)}"
+        recipes = counted(self.num_recipes, "recipe")
         return f"{self.points:.2f} points ({self.degrees} degrees of freedom, {recipes})"
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mambaout.numbers import count_text
 from mambaout.study.law import power_law
 from mambaout.study.law.fit import MIN_SIZES, Size
 from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.scatter import scatter_factors, seed_factors
-from mambaout.study.numbers import count_text
 
 FALSE_ALARMS = 0.05  # of a ladder without a plateau, over all of its steps
 PAID = 0.25  # share of the promise from which on a step has paid

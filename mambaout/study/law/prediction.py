@@ -15,6 +15,7 @@ from typing import Any
 from mambaout.accounting import cost
 from mambaout.durable import read_whole, write_whole
 from mambaout.endings import Ending
+from mambaout.numbers import percent_text
 from mambaout.recipe import BASELINE, Recipe, content_key
 from mambaout.study.law.fit import Size, TooFew, fit_law
 from mambaout.study.law.noise import noise_of_runs
@@ -59,8 +60,9 @@ def predict(folder: StudyFolder) -> str:
             "high": high,
             "sigma": found.sigma,
             "law": law.text(),
-            "text": f"predicted before it is trained: {label} reaches {100 - found.value:.2f} % "
-            f"top-1 (95 % interval {low:.2f} to {high:.2f}), from {len(sizes)} smaller sizes",
+            "text": f"predicted before it is trained: {label} reaches "
+            f"{percent_text(100 - found.value)} top-1 (95 % interval {low:.2f} to {high:.2f}), "
+            f"from {len(sizes)} smaller sizes",
         }
     write_whole(path, json.dumps(body, indent=1) + "\n")
     return str(body["text"])

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mambaout.numbers import count_text
 from mambaout.study.law.fit import Size, interval_of
 from mambaout.study.law.noise import Difference, Interval, SeedNoise
 from mambaout.study.law.power_law import Array
 from mambaout.study.law.scatter import scatter_factors, seed_factors
-from mambaout.study.numbers import count_text
 
 # -- what a doubling of cost buys -----------------------------------------------------------------
 

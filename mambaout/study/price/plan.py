@@ -18,9 +18,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mambaout.accounting import cost
+from mambaout.numbers import bytes_text, count_text, hours_text
 from mambaout.recipe import BASELINE
 from mambaout.study.axes import Search
-from mambaout.study.numbers import count_text, hours_text
 from mambaout.study.price.rates import Forecast, Kind, Rate, assumption
 from mambaout.study.price.trial_price import NumImages, PlanRow, Pricing, checkpoint_bytes
 from mambaout.study.study import Run, Trial
@@ -216,7 +216,7 @@ def _groups(rows: Sequence[PlanRow]) -> list[list[PlanRow]]:
 
 def _cells(group: Sequence[PlanRow]) -> tuple[str, ...]:
     row, todo = group[0], [row for row in group if not row.finished]
-    figures = [*map(count_text, (row.macs, row.params, row.images)), _macs_text(row.train_macs)]
+    figures = [*map(count_text, (row.macs, row.params, row.images, row.train_macs))]
     if row.is_search:
         trials = f"up to {row.num_trials}" if row.stops_early else f"{row.num_trials}"
         most = row.most_seconds > 1.05 * row.seconds
@@ -246,7 +246,7 @@ def _sums(plan: Plan) -> list[str]:
     lines = [
         f"to run       {plan.num_trials} trials"
         + (f" ({', '.join(notes)})" if notes else "")
-        + f": {count_text(plan.images)} training images, {_macs_text(plan.train_macs)} MACs",
+        + f": {count_text(plan.images)} training images, {count_text(plan.train_macs)} MACs",
     ]
     at_most = [f"at most {hours_text(most)} at the searches' dearest"] if most > hours else []
     at_most += ["early stopping makes it less"] if stops else []
@@ -261,24 +261,9 @@ def _sums(plan: Plan) -> list[str]:
     if plan.grant_share is not None:
         share = f"{plan.grant_share:.1%} of the {plan.grant_hours:,g} device-hours"
         lines.append(f"grant        {share}")
-    lines.append(f"disk         {_bytes_text(plan.disk_bytes)}")
+    lines.append(f"disk         {bytes_text(plan.disk_bytes)}")
     for line in plan.basis:
         lines += textwrap.wrap(
             f"time from    {line}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False
         )
     return lines
-
-
-def _macs_text(macs: float) -> str:
-    """A whole run's MACs: 5.4e18 -> "5.4E"."""
-    for bound, unit in ((1e18, "E"), (1e15, "P")):
-        if macs >= bound:
-            return f"{macs / bound:.3g}{unit}"
-    return count_text(macs)
-
-
-def _bytes_text(size: float) -> str:
-    for bound, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= bound:
-            return f"{size / bound:.3g} {unit}"
-    return f"{size / 1e3:.3g} kB"

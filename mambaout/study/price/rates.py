@@ -27,6 +27,7 @@ from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.durable import append_lines, read_lines, read_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.numbers import count_text
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
 from mambaout.train.metrics import EARLIER_DEVICES, IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
@@ -195,7 +196,7 @@ def assumption(device: str, precision: str = "fp32") -> Assumption:
         return Assumption(rate, each, f"{share} and {each * 1e3:g} ms an image")
     if device == "cpu" or "thread" in device:  # as Cpu.device_name ends
         rate, each = CPU_CORE_MACS_PER_SECOND, CPU_SECONDS_PER_IMAGE
-        text = f"{rate / 1e9:g}G training MACs a second and {each * 1e3:g} ms an image on a core"
+        text = f"{count_text(rate)} training MACs a second and {each * 1e3:g} ms an image on a core"
         return Assumption(rate, each, text)
     raise WrongRequest(
         f"device {device!r} is not in the chip table and nothing has been measured on it: "

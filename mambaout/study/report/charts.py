@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mambaout.numbers import count_text, hours_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
-from mambaout.study.numbers import count_text, hours_text, rate_text
 from mambaout.study.report.labels import MOST_NAMES, Spot, place_labels
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
@@ -229,7 +229,7 @@ def _at_the_bottom(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
     """Mark points below the axis by an arrow at its lower edge, their value in their name."""
     low, high = axes.get_ylim()
     edge = low + 0.03 * (high - low)
-    moved = [replace(p, y=edge, half=None, name=f"{p.name} {p.y:.1f} %") for p in points]
+    moved = [replace(p, y=edge, half=None, name=f"{p.name} {percent_text(p.y, 1)}") for p in points]
     for p in moved:
         axes.scatter(p.x, p.y, s=45, marker="v", color=p.color, zorder=3)
     if points:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mambaout.numbers import counted
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.law.fit import Size
 from mambaout.study.report.rows import Row
@@ -31,7 +32,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        return self.title or f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        return self.title or counted(self.epochs, "epoch")
 
     @property
     def where(self) -> str:

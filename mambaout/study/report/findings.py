@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mambaout.endings import Ending
+from mambaout.numbers import count_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
-from mambaout.study.numbers import count_text, rate_text
 from mambaout.study.report.families import Family, longest
 from mambaout.study.report.growing import deeper_or_wider, one_way, stopped_paying
 from mambaout.study.report.ranking import Standing
@@ -67,7 +67,7 @@ def _best(found: Standing) -> str:
     if speed:  # measured on the study's device
         cost = f"{macs} MACs, {params} parameters and {rate_text(speed.value)} images/s in training"
     result = f"{interval_text(best, TOP1, found.noise, ' %')} top-1 on val for {cost}"
-    minival = f"{best.mean(MINIVAL_TOP1).value:.2f} %"
+    minival = percent_text(best.mean(MINIVAL_TOP1).value)
     if not found.noise.has_seeds and others:
         return f"{best.label} is the highest on minival ({minival}): {result}."
     if not near:
@@ -103,7 +103,7 @@ def _value(ready: Sequence[Row]) -> list[str]:
     if best.mean(MACS).value < 1.05 * min(row.mean(MACS).value for row in priced):
         return []
     on_front = front([(row.mean(MACS).value, _minival(row)) for row in priced])
-    names = ", ".join(f"{priced[i].label} ({_top1(priced[i]):.2f} %)" for i in on_front)
+    names = ", ".join(f"{priced[i].label} ({percent_text(_top1(priced[i]))})" for i in on_front)
     text = (
         "No other recipe has both fewer MACs and a higher top-1 on minival than these (their "
         f"top-1 on val): {names}."
@@ -130,7 +130,7 @@ def _bigger(family: Family, found: Standing, *, alone: bool) -> list[str]:
     span = (
         f"from {count_text(low.mean(MACS).value)} to {count_text(high.mean(MACS).value)} MACs "
         f"(x{factor:.1f}, {len(steps)} variants) top-1 on val goes from {_top1(low):.2f} to "
-        f"{_top1(high):.2f} %"
+        f"{percent_text(_top1(high))}"
     )
     order = rank_correlation([row.mean(MACS).value for row in steps], list(map(_top1, steps)))
     slope = gain_per_doubling(steps)
@@ -166,7 +166,7 @@ def _predicted(reading: Reading) -> list[str]:
         return [str(said["text"])[:1].upper() + str(said["text"])[1:] + "."] if said else []
     text = (
         f"Before {said['label']} was trained, the law of {len(said['sizes'])} other sizes "
-        f"predicted {said['predicted']:.2f} % top-1 for it (95 %: {said['low']:.2f} to "
+        f"predicted {percent_text(said['predicted'])} top-1 for it (95 %: {said['low']:.2f} to "
         f"{said['high']:.2f})"
     )
     if row is None or not row.mean(TOP1):

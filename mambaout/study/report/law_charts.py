@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from mambaout.numbers import count_text
 from mambaout.study.law.fit import Law
 from mambaout.study.law.shape import Slice
-from mambaout.study.numbers import count_text
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
     DEEP,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from mambaout.numbers import count_text, percent_text
 from mambaout.study.law.fit import TooFew, fit_law
 from mambaout.study.law.noise import noise_of
 from mambaout.study.law.plateau import plateaus
 from mambaout.study.law.published import VAL_IMAGES, PublishedModel, ladder, published
-from mambaout.study.numbers import count_text
 from mambaout.study.report.labels import Spot, place_labels
 from mambaout.study.report.picture import BASELINE_COLOR, legend_below, log_ticks, new
 from mambaout.study.report.ranking import Standing
@@ -88,8 +88,8 @@ def published_said() -> list[str]:
     said = []
     small, local = _model("MambaOut-Small"), _model("LocalVMamba-S")
     said.append(
-        f"{small.model} reaches {small.top1:.1f} % with {count_text(small.macs)} MACs, "
-        f"{local.model} {local.top1:.1f} % with {count_text(local.macs)}: "
+        f"{small.model} reaches {percent_text(small.top1, 1)} with {count_text(small.macs)} MACs, "
+        f"{local.model} {percent_text(local.top1, 1)} with {count_text(local.macs)}: "
         f"{small.top1 - local.top1:+.1f} points at {small.macs / local.macs:.0%} of the MACs."
     )
     sizes = ladder("MambaOut")

@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from mambaout.endings import Ending
-from mambaout.study.numbers import hours_text, percent_text, rate_text
+from mambaout.numbers import hours_text, percent_text, rate_text
 from mambaout.study.report.page_style import STYLE
 from mambaout.study.report.rows import Row
 from mambaout.study.report.tables import CHOSEN, NAME, NOTE, RankedTable

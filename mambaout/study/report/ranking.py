@@ -13,6 +13,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
+from mambaout.numbers import counted, percent_text
 from mambaout.recipe import Recipe
 from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.axes import Search, search_from_json
@@ -45,8 +46,8 @@ class Chance:
     @property
     def text(self) -> str:
         if self.is_share:
-            return f"always naming the most frequent class gives {self.top1:.1f} %"
-        return f"guessing among {self.num_classes} classes gives {self.top1:.1f} %"
+            return f"always naming the most frequent class gives {percent_text(self.top1, 1)}"
+        return f"guessing among {self.num_classes} classes gives {percent_text(self.top1, 1)}"
 
     def bound(self, num_images: int) -> float:
         """Top-1 in percent that a result on so many images has to exceed, not to be chance.
@@ -168,10 +169,11 @@ class Standing:
         order = " The order of the recipes says little." if of > 1 else ""
         return (
             f"No verdict: the study is near chance. {who} clearly better than guessing. "
-            f"{best.label}, the highest on minival, has {best.mean(MINIVAL_TOP1).value:.1f} % "
-            f"there and {best.mean(TOP1).value:.1f} % on val; {self.chance.text}, and up to "
-            f"{self.chance.bound(_images(best)):.1f} % counts as near chance here.{order} What to "
-            f"try: {'; '.join(self._remedies())}."
+            f"{best.label}, the highest on minival, has "
+            f"{percent_text(best.mean(MINIVAL_TOP1).value, 1)} there and "
+            f"{percent_text(best.mean(TOP1).value, 1)} on val; {self.chance.text}, and up to "
+            f"{percent_text(self.chance.bound(_images(best)), 1)} counts as near chance "
+            f"here.{order} What to try: {'; '.join(self._remedies())}."
         )
 
     def _remedies(self) -> list[str]:
@@ -186,7 +188,7 @@ class Standing:
             return [] if name in axes else [f"--{name.replace('_', '-')}{value}"]
 
         advice = {
-            f"more than {epochs} epoch{'s' * (epochs > 1)}": option("epochs"),
+            f"more than {counted(epochs, 'epoch')}": option("epochs"),
             f"a higher learning rate than {rate:.2g}": option("peak_lr"),
         }
         if on:

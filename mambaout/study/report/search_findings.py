@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.endings import Ending
+from mambaout.numbers import count_text, counted
 from mambaout.study.axes import Axis, Choice, LogRange, Search, search_from_json
 from mambaout.study.law.noise import SeedNoise
-from mambaout.study.numbers import count_text
 from mambaout.study.report.page import Section, Table
 from mambaout.study.report.picture import FAINT, INK, grid, legend_below, new, shades
 from mambaout.study.report.rows import Row, rows
@@ -86,7 +86,7 @@ def search_answer(found: Sequence[SearchFinding]) -> list[str]:
         text = (
             f"The search {one.search.label} came to {one.best.label}{values} "
             f"({one.search.goals[0][0]} {one.best.mean:.2f} over "
-            f"{count} seed{'s' * (count > 1)}{others})"
+            f"{counted(count, 'seed')}{others})"
         )
         told = f"; not known to be an optimum: {', '.join(one.edges)}" if one.edges else ""
         said.append(f"{text}{told}.")

@@ -18,6 +18,7 @@ from typing import Any
 
 from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
+from mambaout.numbers import percent_text
 from mambaout.study.report.findings import answer
 from mambaout.study.report.page import Section, page
 from mambaout.study.report.picture import png
@@ -109,7 +110,7 @@ def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
     if run is None or checkpoint_path(folder, run.trial) is None:
         return lines[0]
     name = f"{folder.path.name}/{run.trial.name}"
-    of = "near chance" if found.guessing else f"minival {run.metrics[MINIVAL_TOP1]:.2f} %"
+    of = "near chance" if found.guessing else f"minival {percent_text(run.metrics[MINIVAL_TOP1])}"
     storage = shlex.join(["--storage", str(folder.path.parent)])
     lines += [
         f"\nhighest trial: {run.trial.name} ({of})",

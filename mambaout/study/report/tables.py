@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mambaout.numbers import count_text, hours_text, rate_text
 from mambaout.study.law.noise import SeedNoise
-from mambaout.study.numbers import count_text, hours_text, rate_text
 from mambaout.study.report.ranking import LEAST_MINIVAL, Standing, standing
 from mambaout.study.report.rows import Row
 from mambaout.study.report.varied import varied

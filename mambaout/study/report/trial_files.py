@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from mambaout.options import field_text
 from mambaout.recipe import BASELINE, flat_fields, following
 from mambaout.study.origin import searches_of
 from mambaout.study.report.rows import rows
@@ -39,7 +40,7 @@ def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None
         if field in following(_starts()[name], options):
             options[field] = flat[field]
     for field, value in options.items():
-        words += [f"--{field.replace('_', '-')}", option_text(value)]
+        words += [f"--{field.replace('_', '-')}", field_text(value)]
     return shlex.join(words)
 
 
@@ -54,12 +55,6 @@ def _starts() -> dict[str, dict[str, Any]]:
 
 def _differing(flat: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in flat.items() if value != start[field]}
-
-
-def option_text(value: object) -> str:
-    if value is None:
-        return "none"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def checkpoint_path(folder: StudyFolder, trial: Trial) -> str | None:
@@ -102,7 +97,7 @@ def trial_lines(
 
 
 def _cell(value: object) -> object:
-    return option_text(value) if value is None or isinstance(value, tuple) else value
+    return field_text(value) if value is None or isinstance(value, tuple) else value
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:

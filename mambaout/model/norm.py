@@ -74,7 +74,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    # once_differentiable's type knows arguments by their places alone.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, weight, stats = ctx.saved_tensors
         grad = grad.contiguous()
         images, height, width, channels = x.shape

@@ -2,13 +2,14 @@
 
     out = gated_block(x, weights, drop)  # x + drop * fc2(GELU(gate) * [rest, depthwise(mixed)])
 
-It gives what the modules of network.GatedCNNBlock give, to rounding, and keeps less for the
-backward pass: the product in front of the last linear is made again. `can_take` says where it
-works; elsewhere (other devices and types, no compiler, hooks on a module) the modules do. Under
-autocast the two linears are in bfloat16 and the sum x + branch is fp32.
+The result equals that of network.GatedCNNBlock's modules, up to rounding. It keeps less for the
+backward pass, because it computes the product in front of the last linear layer again. `can_take`
+says whether it works. Otherwise (other devices and types, no compiler, hooks on a module) the
+modules compute the block. Under autocast the two linear layers are in bfloat16 and the sum
+x + branch is fp32.
 
-Run eagerly it is an autograd.Function. torch.compile gets two operators of torch.library instead,
-which it takes as they are; to call one costs 0.3 ms more, as long as a small block takes.
+In eager mode it is an autograd.Function. torch.compile gets two operators of torch.library instead,
+and calls them as they are. Such a call costs 0.3 ms more, which is the time of a small block.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _GatedCall(ctypes.Structure):
 
 
 class _Functions(NamedTuple):
-    """Those of the C files for one kernel size and precision."""
+    """The functions of the C files for one kernel size and precision."""
 
     gated: Any
     joined: Any  # None in fp32
@@ -63,7 +64,7 @@ class _Functions(NamedTuple):
 
 
 def c_files(kernel_size: int) -> tuple[CFile, CFile]:
-    """The C of blocks of that kernel size, in fp32 and in bf16."""
+    """The C files for blocks with that kernel size: the one for fp32, the one for bf16."""
     flags = (*FLAGS, f"-DK={kernel_size}")
     return CFile(SOURCE, (*flags, "-DLOW=0")), CFile(SOURCE, (*flags, "-DLOW=1"))
 
@@ -81,13 +82,13 @@ def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
 
 @torch.compiler.assume_constant_result
 def is_compiled(kernel_size: int, is_low: bool) -> bool:
-    """Whether the C of blocks of that kernel size can be used here; compiles it where needed."""
+    """Whether the C code for that kernel size can be used here; compiles it if needed."""
     return _functions(kernel_size, is_low) is not None
 
 
 @contextlib.contextmanager
 def modules_alone() -> Iterator[None]:
-    """Blocks are computed by their modules here: what tests and benchmarks compare with."""
+    """In this context the modules compute the blocks, so that tests and benchmarks can compare."""
     global _IN_USE
     before, _IN_USE = _IN_USE, False
     try:
@@ -97,7 +98,7 @@ def modules_alone() -> Iterator[None]:
 
 
 def can_take(x: Tensor, weights: GatedWeights) -> bool:
-    """Whether `gated_block` works on this device, with these types, here."""
+    """Whether `gated_block` can compute x with these weights: device, types, C code, context."""
     if x.device.type != "cpu" or x.numel() == 0 or not _IN_USE:
         return False
     is_low = torch.is_autocast_enabled("cpu")
@@ -110,7 +111,11 @@ def can_take(x: Tensor, weights: GatedWeights) -> bool:
 
 
 def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: float) -> Tensor:
-    """x (B, H, W, dim) and its branch, fp32; `drop` (B,) multiplies each image's branch."""
+    """x + drop * branch of x, as fp32 (B, H, W, dim).
+
+    `drop` (B,) multiplies each image's branch (drop path); None: 1 for every image. `epsilon` is
+    that of the norm.
+    """
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
@@ -133,8 +138,11 @@ def _forward(
     is_low: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The block's output, and what its backward pass needs beside x: the norm's output and its
-    mean and deviation, the first linear's output and the convolution's; empty without `keep`."""
+    """The block's output (B, H, W, dim), and the tensors that its backward pass needs beside x.
+
+    These have a row for each of the B * H * W positions: the norm's output, its mean and deviation,
+    the first linear layer's output, and the convolution's output. Without `keep` they are empty.
+    """
     low = torch.bfloat16 if is_low else torch.float32
     c = _required(conv_weight, is_low)
     x = x.contiguous()
@@ -150,7 +158,7 @@ def _forward(
             *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
         )
     )
-    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), its bias not added yet
+    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), without the bias: `gated` adds it
     y = h.new_empty(len(h), hidden)
     v = h.new_empty((len(h), mixed) if keep else 0)
     weight = _by_place(conv_weight)
@@ -172,7 +180,7 @@ def _forward(
             *(out.data_ptr(), images, positions, dim, threads),
         )
     else:
-        out.view(-1, dim).addmm_(y, product)  # to x + drop * bias, which `norm` wrote
+        out.view(-1, dim).addmm_(y, product)  # adds to x + drop * bias, which `norm` wrote
     if not keep:
         normed = stats = h = x.new_empty(0)
     return out, normed, stats, h, v
@@ -228,7 +236,7 @@ def _backward(
     images, height, width, dim = x.shape
     positions, hidden, mixed = height * width, fc2_weight.shape[1], conv_weight.shape[0]
     threads = torch.get_num_threads()
-    branch_grad = out_grad.view(-1, dim).to(low)  # of each image before `drop`, which C adds
+    branch_grad = out_grad.view(-1, dim).to(low)  # without the factor `drop`: the C code applies it
     y_grad = branch_grad @ fc2_weight.to(low)
     y, h_grad = torch.empty_like(y_grad), torch.empty_like(h)
     weight = _by_place(conv_weight)
@@ -338,7 +346,7 @@ def _required(conv_weight: Tensor, is_low: bool) -> _Functions:
 
 
 def _by_place(conv_weight: Tensor) -> Tensor:
-    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place side by side."""
+    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place lie side by side."""
     return conv_weight.reshape(len(conv_weight), -1).t().contiguous()
 
 
@@ -352,7 +360,7 @@ def _check(status: int) -> None:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether somebody listens to what goes through one of the modules."""
+    """Whether one of the modules has forward or backward hooks."""
     return any(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -24,7 +24,7 @@ def optimizer(
     Only matrices and kernels have weight decay. Biases, norms and other one-dimensional parameters
     do not decay, as in DeiT and timm.
 
-    If the backend compiles, rates and counts are tensors, because a plain number 0 or 1 would become
+    If the backend compiles, rates and counts are tensors, because a plain number 0 or 1 would be
     part of the graph. All state exists from the start, so that the first step has the same graph.
     """
     decayed, kept, hidden = [], [], []

@@ -160,7 +160,7 @@ class RunDirectory:
         if saved is not None:
             self._require_same(saved["identity"], saved.get("git_commit"))
             model.load_state_dict(saved["model"])
-        # The weights are loaded before the move, because a lazy backend traces copies on the device.
+        # The weights are loaded before the move: a lazy backend would trace copies on the device.
         model = self.backend.move(model)
         moments = None if saved is None else saved["optimizer"]
         state = TrainState(model, optimizer(model, self.recipe, self.backend, moments))

@@ -54,7 +54,8 @@ class LayerNorm(nn.LayerNorm):
             and not torch.compiler.is_compiling()
             and norm_function(False) is not None
         ):
-            return _Norm.apply(input, self.weight, self.bias, self.eps)
+            normed: Any = _Norm.apply(input, self.weight, self.bias, self.eps)
+            return normed
         return super().forward(input)
 
 
@@ -73,7 +74,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # once_differentiable's type knows arguments by their places alone.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, weight, stats = ctx.saved_tensors
         grad = grad.contiguous()
         images, height, width, channels = x.shape

@@ -17,7 +17,7 @@ SAMPLER_TRIES, RANDOM_TRIES = 12, 200
 
 
 def candidates(memory: Memory, index: int) -> Iterator[Values]:
-    """For recipe number `index`. Some may have been tried; where they end the space is exhausted."""
+    """For recipe number `index`; some may be tried already. They end when the space does."""
     for attempt in range(SAMPLER_TRIES):
         yield memory.suggest(index, attempt)
     listed = points(memory.search)

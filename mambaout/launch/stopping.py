@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 from mambaout.launch.cluster import Signals
 from mambaout.launch.ending import Problems
 from mambaout.launch.failures import one_line
-from mambaout.launch.progress import Screen, counted
+from mambaout.launch.progress import Screen
+from mambaout.numbers import counted
 
 GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to stop
 # A signal to the whole process group takes Ray's own processes too, and a driver without them

@@ -1,0 +1,285 @@
+"""The training step and inference beside timm's MambaOut, on the same weights and images.
+
+Run:    python benchmarks/step.py --json results/step.json    (--device cuda where a GPU is)
+Costs:  about 10 min on 2 quiet cores
+Prints: a line a cell: timm's images/s, and ours over timm's, the median of --rounds rounds with the
+        lowest and the highest; the rounds of the two alternate
+
+| cell | network | image | batch |
+|---|---|---|---|
+| femto, tiny | published | 224 px | 16, 8 |
+| w16-d10, w32-d4, w8-d4 | of the study on a laptop: width of the first stage, blocks | 28 px | 64 |
+
+timm's network is its own class. Of the small ones conv1 of the stem has stride 1, since timm has
+no stem for small images, and the blocks have our hidden widths. A training step is forward, loss,
+backward and AdamW, each side's as it trains: ours fused, timm's as torch has it by default. With
+one thread CPU time is taken, which other work on the machine moves little; with more, wall time.
+
+Before it measures, each cell checks that the two are equal: outputs to 1e-5 of the largest, and
+gradients to 2e-5 of each parameter's largest in fp32. In bf16 our gradients may be no farther from
+those of fp32 than timm's are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaout.model.network import MambaOut, build
+from mambaout.train.cpu import cpu_name
+from mambaout.train.facts import git_commit
+from mambaout.variants import VARIANTS, ModelConfig
+
+SMALL = ModelConfig(stem_stride=2)
+PRECISIONS = ("fp32", "bf16")
+PARTS = ("train", "forward")
+# Of the largest value. Two orders of the same sums differ by so much after 18 blocks.
+OUTPUTS_OFF, GRADIENTS_OFF = 1e-5, 2e-5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network at one batch size."""
+
+    config: ModelConfig
+    image_size: int
+    batch: int
+    num_classes: int
+
+
+def shape(width: int, *depths: int) -> ModelConfig:
+    dims = (width, 2 * width, 4 * width, 6 * width)
+    return replace(SMALL, dims=dims, depths=depths)
+
+
+CELLS = {
+    "femto": Cell(VARIANTS["femto"], 224, 16, 1000),
+    "tiny": Cell(VARIANTS["tiny"], 224, 8, 1000),
+    "w16-d10": Cell(shape(16, 2, 2, 4, 2), 28, 64, 10),
+    "w32-d4": Cell(shape(32, 1, 1, 1, 1), 28, 64, 10),
+    "w8-d4": Cell(shape(8, 1, 1, 1, 1), 28, 64, 10),
+}
+
+
+def timms(cell: Cell, ours: MambaOut) -> nn.Module:
+    """timm's network of the cell's shape, with our weights."""
+    from timm.models import mambaout
+
+    config = cell.config
+    theirs = mambaout.MambaOut(num_classes=cell.num_classes, depths=config.depths, dims=config.dims)
+    for stage, dim in zip(theirs.stages, config.dims, strict=True):
+        for index in range(len(stage.blocks)):
+            stage.blocks[index] = mambaout.GatedConvBlock(
+                dim,
+                expansion_ratio=(config.hidden(dim) + 0.5) / dim,
+                kernel_size=config.kernel_size,
+                conv_ratio=config.conv_ratio,
+            )
+    theirs.stem.conv1.stride = (config.stem_stride // 2,) * 2
+    theirs.load_state_dict(ours.state_dict())
+    return theirs
+
+
+# -- what is measured -----------------------------------------------------------------------------
+
+
+@dataclass
+class Contender:
+    """A network with its images, as it trains and as it infers."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    precision: str
+    optimizer: torch.optim.Optimizer
+
+    def logits(self) -> Tensor:
+        device = self.images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.model(self.images)
+
+    def gradients(self) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.logits().float(), self.labels).backward()
+        return {name: p.grad.clone() for name, p in self.model.named_parameters()}
+
+    def train(self) -> None:
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.logits().float(), self.labels).backward()
+        self.optimizer.step()
+
+    def forward(self) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            self.logits()
+
+
+def contenders(cell: Cell, precision: str, device: str) -> dict[str, Contender]:
+    """Those of the cell; the first is timm, which the others are held against."""
+    torch.manual_seed(0)
+    ours = build(replace(cell.config, drop_path=0.0), cell.num_classes)
+    theirs = timms(cell, ours)
+    images = torch.randn(cell.batch, 3, cell.image_size, cell.image_size).to(device)
+    labels = torch.randint(cell.num_classes, (cell.batch,)).to(device)
+    networks: dict[str, nn.Module] = {"timm": theirs.to(device), "ours": ours.to(device)}
+    if device == "cuda":
+        networks["timm, channels last"] = copy.deepcopy(theirs).to(
+            memory_format=torch.channels_last
+        )
+        networks["timm, compiled"] = torch.compile(copy.deepcopy(theirs))
+        networks["ours, compiled"] = torch.compile(copy.deepcopy(ours))
+    return {
+        name: Contender(
+            network,
+            images,
+            labels,
+            precision,
+            torch.optim.AdamW(network.parameters(), fused=True if name[:4] == "ours" else None),
+        )
+        for name, network in networks.items()
+    }
+
+
+def check_equal(cell: Cell, precision: str, device: str) -> dict[str, float]:
+    """The largest differences of outputs and gradients, which must be rounding."""
+    found = contenders(cell, precision, device)
+    theirs, ours = found["timm"], found["ours"]
+    theirs.model.train(), ours.model.train()
+    with torch.no_grad():
+        outputs = [one.logits().float() for one in (theirs, ours)]
+    grads = [one.gradients() for one in (theirs, ours)]
+    if precision == "fp32":
+        out = _off(outputs[1], outputs[0])
+        grad = max(_off(grads[1][name], wanted) for name, wanted in grads[0].items())
+        assert out < OUTPUTS_OFF, f"outputs differ by {out:.2g}"
+        assert grad < GRADIENTS_OFF, f"gradients differ by {grad:.2g}"
+        return {"outputs_off": out, "gradients_off": grad}
+    exact = contenders(cell, "fp32", device)["timm"].gradients()
+    norms = [
+        statistics.median(
+            float((side[name] - wanted).norm() / wanted.norm()) for name, wanted in exact.items()
+        )
+        for side in grads
+    ]
+    assert norms[1] <= 1.05 * norms[0], f"farther from fp32 than timm: {norms[1]}, {norms[0]}"
+    return {"gradients_off_fp32": norms[1], "timms_gradients_off_fp32": norms[0]}
+
+
+def _off(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def seconds(work: Callable[[], None], device: str, num_threads: int) -> float:
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()  # type: ignore[no-untyped-call]
+        work()
+        end.record()  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+    clock = time.process_time if num_threads == 1 else time.perf_counter
+    began = clock()
+    work()
+    return clock() - began
+
+
+def measured(
+    cell: Cell, precision: str, options: argparse.Namespace, num_threads: int
+) -> list[dict[str, Any]]:
+    """A row for training and one for inference of each contender but timm."""
+    found = contenders(cell, precision, options.device)
+    times: dict[tuple[str, str], list[float]] = {}
+    for index in range(options.rounds + 1):
+        for name, one in found.items():
+            for part in PARTS:
+                taken = seconds(getattr(one, part), options.device, num_threads)
+                if index > 0:  # the first warms up
+                    times.setdefault((name, part), []).append(taken)
+    rows = []
+    for name in list(found)[1:]:
+        for part in PARTS:
+            pairs = zip(times["timm", part], times[name, part], strict=True)
+            ratios = sorted(theirs / ours for theirs, ours in pairs)
+            rows.append(
+                {
+                    "contender": name,
+                    "part": part,
+                    "ratio": statistics.median(ratios),
+                    "lowest": ratios[0],
+                    "highest": ratios[-1],
+                    "timm_images_per_second": cell.batch / statistics.median(times["timm", part]),
+                }
+            )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=CELLS)
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.device == "cuda":
+        options.threads = [torch.get_num_threads()]
+        device = torch.cuda.get_device_name()
+    else:
+        device = cpu_name(torch.get_num_threads())
+    rows: list[dict[str, Any]] = []
+    for name in options.cells:
+        cell = CELLS[name]
+        for precision in options.precisions:
+            torch.set_num_threads(1)
+            equal = check_equal(cell, precision, options.device)
+            for threads in options.threads:
+                torch.set_num_threads(threads)
+                for row in measured(cell, precision, options, threads):
+                    rows.append(
+                        {
+                            "cell": name,
+                            "precision": precision,
+                            "threads": threads,
+                            "batch": cell.batch,
+                            **row,
+                            **equal,
+                        }
+                    )
+                    print(
+                        f"{name:8} {precision} {threads} threads {row['part']:8} "
+                        f"{row['contender']}: {row['ratio']:.2f} times timm "
+                        f"({row['lowest']:.2f} to {row['highest']:.2f}), which has "
+                        f"{row['timm_images_per_second']:,.1f} images/s",
+                        flush=True,
+                    )
+    if options.json:
+        body = {
+            "command": "python benchmarks/step.py " + " ".join(sys.argv[1:]),
+            "commit": git_commit(),
+            "device": device,
+            "torch": torch.__version__,
+            "rounds": options.rounds,
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(body, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -78,7 +78,9 @@ def timms(cell: Cell, ours: MambaOut) -> nn.Module:
     from timm.models import mambaout
 
     config = cell.config
-    theirs = mambaout.MambaOut(num_classes=cell.num_classes, depths=config.depths, dims=config.dims)
+    theirs: Any = mambaout.MambaOut(
+        num_classes=cell.num_classes, depths=config.depths, dims=config.dims
+    )
     for stage, dim in zip(theirs.stages, config.dims, strict=True):
         for index in range(len(stage.blocks)):
             stage.blocks[index] = mambaout.GatedConvBlock(
@@ -113,7 +115,8 @@ class Contender:
     def gradients(self) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(self.logits().float(), self.labels).backward()
-        return {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        found = {name: p.grad for name, p in self.model.named_parameters()}
+        return {name: grad.clone() for name, grad in found.items() if grad is not None}
 
     def train(self) -> None:
         self.model.train()
@@ -134,11 +137,10 @@ def contenders(cell: Cell, precision: str, device: str) -> dict[str, Contender]:
     theirs = timms(cell, ours)
     images = torch.randn(cell.batch, 3, cell.image_size, cell.image_size).to(device)
     labels = torch.randint(cell.num_classes, (cell.batch,)).to(device)
-    networks: dict[str, nn.Module] = {"timm": theirs.to(device), "ours": ours.to(device)}
+    networks: dict[str, Any] = {"timm": theirs.to(device), "ours": ours.to(device)}
     if device == "cuda":
-        networks["timm, channels last"] = copy.deepcopy(theirs).to(
-            memory_format=torch.channels_last
-        )
+        last: Any = copy.deepcopy(theirs)  # nn.Module.to's types leave memory_format out
+        networks["timm, channels last"] = last.to(memory_format=torch.channels_last)
         networks["timm, compiled"] = torch.compile(copy.deepcopy(theirs))
         networks["ours, compiled"] = torch.compile(copy.deepcopy(ours))
     return {
@@ -185,9 +187,9 @@ def _off(found: Tensor, wanted: Tensor) -> float:
 def seconds(work: Callable[[], None], device: str, num_threads: int) -> float:
     if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()  # type: ignore[no-untyped-call]
+        begin.record()
         work()
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
     clock = time.process_time if num_threads == 1 else time.perf_counter

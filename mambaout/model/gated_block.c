@@ -1,17 +1,13 @@
 // What a Gated CNN block does beside its two linears (paper section 4, Figure 2), for a CPU:
 //
-//     n = norm(x)                                      norm, forward and backward
-//     y = drop * GELU(gate) * [rest, depthwise(mixed)] gated, of [gate | rest | mixed] = fc1(n)
-//     out = x + drop * (fc2(y)) + drop * bias          joined, where fc2 is in bfloat16
+//     y = drop * GELU(gate) * [rest, depthwise(mixed)]    gated, of [gate | rest | mixed] = fc1(n)
+//     out = x + drop * (fc2(y) + bias)                    joined, where fc2 is in bfloat16
 //
+// The norm, n = norm(x), is in norm.c.
 // Maps are (images, height, width, channels). Sums over positions are given for each image, so that
 // the number of threads moves no bit. LOW (0 or 1) and K, the kernel's side, come with -D.
-#include <immintrin.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+#include "names.h"
 
-#define API __attribute__((visibility("default")))
 #define REST 128      // channels of a task that has no convolution
 #define INTERVALS 16  // of |x| below RANGE, each with polynomials of its own
 #define DEGREE 5
@@ -25,16 +21,6 @@ struct gated {
     const void *y_grad;                              // none: forward
     void *h_grad;
     float *weight_grad, *bias_grad, *first_bias_grad;  // (images, ..) as above
-};
-
-struct norm {
-    long images, positions, channels, threads;
-    double epsilon;
-    const float *x, *weight, *shift, *bias, *drop;  // (.., channels), (channels) thrice, (images)
-    void *normed;                                   // (.., channels)
-    float *stats, *out;                             // (.., 2): mean, 1 / deviation; (.., channels)
-    const float *out_grad;                          // none: forward
-    float *weight_grad, *shift_grad, *bias_grad;    // (images, channels)
 };
 
 static struct { float tail[DEGREE + 1][INTERVALS], slope[DEGREE + 1][INTERVALS]; } tables;
@@ -68,40 +54,30 @@ __attribute__((constructor)) static void fill_tables(void) {
     fill(tables.slope, slope_of);
 }
 
-#define JOIN_(name, low, v, t) name##_##low##_##v##_##t
-#define JOIN(name, low, v, t) JOIN_(name, low, v, t)
-#define NAME(name) JOIN(name, LOW, V, T)
-#define VEC NAME(vec)
-#define INTS NAME(ints)
-#define BITS NAME(bits)
-#define HALVES NAME(halves)
-#if LOW
-typedef unsigned short E;
-#else
-typedef float E;
-#endif
 
 #define V 8
 #define T 7
+#include "vectors.h"
 #include "gated_block.h"
 #undef T
 #define T 8
+#include "vectors.h"
 #include "gated_block.h"
 #undef T
 #undef V
 #ifdef __AVX512F__
 #define V 16
 #define T 7
+#include "vectors.h"
 #include "gated_block.h"
 #undef T
 #define T 8
+#include "vectors.h"
 #include "gated_block.h"
-static int lanes_for(long channels) { return channels % 16 == 0 || channels > 40 ? 16 : 8; }
 #define CHOOSE(name, lanes, tile)                                              \
     (lanes == 16 ? (tile == 7 ? JOIN(name, LOW, 16, 7) : JOIN(name, LOW, 16, 8))      \
           : (tile == 7 ? JOIN(name, LOW, 8, 7) : JOIN(name, LOW, 8, 8)))
 #else
-static int lanes_for(long channels) { return 8; }
 #define CHOOSE(name, lanes, tile) (tile == 7 ? JOIN(name, LOW, 8, 7) : JOIN(name, LOW, 8, 8))
 #endif
 
@@ -128,14 +104,6 @@ API int gated(const struct gated *s) {
         free(own);
     }
     return failed;
-}
-
-API void norm(const struct norm *s) {
-    long lanes = lanes_for(s->channels);
-    void (*work)(const struct norm *, long) =
-        s->out_grad ? CHOOSE(norm_backward, lanes, 8) : CHOOSE(norm_forward, lanes, 8);
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
-    for (long b = 0; b < s->images; b++) work(s, b);
 }
 
 #if LOW

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mambaout.model.norm import FLAGS, NormCall, norm_function
 from mambaout.native import LONG, NUMBER, POINTER, CFile, function
 
 SOURCE = Path(__file__).with_name("gated_block.c")
@@ -53,27 +54,17 @@ class _GatedCall(ctypes.Structure):
     ]
 
 
-class _NormCall(ctypes.Structure):
-    _fields_ = [
-        *((name, LONG) for name in ("images", "positions", "channels", "threads")),
-        ("epsilon", ctypes.c_double),
-        *((name, POINTER) for name in ("x", "weight", "shift", "bias", "drop", "normed")),
-        *((name, POINTER) for name in ("stats", "out", "out_grad")),
-        *((name, POINTER) for name in ("weight_grad", "shift_grad", "bias_grad")),
-    ]
-
-
 class _Functions(NamedTuple):
-    """Those of gated_block.c for one kernel size and precision."""
+    """Those of the C files for one kernel size and precision."""
 
     gated: Any
-    norm: Any
     joined: Any  # None in fp32
+    norm: Any
 
 
 def c_files(kernel_size: int) -> tuple[CFile, CFile]:
     """The C of blocks of that kernel size, in fp32 and in bf16."""
-    flags = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi", f"-DK={kernel_size}")
+    flags = (*FLAGS, f"-DK={kernel_size}")
     return CFile(SOURCE, (*flags, "-DLOW=0")), CFile(SOURCE, (*flags, "-DLOW=1"))
 
 
@@ -81,11 +72,11 @@ def c_files(kernel_size: int) -> tuple[CFile, CFile]:
 def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
     source = c_files(kernel_size)[int(is_low)]
     gated = function(source, "gated", [ctypes.POINTER(_GatedCall)], NUMBER)
-    norm = function(source, "norm", [ctypes.POINTER(_NormCall)])
+    norm = norm_function(is_low)
     if gated is None or norm is None:
         return None
     joined = function(source, "joined", [POINTER] * 5 + [LONG] * 4) if is_low else None
-    return _Functions(gated, norm, joined)
+    return _Functions(gated, joined, norm)
 
 
 @torch.compiler.assume_constant_result
@@ -123,7 +114,7 @@ def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: 
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
-    call = _forward_op if torch.compiler.is_compiling() else _Block.apply
+    call: Any = _forward_op if torch.compiler.is_compiling() else _Block.apply
     return call(x.float(), *weights, drop, epsilon, is_low, keep)[0]
 
 
@@ -153,7 +144,7 @@ def _forward(
     normed = x.new_empty(images * positions, dim, dtype=low)
     stats, out = x.new_empty(images * positions, 2), torch.empty_like(x)
     c.norm(
-        _NormCall(
+        NormCall(
             *(images, positions, dim, threads, epsilon, x.data_ptr()),
             *(norm_weight.data_ptr(), norm_bias.data_ptr(), fc2_bias.data_ptr(), _address(drop)),
             *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
@@ -260,7 +251,7 @@ def _backward(
     del h_grad
     x_grad, of_norm = torch.empty_like(x), x.new_empty(3, images, dim)
     c.norm(
-        _NormCall(
+        NormCall(
             *(images, positions, dim, threads, 0.0, x.data_ptr()),
             *(norm_weight.data_ptr(), None, None, _address(drop)),
             *(normed_grad.data_ptr(), stats.data_ptr(), x_grad.data_ptr(), out_grad.data_ptr()),
@@ -320,7 +311,10 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, out_grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    # once_differentiable's type knows arguments by their places alone.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, out_grad: Tensor, *_: None
+    ) -> tuple[Tensor | None, ...]:
         return (*_backward(out_grad, *ctx.saved_tensors), *NOT_DIFFERENTIABLE)
 
 

@@ -10,6 +10,8 @@ channels last, and a convolution takes the permuted view without a copy.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
 from mambaout.model.gated_block import GatedWeights, can_take, gated_block, has_hooks
 from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
+from mambaout.model.norm import LayerNorm
 from mambaout.variants import ModelConfig, variant
 
 NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code as in timm
@@ -29,10 +32,10 @@ class Stem(nn.Module):
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
-        self.norm1 = nn.LayerNorm(dim // 2, eps=NORM_EPS)
+        self.norm1 = LayerNorm(dim // 2, eps=NORM_EPS)
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last from the first convolution on, or norm1 would copy the largest map there is.
@@ -47,7 +50,7 @@ class Downsample(nn.Module):
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1)
-        self.norm = nn.LayerNorm(dim_out, eps=NORM_EPS)
+        self.norm = LayerNorm(dim_out, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(nhwc(self.conv(nchw(x))))  # (B, H, W, dim) -> (B, H/2, W/2, dim_out)
@@ -63,7 +66,7 @@ class GatedCNNBlock(nn.Module):
         super().__init__()
         hidden, mixed = config.hidden(dim), config.conv_channels(dim)
         self.widths = (hidden, hidden - mixed, mixed)
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = LayerNorm(dim, eps=NORM_EPS)
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.act = nn.GELU()
         self.conv = MIXERS[config.mixer](mixed, config)
@@ -87,7 +90,7 @@ class GatedCNNBlock(nn.Module):
         if type(conv) is not DepthwiseConv or has_hooks(norm, fc1, self.act, conv, fc2):
             return None
         of_norm, of_conv = (norm.weight, norm.bias), (conv.weight, conv.bias)
-        found = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
+        found: tuple[Any, ...] = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
         return None if any(one is None for one in found) else GatedWeights(*found)
 
 

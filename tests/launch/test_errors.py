@@ -110,7 +110,7 @@ PARSES = {
     "data/images/decode.py": 1,
     "data/images/jpeg.py": 3,
     "fields.py": 1,  # int(text), float(text)
-    "launch/cli.py": 1,  # float(text)
+    "launch/sweep_options.py": 1,  # float(text)
     "launch/cluster.py": 1,  # ray.init, of an address
     "launch/rerun.py": 1,  # json.loads
     "launch/resources.py": 1,

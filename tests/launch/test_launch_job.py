@@ -55,7 +55,7 @@ class Head(NamedTuple):
     gcs: str  # the one that a driver joins
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_head() -> Iterator[Head]:
     port, dashboard, client, agent = free_ports(4)
     # A short path, for the sockets in it; dying workers may still write to it.
@@ -168,7 +168,7 @@ def test_a_submitted_study_is_stopped_and_goes_on_and_says_how_it_ended(head, tm
     assert records.read_text().splitlines()[: len(begun)] == begun  # it went on from there
 
 
-# What a head started by another Python would have written about itself.
+# Writes what a head started by another Python would have written about itself.
 OTHER_PYTHON = """
 import json, sys
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
@@ -176,7 +176,7 @@ from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._raylet import GcsClient
 gcs = GcsClient(address=sys.argv[1])
 found = json.loads(gcs.internal_kv_get(CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER))
-found["python_version"] = "3.9.1"
+found["python_version"] = sys.argv[2]
 gcs.internal_kv_put(
     CLUSTER_METADATA_KEY, json.dumps(found).encode(), True, namespace=KV_NAMESPACE_CLUSTER
 )
@@ -184,12 +184,14 @@ gcs.internal_kv_put(
 
 
 def test_a_cluster_of_another_python_is_refused_in_one_line(ray_head, tmp_path):
-    subprocess.run([sys.executable, "-c", OTHER_PYTHON, ray_head.gcs], env=ENVIRONMENT, check=True)
+    other = [sys.executable, "-c", OTHER_PYTHON, ray_head.gcs]
+    subprocess.run([*other, "3.9.1"], env=ENVIRONMENT, check=True)
     words = ["--data", "digits", "--storage", str(tmp_path / "runs"), "--address", ray_head.gcs]
     done = subprocess.run(
         [sys.executable, "tests/tiny_sweep.py", *words],
         env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
+    subprocess.run([*other, platform.python_version()], env=ENVIRONMENT, check=True)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert f"{ray_head.gcs} runs Ray {version('ray')} and Python 3.9.1, this process" in line

@@ -20,12 +20,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(590)]
 
 SCRIPT = TESTS / "tiny_search.py"
 NAME = "search-digits"
+NUM_TRIALS = 5  # one more than is killed, and one of them is stopped early
 COMMAND = [sys.executable, str(SCRIPT), "--data", "digits", "--max-concurrent", "1"]
 
 
 def launch(storage: Path) -> subprocess.Popen[str]:
     """The driver, in a process group of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment["TINY_TRIALS"] = str(NUM_TRIALS)
     storage.parent.mkdir(exist_ok=True)
     with (storage.parent / f"driver-{time.monotonic_ns()}.log").open("w") as log:
         return subprocess.Popen(
@@ -91,7 +93,7 @@ def test_a_killed_search_goes_on_with_the_sampler_s_memory(tmp_path):
     assert "PRUNED" in states
     ended = [(run.trial.name, run.status) for run in StudyFolder(lived, NAME).runs()]
     assert [(run.trial.name, run.status) for run in folder.runs()] == ended
-    assert len(ended) == 1 + 7 + 1
+    assert len(ended) == 1 + NUM_TRIALS + 1
     assert {status for _, status in ended} == {"finished", "stopped"}
     before = {path: path.stat().st_mtime for path in folder.path.glob("trials/*/*")}
     assert "starting Ray" not in quiet(died)

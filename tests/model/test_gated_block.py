@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,11 @@ def block_of(dim: int, kernel: int = 7, conv_ratio: float = 1.0, seed: int = 0) 
     return block
 
 
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def results(block: GatedCNNBlock, x: Tensor, drop: Tensor | None) -> list[Tensor]:
     """The output, the gradient of x and those of the parameters."""
     block.zero_grad()
@@ -56,7 +62,7 @@ def results(block: GatedCNNBlock, x: Tensor, drop: Tensor | None) -> list[Tensor
     out = block(x, drop)
     draws = torch.Generator().manual_seed(1)
     out.backward(torch.randn(out.shape, generator=draws).to(out.dtype))
-    return [out.detach(), x.grad, *(p.grad.clone() for p in block.parameters())]
+    return [out.detach(), gradient(x), *(gradient(p).clone() for p in block.parameters())]
 
 
 def off(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
@@ -108,7 +114,8 @@ def test_any_number_of_threads_gives_the_same_bits(low):
                 assert weights is not None
                 x_grad = x.clone().requires_grad_()
                 out = gated_block(x_grad, weights, None, 1e-6)
-            kept = [*out.grad_fn.saved_tensors]
+            node: Any = out.grad_fn
+            kept = [*node.saved_tensors]
             found.append([out.detach(), kept[-1], kept[-2]])
     finally:
         torch.set_num_threads(before)
@@ -222,12 +229,12 @@ def test_torch_compile_takes_the_network_without_a_break(low):
         found, wanted, rtol=1e-2 if low else 1e-5, atol=1e-2 if low else 1e-5
     )
     found.float().square().sum().backward()
-    compiled_grads = [p.grad.clone() for p in model.parameters()]
+    compiled_grads = [gradient(p).clone() for p in model.parameters()]
     model.zero_grad()
     wanted.float().square().sum().backward()
     for found_grad, parameter in zip(compiled_grads, model.parameters(), strict=True):
-        bound = (0.05 if low else 1e-4) * parameter.grad.abs().max()
-        assert (found_grad - parameter.grad).abs().max() <= bound + 1e-7
+        bound = (0.05 if low else 1e-4) * gradient(parameter).abs().max()
+        assert (found_grad - gradient(parameter)).abs().max() <= bound + 1e-7
 
 
 def test_a_published_network_gives_what_its_modules_give():

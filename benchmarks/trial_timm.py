@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,9 +29,9 @@ from mambaout.model.network import build
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe, recipe_from_json
 
 
-def loader(recipe: Recipe, folder: Path, is_training: bool):
+def loader(recipe: Recipe, folder: Path, is_training: bool) -> Any:
     augment = recipe.augment
-    training = dict(
+    training: dict[str, Any] = dict(
         scale=(augment.crop_scale_min, 1.0),
         ratio=(augment.crop_ratio_min, 1 / augment.crop_ratio_min),
         hflip=augment.hflip,
@@ -43,6 +44,7 @@ def loader(recipe: Recipe, folder: Path, is_training: bool):
         re_mode="pixel",
         interpolation=augment.interpolation,
     )
+    evaluation: dict[str, Any] = {"interpolation": "bicubic"}
     return create_loader(
         ImageDataset(str(folder)),
         input_size=(3, recipe.image_size, recipe.image_size),
@@ -55,7 +57,7 @@ def loader(recipe: Recipe, folder: Path, is_training: bool):
         mean=PIXEL_MEAN,
         std=PIXEL_STD,
         crop_pct=recipe.eval_crop,
-        **(training if is_training else {"interpolation": "bicubic"}),
+        **(training if is_training else evaluation),
     )
 
 
@@ -71,14 +73,16 @@ def main() -> None:
 
     posterize = NAME_TO_OP["PosterizeIncreasing"]
     # Pillow refuses the 0 bits that timm asks for at times.
-    NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **how: posterize(
+    operations: dict[str, Any] = NAME_TO_OP
+    operations["PosterizeIncreasing"] = lambda image, bits, **how: posterize(
         image, max(bits, 1), **how
     )
     Image.init()
     torch.manual_seed(options.seed)
     ours = build(recipe.model, num_classes)
     model = timms(Cell(recipe.model, recipe.image_size, recipe.global_batch, num_classes), ours)
-    optimizer = create_optimizer_v2(
+    make_optimizer: Any = create_optimizer_v2
+    optimizer = make_optimizer(
         model,
         opt="adamw",
         lr=recipe.optim.peak_lr,

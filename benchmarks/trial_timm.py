@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from PIL import Image
 from step import Cell, timms
-from timm.data import ImageDataset, Mixup, create_loader
 from timm.data.auto_augment import NAME_TO_OP
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
+from timm.data.dataset import ImageDataset
+from timm.data.loader import create_loader
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 

@@ -81,10 +81,13 @@ def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
     return _Functions(gated, joined, norm)
 
 
-@torch.compiler.assume_constant_result
 def is_compiled(kernel_size: int, is_low: bool) -> bool:
     """Whether the C of blocks of that kernel size can be used here; compiles it where needed."""
     return _functions(kernel_size, is_low) is not None
+
+
+# What torch.compiler.assume_constant_result does. That imports torch._dynamo, which takes 1.6 s.
+setattr(is_compiled, "_dynamo_marked_constant", True)  # noqa: B010 - not in its type
 
 
 @contextlib.contextmanager

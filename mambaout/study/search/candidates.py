@@ -17,7 +17,7 @@ SAMPLER_TRIES, RANDOM_TRIES = 12, 200
 
 
 def candidates(memory: Memory, index: int) -> Iterator[Values]:
-    """For recipe number `index`. Some may have been tried; the space ends where they end."""
+    """For recipe number `index`. Some may have been tried; after all the space is exhausted."""
     for attempt in range(SAMPLER_TRIES):
         yield memory.suggest(index, attempt)
     listed = points(memory.search)

@@ -2,14 +2,15 @@
 
     out = gated_block(x, weights, drop)  # x + drop * fc2(GELU(gate) * [rest, depthwise(mixed)])
 
-It gives what the modules of network.GatedCNNBlock give, to rounding, and keeps less for the
-backward pass: the product in front of the last linear is made again. `can_take` says where it
-works; elsewhere the modules do: other devices and types, no compiler, hooks on a module, another
-activation, a trace or an export, torch.func, a count of operations. Under autocast the two linears
-are in bfloat16 and the sum x + branch is fp32.
+The result equals that of network.GatedCNNBlock's modules, up to rounding. It keeps less for the
+backward pass, because it computes the product in front of the last linear layer again. `can_take`
+says whether it works. Otherwise the modules compute the block: on other devices and types, without
+a compiler, with hooks on a module or another activation, in a trace or an export, under torch.func,
+and where operations are counted. Under autocast the two linear layers are in bfloat16 and the sum
+x + branch is fp32.
 
-Run eagerly it is an autograd.Function. torch.compile gets two operators of torch.library instead,
-which it takes as they are; to call one costs 0.3 ms more, as long as a small block takes.
+In eager mode it is an autograd.Function. torch.compile gets two operators of torch.library instead,
+and calls them as they are. Such a call costs 0.3 ms more, which is the time of a small block.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class _GatedCall(ctypes.Structure):
 
 
 class _Functions(NamedTuple):
-    """Those of the C files for one kernel size and precision."""
+    """The functions of the C files for one kernel size and precision."""
 
     gated: Any
     joined: Any  # None in fp32
@@ -65,7 +66,7 @@ class _Functions(NamedTuple):
 
 
 def c_files(kernel_size: int) -> tuple[CFile, CFile]:
-    """The C of blocks of that kernel size, in fp32 and in bf16."""
+    """The C files for blocks with that kernel size: the one for fp32, the one for bf16."""
     flags = (*FLAGS, f"-DK={kernel_size}")
     return CFile(SOURCE, (*flags, "-DLOW=0")), CFile(SOURCE, (*flags, "-DLOW=1"))
 
@@ -82,7 +83,7 @@ def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
 
 
 def is_compiled(kernel_size: int, is_low: bool) -> bool:
-    """Whether the C of blocks of that kernel size can be used here; compiles it where needed."""
+    """Whether the C code for that kernel size can be used here; compiles it if needed."""
     return _functions(kernel_size, is_low) is not None
 
 
@@ -92,7 +93,7 @@ setattr(is_compiled, "_dynamo_marked_constant", True)  # noqa: B010 - not in its
 
 @contextlib.contextmanager
 def modules_alone() -> Iterator[None]:
-    """Blocks are computed by their modules here: what tests and benchmarks compare with."""
+    """In this context the modules compute the blocks, so that tests and benchmarks can compare."""
     global _IN_USE
     before, _IN_USE = _IN_USE, False
     try:
@@ -135,7 +136,11 @@ def _fit(x: Tensor, weights: GatedWeights) -> bool:
 
 
 def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: float) -> Tensor:
-    """x (B, H, W, dim) and its branch, fp32; `drop` (B,) multiplies each image's branch."""
+    """x + drop * branch of x, as fp32 (B, H, W, dim).
+
+    `drop` (B,) multiplies each image's branch (drop path); None: 1 for every image. `epsilon` is
+    that of the norm.
+    """
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
@@ -158,8 +163,11 @@ def _forward(
     is_low: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The block's output, and what its backward pass needs beside x: the norm's output and its
-    mean and deviation, the first linear's output and the convolution's; empty without `keep`."""
+    """The block's output (B, H, W, dim), and the tensors that its backward pass needs beside x.
+
+    These have a row for each of the B * H * W positions: the norm's output, its mean and deviation,
+    the first linear layer's output, and the convolution's output. Without `keep` they are empty.
+    """
     low = torch.bfloat16 if is_low else torch.float32
     c = _required(conv_weight, is_low)
     x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias = (
@@ -177,7 +185,7 @@ def _forward(
             *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
         )
     )
-    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), its bias not added yet
+    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), without the bias: `gated` adds it
     y = h.new_empty(len(h), hidden)
     v = h.new_empty((len(h), mixed) if keep else 0)
     weight = _by_place(conv_weight)
@@ -199,7 +207,7 @@ def _forward(
             *(out.data_ptr(), images, positions, dim, threads),
         )
     else:
-        out.view(-1, dim).addmm_(y, product)  # to x + drop * bias, which `norm` wrote
+        out.view(-1, dim).addmm_(y, product)  # adds to x + drop * bias, which `norm` wrote
     if not keep:
         normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's may not be one
     return out, normed, stats, h, v
@@ -382,7 +390,7 @@ def _required(conv_weight: Tensor, is_low: bool) -> _Functions:
 
 
 def _by_place(conv_weight: Tensor) -> Tensor:
-    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place side by side."""
+    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place lie side by side."""
     return conv_weight.reshape(len(conv_weight), -1).t().contiguous()
 
 

@@ -14,9 +14,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def cpu_name(num_threads: int) -> str:
-    """ "Intel(R) Xeon(R) Processor (1 thread)": the model, and the threads that train on it."""
+    """The CPU's model and the training threads: "Intel(R) Xeon(R) Processor (1 thread)"."""
     model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # not Linux: the platform's own word will do
+    with contextlib.suppress(OSError):  # not Linux: the platform's own name is used
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()

@@ -14,7 +14,8 @@
     mambaout doctor --backend xla                                       does this machine train?
 
 Exit status: 0 done, 1 not finished (the same command goes on), 2 the request was wrong, 130
-interrupted. Each subcommand imports what it needs: train and evaluate know no Ray and no MLflow.
+interrupted. Each subcommand imports only what it needs: train and evaluate import no Ray and no
+MLflow.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from mambaout.errors import WrongRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input is one line on stderr, or a line a fault, and status 2."""
+    """Run one subcommand. Bad input gives one line on stderr for each fault, and status 2."""
     options = command_parser().parse_args(argv)
     try:
         check_working_directory()
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongRequest as error:
         print(f"mambaout {options.command}: {error}", file=sys.stderr)
         return WRONG
-    except BrokenPipeError:  # `mambaout list | head` has read enough
+    except BrokenPipeError:  # `mambaout list | head` closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -78,7 +79,7 @@ def command_parser() -> Parser:
 
 
 class _Version(argparse.Action):
-    """--version: what a report of a fault should name."""
+    """--version: the versions that a bug report should name."""
 
     def __init__(self, **settings: Any) -> None:
         text = "print the versions of mambaout, Python and torch"

@@ -32,6 +32,13 @@ class DepthwiseConv(nn.Conv2d):
         k = config.kernel_size
         super().__init__(channels, channels, k, padding=k // 2, groups=channels)
 
+    @property
+    def keeps_size(self) -> bool:
+        """Whether it is as it was built: somebody may have changed a stride or the padding."""
+        half = self.kernel_size[0] // 2
+        steps = (self.stride, self.dilation, self.padding, self.padding_mode)
+        return steps == ((1, 1), (1, 1), (half, half), "zeros")
+
     def forward(self, input: Tensor) -> Tensor:
         return nhwc(super().forward(nchw(input)))  # (B, H, W, C); inside: (B, C, H, W)
 

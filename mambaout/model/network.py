@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
-from mambaout.model.gated_block import GatedWeights, can_take, gated_block, has_hooks
+from mambaout.model.c_calls import is_as_built
+from mambaout.model.gated_block import GatedWeights, can_take, gated_block
 from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
 from mambaout.model.norm import LayerNorm
 from mambaout.variants import ModelConfig, variant
@@ -75,8 +76,8 @@ class GatedCNNBlock(nn.Module):
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x (B, H, W, dim) to the same shape; `scale` (B,) is each image's drop path factor."""
         weights = self._weights()
-        if weights is not None and can_take(x, weights):
-            return gated_block(x, weights, scale, NORM_EPS)
+        if weights is not None and can_take(x, weights, scale):
+            return gated_block(x, weights, scale, self.norm.eps)
         gate, rest, mixed = self.fc1(self.norm(x)).split(self.widths, dim=-1)  # (B, H, W, width)
         value = torch.cat([rest, self.conv(mixed)], dim=-1)  # (B, H, W, hidden)
         branch = self.fc2(self.act(gate) * value)  # (B, H, W, dim)
@@ -85,10 +86,13 @@ class GatedCNNBlock(nn.Module):
         return x + branch
 
     def _weights(self) -> GatedWeights | None:
-        """The parameters for gated_block.py; None if the modules must compute the block, because
-        one of them was replaced or has hooks."""
-        norm, fc1, conv, fc2 = self.norm, self.fc1, self.conv, self.fc2
-        if type(conv) is not DepthwiseConv or has_hooks(norm, fc1, self.act, conv, fc2):
+        """The parameters, where the block is what its modules are and nobody listens to them."""
+        norm, fc1, act, conv, fc2 = self.norm, self.fc1, self.act, self.conv, self.fc2
+        kinds = (LayerNorm, nn.Linear, nn.GELU, DepthwiseConv, nn.Linear)
+        modules = (norm, fc1, act, conv, fc2)
+        if not all(is_as_built(*pair) for pair in zip(modules, kinds, strict=True)):
+            return None
+        if act.approximate != "none" or not conv.keeps_size or len(norm.normalized_shape) != 1:
             return None
         of_norm, of_conv = (norm.weight, norm.bias), (conv.weight, conv.bias)
         found: tuple[Any, ...] = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)

@@ -24,7 +24,7 @@ from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
 from mambaout.train import versions
-from mambaout.train.cpu import cpu_name
+from mambaout.train.cpu import cpu_name, keep_freed_memory
 
 BackendName = Literal["cpu", "cuda", "xla"]
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -114,6 +114,10 @@ class Cpu(Backend):
     @property
     def device_name(self) -> str:
         return cpu_name(torch.get_num_threads())
+
+    def move(self, model: Network) -> Network:
+        keep_freed_memory()
+        return super().move(model)
 
     def usable_bytes(self) -> float:
         # On a CPU there is no out-of-memory error to catch: the kernel kills the process. So stay

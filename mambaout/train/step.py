@@ -96,7 +96,7 @@ def add_gradients(
     again with a smaller micro-batch.
     """
     model = state.model
-    model.train()
+    _set_training(model, True)
     loss_sum = backend.place_whole(torch.zeros(1, dtype=torch.float64))
     for part in parts:
         images, targets = prepare_train(
@@ -122,14 +122,18 @@ def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) ->
     state.step += 1
 
 
+def _set_training(model: MambaOut, is_training: bool) -> None:
+    """`model.train(is_training)`, which walks over every module, where it is another mode."""
+    if model.training != is_training:
+        model.train(is_training)
+
+
 def eval_step(
     model: MambaOut, batch: Batch, recipe: Recipe, totals: Tensor, *, backend: Backend
 ) -> Tensor:
-    """Add a batch's loss, top-1 hits and top-5 hits to `totals`, float64 (3,), and return the sums.
-
-    Only the first `num_valid` images count; the rest is padding.
-    """
-    model.eval()
+    """`totals`, float64 (3,): loss, top-1 and top-5 hits, with the batch's first `num_valid` images
+    added; the padding counts for nothing."""
+    _set_training(model, False)
     labels = backend.place(batch.labels)
     valid = backend.place(torch.arange(len(batch.labels)) < batch.num_valid)
     with torch.no_grad():

@@ -342,7 +342,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 NOT_DIFFERENTIABLE = (None,) * 4  # drop, epsilon, is_low, keep
-NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # where none comes back to the output
+NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # the output has no gradient
 
 
 class _Block(torch.autograd.Function):

@@ -17,10 +17,10 @@ import numpy as np
 MAX_LEVEL = 10.0
 FILL = (124, 116, 104)  # ImageNet's mean colour, for places outside of the image
 
-Colour = Callable[[np.ndarray, float], np.ndarray]  # uint8 (H, W, 3) and an amount, to the same
+Colour = Callable[[np.ndarray, float], np.ndarray]  # uint8 (H, W, 3) and an amount to (H, W, 3)
 
 _VALUES = np.arange(256)
-# Of Rec. 601, as Pillow's convert("L"); both round to whole grey levels.
+# The weights of Rec. 601, like Pillow's convert("L"); both round to whole grey levels.
 _LUMA = np.array([0.299, 0.587, 0.114])
 # cv2 rounds to the nearest value, but Pillow truncates. To add this number first makes cv2 truncate
 # too. It is a little less than a half, so that whole values stay.

@@ -2,13 +2,15 @@
 
     out = gated_block(x, weights, drop)  # x + drop * fc2(GELU(gate) * [rest, depthwise(mixed)])
 
-It gives what the modules of network.GatedCNNBlock give, to rounding, and keeps less for the
-backward pass: the product in front of the last linear is made again. `can_take` says where it
-works; elsewhere (other devices and types, no compiler, hooks on a module) the modules do. Under
-autocast the two linears are in bfloat16 and the sum x + branch is fp32.
+The result equals that of network.GatedCNNBlock's modules, up to rounding. It keeps less for the
+backward pass, because it computes the product in front of the last linear layer again. `can_take`
+says whether it works. Otherwise the modules compute the block: on other devices and types, without
+a compiler, with hooks on a module or another activation, in a trace or an export, under torch.func,
+and where operations are counted. Under autocast the two linear layers are in bfloat16 and the sum
+x + branch is fp32.
 
-Run eagerly it is an autograd.Function. torch.compile gets two operators of torch.library instead,
-which it takes as they are; to call one costs 0.3 ms more, as long as a small block takes.
+In eager mode it is an autograd.Function. torch.compile gets two operators of torch.library instead,
+and calls them as they are. Such a call costs 0.3 ms more, which is the time of a small block.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mambaout.model.c_calls import can_read, is_watched
 from mambaout.model.norm import FLAGS, NormCall, norm_function
 from mambaout.native import LONG, NUMBER, POINTER, CFile, function
 
@@ -55,7 +58,7 @@ class _GatedCall(ctypes.Structure):
 
 
 class _Functions(NamedTuple):
-    """Those of the C files for one kernel size and precision."""
+    """The functions of the C files for one kernel size and precision."""
 
     gated: Any
     joined: Any  # None in fp32
@@ -63,7 +66,7 @@ class _Functions(NamedTuple):
 
 
 def c_files(kernel_size: int) -> tuple[CFile, CFile]:
-    """The C of blocks of that kernel size, in fp32 and in bf16."""
+    """The C files for blocks with that kernel size: the one for fp32, the one for bf16."""
     flags = (*FLAGS, f"-DK={kernel_size}")
     return CFile(SOURCE, (*flags, "-DLOW=0")), CFile(SOURCE, (*flags, "-DLOW=1"))
 
@@ -79,15 +82,18 @@ def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
     return _Functions(gated, joined, norm)
 
 
-@torch.compiler.assume_constant_result
 def is_compiled(kernel_size: int, is_low: bool) -> bool:
-    """Whether the C of blocks of that kernel size can be used here; compiles it where needed."""
+    """Whether the C code for that kernel size can be used here; compiles it if needed."""
     return _functions(kernel_size, is_low) is not None
+
+
+# What torch.compiler.assume_constant_result does. That imports torch._dynamo, which takes 1.6 s.
+setattr(is_compiled, "_dynamo_marked_constant", True)  # noqa: B010 - not in its type
 
 
 @contextlib.contextmanager
 def modules_alone() -> Iterator[None]:
-    """Blocks are computed by their modules here: what tests and benchmarks compare with."""
+    """In this context the modules compute the blocks, so that tests and benchmarks can compare."""
     global _IN_USE
     before, _IN_USE = _IN_USE, False
     try:
@@ -96,9 +102,9 @@ def modules_alone() -> Iterator[None]:
         _IN_USE = before
 
 
-def can_take(x: Tensor, weights: GatedWeights) -> bool:
-    """Whether `gated_block` works on this device, with these types, here."""
-    if x.device.type != "cpu" or x.numel() == 0 or not _IN_USE:
+def can_take(x: Tensor, weights: GatedWeights, drop: Tensor | None) -> bool:
+    """Whether `gated_block` gives here, with these tensors, what the modules would."""
+    if not (_IN_USE and can_read(x) and all(can_read(weight) for weight in weights)):
         return False
     is_low = torch.is_autocast_enabled("cpu")
     if is_low and torch.get_autocast_dtype("cpu") != torch.bfloat16:
@@ -106,11 +112,35 @@ def can_take(x: Tensor, weights: GatedWeights) -> bool:
     types = {weight.dtype for weight in weights}
     if types != {torch.float32} or x.dtype not in (torch.float32, torch.bfloat16):
         return False
+    if not (is_low or x.dtype == torch.float32) or not _fit(x, weights) or is_watched():
+        return False
+    # A gradient is given to the parameters and to x alone.
+    if drop is not None and (not can_read(drop) or drop.requires_grad or drop.numel() != len(x)):
+        return False
     return is_compiled(weights.conv_weight.shape[-1], is_low)
 
 
+def _fit(x: Tensor, weights: GatedWeights) -> bool:
+    """Whether the shapes go together: C would read past the end of one that is too short."""
+    if x.ndim != 4 or x.numel() == 0 or weights.conv_weight.ndim != 4:
+        return False
+    dim, (mixed, _, kernel_size, _) = x.shape[-1], weights.conv_weight.shape
+    hidden = weights.fc2_weight.shape[-1]
+    vectors, wide = (dim,), (2 * hidden,)
+    wanted = (
+        *(vectors, vectors, (2 * hidden, dim), wide),
+        *((mixed, 1, kernel_size, kernel_size), (mixed,), (dim, hidden), vectors),
+    )
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    return shapes == wanted and 0 < mixed <= hidden and kernel_size % 2 == 1
+
+
 def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: float) -> Tensor:
-    """x (B, H, W, dim) and its branch, fp32; `drop` (B,) multiplies each image's branch."""
+    """x + drop * branch of x, as fp32 (B, H, W, dim).
+
+    `drop` (B,) multiplies each image's branch (drop path); None: 1 for every image. `epsilon` is
+    that of the norm.
+    """
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
@@ -133,11 +163,16 @@ def _forward(
     is_low: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The block's output, and what its backward pass needs beside x: the norm's output and its
-    mean and deviation, the first linear's output and the convolution's; empty without `keep`."""
+    """The block's output (B, H, W, dim), and the tensors that its backward pass needs beside x.
+
+    These have a row for each of the B * H * W positions: the norm's output, its mean and deviation,
+    the first linear layer's output, and the convolution's output. Without `keep` they are empty.
+    """
     low = torch.bfloat16 if is_low else torch.float32
     c = _required(conv_weight, is_low)
-    x = x.contiguous()
+    x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias = (
+        each.contiguous() for each in (x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias)
+    )
     images, height, width, dim = x.shape
     positions, hidden, mixed = height * width, fc2_weight.shape[1], len(conv_bias)
     threads = torch.get_num_threads()
@@ -150,7 +185,7 @@ def _forward(
             *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
         )
     )
-    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), its bias not added yet
+    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), without the bias: `gated` adds it
     y = h.new_empty(len(h), hidden)
     v = h.new_empty((len(h), mixed) if keep else 0)
     weight = _by_place(conv_weight)
@@ -172,9 +207,9 @@ def _forward(
             *(out.data_ptr(), images, positions, dim, threads),
         )
     else:
-        out.view(-1, dim).addmm_(y, product)  # to x + drop * bias, which `norm` wrote
+        out.view(-1, dim).addmm_(y, product)  # adds to x + drop * bias, which `norm` wrote
     if not keep:
-        normed = stats = h = x.new_empty(0)
+        normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's may not be one
     return out, normed, stats, h, v
 
 
@@ -222,48 +257,60 @@ def _backward(
     v: Tensor,
 ) -> list[Tensor]:
     """The gradients of x and of the eight parameters, in `_forward`'s order."""
-    low, is_low = h.dtype, h.dtype == torch.bfloat16
-    c = _required(conv_weight, is_low)
-    x, out_grad = x.contiguous(), out_grad.contiguous()
-    images, height, width, dim = x.shape
-    positions, hidden, mixed = height * width, fc2_weight.shape[1], conv_weight.shape[0]
-    threads = torch.get_num_threads()
-    branch_grad = out_grad.view(-1, dim).to(low)  # of each image before `drop`, which C adds
-    y_grad = branch_grad @ fc2_weight.to(low)
-    y, h_grad = torch.empty_like(y_grad), torch.empty_like(h)
-    weight = _by_place(conv_weight)
-    conv_weight_grad = x.new_empty(images, *weight.shape)
-    conv_bias_grad, fc1_bias_grad = x.new_empty(images, mixed), x.new_empty(images, 2 * hidden)
-    _check(
-        c.gated(
-            _GatedCall(
-                *(images, height, width, hidden, mixed, threads),
-                *(weight.data_ptr(), None, fc1_bias.data_ptr(), _address(drop)),
-                *(h.data_ptr(), y.data_ptr(), v.data_ptr(), y_grad.data_ptr(), h_grad.data_ptr()),
-                *(each.data_ptr() for each in (conv_weight_grad, conv_bias_grad, fc1_bias_grad)),
+    # Autocast may be another than it was in the forward pass, and would change what C reads.
+    with torch.autocast("cpu", enabled=False):
+        low, is_low = h.dtype, h.dtype == torch.bfloat16
+        c = _required(conv_weight, is_low)
+        x, out_grad = x.contiguous(), out_grad.resolve_neg().contiguous()
+        norm_weight, fc1_bias = norm_weight.contiguous(), fc1_bias.contiguous()
+        images, height, width, dim = x.shape
+        positions, hidden, mixed = height * width, fc2_weight.shape[1], conv_weight.shape[0]
+        threads = torch.get_num_threads()
+        branch_grad = out_grad.view(-1, dim).to(low)  # of each image before `drop`, which C adds
+        y_grad = branch_grad @ fc2_weight.to(low)
+        y, h_grad = torch.empty_like(y_grad), torch.empty_like(h)
+        weight = _by_place(conv_weight)
+        conv_weight_grad = x.new_empty(images, *weight.shape)
+        conv_bias_grad, fc1_bias_grad = x.new_empty(images, mixed), x.new_empty(images, 2 * hidden)
+        _check(
+            c.gated(
+                _GatedCall(
+                    *(images, height, width, hidden, mixed, threads),
+                    *(weight.data_ptr(), None, fc1_bias.data_ptr(), _address(drop)),
+                    *(
+                        h.data_ptr(),
+                        y.data_ptr(),
+                        v.data_ptr(),
+                        y_grad.data_ptr(),
+                        h_grad.data_ptr(),
+                    ),
+                    *(
+                        each.data_ptr()
+                        for each in (conv_weight_grad, conv_bias_grad, fc1_bias_grad)
+                    ),
+                )
             )
         )
-    )
-    fc2_weight_grad = (branch_grad.t() @ y).float()
-    del y, y_grad
-    normed_grad = h_grad @ fc1_weight.to(low)
-    fc1_weight_grad = (h_grad.t() @ normed).float()
-    del h_grad
-    x_grad, of_norm = torch.empty_like(x), x.new_empty(3, images, dim)
-    c.norm(
-        NormCall(
-            *(images, positions, dim, threads, 0.0, x.data_ptr()),
-            *(norm_weight.data_ptr(), None, None, _address(drop)),
-            *(normed_grad.data_ptr(), stats.data_ptr(), x_grad.data_ptr(), out_grad.data_ptr()),
-            *(each.data_ptr() for each in of_norm),
+        fc2_weight_grad = (branch_grad.t() @ y).float()
+        del y, y_grad
+        normed_grad = h_grad @ fc1_weight.to(low)
+        fc1_weight_grad = (h_grad.t() @ normed).float()
+        del h_grad
+        x_grad, of_norm = torch.empty_like(x), x.new_empty(3, images, dim)
+        c.norm(
+            NormCall(
+                *(images, positions, dim, threads, 0.0, x.data_ptr()),
+                *(norm_weight.data_ptr(), None, None, _address(drop)),
+                *(normed_grad.data_ptr(), stats.data_ptr(), x_grad.data_ptr(), out_grad.data_ptr()),
+                *(each.data_ptr() for each in of_norm),
+            )
         )
-    )
-    norm_weight_grad, norm_bias_grad, fc2_bias_grad = (each.sum(0) for each in of_norm)
-    conv_weight_grad = conv_weight_grad.sum(0).t().reshape(conv_weight.shape)
-    return [
-        *(x_grad, norm_weight_grad, norm_bias_grad, fc1_weight_grad, fc1_bias_grad.sum(0)),
-        *(conv_weight_grad, conv_bias_grad.sum(0), fc2_weight_grad, fc2_bias_grad),
-    ]
+        norm_weight_grad, norm_bias_grad, fc2_bias_grad = (each.sum(0) for each in of_norm)
+        conv_weight_grad = conv_weight_grad.sum(0).t().reshape(conv_weight.shape)
+        return [
+            *(x_grad, norm_weight_grad, norm_bias_grad, fc1_weight_grad, fc1_bias_grad.sum(0)),
+            *(conv_weight_grad, conv_bias_grad.sum(0), fc2_weight_grad, fc2_bias_grad),
+        ]
 
 
 def _backward_shapes(
@@ -300,6 +347,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 NOT_DIFFERENTIABLE = (None,) * 4  # drop, epsilon, is_low, keep
+NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # where none comes back to the output
 
 
 class _Block(torch.autograd.Function):
@@ -313,8 +361,10 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     # once_differentiable's type knows arguments by their places alone.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, out_grad: Tensor, *_: None
+        ctx: Any, out_grad: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
+        if out_grad is None:
+            return NO_GRADIENT
         return (*_backward(out_grad, *ctx.saved_tensors), *NOT_DIFFERENTIABLE)
 
 
@@ -324,7 +374,9 @@ _backward_op = torch.library.custom_op("mambaout::gated_block_backward", _backwa
 _backward_op.register_fake(_backward_shapes)
 
 
-def _op_backward(ctx: Any, out_grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _op_backward(ctx: Any, out_grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if out_grad is None:
+        return NO_GRADIENT
     return (*_backward_op(out_grad, *ctx.saved_tensors), *NOT_DIFFERENTIABLE)
 
 
@@ -338,7 +390,7 @@ def _required(conv_weight: Tensor, is_low: bool) -> _Functions:
 
 
 def _by_place(conv_weight: Tensor) -> Tensor:
-    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place side by side."""
+    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place lie side by side."""
     return conv_weight.reshape(len(conv_weight), -1).t().contiguous()
 
 
@@ -349,14 +401,3 @@ def _address(tensor: Tensor | None) -> int | None:
 def _check(status: int) -> None:
     if status < 0:
         raise MemoryError("no memory for a row of a block's convolution")
-
-
-def has_hooks(*modules: nn.Module) -> bool:
-    """Whether somebody listens to what goes through one of the modules."""
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        for module in modules
-    )

@@ -1,7 +1,7 @@
-"""LayerNorm over the channels, in C on a CPU where torch's takes long: a few channels, many places.
+"""LayerNorm over the channels; in C on a CPU if there are few channels and many places.
 
-torch's kernel works along the channels of one place, so that 4 channels take it as long as 16. In
-the smallest networks that was a third of a training step.
+torch's kernel runs along the channels of one place, so 4 channels take as long as 16. In the
+smallest networks that was a third of a training step.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mambaout.model.c_calls import can_read, is_watched
 from mambaout.native import LONG, POINTER, CFile, function
 
 SOURCE = Path(__file__).with_name("norm.c")
@@ -23,7 +24,7 @@ FLAGS = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi", "-Wno-unused-function")
 
 
 class NormCall(ctypes.Structure):
-    """What norm.c takes, by the names of its `struct norm`: addresses, or 0 for none."""
+    """The argument of norm.c, with the names of its `struct norm`: addresses, or 0 for none."""
 
     _fields_ = [
         *((name, LONG) for name in ("images", "positions", "channels", "threads")),
@@ -36,25 +37,30 @@ class NormCall(ctypes.Structure):
 
 @functools.cache
 def norm_function(is_low: bool) -> Any:
-    """`norm` of norm.c, with what it gives in bf16 or in fp32; None where C cannot run."""
+    """`norm` of norm.c, with its output in bf16 (`is_low`) or fp32; None if C cannot run here."""
     source = CFile(SOURCE, (*FLAGS, f"-DLOW={int(is_low)}"))
     return function(source, "norm", [ctypes.POINTER(NormCall)])
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm of maps (B, H, W, channels), faster where they have few channels."""
+    """torch's LayerNorm of maps (B, H, W, channels), but faster for few channels."""
 
     def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
         if (
-            self.weight.numel() <= MOST_CHANNELS
-            and input.device.type == "cpu"
-            and input.dtype == self.weight.dtype == self.bias.dtype == torch.float32
+            not torch.compiler.is_compiling()
+            and can_read(weight)
+            and weight.numel() <= MOST_CHANNELS
+            and can_read(bias)
+            and can_read(input)
+            and input.dtype == weight.dtype == bias.dtype == torch.float32
             and input.ndim == 4
             and input.numel() > 0
-            and not torch.compiler.is_compiling()
+            and input.shape[3:] == weight.shape == bias.shape
+            and not is_watched()
             and norm_function(False) is not None
         ):
-            normed: Any = _Norm.apply(input, self.weight, self.bias, self.eps)
+            normed: Any = _Norm.apply(input, weight, bias, self.eps)
             return normed
         return super().forward(input)
 
@@ -62,7 +68,7 @@ class LayerNorm(nn.LayerNorm):
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, epsilon: float) -> Tensor:
-        x = x.contiguous()
+        x, weight, shift = x.contiguous(), weight.contiguous(), shift.contiguous()
         images, height, width, channels = x.shape
         normed, stats = torch.empty_like(x), x.new_empty(images * height * width, 2)
         call = NormCall(images, height * width, channels, torch.get_num_threads(), epsilon)
@@ -79,7 +85,7 @@ class _Norm(torch.autograd.Function):
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         x, weight, stats = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad = grad.resolve_neg().contiguous()
         images, height, width, channels = x.shape
         x_grad, sums = torch.empty_like(x), x.new_empty(2, images, channels)
         call = NormCall(images, height * width, channels, torch.get_num_threads())

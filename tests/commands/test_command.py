@@ -126,7 +126,7 @@ def test_evaluate_takes_timms_weights(digits, tmp_path, capsys):
 
 def test_export_gives_weights_that_evaluate_alike(trained, tmp_path, capsys):
     assert main(["evaluate", str(trained / "last.ckpt"), "--data", "digits"]) == 0
-    before = capsys.readouterr().out.split("top-1")[1].split("images/s")[0].rsplit(",", 1)[0]
+    before = capsys.readouterr().out.split("top-1")[1].split("images/s")[0].rsplit(", ", 1)[0]
     out = tmp_path / "weights.safetensors"
     assert main(["export", str(trained / "last.ckpt"), str(out)]) == 0
     assert main(["evaluate", str(out), "--data", "digits"]) == 0

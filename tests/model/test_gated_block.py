@@ -194,7 +194,7 @@ def test_what_it_cannot_take_its_modules_do(change):
     block, x = change(block_of(16), torch.randn(2, 4, 4, 16))
     weights = block._weights()
     assert weights is not None
-    assert not can_take(x, weights)
+    assert not can_take(x, weights, None)
     assert block(x, None).shape == x.shape
 
 

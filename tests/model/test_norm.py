@@ -66,3 +66,31 @@ def test_what_it_does_not_take_goes_to_torch(x, monkeypatch):
     layer = LayerNorm(x.shape[-1]).to(x.dtype)
     wanted = nn.LayerNorm(x.shape[-1]).to(x.dtype)(x)
     assert torch.equal(layer(x), wanted)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LayerNorm((4, 8)),
+        LayerNorm(8, bias=False),
+        LayerNorm(8, elementwise_affine=False),
+    ],
+    ids=["two dimensions", "no shift", "no scale"],
+)
+def test_a_norm_of_another_kind_is_torchs(layer):
+    x = torch.randn(2, 3, 4, 8)
+    wanted = torch.nn.functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    assert torch.equal(layer(x), wanted)
+
+
+def test_a_scale_of_any_strides_is_read_right():
+    layer, apart = LayerNorm(8), LayerNorm(8)
+    nn.init.normal_(layer.weight)
+    apart.weight = nn.Parameter(torch.stack([layer.weight.detach(), torch.ones(8)], 1)[:, 0])
+    x, found = torch.randn(2, 3, 4, 8), []
+    for one in (layer, apart):
+        x_grad = x.clone().requires_grad_()
+        out = one(x_grad)
+        out.square().sum().backward()
+        found.append((out, x_grad.grad, one.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

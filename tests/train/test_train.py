@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from places import PATHS
 
 from mambaout.data.batches.loader import TrainBatches
 from mambaout.data.batches.makers import HostShare
 from mambaout.memory import micro_batches
 from mambaout.model.network import build
-from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, tuned
+from mambaout.recipe import BASELINE, RELEASED_CODE, Recipe, canonical_json, tuned
 from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
@@ -442,3 +447,47 @@ def test_a_longer_cool_down_goes_on_from_the_shorter_run_and_ends_as_one_from_sc
     run(long, digits, folder.run_directory(whole))
     assert measured(folder.run_directory(whole)) == measured(tmp_path / "scratch")
     assert_same_checkpoint(folder.run_directory(whole), tmp_path / "scratch")
+
+
+def test_training_imports_nothing_slow_that_it_does_not_need(tiny_recipe, digits, tmp_path):
+    """torch._dynamo alone takes 0.8 s of every trial; torch's optimizers import it unasked."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mambaout.data.packing.sources import open_data\n"
+        "from mambaout.recipe import recipe_from_json\n"
+        "from mambaout.train.backend import Cpu; from mambaout.train.loop import train\n"
+        "recipe = recipe_from_json(Path(sys.argv[1]).read_text())\n"
+        "out = Path(sys.argv[2])\n"
+        "train(recipe, open_data('digits'), out=out, backend=Cpu(), max_steps=2)\n"
+        "slow = ('torch._dynamo', 'sympy', 'timm', 'torchvision', 'scipy', 'mlflow', 'ray')\n"
+        "print([name for name in slow if name in sys.modules])"
+    )
+    (tmp_path / "recipe.json").write_text(canonical_json(tiny_recipe))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "recipe.json"), str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_a_training_process_keeps_the_memory_that_it_frees():
+    code = (
+        "import resource, torch; from mambaout.train.backend import Cpu\n"
+        "Cpu().move(torch.nn.Linear(1, 1))\n"
+        "torch.ones(1 << 24)\n"  # 64 MiB, 16,384 pages
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(1 << 24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 1000

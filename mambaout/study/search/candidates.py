@@ -17,7 +17,7 @@ SAMPLER_TRIES, RANDOM_TRIES = 12, 200
 
 
 def candidates(memory: Memory, index: int) -> Iterator[Values]:
-    """Values for recipe number `index`, some of them tried before, until none is left."""
+    """For recipe number `index`. Some may have been tried; after all the space is exhausted."""
     for attempt in range(SAMPLER_TRIES):
         yield memory.suggest(index, attempt)
     listed = points(memory.search)

@@ -209,7 +209,7 @@ class NormLayer(Layer):
         """The input, and a mean and a deviation a position; a vector's two are not counted."""
         if self.size is None:
             return storage.wide(self.channels) * FP32
-        # Where its input is kept in bf16, the norm still keeps what it made of it, in fp32.
+        # If another layer keeps the input in bf16, the norm still keeps a copy in fp32.
         shared = self.input_kept and storage.low == FP32
         numbers = 2 if shared else storage.wide(self.channels) + 2
         return _positions(self.size) * numbers * FP32

@@ -1,7 +1,7 @@
 """The package's C files, compiled for this machine when they are first needed.
 
     NORMS = CFile(Path(__file__).with_name("norms.c"), "-DWIDTH=8")
-    norm = function(NORMS, "norm", [POINTER, SIZE])  # None where C cannot run
+    norm = function(NORMS, "norm", [POINTER, SIZE])  # None if C cannot run here
 
 Compiling takes a second or two, once: the libraries are kept in the cache. Without a C compiler or
 without AVX2 `function` gives None, and its caller computes the same result in a slower way.

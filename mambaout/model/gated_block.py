@@ -5,9 +5,8 @@
 The result equals that of network.GatedCNNBlock's modules, up to rounding. It keeps less for the
 backward pass, because it computes the product in front of the last linear layer again. `can_take`
 says whether it works. Otherwise the modules compute the block: on other devices and types, without
-a compiler, with hooks on a module or another activation, in a trace or an export, under torch.func,
-and where operations are counted. Under autocast the two linear layers are in bfloat16 and the sum
-x + branch is fp32.
+a compiler, with hooks or another activation, in a trace or an export, under torch.func, and when
+operations are counted. Under autocast the linear layers are in bfloat16, x + branch in fp32.
 
 In eager mode it is an autograd.Function. torch.compile gets two operators of torch.library instead,
 and calls them as they are. Such a call costs 0.3 ms more, which is the time of a small block.
@@ -103,7 +102,7 @@ def modules_alone() -> Iterator[None]:
 
 
 def can_take(x: Tensor, weights: GatedWeights, drop: Tensor | None) -> bool:
-    """Whether `gated_block` gives here, with these tensors, what the modules would."""
+    """Whether `gated_block` works here and gives the same result as the modules."""
     if not (_IN_USE and can_read(x) and all(can_read(weight) for weight in weights)):
         return False
     is_low = torch.is_autocast_enabled("cpu")
@@ -114,14 +113,14 @@ def can_take(x: Tensor, weights: GatedWeights, drop: Tensor | None) -> bool:
         return False
     if not (is_low or x.dtype == torch.float32) or not _fit(x, weights) or is_watched():
         return False
-    # A gradient is given to the parameters and to x alone.
+    # Only the parameters and x get a gradient.
     if drop is not None and (not can_read(drop) or drop.requires_grad or drop.numel() != len(x)):
         return False
     return is_compiled(weights.conv_weight.shape[-1], is_low)
 
 
 def _fit(x: Tensor, weights: GatedWeights) -> bool:
-    """Whether the shapes go together: C would read past the end of one that is too short."""
+    """Whether the shapes fit together: C would read past the end of a tensor that is too short."""
     if x.ndim != 4 or x.numel() == 0 or weights.conv_weight.ndim != 4:
         return False
     dim, (mixed, _, kernel_size, _) = x.shape[-1], weights.conv_weight.shape
@@ -136,10 +135,9 @@ def _fit(x: Tensor, weights: GatedWeights) -> bool:
 
 
 def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: float) -> Tensor:
-    """x + drop * branch of x, as fp32 (B, H, W, dim).
+    """x + drop * branch of x, as fp32 (B, H, W, dim); `epsilon` is that of the norm.
 
-    `drop` (B,) multiplies each image's branch (drop path); None: 1 for every image. `epsilon` is
-    that of the norm.
+    `drop` (B,) multiplies each image's branch (drop path); None: 1 for every image.
     """
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
@@ -163,11 +161,8 @@ def _forward(
     is_low: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The block's output (B, H, W, dim), and the tensors that its backward pass needs beside x.
-
-    These have a row for each of the B * H * W positions: the norm's output, its mean and deviation,
-    the first linear layer's output, and the convolution's output. Without `keep` they are empty.
-    """
+    """The block's output, and the tensors that its backward pass needs beside x: the outputs of
+    norm, mean and deviation, first linear layer and convolution; without `keep` they are empty."""
     low = torch.bfloat16 if is_low else torch.float32
     c = _required(conv_weight, is_low)
     x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias = (
@@ -209,7 +204,7 @@ def _forward(
     else:
         out.view(-1, dim).addmm_(y, product)  # adds to x + drop * bias, which `norm` wrote
     if not keep:
-        normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's may not be one
+        normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's outputs must differ
     return out, normed, stats, h, v
 
 
@@ -257,7 +252,7 @@ def _backward(
     v: Tensor,
 ) -> list[Tensor]:
     """The gradients of x and of the eight parameters, in `_forward`'s order."""
-    # Autocast may be another than it was in the forward pass, and would change what C reads.
+    # Autocast may differ from the forward pass, which would change the types that C reads.
     with torch.autocast("cpu", enabled=False):
         low, is_low = h.dtype, h.dtype == torch.bfloat16
         c = _required(conv_weight, is_low)
@@ -266,7 +261,7 @@ def _backward(
         images, height, width, dim = x.shape
         positions, hidden, mixed = height * width, fc2_weight.shape[1], conv_weight.shape[0]
         threads = torch.get_num_threads()
-        branch_grad = out_grad.view(-1, dim).to(low)  # of each image before `drop`, which C adds
+        branch_grad = out_grad.view(-1, dim).to(low)  # without the factor `drop`: C applies it
         y_grad = branch_grad @ fc2_weight.to(low)
         y, h_grad = torch.empty_like(y_grad), torch.empty_like(h)
         weight = _by_place(conv_weight)
@@ -347,7 +342,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 NOT_DIFFERENTIABLE = (None,) * 4  # drop, epsilon, is_low, keep
-NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # where none comes back to the output
+NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # the output has no gradient
 
 
 class _Block(torch.autograd.Function):
@@ -359,7 +354,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    # once_differentiable's type knows arguments by their places alone.
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, out_grad: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:

@@ -86,7 +86,8 @@ class GatedCNNBlock(nn.Module):
         return x + branch
 
     def _weights(self) -> GatedWeights | None:
-        """The parameters, where the block is what its modules are and nobody listens to them."""
+        """The parameters for gated_block.py; None if the modules must compute the block, because
+        one of them was replaced or has hooks."""
         norm, fc1, act, conv, fc2 = self.norm, self.fc1, self.act, self.conv, self.fc2
         kinds = (LayerNorm, nn.Linear, nn.GELU, DepthwiseConv, nn.Linear)
         modules = (norm, fc1, act, conv, fc2)

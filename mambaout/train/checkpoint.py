@@ -28,7 +28,7 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     """
     last = directory / LAST
     for left in leftovers(last):
-        remove(left)  # of a process killed while it saved
+        remove(left)  # from a process that was killed while it saved
     state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
     with replacing(last, keep=directory / PREVIOUS) as aside, aside.open("wb") as file:
         torch.save({"format": FORMAT, **state}, file)

@@ -1,6 +1,6 @@
-"""What a CPU calls itself, and how its memory is kept.
+"""The CPU's name, and a setting of its memory allocator.
 
-Without torch: a plan names the device before anything is imported.
+This file does not import torch, because a plan names the device before torch is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import platform
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # constants of glibc's malloc.h
 
 
 def cpu_name(num_threads: int) -> str:
@@ -25,12 +25,12 @@ def cpu_name(num_threads: int) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, where its malloc is glibc's.
+    """Make this process keep the memory that it frees; this has an effect only with glibc.
 
-    Else each large map of a step is given back to the system and comes anew, page by page, at the
-    next step: 4 to 12 % of a step's time. It costs a tenth more memory.
+    Otherwise each large map of a step is returned to the system, and the next step gets it again
+    page by page. That takes 4 to 12 % of a step's time. To keep it costs a tenth more memory.
     """
     with contextlib.suppress(AttributeError, OSError):  # another malloc
         malloc = ctypes.CDLL(None)
-        malloc.mallopt(M_MMAP_MAX, 0)  # nothing comes in a mapping of its own
+        malloc.mallopt(M_MMAP_MAX, 0)  # no block gets a mapping of its own
         malloc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -12,14 +12,14 @@ from torch.optim.adamw import adamw
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
 
-# These methods of torch's optimizers import torch._dynamo when they are first called, to say that
-# they are not to be traced. Nothing traces them here.
+# At their first call these methods of torch's optimizers import torch._dynamo, only to be excluded
+# from tracing. Nothing traces them here.
 for _name in ("add_param_group", "zero_grad", "state_dict"):
     _plain = getattr(getattr(torch.optim.Optimizer, _name), "__wrapped__", None)
     setattr(_plain, "__dynamo_disable", _plain)
 
-# With a rate of exactly 0 torch's update divides by it where the rate is a tensor; this one moves
-# no weight either.
+# If the rate is a tensor, torch's update divides by it, so it must not be 0. This rate moves no
+# weight either.
 LEAST_RATE = 1e-12
 
 
@@ -31,8 +31,8 @@ def optimizer(
     Only matrices and kernels have weight decay. Biases, norms and other one-dimensional parameters
     do not decay, as in DeiT and timm.
 
-    All state is there from the start. Where the backend compiles, rates and counts are tensors: a
-    number would be part of the graph whenever it is 0 or 1, and the first step a graph of its own.
+    All state exists from the start, so that the first step has the same graph as the others. If the
+    backend compiles, rates and counts are tensors: a plain 0 or 1 would be part of the graph.
     """
     decayed, kept, hidden = [], [], []
     optim = recipe.optim
@@ -121,7 +121,8 @@ def take_step(
 
 
 def _fused_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """`optimizer.step()` of one group, whose first call imports torch._dynamo: 0.8 s a process."""
+    """Do what `optimizer.step()` does for one group. The first call of `optimizer.step` would
+    import torch._dynamo, which takes 0.8 s in each process."""
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state[parameter] for parameter in parameters]
     adamw(

@@ -123,7 +123,7 @@ def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) ->
 
 
 def _set_training(model: MambaOut, is_training: bool) -> None:
-    """`model.train(is_training)`, which walks over every module, where it is another mode."""
+    """Call `model.train(is_training)`, which visits every module, only if the mode changes."""
     if model.training != is_training:
         model.train(is_training)
 
@@ -131,8 +131,10 @@ def _set_training(model: MambaOut, is_training: bool) -> None:
 def eval_step(
     model: MambaOut, batch: Batch, recipe: Recipe, totals: Tensor, *, backend: Backend
 ) -> Tensor:
-    """`totals`, float64 (3,): loss, top-1 and top-5 hits, with the batch's first `num_valid` images
-    added; the padding counts for nothing."""
+    """Add a batch's loss, top-1 hits and top-5 hits to `totals`, float64 (3,), and return the sums.
+
+    Only the first `num_valid` images count; the rest is padding.
+    """
     _set_training(model, False)
     labels = backend.place(batch.labels)
     valid = backend.place(torch.arange(len(batch.labels)) < batch.num_valid)

@@ -33,7 +33,7 @@ NO_JPEGTRAN = (
     "jpegtran is not there, which re-cuts JPEGs: `apt install libjpeg-turbo-progs`, or `brew "
     "install jpeg-turbo`; or `mambaout pack --as-is` stores the files as they are"
 )
-JPEGTRAN_SECONDS = 300.0  # a photograph takes less than one second
+JPEGTRAN_SECONDS = 300.0  # a photograph takes milliseconds
 
 # The intended width of a segment. To cut out and decode a RandomResizedCrop(0.08 to 1) took 818 us
 # with 32, and 873, 848, 995 us with 16, 64, 128 (simplejpeg 1.9, 60 photographs of 500x375 and

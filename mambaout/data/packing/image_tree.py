@@ -89,7 +89,7 @@ def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[Unp
 
 
 def read_image_tar(archive: Path, class_order: ClassOrder = "text") -> Source:
-    """The images of an uncompressed tar, read from it where they lie."""
+    """The images of an uncompressed tar, read from the tar without unpacking it."""
     return _read_tree(walk_tar(archive), class_order).source()
 
 

@@ -49,7 +49,7 @@ class Shard:
     group_rows: tuple[int, ...]  # rows of each row group
     num_bytes: int
     image: ImageColumn = ImageColumn()
-    footer: Footer | None = field(default=None, repr=False, compare=False)  # where it is known
+    footer: Footer | None = field(default=None, repr=False, compare=False)  # None: not known yet
 
     @property
     def num_rows(self) -> int:

@@ -1,11 +1,11 @@
-"""One training as timm's parts do it: its data set, transforms, loader, mixup, optimizer, schedule.
+"""One training with timm's parts: data set, transforms, loader, mixup, optimizer, schedule.
 
 Run:    python benchmarks/trial_timm.py --recipe recipe.json --images FOLDER --seed 0
 Reads:  FOLDER/train, minival and val, each with CLASS/*.png; benchmarks/trial.py makes it
 Prints: val top-1 in percent, as the last line
 
-The network is timm's, with the weights that `mambaout train` begins with for that seed. Everything
-is set as timm's train.py sets it for the recipe. One process, no worker.
+The network is timm's, with the initial weights of `mambaout train` for that seed. All settings are
+those of timm's train.py for the recipe. There is one process and no worker.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def loader(recipe: Recipe, folder: Path, is_training: bool) -> Any:
         is_training=is_training,
         num_workers=0,
         persistent_workers=False,
-        use_prefetcher=True,  # its batches are uint8, normalised as a whole
+        use_prefetcher=True,  # it takes uint8 batches and normalises a whole batch
         device=torch.device("cpu"),
         mean=PIXEL_MEAN,
         std=PIXEL_STD,
@@ -74,7 +74,7 @@ def main() -> None:
     num_classes = len(list((options.images / "train").iterdir()))
 
     posterize = NAME_TO_OP["PosterizeIncreasing"]
-    # Pillow refuses the 0 bits that timm asks for at times.
+    # timm sometimes asks for 0 bits, which Pillow refuses.
     operations: dict[str, Any] = NAME_TO_OP
     operations["PosterizeIncreasing"] = lambda image, bits, **how: posterize(
         image, max(bits, 1), **how

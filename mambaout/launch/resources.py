@@ -1,12 +1,13 @@
 """A trial's share of a cluster: how many cores and devices one training run gets.
 
-| accelerator | a trial holds | at once |
+| accelerator | a trial gets | at the same time |
 |---|---|---|
-| cpu | one core | a trial a core |
-| gpu, gpu:0.5 | a GPU, or that part of one | a trial a GPU, two of them |
-| tpu-v3-8 | a TPU host: 4 chips, 8 cores | a trial a host |
-| tpu-v3-8-chip | one chip of such a host, 2 cores | four trials a host |
-| tpu-v3-32 | a slice: 4 hosts, 32 cores, a process each | a trial a slice |
+| cpu | one core | one trial on each core |
+| gpu | one GPU | one trial on each GPU |
+| gpu:0.5 | half of a GPU | two trials on each GPU |
+| tpu-v3-8 | a TPU host: 4 chips, 8 cores | one trial on each host |
+| tpu-v3-8-chip | one chip of such a host, 2 cores | four trials on each host |
+| tpu-v3-32 | a slice: 4 hosts, 32 cores, one process on each host | one trial on each slice |
 
 A plain request for TPU chips may be placed on any host, also on a host of a slice, where it would
 hang. So a TPU share names the type of its hosts, and all bundles of a slice are placed on one

@@ -1,10 +1,10 @@
 """A study as a value (its question and its trials), and its folder on disk.
 
     STORAGE/NAME/study.json           the question, what was asked for
-    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on; one that
-                                      a further part of the study asks for gets a second line,
-                                      which stands for it from then on
-    STORAGE/NAME/trials/KEY/          one run directory a trial (recipe.json, records.jsonl,
+    STORAGE/NAME/trials.jsonl         one line for each trial, in the order of decision; if another
+                                      part of the study asks for a trial too, it gets a new line,
+                                      which replaces the earlier one
+    STORAGE/NAME/trials/KEY/          a trial's run directory (recipe.json, records.jsonl,
                                       last.ckpt, outcome.json), written by mambaout.train
     STORAGE/NAME/report.html, trials.csv, ...
 

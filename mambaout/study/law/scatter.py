@@ -18,7 +18,7 @@ from mambaout.study.law.power_law import Array
 
 _POOL = 1000
 # The scatter of sizes beyond their seeds, in units of the seeds' scatter. It has an exponential
-# prior of mean 1, because such scatter is likely and four sizes cannot show it.
+# prior of mean 1, because such scatter is as likely as not, and four sizes cannot show it.
 _SCATTER = np.linspace(0.0, 10.0, 101)
 
 

@@ -1,6 +1,6 @@
 """A search's memory: the recipes that Optuna suggested and their results. A kill loses nothing.
 
-    STORAGE/NAME/optuna.db    an Optuna study a search; `optuna-dashboard sqlite:///...` opens it
+    STORAGE/NAME/optuna.db    one Optuna study per search; `optuna-dashboard sqlite:///...` opens it
 
 The database is the search's memory. The sampler works on a copy of it. The copy is made anew for
 every suggestion, from the search's seed and the suggestion's number. So a suggestion depends only
@@ -9,9 +9,9 @@ of a recipe in the database:
 
 | state | the recipe's first seed |
 |---|---|
-| RUNNING | has been given out and has not come back; the next launch goes on with it |
+| RUNNING | was started and has not ended; the next launch goes on with it |
 | COMPLETE | was trained to the end; the values are the final ones |
-| PRUNED | was stopped early; the value is the one of the epoch where it was |
+| PRUNED | was stopped early; the value is that of the epoch at which it was stopped |
 | FAIL | diverged, was given up, or has a speed of another device; the samplers leave it out |
 
 Only the best recipes get the other seeds. These are not Optuna trials. The study's attribute
@@ -295,7 +295,7 @@ class Memory:
 
 
 def open_store(path: Path) -> optuna.storages.BaseStorage:
-    """The database at `path`, made where there is none."""
+    """The database at `path`, which is made if there is none."""
     quiet()
     import optuna
     from sqlalchemy.pool import NullPool

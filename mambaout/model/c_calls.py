@@ -20,7 +20,7 @@ def can_read(tensor: Any) -> bool:
     device or layout."""
     return (
         type(tensor) in _PLAIN
-        and tensor.is_cpu
+        and tensor.device.type == "cpu"
         and tensor.layout is torch.strided
         and (torch.compiler.is_compiling() or not tensor.is_neg())
     )
@@ -30,7 +30,7 @@ def is_watched() -> bool:
     """Whether something takes torch's operations one by one: an export, a trace, a dispatch mode
     such as FlopCounterMode, torch.func, or derivatives in forward mode."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return torch.compiler._is_exporting_flag  # Dynamo takes `is_exporting()` for true anywhere
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()

@@ -30,6 +30,7 @@ NEEDS = {"avx2", "bmi1", "bmi2", "fma"}
 # and a sum apart, so the compiler must not fuse them; a C file that may fuse them asks for it.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 COMPILE_SECONDS = 120.0
+DIGEST_BYTES = 32  # at the end of a library, of what stands before them
 INSTALL = "apt install gcc libc6-dev"
 
 POINTER, SIZE, NUMBER, LONG = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int64
@@ -102,9 +103,15 @@ def _library(source: CFile) -> ctypes.CDLL:
     try:
         library = default_cache() / name
         library.parent.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
         if not library.exists():
             with locked(library.with_suffix(".lock")):  # one process compiles, the others wait
                 if not library.exists():
+=======
+        if not _is_whole(library):
+            with locked(library.with_suffix(".lock")):  # once for all processes of a machine
+                if not _is_whole(library):
+>>>>>>> h-break
                     _compile(source, library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
@@ -112,6 +119,16 @@ def _library(source: CFile) -> ctypes.CDLL:
             f"{name} cannot be used ({error}): set {CACHE_VARIABLE} to a folder that can be "
             "written and run from"
         ) from error
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether the file is there with all its bytes: the system kills a process that runs past the
+    end of one that was cut off."""
+    try:
+        body = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    return sha256(body[:-DIGEST_BYTES]).digest() == body[-DIGEST_BYTES:]
 
 
 def _processor_flags() -> set[str]:
@@ -141,6 +158,8 @@ def _compile(source: CFile, library: Path) -> None:
                 compiled = [compiler, *FLAGS, *source.flags, "-c", "-o", str(made)]
                 _run(compiler, [*compiled, str(source.path)])
                 _run(compiler, [compiler, "-shared", "-o", str(part), str(made), "-lm"])
+                with part.open("ab") as file:  # nothing that loads it reads past its own end
+                    file.write(sha256(part.read_bytes()).digest())
             finally:
                 made.unlink(missing_ok=True)
     except subprocess.TimeoutExpired as error:

@@ -23,7 +23,7 @@ def can_read(tensor: Any) -> bool:
     """
     return (
         type(tensor) in _PLAIN
-        and tensor.is_cpu
+        and tensor.device.type == "cpu"
         and tensor.layout is torch.strided
         and (torch.compiler.is_compiling() or not tensor.is_neg())
     )
@@ -33,10 +33,10 @@ def is_watched() -> bool:
     """Whether some code watches each of torch's operations: an export, a trace, a dispatch mode
     like FlopCounterMode, torch.func, or derivatives in forward mode."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return torch.compiler._is_exporting_flag  # Dynamo takes `is_exporting()` for true anywhere
     return (
         torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )

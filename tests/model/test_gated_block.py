@@ -217,6 +217,22 @@ def test_a_second_derivative_is_refused_and_never_wrong():
         grad.sum().backward()
 
 
+def test_torch_compile_gets_the_block_as_one_operator():
+    block, x, graphs = block_of(16), torch.randn(2, 4, 4, 16), []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(block, backend=backend, fullgraph=True)
+    for scale in (None, torch.ones(2)):
+        compiled(x, scale)
+    for graph in graphs:
+        called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        assert called[0] == "mambaout.gated_block.default"
+    assert len(graphs) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("low", [False, True])
 def test_torch_compile_takes_the_network_without_a_break(low):

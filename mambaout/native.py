@@ -103,15 +103,9 @@ def _library(source: CFile) -> ctypes.CDLL:
     try:
         library = default_cache() / name
         library.parent.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-        if not library.exists():
-            with locked(library.with_suffix(".lock")):  # one process compiles, the others wait
-                if not library.exists():
-=======
         if not _is_whole(library):
-            with locked(library.with_suffix(".lock")):  # once for all processes of a machine
+            with locked(library.with_suffix(".lock")):  # one process compiles, the others wait
                 if not _is_whole(library):
->>>>>>> h-break
                     _compile(source, library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder

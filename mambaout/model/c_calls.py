@@ -33,7 +33,7 @@ def is_watched() -> bool:
         return torch.compiler._is_exporting_flag  # Dynamo takes `is_exporting()` for true anywhere
     return (
         torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )

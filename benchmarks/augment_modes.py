@@ -2,24 +2,25 @@
 
 Run:    python benchmarks/augment_modes.py --json results/augment-modes.json
         ... augment_modes.py --data photographs --images 6000 --epochs 12 --seeds 5
-Costs:  about 2 min a seed and mode on 2 cores; the same command again goes on
-Writes: the images and a run directory a training under --out
+Costs:  about 2 min for each seed and mode on 2 cores; the same command again goes on
+Writes: the images, and a run directory for each training, under --out
 Prints: each seed's difference fast - exact on the validation split, their mean and its 95 %
         interval (Student's t over the seeds)
 
-Both modes share everything but `pixels`: a seed has the same network, order and draws of crops,
-flips and operations. Random resized crops and rand-m9-mstd0.5-inc1 are on. Mixup, cutmix and
-erasing, which the device does in either mode, are off, so as not to drown the difference. The
+Both modes share everything but `pixels`. A seed has the same network, order and draws of crops,
+flips and operations in both. Random resized crops and rand-m9-mstd0.5-inc1 are on. Mixup, cutmix
+and erasing are off, because they would hide the difference; the device does them in both modes. The
 network is w16-d4 of sweeps/scale.py.
 
-fashion-mnist: pictures of 28 px are too small to crop, so they are enlarged on purpose, to 112 px
-by Pillow's bicubic filter, and stored as RGB JPEGs of quality 90; trained at 28 px on crops of a
-quarter of the area or more. 5,000 of the test split validate. 6,000 of them are too many to be
-kept decoded (data/images/decode.py): every crop is decoded from its JPEG, as a photograph's is.
+fashion-mnist: images of 28 px are too small to crop. So they are enlarged to 112 px by Pillow's
+bicubic filter and stored as RGB JPEGs of quality 90. Training is at 28 px on crops of at least a
+quarter of the area. 5,000 images of the test split are for validation. 6,000 training images are
+too many to be kept decoded (data/images/decode.py), so every crop is decoded from its JPEG, like a
+photograph's.
 
-photographs: the class of an image is the photograph that it was cut from
-(benchmarks/photographs.py); trained at 64 px on crops of 0.08 of the area or more, and validated
-on other cuts, one for every two that train.
+photographs: the class of an image is the photograph from which it was cut
+(benchmarks/photographs.py). Training is at 64 px on crops of at least 0.08 of the area. Validation
+is on other cuts: one for every two training images.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def recipe(data: str, pixels: str, epochs: int) -> Recipe:
 
 
 def images(data: str, count: int, out: Path, num_val: int = NUM_VAL) -> DataSet:
-    """The packed images under `out`, made if they are not there."""
+    """The packed images under `out`. They are made if missing."""
     folder = out / f"{data}-{count}"
     if not (folder / "packed").exists():
         tree = folder / "tree"
@@ -83,8 +84,11 @@ def images(data: str, count: int, out: Path, num_val: int = NUM_VAL) -> DataSet:
 
 
 def enlarge(small: DataSet, tree: Path, counts: dict[str, int]) -> None:
-    """The first images of each split, a fair sample since `pack` hashes their order, as JPEGs in
-    tree/SPLIT/CLASS/. Raises ValueError for more images than there are."""
+    """Write the first images of each split as JPEGs into tree/SPLIT/CLASS/.
+
+    They are a fair sample, because `pack` hashes the order. Raises ValueError if there are too few
+    images.
+    """
     for split, count in counts.items():
         taken = 0
         for shard in small.shards[split]:
@@ -105,7 +109,7 @@ def enlarge(small: DataSet, tree: Path, counts: dict[str, int]) -> None:
 
 
 def trained(data: DataSet, recipe: Recipe, seed: int, out: Path, workers: int) -> dict[str, float]:
-    """Top-1 in percent and loss on the validation split, of a training that is gone on with."""
+    """Top-1 in percent and loss on the validation split. A training that has begun is continued."""
     outcome = train(
         recipe, data, out=out, backend=backend("cpu"), seed=seed, num_workers=workers,
         log_every_steps=1_000_000,
@@ -117,7 +121,7 @@ def trained(data: DataSet, recipe: Recipe, seed: int, out: Path, workers: int) -
 
 
 def difference(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, float]:
-    """Mean over the seeds of fast - exact, and the ends of its 95 % interval."""
+    """The mean of fast - exact over the seeds, and the ends of its 95 % interval."""
     by_mode = {mode: {r["seed"]: r[metric] for r in rows if r["pixels"] == mode} for mode in MODES}
     seeds = sorted(by_mode["exact"].keys() & by_mode["fast"].keys())
     values = [by_mode["fast"][seed] - by_mode["exact"][seed] for seed in seeds]

@@ -1,8 +1,8 @@
-"""What a study's lead of width over depth rests on: the same contrast without some sizes.
+"""Which sizes cause a study's lead of width over depth? The same contrast without some sizes.
 
 Run:    python benchmarks/leave_out.py results/scale-fashion-mnist/trials.csv --width 8
 Costs:  seconds; nothing is trained
-Writes: a line for each length of training, with all sizes and without those of that first width
+Writes: a line for each length of training: with all sizes, and without those of the given width
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def first_width(row: dict[str, str]) -> int:
 
 
 def sizes_of(rows: Iterable[dict[str, str]]) -> list[Size]:
-    """The sizes with their seeds; error in percent over MACs of one image."""
+    """The sizes with their seeds: error in percent over MACs of one image."""
     found: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         found.setdefault(row["label"], []).append(row)

@@ -1,21 +1,21 @@
-"""Loaders on the same photographs: images per CPU-second of the whole process tree, against timm's.
+"""Loaders on the same photographs: images per CPU-second of the process tree, compared with timm.
 
 Run:    python benchmarks/loader.py                              (about 13 min on 2 quiet cores)
         ... loader.py --rounds 3 --json results/loader.json
         ... loader.py --cells 'timm-randaugment-2,fast-*-2'      (patterns; see --list)
-        ... loader.py --profile fast                             (what bounds it; half a minute)
+        ... loader.py --profile fast                             (the bottlenecks; half a minute)
 Prints: a table of all cells, each one's ratio to timm at the same augmentation and workers, and an
         estimate for a TPU v3-8 host's cores
 
-A cell is LOADER-AUGMENT-WORKERS; benchmarks/loader_peers.py says what each loader does. Cells run
-one after the other, each in a process of its own, all of them in every round. In a cell the first
-batch is timed from the loader's making on (imports are over; worker processes are not), a warm-up
-follows, and from then on CPU time is counted: user and system, of the process and of everything
-under it, the ended children included. Ray's cells are counted over whole executions, the first one
-left out. Ratios are taken round by round; their median is quoted, with the least and the largest.
+A cell is LOADER-AUGMENT-WORKERS; benchmarks/loader_peers.py describes each loader. Every round runs
+all cells one after the other, each in its own process. In a cell, the time of the first batch
+includes the start of the loader and its workers, but not the imports. After a warm-up, CPU time is
+counted: user and system time of the process and all its children, including ended ones. For Ray,
+whole executions are counted, without the first one. Ratios are computed within each round. The
+table gives their median, lowest and highest.
 
 The images are 1,000 JPEGs of about 100 kB (benchmarks/photographs.py) and lie in the page cache.
-OpenMP has one thread in every cell: more of them only wait for each other.
+OpenMP has one thread in every cell, because more threads only wait for each other.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ VERSIONS = (
     "webdataset", "datasets", "ray",
 )  # fmt: skip
 
-# Of a v3-8 host: 96 virtual CPUs of Skylake's class at 2.0 GHz, two to a core. What one delivers of
-# what a core of the measuring machine does is assumed, not measured: a quarter of a Zen 5 core's.
-# Of an Emerald Rapids core it would be 0.29: such a one decodes 735 images/s where a Zen 5 core
-# decodes 857 (arXiv 2605.08731, simplejpeg).
+# A v3-8 host has 96 virtual CPUs of Skylake's class at 2.0 GHz, two on each core. It is assumed,
+# not measured, that one of them has a quarter of the speed of a Zen 5 core. For an Emerald Rapids
+# core, the share would be 0.29: it decodes 735 images/s and a Zen 5 core 857 (arXiv 2605.08731,
+# simplejpeg).
 HOST_VCPUS, VCPU_SHARE = 96, 0.25
 
 
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """What a run without --cells measures, in the order of a round."""
+    """The cells of a run without --cells, in the order of a round."""
     both = [Cell(loader, augment, workers)
             for augment in AUGMENTS for workers in (2, 1) for loader in LOADERS]  # fmt: skip
     two = [Cell(loader, augment, 2) for augment in AUGMENTS for loader in ("timm-uint8", "ray")]
@@ -84,7 +84,7 @@ def cells() -> list[Cell]:
 
 
 def others() -> list[Cell]:
-    """What --cells can name besides."""
+    """Other cells that --cells can name."""
     alone = [Cell(pixels, augment, 0) for pixels in ("fast", "exact") for augment in AUGMENTS]
     return alone + [Cell("ray", augment, 1) for augment in AUGMENTS]
 
@@ -104,13 +104,13 @@ def chosen(patterns: str | None) -> list[Cell]:
 
 
 def tree_cpu_seconds(root: int) -> float:
-    """User and system time so far of a process and all below it, ended children included."""
+    """User and system time so far of a process and its children, including ended ones."""
     found: dict[int, tuple[int, float]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
                 stat = Path(entry.path, "stat").read_text()
-            except OSError:  # ended since
+            except OSError:  # the process has ended
                 continue
             parts = stat[stat.rindex(")") + 2 :].split()  # the name before may hold anything
             ticks = sum(int(part) for part in parts[11:15])  # utime stime cutime cstime
@@ -127,7 +127,7 @@ def tree_cpu_seconds(root: int) -> float:
 
 
 def measure(cell: Cell, folder: Path, num_images: int, cpu_seconds: float) -> dict[str, Any]:
-    """The cell's figures; `num_images` is an epoch's."""
+    """The cell's figures. `num_images` is the number of images in an epoch."""
     import loader_peers as peers
     import torch
 
@@ -139,7 +139,7 @@ def measure(cell: Cell, folder: Path, num_images: int, cpu_seconds: float) -> di
     batches = peers.LOADERS[cell.loader](folder, cell.augment, cell.workers)
     seen = len(next(batches))
     first_batch_seconds = time.monotonic() - started
-    # Ray Data makes blocks ahead, most of an epoch: only whole epochs can be told apart.
+    # Ray Data prepares most of an epoch ahead, so only whole epochs can be measured.
     step = num_images if cell.loader == "ray" else 1
     warm_up = WARM_UP_CPU_SECONDS if cpu_seconds else 0.0
     root, begun = os.getpid(), tree_cpu_seconds(os.getpid())
@@ -166,7 +166,7 @@ def measure(cell: Cell, folder: Path, num_images: int, cpu_seconds: float) -> di
 
 
 def in_own_process(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
-    """What `--cell` prints. Raises CalledProcessError; the cell's own words are on stderr."""
+    """The output of `--cell`. Raises CalledProcessError; the cell's own error is on stderr."""
     command = [
         sys.executable, __file__, "--cell", str(cell), "--folder", str(options.folder),
         "--count", str(options.count), "--cpu-seconds", str(options.cpu_seconds),
@@ -175,7 +175,7 @@ def in_own_process(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- what a run says ------------------------------------------------------------------------------
+# -- the output of a run --------------------------------------------------------------------------
 
 
 class Spread(NamedTuple):
@@ -192,8 +192,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratios(rows: list[dict[str, Any]], peer: str) -> dict[str, Spread]:
-    """Each cell's images per CPU-second over `peer`'s with the same augmentation and workers, of
-    the same round; cells that have no such peer are left out."""
+    """Each cell's images per CPU-second, divided by `peer`'s in the same round.
+
+    The peer has the same augmentation and workers. Cells without such a peer are left out.
+    """
     figure = {(row["round"], row["cell"]): row["images_per_cpu_second"] for row in rows}
     found: dict[str, list[float]] = {}
     for row in rows:
@@ -204,7 +206,7 @@ def ratios(rows: list[dict[str, Any]], peer: str) -> dict[str, Spread]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line a cell: medians over the rounds, with the least and the largest."""
+    """Markdown with one line for each cell: the median, lowest and highest of the rounds."""
     to_timm = ratios(rows, "timm")
     lines = [
         "| loader | augmentation | workers | images per CPU-second | over timm | images/s, wall "
@@ -226,7 +228,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def ratio_to_timm(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """`fast` and `exact` with the whole augmentation and the most workers, and every cell."""
+    """Ratios of `fast` and `exact` with full augmentation and most workers, and of all cells."""
     to_timm = ratios(rows, "timm")
     body: dict[str, Any] = {}
     for pixels in ("fast", "exact"):
@@ -243,7 +245,7 @@ def ratio_to_timm(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def estimate(rows: list[dict[str, Any]], share: float) -> str:
-    """In words, of the cells with two workers; empty where none of them was measured."""
+    """The estimate in words, from the cells with two workers; empty if none was measured."""
     lines = []
     for loader in ("fast", "exact", "timm"):
         name = str(Cell(loader, "randaugment", 2))

@@ -1,8 +1,8 @@
-"""The loaders that benchmarks/loader.py compares, ours among them, each as its users set it up.
+"""The loaders that benchmarks/loader.py compares, each with the usual settings of its users.
 
-An adapter takes the folder of photographs, the augmentation ("randaugment" or "crop") and a number
-of worker processes, and gives batches of 64 images of 224 px without end. All draw a random
-resized crop of 0.08 to 1 of the area and a flip. What differs, and whom it favours:
+An adapter takes the folder of photographs, the augmentation ("randaugment" or "crop") and the
+number of worker processes. It yields batches of 64 images of 224 px for ever. All loaders draw a
+random resized crop of 0.08 to 1 of the area and a flip. The differences:
 
 | loader | with "randaugment" | gives | pixels from |
 |---|---|---|---|
@@ -15,10 +15,10 @@ resized crop of 0.08 to 1 of the area and a flip. What differs, and whom it favo
 | datasets | v2.RandAugment(2, 9) on Pillow images | uint8 | 8 Parquet files, through Arrow |
 | ray | v2.RandAugment(2, 9) on Pillow images | uint8 | 8 Parquet files |
 
-timm and ours draw each crop's filter, bilinear or bicubic; the others take bicubic, antialiased.
-v2's RandAugment has a fixed magnitude and no noise. The four peers leave normalisation and erasing
-out, which favours them over timm, and stack their images with torch's or numpy's stack. Ray Data
-reads in the files' order; the other peers shuffle.
+timm and our loaders draw the filter of each crop, bilinear or bicubic. The others use bicubic with
+antialiasing. v2's RandAugment has a fixed magnitude without noise. The four other peers do no
+normalisation and no erasing, which is an advantage over timm. They stack their images with torch's
+or numpy's stack. Ray Data reads in the order of the files; the other peers shuffle.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from mambaout.recipe import BASELINE, tuned
 
 BATCH, SIZE = 64, 224
 NUM_SHARDS = 8  # of tars and of plain Parquet files
-# Read when these libraries are imported.
+# The libraries read these when they are imported.
 ENVIRONMENT = QUIET | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 Batches = Generator[Any]  # tensors or arrays of BATCH images
 
 
-# -- the same photographs in each one's format ----------------------------------------------------
+# -- the same photographs in the format of each loader --------------------------------------------
 
 
 def prepare(folder: Path, count: int) -> str:
-    """The photographs as files, tars and shards under `folder`, what is missing of them; in words.
+    """Make the missing files, tars and shards of the photographs under `folder`. Returns a report.
 
-    Our own shards are packed anew, since `mambaout pack` may have changed.
+    Our own shards are always packed anew, because `mambaout pack` may have changed.
     """
     about = folder / "photographs.txt"
     if not about.exists():
@@ -80,7 +80,7 @@ def _shuffled(path: Path) -> int:
 
 
 def write_tars(folder: Path, files: list[Path], labels: dict[str, int]) -> None:
-    """Files of a sample follow each other under one key, as webdataset wants them."""
+    """Write tars for webdataset: the files of a sample follow each other under one key."""
     folder.mkdir()
     for shard in range(NUM_SHARDS):
         with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
@@ -95,7 +95,7 @@ def write_tars(folder: Path, files: list[Path], labels: dict[str, int]) -> None:
 def write_plain(
     folder: Path, split: str, files: list[Path], labels: dict[str, int], num_shards: int
 ) -> None:
-    """Shards as Hugging Face publishes them: the files' own bytes, row groups of 100."""
+    """Write shards like Hugging Face's: the bytes of the files, in row groups of 100."""
     (folder / split).mkdir(parents=True)
     feature = '{"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}'
     metadata = {"huggingface": f'{{"info": {{"features": {feature}}}}}'}
@@ -138,7 +138,7 @@ def timm_loader(folder: Path, augment: str, workers: int) -> Any:
     from timm.data.dataset import ImageDataset
     from timm.data.loader import create_loader
 
-    # timm 1.0.31 asks Pillow 13, which raises, for 0 bits in one image of 1,000.
+    # timm 1.0.31 asks for 0 bits in one of 1,000 images, and Pillow 13 raises an error for it.
     whole = auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"]
     auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"] = lambda level, hparams: (
         max(1, whole(level, hparams)[0]),
@@ -172,7 +172,7 @@ def timm_uint8(folder: Path, augment: str, workers: int) -> Batches:
 
 
 def transform(augment: str, *, from_pillow: bool) -> Callable[[Any], Any]:
-    """v2's, to uint8 (3, 224, 224)."""
+    """The transform of torchvision's v2, to uint8 (3, 224, 224)."""
     from torchvision.transforms import InterpolationMode, v2
 
     crop = v2.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
@@ -259,7 +259,7 @@ def ray(folder: Path, augment: str, workers: int) -> Batches:
         return {"image": images, "label": rows["label"]}
 
     files = [str(path) for path in sorted((folder / "plain" / "train").glob("*.parquet"))]
-    data = ray.data.read_parquet(files)  # a path named twice is not read twice
+    data = ray.data.read_parquet(files)  # a path that is named twice is read once
     data = data.map_batches(pictures, batch_size=BATCH)
     try:
         while True:

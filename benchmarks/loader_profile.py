@@ -1,10 +1,10 @@
-"""What bounds our loader: shares of the CPU time of making batches, in one process.
+"""The bottlenecks of our loader: shares of the CPU time for making batches, in one process.
 
-`python benchmarks/loader.py --profile exact|fast` calls it. The profiler samples: every millisecond
-of CPU time the system sends a signal, and Python handles it when the C call that is running
-returns, with the frame that made the call. A sample belongs to the innermost frame that has a part
-below; but what `exact` resamples for a geometric operation is RandAugment's. (`fast` has one
-resampling for crop, flip and those operations.)
+`python benchmarks/loader.py --profile exact|fast` calls it. It is a sampling profiler. The system
+sends a signal for every millisecond of CPU time. Python handles it when the running C call returns,
+in the frame that made the call. A sample counts for the innermost frame that has a part in the
+table below. There is one exception: the resampling of `exact` for a geometric operation counts for
+RandAugment. (`fast` has one resampling for crop, flip and these operations.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loader_peers import BATCH, LOADERS
 SAMPLE_SECONDS = 0.001
 WARM_UP_BATCHES, CPU_SECONDS = 8, 12.0
 
-# The end of a file's name, a function in it or "" for any, and the part that its time belongs to.
+# The end of a file's name, a function in it ("" for any), and the part for which its time counts.
 PARTS = (
     ("mambaout/data/images/jpeg.py", "", "decode"),
     ("mambaout/data/images/decode.py", "", "decode"),
@@ -44,7 +44,7 @@ REST = "rest"
 
 
 def part(frame: FrameType | None) -> tuple[str, str]:
-    """The part of the innermost frame that has one, and the innermost frame's own place."""
+    """The part of the innermost frame that has one, and the location of the innermost frame."""
     inner = "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}"
     found = REST
     while frame is not None:
@@ -62,7 +62,7 @@ def _runs(frame: FrameType, ending: str, function: str) -> bool:
 
 
 def profile(folder: Path, pixels: str, cpu_seconds: float = CPU_SECONDS) -> str:
-    """Markdown: the share of each part, and the lines' functions that hold most of it."""
+    """Markdown: the share of each part, and the functions that take most of it."""
     samples: Counter[tuple[str, str]] = Counter()
 
     def sample(_signal: int, frame: FrameType | None) -> None:

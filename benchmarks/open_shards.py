@@ -1,16 +1,16 @@
-"""What does a data set of 1,000 shards cost to open: first, later, and while its rows are read?
+"""How long does it take to open a data set of 1,000 shards, the first time and later?
 
 Run:    python benchmarks/open_shards.py --json results/open-shards.json
 Costs:  a few minutes on 2 cores, 60 MB of disk
 Writes: the shards and the descriptions, into a folder that is removed at the end
 Prints: seconds, median and range over --times, each time in a process of its own
 
-A process opens the set as a trial does, then reads every row group in a random order as a loader's
-process does. "first" finds no description of the set, "later" one that another process wrote;
-"without" neither reads nor writes one, as it was before there were descriptions. The shards are
-tiny, and on a local disk that holds them in memory: what is measured is the opening. From a
-bucket, opening a file and reading its footer are round trips, which are counted here: "opens" is
-how many shards were opened and how many bytes were read of them until the set was open.
+A process opens the set like a trial. Then it reads every row group in random order, like a process
+of a loader. "first" finds no description of the set. "later" finds one that another process wrote.
+"without" neither reads nor writes one, like versions without descriptions. The shards are tiny, and
+the local disk caches them in memory, so only the opening is measured. In a bucket, opening a file
+and reading its footer are round trips. "opens" counts them: the number of shards opened and the
+bytes read from them until the set was open.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from mambaout.data.shards import data_set as shards
 from mambaout.data.shards import description, files
 from mambaout.data.shards.encoded import EncodedImages
 
-ROWS, GROUP_ROWS = 64, 16  # of a shard, and of its row groups
+ROWS, GROUP_ROWS = 64, 16  # rows of a shard, rows of a row group
 IMAGE_BYTES = 400
 CASES = ("without", "first", "later")
 
 
 def make(folder: Path, count: int) -> None:
-    """Shards with the columns of `mambaout pack`; their images are bytes of no image."""
+    """Write shards with the columns of `mambaout pack`. The image bytes are no real images."""
     folder.mkdir()
     draw = random.Random(0)
     num_val = max(1, count // 20)
@@ -56,11 +56,11 @@ def make(folder: Path, count: int) -> None:
                 row_group_size=GROUP_ROWS,
             )  # fmt: skip
             an_hour_ago = time.time() - 3600
-            os.utime(path, (an_hour_ago, an_hour_ago))  # as shards are that were there before
+            os.utime(path, (an_hour_ago, an_hour_ago))  # like shards that existed before
 
 
 def opened(location: str, cache: Path, *, is_described: bool) -> dict[str, Any]:
-    """What this process, which has just begun, takes to open the set and to read all of it."""
+    """The time that this new process takes to open the set and to read all of it."""
     if not is_described:
         description.Place.read = lambda self: None
         description.Place.write = lambda self, found: None
@@ -99,7 +99,7 @@ def opened(location: str, cache: Path, *, is_described: bool) -> dict[str, Any]:
 
 
 def measured(case: str, location: Path, cache: Path) -> dict[str, Any]:
-    """In a process of its own."""
+    """The figures of one case, measured in a new process."""
     if case == "first":
         for path in (cache / "described").glob("*"):
             path.unlink()
@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         case, location, cache = options.open
         found = opened(location, Path(cache), is_described=case != "without")
         print(json.dumps(found), flush=True)
-        # At once: pyarrow's threads may still be at the last row group, which an end of the usual
-        # kind does not wait for ("terminate called without an active exception").
+        # Exit at once. pyarrow's threads may still read the last row group, and a normal exit does
+        # not wait for them ("terminate called without an active exception").
         os._exit(0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mambaout-open-") as folder:
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         make(location, options.shards)
         found: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
         for _ in range(options.times):
-            for case in CASES:  # side by side: the machine's other work meets all of them
+            for case in CASES:  # in turn, so that other work on the machine affects all
                 found[case].append(measured(case, location, cache))
     for case, of_case in found.items():
         last = of_case[-1]
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratio = rows[0]["open_seconds"] / rows[2]["open_seconds"]
     print(f"a later open takes 1/{ratio:.1f} of one without a description")
     if options.json:
-        from mambaout.train.backend import backend  # torch, which no time above is to wait for
+        from mambaout.train.backend import backend  # imports torch; no time above must include that
 
         body = {"ratio_without_to_later": ratio, "rows": rows}
         body["machine"] = {"device": backend("cpu").device_name, "cores": os.cpu_count()}

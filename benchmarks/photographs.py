@@ -1,17 +1,17 @@
-"""JPEGs like ImageNet's, made on the spot from photographs that packages ship.
+"""Make JPEGs like ImageNet's from photographs that come with packages.
 
 Run:    python benchmarks/photographs.py OUT --count 2000      (about 40 s on 2 cores, 230 MB)
 Writes: OUT/train/CLASS/*.jpg and a tenth as many OUT/val/CLASS/*.jpg; a class is a photograph
 Prints: their number, mean size in kB and in pixels
 
-Each image is a random crop of one photograph, from whole down to its own pixels, scaled to one of
-the sizes that ImageNet mostly has (500x375 for 42 %, 500x333 for 16 %, 375x500 for 14 %), with
-mild sensor noise, as a JPEG of quality 93 to 98, four in five with 4:2:0 chroma. The same command
-gives the same pictures wherever the same photographs and the same Pillow are installed.
+Each image is a random crop of one photograph: from the whole photograph down to a crop that is not
+reduced. It is scaled to one of the common sizes of ImageNet (500x375 for 42 %, 500x333 for 16 %,
+375x500 for 14 %) and gets mild sensor noise. It is a JPEG of quality 93 to 98; four in five have
+4:2:0 chroma. With the same photographs and the same Pillow, the same command gives the same images.
 
-Photographs: 2 of scikit-learn and 5 of scikit-image, which the wheels carry; where Debian has
-put them, 12 of mate-backgrounds, 34 of opencv-doc and 6 of labelme-examples (apt install those).
-Nothing is downloaded.
+Photographs: 2 of scikit-learn and 5 of scikit-image, which are in their wheels. Also, if these
+Debian packages are installed (with apt install), 12 of mate-backgrounds, 34 of opencv-doc and 6 of
+labelme-examples. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SIZES = {
 QUALITY = (93, 98)  # both included
 HALF_CHROMA = 0.8  # share of 4:2:0; the rest is 4:4:4
 NOISE = (0.5, 4.5)  # standard deviation in grey levels, drawn for each image
-VAL_SHARE = 0.1  # val images for each training image, one a class at the least
-LONGEST_SIDE = 2048  # px that larger photographs are reduced to before they are cut
+VAL_SHARE = 0.1  # val images for each training image; at least one in a class
+LONGEST_SIDE = 2048  # px; larger photographs are reduced to it before they are cut
 
-# What the wheels carry, then what Debian's packages put under /usr/share.
+# First the files of the wheels, then those of Debian's packages under /usr/share.
 WHEELS = {
     "sklearn": ("datasets/images", "china.jpg flower.jpg"),
     "skimage": ("data", "astronaut.png chelsea.png coffee.png motorcycle_left.png rocket.jpg"),
@@ -78,7 +78,7 @@ DEBIAN = {
 
 
 def photographs(share: Path = Path("/usr/share")) -> dict[str, Path]:
-    """The photographs that are installed, by the name of the class that is made of each."""
+    """The installed photographs, each by the name of its class."""
     folders = [(share / folder, names) for folder, names in DEBIAN.items()]
     for package, (folder, names) in WHEELS.items():
         spec = find_spec(package)
@@ -89,7 +89,7 @@ def photographs(share: Path = Path("/usr/share")) -> dict[str, Path]:
 
 
 class PhotographTask(NamedTuple):
-    """All that is made of one photograph for one split."""
+    """The images to make from one photograph for one split."""
 
     source: Path
     folder: Path
@@ -106,10 +106,10 @@ def make(
     val_share: float = VAL_SHARE,
     sources: dict[str, Path] | None = None,
 ) -> str:
-    """Write `count` training images and a share of it for validation; what was made, in words.
+    """Write `count` training images and a share of it for validation. Returns a report.
 
-    Raises FileExistsError where `out` is a folder that holds something, and ValueError where there
-    are no photographs or `count` is less than one of each.
+    Raises FileExistsError if `out` is a folder that is not empty. Raises ValueError if there are no
+    photographs, or if `count` is less than one image for each.
     """
     sources = photographs() if sources is None else sources
     if not sources:
@@ -136,11 +136,11 @@ def make(
 
 
 def write(task: PhotographTask) -> list[tuple[int, int]]:
-    """The task's images as files; the bytes and the pixels of each."""
+    """Write the task's images to files. Returns the bytes and the pixels of each."""
     task.folder.mkdir(parents=True, exist_ok=True)
     photograph, made = _opened(task.source), []
     for index in range(task.num_images):
-        # By the class's name, so that another photograph more changes none of the others.
+        # Seeded by the class's name, so that one more photograph does not change the others.
         place = crc32(f"{task.split}/{task.folder.name}".encode())
         random = np.random.default_rng([task.seed, place, index])
         image = picture(photograph, random)
@@ -164,8 +164,8 @@ def picture(photograph: Image.Image, random: np.random.Generator) -> Image.Image
     """A crop of the photograph, scaled to one of the sizes, with noise."""
     width, height = list(SIZES)[random.choice(len(SIZES), p=list(SIZES.values()))]
     largest = min(photograph.width / width, photograph.height / height)
-    # Pixels of the photograph for each of the picture: log-uniform between 1 and the whole, and a
-    # small photograph, which is enlarged, is cut to at least two thirds of its sides.
+    # Pixels of the photograph for each pixel of the picture: log-uniform between 1 and the whole. A
+    # small photograph is enlarged and cut to at least two thirds of its sides.
     least = min(1.0, largest / 1.5)
     zoom = float(np.exp(random.uniform(np.log(least), np.log(largest))))
     box_width, box_height = zoom * width, zoom * height

@@ -1,8 +1,8 @@
-"""Do the rules for small data train a network, where the paper's recipe does not? Three kinds.
+"""Do the rules train a network on small data where the paper's recipe fails? Three kinds of data.
 
 Run:    python benchmarks/small_data.py --seeds 3 --json results/small-data.json
 Costs:  about 25 min on 2 quiet cores; the same command again goes on
-Writes: the images and a run directory a training under --out
+Writes: the images, and a run directory for each training, under --out
 Prints: val top-1 of both recipes on each kind of data, mean and 95 % interval over the seeds
 
 | kind | images | source |
@@ -12,10 +12,10 @@ Prints: val top-1 of both recipes on each kind of data, mean and 95 % interval o
 | photographs | 900 of about 500x375 px, 59 classes | benchmarks/photographs.py, trained at 64 px |
 
 Both recipes train the network that the rules choose, for the epochs that the rules choose. "rules"
-is mambaout/rules.py. "paper" is the paper's recipe at the largest power of two that fits the data
-for a batch, with the learning rates by the linear rule and the warm-up at 20 of 300 epochs: what
-`mambaout train` advised before there were rules. The constants of the rules were chosen on 6,000
-pictures of Fashion-MNIST (LOG.md, 2026-11-22), and not on these data.
+is mambaout/rules.py. "paper" is the paper's recipe. Its batch is the largest power of two that fits
+the data, its learning rates follow the linear rule, and its warm-up is 20 of 300 epochs. `mambaout
+train` advised this before there were rules. The constants of the rules were chosen on 6,000 images
+of Fashion-MNIST (LOG.md, 2026-11-22), not on these data.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def recipes(data: DataSet, kind: str) -> dict[str, Recipe]:
 
 
 def trained(data: DataSet, recipe: Recipe, seed: int, out: Path) -> float:
-    """Val top-1 in percent, of a training that is gone on with."""
+    """Val top-1 in percent. A training that has begun is continued."""
     outcome = train(recipe, data, out=out, backend=backend("cpu"), seed=seed)
     if not isinstance(outcome, Finished):
         raise RuntimeError(f"{out} did not finish: {outcome}")
@@ -115,7 +115,7 @@ def trained(data: DataSet, recipe: Recipe, seed: int, out: Path) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the 95 % interval by Student's t; NaN of one value."""
+    """The mean, and half its 95 % interval by Student's t; NaN for one value."""
     if len(values) < 2:
         return values[0], float("nan")
     error = statistics.stdev(values) / len(values) ** 0.5

@@ -1,4 +1,4 @@
-"""The training step and inference beside timm's MambaOut, on the same weights and images.
+"""The training step and inference compared with timm's MambaOut, on equal weights and images.
 
 Run:    python benchmarks/step.py --json results/step.json    (--device cuda where a GPU is)
 Costs:  about 10 min on 2 quiet cores
@@ -10,14 +10,15 @@ Prints: a line a cell: timm's images/s, and ours over timm's, the median of --ro
 | femto, tiny | published | 224 px | 16, 8 |
 | w16-d10, w32-d4, w8-d4 | of the study on a laptop: width of the first stage, blocks | 28 px | 64 |
 
-timm's network is its own class. Of the small ones conv1 of the stem has stride 1, since timm has
-no stem for small images, and the blocks have our hidden widths. A training step is forward, loss,
-backward and AdamW, each side's as it trains: ours fused, timm's as torch has it by default. With
-one thread CPU time is taken, which other work on the machine moves little; with more, wall time.
+timm's network is its own class. In the small networks, conv1 of timm's stem gets stride 1, because
+timm has no stem for small images, and its blocks get our hidden widths. A training step is forward,
+loss, backward and AdamW. Each side uses its usual AdamW: ours is fused, timm's is torch's default.
+With one thread, CPU time is measured, because other work on the machine changes it little. With
+more threads, wall time is measured.
 
-Before it measures, each cell checks that the two are equal: outputs to 1e-5 of the largest, and
-gradients to 2e-5 of each parameter's largest in fp32. In bf16 our gradients may be no farther from
-those of fp32 than timm's are.
+Before the measurement, each cell checks that both are equal in fp32: outputs within 1e-5 of the
+largest, and gradients within 2e-5 of each parameter's largest. In bf16, our gradients may be no
+farther from those of fp32 than timm's are.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from mambaout.variants import VARIANTS, ModelConfig
 SMALL = ModelConfig(stem_stride=2)
 PRECISIONS = ("fp32", "bf16")
 PARTS = ("train", "forward")
-# Of the largest value. Two orders of the same sums differ by so much after 18 blocks.
+# Relative to the largest value. After 18 blocks, another order of the same sums differs by so much.
 OUTPUTS_OFF, GRADIENTS_OFF = 1e-5, 2e-5
 
 
@@ -74,7 +75,7 @@ CELLS = {
 
 
 def timms(cell: Cell, ours: MambaOut) -> nn.Module:
-    """timm's network of the cell's shape, with our weights."""
+    """timm's network with the cell's shape and our weights."""
     from timm.models import mambaout
 
     config = cell.config
@@ -99,7 +100,7 @@ def timms(cell: Cell, ours: MambaOut) -> nn.Module:
 
 @dataclass
 class Contender:
-    """A network with its images, as it trains and as it infers."""
+    """A network with its images, for training and inference."""
 
     model: nn.Module
     images: Tensor
@@ -131,7 +132,7 @@ class Contender:
 
 
 def contenders(cell: Cell, precision: str, device: str) -> dict[str, Contender]:
-    """Those of the cell; the first is timm, which the others are held against."""
+    """The contenders of the cell. The first is timm, with which the others are compared."""
     torch.manual_seed(0)
     ours = build(replace(cell.config, drop_path=0.0), cell.num_classes)
     theirs = timms(cell, ours)
@@ -156,7 +157,7 @@ def contenders(cell: Cell, precision: str, device: str) -> dict[str, Contender]:
 
 
 def check_equal(cell: Cell, precision: str, device: str) -> dict[str, float]:
-    """The largest differences of outputs and gradients, which must be rounding."""
+    """The largest differences of outputs and gradients. They must be rounding errors."""
     found = contenders(cell, precision, device)
     theirs, ours = found["timm"], found["ours"]
     theirs.model.train(), ours.model.train()

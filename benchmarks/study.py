@@ -1,4 +1,4 @@
-"""What a study costs beside its training: overhead a trial, memory, relaunch and report.
+"""The overhead of a study beside its training: time for each trial, memory, relaunch and report.
 
 Run:    python benchmarks/study.py                            (all of it; about 20 min on 2 cores)
         ... study.py --trials 0 --rounds 2 --round-trials 30 --json results/study-peers.json
@@ -8,7 +8,7 @@ Prints: seconds a trial of mambaout (Ray Tune, Optuna, MLflow, run directories, 
         interleaved rounds of one run; then one study grown to --trials, its time and memory by
         hundreds of trials, and what its relaunch and its report take
 
-No trial trains: each returns a tabulated learning curve, so that all the time is overhead.
+No trial trains. Each returns a tabulated learning curve, so that all the time is overhead.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ AXES = (
 
 
 def curve(recipe: Recipe, seed: int) -> list[float]:
-    """Minival top-1 after each epoch: a made-up law of rate, decay, depth, and noise."""
+    """Minival top-1 after each epoch: an invented function of rate, decay and depth, with noise."""
     draw = random.Random(f"{canonical_json(recipe)} {seed}")
     off = math.log10(recipe.optim.peak_lr / 1.5e-3)
     best = 90 + 1.5 * math.log2(recipe.model.num_blocks) - 6 * off**2
@@ -76,7 +76,7 @@ def tabulated(
     report: Callable[[Record], None],
     stop: Callable[[], bool],
 ) -> None:
-    """What a worker calls instead of training: the files of a run, from the table."""
+    """A worker calls this instead of training. It writes the files of a run from the table."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / RECIPE_FILE).write_text(canonical_json(trial.recipe))
     tops = curve(trial.recipe, trial.seed)
@@ -141,7 +141,7 @@ def peer_trial(config: dict[str, Any]) -> None:
 
 
 def peer(storage: Path, name: str, num_trials: int, seed: int, with_tools: bool) -> None:
-    """Ray Tune as its documentation has it, alone or with its Optuna and MLflow integrations."""
+    """Ray Tune as in its documentation, alone or with its Optuna and MLflow integrations."""
     import ray
     from ray import tune
 
@@ -230,7 +230,7 @@ def main() -> int:
     for index in range(options.rounds + 1):
         for name, way in ways.items():
             took = timed(way, f"{name}-{index}", index) / count
-            if index:  # the first round imports and makes tables
+            if index:  # the first round also imports and makes tables
                 seconds[name].append(took)
             print(f"round {index}: {name} {took:.3f} s a trial", flush=True)
     rows = [
@@ -267,7 +267,7 @@ def main() -> int:
 
 
 def grow(storage: Path, num_trials: int) -> dict[str, Any]:
-    """One study of so many trials; its relaunch and its report."""
+    """Run one study of `num_trials` trials, its relaunch and its report."""
     folder = StudyFolder(storage, "grown")
     growth = MemoryGrowth(folder, every=max(num_trials // 10, 1))
     growth.start()

@@ -1,15 +1,16 @@
-"""A whole training beside timm's parts: the same recipe, images, weights to begin with and epochs.
+"""A whole training compared with timm's parts: same recipe, images, initial weights and epochs.
 
 Run:    python benchmarks/trial.py --recipes light full --seeds 8 --json results/trial.json
 Costs:  about 25 min on 2 quiet cores; finished trainings are not repeated
-Writes: PNG files for timm, run directories and what each training took, under --out
-Prints: of each recipe, seconds of the CPU and of the clock over ours, and val top-1 of both with
+Writes: PNG files for timm, run directories and the times of each training, under --out
+Prints: for each recipe, timm's CPU and wall seconds divided by ours, and val top-1 of both with
         the difference and its 95 % interval over the seeds
 
-Ours is `mambaout train` with `exact` pixels. timm's parts are in trial_timm.py. Each is one process
-of one thread without workers, started cold; the two alternate. Data is packed and exported before.
-"light" has crops and flips alone; "full" is the paper's augmentation. Both evaluate after each
-epoch and at the end. Seconds of the CPU are those of the whole process, start-up too.
+Ours is `mambaout train` with `exact` pixels. timm's parts are in trial_timm.py. Each training is a
+new process with one thread and no workers. Trainings of the two sides alternate. The data are
+packed and exported before. "light" has only crops and flips; "full" is the paper's augmentation.
+Both sides evaluate after each epoch and at the end. CPU seconds are those of the whole process,
+including its start.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ SPLITS = ("train", "minival", "val")
 
 
 def export(recipe: Recipe, folder: Path) -> None:
-    """The recipe's images as PNG files by class, once."""
+    """Write the recipe's images as PNG files by class, unless that is done."""
     if (folder / "done").exists():
         return
     data = open_data(DATA)
@@ -107,7 +108,7 @@ def timms(recipe: Path, seed: int, out: Path, images: Path) -> dict[str, float]:
 
 
 def measured(name: str, seed: int, side: str, out: Path) -> dict[str, float]:
-    """What one training took; read back where it is over."""
+    """The times and results of one training. They are read from its file if it has ended."""
     folder = out / f"{name}-{seed}-{side}"
     done = folder / "took.json"
     if not done.exists():

@@ -1,11 +1,11 @@
-"""One training as timm's parts do it: its data set, transforms, loader, mixup, optimizer, schedule.
+"""One training with timm's parts: data set, transforms, loader, mixup, optimizer, schedule.
 
 Run:    python benchmarks/trial_timm.py --recipe recipe.json --images FOLDER --seed 0
 Reads:  FOLDER/train, minival and val, each with CLASS/*.png; benchmarks/trial.py makes it
 Prints: val top-1 in percent, as the last line
 
-The network is timm's, with the weights that `mambaout train` begins with for that seed. Everything
-is set as timm's train.py sets it for the recipe. One process, no worker.
+The network is timm's, with the initial weights of `mambaout train` for that seed. All settings are
+those of timm's train.py for the recipe. There is one process and no worker.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from step import Cell, timms
-from timm.data import ImageDataset, Mixup, create_loader
 from timm.data.auto_augment import NAME_TO_OP
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
+from timm.data.dataset import ImageDataset
+from timm.data.loader import create_loader
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
@@ -28,9 +31,9 @@ from mambaout.model.network import build
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe, recipe_from_json
 
 
-def loader(recipe: Recipe, folder: Path, is_training: bool):
+def loader(recipe: Recipe, folder: Path, is_training: bool) -> Any:
     augment = recipe.augment
-    training = dict(
+    training: dict[str, Any] = dict(
         scale=(augment.crop_scale_min, 1.0),
         ratio=(augment.crop_ratio_min, 1 / augment.crop_ratio_min),
         hflip=augment.hflip,
@@ -43,6 +46,7 @@ def loader(recipe: Recipe, folder: Path, is_training: bool):
         re_mode="pixel",
         interpolation=augment.interpolation,
     )
+    evaluation: dict[str, Any] = {"interpolation": "bicubic"}
     return create_loader(
         ImageDataset(str(folder)),
         input_size=(3, recipe.image_size, recipe.image_size),
@@ -50,12 +54,12 @@ def loader(recipe: Recipe, folder: Path, is_training: bool):
         is_training=is_training,
         num_workers=0,
         persistent_workers=False,
-        use_prefetcher=True,  # its batches are uint8, normalised as a whole
+        use_prefetcher=True,  # it takes uint8 batches and normalises a whole batch
         device=torch.device("cpu"),
         mean=PIXEL_MEAN,
         std=PIXEL_STD,
         crop_pct=recipe.eval_crop,
-        **(training if is_training else {"interpolation": "bicubic"}),
+        **(training if is_training else evaluation),
     )
 
 
@@ -70,15 +74,17 @@ def main() -> None:
     num_classes = len(list((options.images / "train").iterdir()))
 
     posterize = NAME_TO_OP["PosterizeIncreasing"]
-    # Pillow refuses the 0 bits that timm asks for at times.
-    NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **how: posterize(
+    # timm sometimes asks for 0 bits, which Pillow refuses.
+    operations: dict[str, Any] = NAME_TO_OP
+    operations["PosterizeIncreasing"] = lambda image, bits, **how: posterize(
         image, max(bits, 1), **how
     )
     Image.init()
     torch.manual_seed(options.seed)
     ours = build(recipe.model, num_classes)
     model = timms(Cell(recipe.model, recipe.image_size, recipe.global_batch, num_classes), ours)
-    optimizer = create_optimizer_v2(
+    make_optimizer: Any = create_optimizer_v2
+    optimizer = make_optimizer(
         model,
         opt="adamw",
         lr=recipe.optim.peak_lr,

@@ -10,13 +10,13 @@ from mambaout.variants import VARIANTS, ModelConfig
 if TYPE_CHECKING:
     from mambaout.model.network import build
 
-__version__ = "0.2.0"  # the only place that says it
+__version__ = "0.2.0"  # the only place that holds the version
 
 __all__ = ["BASELINE", "VARIANTS", "ModelConfig", "Recipe", "build"]
 
 
 def __getattr__(name: str) -> Any:
-    # Listing, pricing and reporting a study must not pay torch's import, so `build` comes on use.
+    # `build` is imported on first use: to list, price or report a study must not import torch.
     if name == "build":
         from mambaout.model.network import build
 

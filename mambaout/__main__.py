@@ -1,20 +1,21 @@
 """The `mambaout` command.
 
-    mambaout train femto --data gs://bucket/imagenet --out runs/femto   train one recipe, or go on
+    mambaout train femto --data gs://bucket/imagenet --out runs/femto   train or resume one recipe
     mambaout list scale                                                 a study's trials, or studies
-    mambaout evaluate scale/w16-d4-s0                                   top-1 and top-5 of weights
-    mambaout evaluate tiny.safetensors --data DIR                       the same of a file's
+    mambaout evaluate scale/w16-d4-s0                                   top-1 and top-5 of a trial
+    mambaout evaluate tiny.safetensors --data DIR                       top-1 and top-5 of a file
     mambaout account small base --image-size 288                        parameters, MACs, TPU v3
-    mambaout account --depths 1,1,3,1 --dims 16,32,64,96                the same of an own shape
-    mambaout pack SOURCE OUT                                            Parquet shards
-    mambaout export runs/femto femto.safetensors                        weights for timm, and how
-    mambaout report scale                                               a study's report, made anew
-    mambaout sync scale --tracking-uri http://HOST:5000                 a study into another MLflow
-    mambaout ui                                                         the MLflow UI on the studies
-    mambaout doctor --backend xla                                       does this machine train?
+    mambaout account --depths 1,1,3,1 --dims 16,32,64,96                the same for your own shape
+    mambaout pack SOURCE OUT                                            write Parquet shards
+    mambaout export runs/femto femto.safetensors                        write weights for timm
+    mambaout report scale                                               write a study's report anew
+    mambaout sync scale --tracking-uri http://HOST:5000                 copy a study to an MLflow
+    mambaout ui                                                         open MLflow on the studies
+    mambaout doctor --backend xla                                       can this machine train?
 
-Exit status: 0 done, 1 not finished (the same command goes on), 2 the request was wrong, 130
-interrupted. Each subcommand imports what it needs: train and evaluate know no Ray and no MLflow.
+Exit status: 0 done; 1 not finished (the same command continues); 2 the request was wrong; 130
+interrupted. Each subcommand imports only what it needs: train and evaluate import neither Ray nor
+MLflow.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ from mambaout.errors import WrongRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input is one line on stderr, or a line a fault, and status 2."""
+    """Run one subcommand and return the exit status.
+
+    For a wrong request it prints one line for each fault on stderr and returns 2.
+    """
     options = command_parser().parse_args(argv)
     try:
         check_working_directory()
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongRequest as error:
         print(f"mambaout {options.command}: {error}", file=sys.stderr)
         return WRONG
-    except BrokenPipeError:  # `mambaout list | head` has read enough
+    except BrokenPipeError:  # the reader has closed the pipe, like head in `mambaout list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -78,7 +82,7 @@ def command_parser() -> Parser:
 
 
 class _Version(argparse.Action):
-    """--version: what a report of a fault should name."""
+    """--version prints the versions that a bug report should name."""
 
     def __init__(self, **settings: Any) -> None:
         text = "print the versions of mambaout, Python and torch"

@@ -1,12 +1,14 @@
-"""What a network and a run cost, in closed form: parameters, MACs, activations, MFU, training MACs.
+"""Closed-form costs of a network and a run: parameters, MACs, activations, MFU, training MACs.
 
     cost(variant("tiny")).macs  # 4,469,655,744
     print(account_table({"tiny": variant("tiny")}))
 
-Pure values: no torch, no I/O, so that a study is priced before anything is built. MACs are the
-multiply-adds of convolutions and linears; norms, activations, biases and sums are not counted,
-as in the paper (Table 4) and in torch's FlopCounterMode. Activations are the elements that
-convolutions and linears put out, which is what timm's benchmark files list (Tiny: 16.68 M).
+Pure values: no torch, no I/O. A study is therefore priced before anything is built.
+
+MACs are the multiply-adds of convolutions and linear layers. Norms, activation functions, biases
+and sums are not counted; the paper (Table 4) and torch's FlopCounterMode count the same way.
+Activations are the output elements of convolutions and linear layers. timm's benchmark files list
+the same number (Tiny: 16.68 M).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ FLOP_PER_MAC = 2
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Parameters; multiply-adds and output elements of one image, one forward."""
+    """Parameters, and the multiply-adds and output elements of one image in one forward pass."""
 
     params: int = 0
     macs: int = 0
@@ -48,7 +50,7 @@ class Cost:
 def parts(
     config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000
 ) -> list[tuple[str, Cost]]:
-    """The network's cost part by part, in forward order, named as its modules are."""
+    """The cost of each part of the network, in forward order, with the part's module name."""
     return [
         (part.name, _cost(part.layers.values()).times(part.times))
         for part in layers(config, image_size, num_classes)
@@ -64,9 +66,9 @@ def _cost(of_one: Iterable[Layer]) -> Cost:
     return Cost(params, macs, activations)
 
 
-@functools.lru_cache(maxsize=4096)  # a study prices its few shapes with each of its recipes
+@functools.lru_cache(maxsize=4096)  # a study has few shapes, and asks for them once a recipe
 def cost(config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000) -> Cost:
-    """What the whole network costs; `image_size` is a side, or height and width."""
+    """The cost of the whole network; `image_size` is one side or (height, width), in pixels."""
     total = Cost()
     for _, part in parts(config, image_size, num_classes):
         total += part
@@ -74,16 +76,17 @@ def cost(config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 10
 
 
 def train_macs(recipe: Recipe, num_train: int, num_classes: int) -> int:
-    """MACs of the whole training run, forward and backward, evaluations left out."""
+    """MACs of the whole training run, forward and backward, without evaluations."""
     images = recipe.schedule.total_epochs * steps_per_epoch(recipe, num_train) * recipe.global_batch
     return TRAIN_FORWARDS * images * cost(recipe.model, recipe.image_size, num_classes).macs
 
 
 def alignment(config: ModelConfig, multiple: int = ALIGNMENT) -> list[tuple[str, int]]:
-    """The widths and hidden sizes that are no multiple of `multiple`, with where they are.
+    """The widths and hidden sizes that are not a multiple of `multiple`: (place, size) each.
 
-    8 suits tensor cores and vector units. A TPU's matrix unit pads channels to 128: ask for 128 to
-    see what it pads; small networks cannot meet that, and large ones gain from it.
+    8 suits tensor cores and vector units. A TPU's matrix unit pads channels to a multiple of 128;
+    `multiple=128` shows which sizes it pads. Small networks cannot avoid that padding. Large
+    networks run faster without it.
     """
     sizes = [(f"stages.{i} width", dim) for i, dim in enumerate(config.dims)]
     sizes += [(f"stages.{i} hidden", config.hidden(dim)) for i, dim in enumerate(config.dims)]
@@ -93,13 +96,14 @@ def alignment(config: ModelConfig, multiple: int = ALIGNMENT) -> list[tuple[str,
 def matrix_unit_use(
     config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000, unit: int = 128
 ) -> float:
-    """The share of a matrix unit's multiply-adds that are the network's, 0 to 1.
+    """The share of a matrix unit's multiply-adds that the network uses, 0 to 1.
 
-    A unit of `unit` rows and columns, 128 in a TPU, takes the channels that come in and go out in
-    whole multiples of it; the images and positions that stream through it fill it. The backward
-    pass has the same share: it has the same products, transposed. A convolution counts once for
-    each place of its kernel; a compiler that joins places and colours in the stem does better.
-    Depthwise convolutions, 1.5 to 4.5 % of the MACs, have no channels to sum over and are left out.
+    The unit has `unit` rows and columns, 128 in a TPU. It pads input and output channels to whole
+    multiples of `unit`. Images and positions stream through it and need no padding. The backward
+    pass has the same share, because it computes the same products transposed. A convolution counts
+    as one product for each place of its kernel; a compiler that joins places and colours in the
+    stem does better. Depthwise convolutions are left out, because they do not sum over channels.
+    They are 1.5 to 4.5 % of the MACs.
     """
     used = slots = 0
     for part in layers(config, image_size, num_classes):
@@ -112,10 +116,11 @@ def matrix_unit_use(
 def mfu(
     macs: int, images_per_second: float, chip: Chip | None, precision: str, num_devices: int = 1
 ) -> float | None:
-    """Model FLOP/s utilisation in training, 0 to 1; None where the peak is not known.
+    """Model FLOP/s utilisation (MFU) in training, 0 to 1; None if the chip's peak is unknown.
 
-    `macs` of one image, one forward; `images_per_second` over all `num_devices` devices, which on
-    TPU v2 and v3 are cores. A training step is counted as three forwards, recomputation not.
+    `macs` is for one image and one forward pass. `images_per_second` is the throughput of all
+    `num_devices` devices; a device of TPU v2 and v3 is a core. A training step counts as three
+    forward passes. Recomputation is not counted.
     """
     if chip is None or precision not in chip.peak_flops:
         return None
@@ -129,7 +134,7 @@ def mfu(
 def account_table(
     shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
 ) -> str:
-    """What each shape costs, a line each, for a terminal; unaligned sizes are named below."""
+    """A table for a terminal: one line with the costs of each shape, then the unaligned sizes."""
     rows = [("variant", "depths", "dims", "parameters", "MACs", "activations")]
     notes = []
     for name, config in shapes.items():

@@ -1,4 +1,4 @@
-"""The folder of what is made once a machine: packed data, decoded pixels, compiled C and graphs."""
+"""The cache folder: packed data, decoded pixels, compiled C and graphs, made once a machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CACHE_VARIABLE = "MAMBAOUT_CACHE"
 
 
 def default_cache() -> Path:
-    """$MAMBAOUT_CACHE, else ~/.cache/mambaout."""
+    """The folder $MAMBAOUT_CACHE, or ~/.cache/mambaout if that variable is not set."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "mambaout")
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`, once whoever of this machine holds it has let go."""
+    """Hold the lock file at `path`; first wait until no process of this machine holds it."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it if this process dies
         yield

@@ -1,4 +1,4 @@
-"""The accelerators that are known by name: their peak and their memory, with the source of each.
+"""The table of known accelerators: peak FLOP/s and memory, with the source of each number.
 
     find_chip("NVIDIA H100 80GB HBM3").peak_flops["bf16"]  # 9.89e14
 
@@ -19,14 +19,14 @@ GIB = 2**30
 class Chip:
     """One accelerator's published peak: dense, not sparse; accumulation in fp32.
 
-    `cores` is how many devices a program sees in one chip: two in TPU v2 and v3, where each core
-    is its own; one in a GPU and from TPU v4 on, whose cores are fused.
+    `cores` is how many devices a program sees in one chip. It is two in TPU v2 and v3, where each
+    core is a device. It is one in a GPU, and in a TPU from v4 on, because its cores are fused.
     """
 
     name: str
-    words: frozenset[str]  # all of them stand in the name that the driver reports
-    peak_flops: Mapping[str, float]  # by precision of the matrix products, FLOP/s of the chip
-    memory_bytes: int  # nominal; the driver leaves a little less
+    words: frozenset[str]  # the name that the driver reports contains all of them
+    peak_flops: Mapping[str, float]  # FLOP/s of the chip, for each precision of matrix products
+    memory_bytes: int  # nominal; the driver keeps a little of it
     cores: int = 1
     source: str
 
@@ -52,7 +52,7 @@ _GA102 = "NVIDIA Ampere GA102 white paper, appendix A"
 _ADA = "NVIDIA Ada GPU architecture white paper, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU architecture white paper, appendix A"
 
-# TPUs have no fp32 figure: their matrix units take bf16, and Google publishes no other peak.
+# TPUs have no fp32 peak here: their matrix units take bf16, and Google publishes only that peak.
 _ROWS = (
     _chip("TPU v2", "tpu v2", 16, _TPU, cores=2, bf16=45),
     _chip("TPU v3", "tpu v3", 32, _TPU, cores=2, bf16=123),
@@ -79,13 +79,13 @@ _ROWS = (
 )
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ROWS}
 
-# A name with one of these is another chip than the one it is called after: "RTX 4090 D",
+# A name with one of these words belongs to another chip than the row: "RTX 4090 D",
 # "RTX 3090 Ti", "RTX 4090 Laptop GPU", a MIG slice of an H100.
 _OTHER_CHIP = frozenset({"d", "ti", "super", "laptop", "mobile", "max", "mig"})
 
 
 def find_chip(device_name: str) -> Chip | None:
-    """The row of the chip that a driver calls `device_name`; None where no row fits for certain."""
+    """The chip that a driver calls `device_name`; None if no row fits with certainty."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     if words & _OTHER_CHIP:
         return None

@@ -1,20 +1,20 @@
-"""The version of this code's numbers, which every run is stored with."""
+"""The code version: it tells which code computed a run's numbers. Every run stores it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Part of every trial's key and of every run's identity: raised by hand when the same recipe, seed
-# and data come to other numbers than before, so that no result of older code is taken for one of
-# the new, and no run goes on with other numbers than it began with.
-# tests/train/test_code_version.py trains a few steps and fails when that has happened.
+# CODE_VERSION is part of every trial's key and of every run's identity. It is raised by hand when
+# the same recipe, seed and data give other numbers than before. Then a result of older code is not
+# mistaken for one of the new code, and no run is resumed by code that computes other numbers.
+# tests/train/test_code_version.py trains a few steps and fails if the numbers have changed.
 CODE_VERSION = 4
-# Of runs that do not say theirs: it came into a run's identity at version 4. Runs of older versions
-# do not say it either, and are taken for this one.
+# The version of runs that store none. Runs store their version since version 4; older runs store
+# none either, and count as this version.
 UNSAID = 4
 
 
 def said_version(identity: Mapping[str, Any]) -> int:
-    """The code version that a stored identity says."""
+    """The code version in a stored identity; UNSAID if it has none."""
     return identity.get("code_version", UNSAID)

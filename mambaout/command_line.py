@@ -1,4 +1,4 @@
-"""What `mambaout` and the sweeps share: errors of one line, a folder that can be written to."""
+"""The command-line parts that `mambaout` and the sweeps share: one-line errors, a folder check."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from mambaout.errors import WrongRequest
 
-WRONG = 2  # the exit status of a request that is wrong; nothing has been started then
+WRONG = 2  # exit status of a wrong request: nothing has been started
 
-TIMM_NAMES = {  # options of timm's train.py whose name here no spelling is near to
+TIMM_NAMES = {  # options of timm's train.py that have a quite different name here
     "--aa": "--randaugment",
     "--batch-size": "--global-batch",
     "--data-dir": "--data",
@@ -32,10 +32,10 @@ PRETRAINED = ("--finetune", "--initial-checkpoint", "--pretrained", "--pretraine
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, without the usage before it.
+    """A parser that reports an error in one line, without the usage text before it.
 
-    An option must be written whole: every field of a recipe is an option, so that a short form
-    which is clear today may mean two options tomorrow.
+    Options cannot be shortened. Every field of a recipe is an option, so a short form that is
+    clear today could mean two options after a new field is added.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"{self.prog}: {message}; --help lists the options\n")
 
-    # argparse's own takes a namespace of any class; no caller here gives one.
+    # argparse's own method takes a namespace of any class; no caller here passes one.
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -64,8 +64,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def _with_negative_values(words: Sequence[str]) -> list[str]:
-    """The words with `--option -1e-3` as `--option=-1e-3`: argparse takes only plain negative
-    numbers for values, so that what is wrong with the others would not be said."""
+    """The words, with `--option -1e-3` rewritten as `--option=-1e-3`.
+
+    argparse accepts only plain negative numbers as values. For any other it would give an unclear
+    error.
+    """
     joined: list[str] = []
     for word in words:
         if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and re.match(r"-[.\din]", word):
@@ -76,7 +79,7 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
 
 
 def check_working_directory() -> None:
-    """ValueError where the folder that the command runs in has been removed."""
+    """Raise ValueError if the current working directory has been removed."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -87,9 +90,9 @@ def check_working_directory() -> None:
 
 
 def writable_folder(text: str, option: str) -> Path:
-    """The folder that `option` names, which may be new; ValueError where it cannot be written.
+    """The folder `text`, the value of `option`. It may not exist yet.
 
-    Nothing is left behind by the check.
+    Raises ValueError if it cannot be written to. The check leaves no file behind.
     """
     if not text:
         raise WrongRequest(f"{option} is empty; give a folder, like runs/femto")
@@ -98,8 +101,8 @@ def writable_folder(text: str, option: str) -> Path:
             f"{option} {text}: run directories are plain files; give a folder, for example of a "
             "mounted bucket or NFS"
         )
-    path = Path(os.path.expanduser(text))  # a home that is not known stays as it is written
-    whole = str(path.absolute() / "previous.ckpt")  # of the names inside the longest
+    path = Path(os.path.expanduser(text))  # "~name" stays as it is if that home is unknown
+    whole = str(path.absolute() / "previous.ckpt")  # the longest name that is written inside
     try:
         holder = path
         while not os.path.lexists(holder):
@@ -115,7 +118,7 @@ def writable_folder(text: str, option: str) -> Path:
                     f"{option} {name[:40]}...: a name of {length} bytes, where {holder} allows "
                     f"{most}; give a shorter one"
                 )
-        tempfile.TemporaryFile(dir=holder).close()  # gone again; permissions do not tell it all
+        tempfile.TemporaryFile(dir=holder).close()  # a real write: permissions alone do not tell
     except OSError as error:
         raise WrongRequest(
             f"{option} {text} cannot be written ({error.strerror}); give another folder"

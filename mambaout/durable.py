@@ -1,13 +1,13 @@
-"""Files that a kill or a power loss does not spoil: replaced whole, or grown by whole lines.
+"""Writes that survive a kill or a power loss: a file is replaced whole, or grows by whole lines.
 
-    write_whole(path, text)           the old file or the new one, at every moment
-    with replacing(path) as aside:    the same, for what a library writes: a file or a folder
-    append_lines(path, lines)         lines at the end of a file; half a line there is dropped
-    read_lines(path, parse)           those lines, without one that was cut off
-    read_whole(path)                  the text; None for what a power loss left of no use
+    write_whole(path, text)           at every moment there is the old file or the new one
+    with replacing(path) as aside:    the same, for a file or a folder that a library writes
+    append_lines(path, lines)         add lines to a file; half a line at its end is dropped first
+    read_lines(path, parse)           read those lines, without a last line that was cut off
+    read_whole(path)                  read the text; None if a power loss has destroyed it
 
-Every writer of the package is one of these. A rename alone is kept by the disk before the bytes
-are: after a power loss the new name may stand for an empty file. So bytes are synced first.
+The whole package writes with these functions. A disk may store a rename before the bytes of the
+file: after a power loss the new name may then hold an empty file. So the bytes are synced first.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from mambaout.errors import WrongRequest
 
 T = TypeVar("T")
 
-PART = ".part"  # how the names end of what is being written
-_BLOCK = 1 << 16  # read at a time, from a file's end backwards
-# What file systems say that cannot sync a folder; they have no more to give.
+PART = ".part"  # the ending of the names of files that are being written
+_BLOCK = 1 << 16  # bytes read at a time, from a file's end backwards
+# The errors of file systems that cannot sync a folder. Nothing more can be done there.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR}
 
 
 class DamagedLine(WrongRequest):
-    """A line in the middle of a file is not what was written; the message names both."""
+    """A line in the middle of a file is damaged; the message names the file and the line."""
 
 
 # -- whole ----------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, body: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Write `path` so that a kill or a power loss leaves the old file or the new one.
+    """Write `path`; a kill or a power loss leaves the old file or the new one, never a part.
 
     `body` is the text (as UTF-8), the bytes, or a function that writes them.
     """
@@ -54,10 +54,10 @@ def write_whole(path: Path, body: str | bytes | Callable[[BinaryIO], object]) ->
 
 @contextlib.contextmanager
 def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """A new name beside `path`, for a file or a folder that takes its place when it is whole.
+    """A new path beside `path`. Write a file or a folder there: it replaces `path` at the end.
 
-    It is removed where the context ends with an error. `keep` is the name that the file before
-    gets.
+    If the context ends with an error, the new file is removed and `path` stays. With `keep` the
+    old file is renamed to `keep`.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}{PART}")
     try:
@@ -72,8 +72,8 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What processes that were killed while they replaced `path` have left beside it; of one that
-    is still at it, too."""
+    """The unfinished files beside `path`: of processes that were killed while they replaced it,
+    and of processes that are replacing it now."""
     return [*path.parent.glob(f".{glob.escape(path.name)}.*{PART}")]
 
 
@@ -88,8 +88,8 @@ def remove(path: Path) -> None:
 def read_whole(path: Path) -> str | None:
     """The text of a file that was written whole.
 
-    None where there is none, and where it is empty or holds NULs: so a power loss leaves a file
-    that was renamed before its bytes were on the disk, as earlier versions did.
+    None if there is no such file, or if it is empty or holds NULs. A power loss leaves such a file
+    if it was renamed before its bytes were on the disk; earlier versions renamed so.
     """
     try:
         text = path.read_bytes().decode(errors="replace")
@@ -102,17 +102,17 @@ def read_whole(path: Path) -> str | None:
 
 
 def append_lines(path: Path, lines: Iterable[str], *, sync: bool = False) -> None:
-    """Add the lines to the end of the file, which is made if missing.
+    """Add the lines to the end of the file; make the file if it is missing.
 
-    Half a line at the end, as a kill or a power loss leaves it, is dropped first. `sync` returns
-    once the lines are on the disk.
+    A kill or a power loss may have left half a line at the end. It is dropped first. With `sync`
+    the call returns after the lines are on the disk.
     """
     body = "".join(f"{line}\n" for line in lines).encode()
     if not body:
         return
     is_new = not path.exists()
     with path.open("ab+") as file:
-        with contextlib.suppress(OSError):  # a file system without locks has one writer at best
+        with contextlib.suppress(OSError):  # no locks here: only one writer at a time is safe
             fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file.fileno()).st_size
         whole = _whole_size(file, size)
@@ -127,10 +127,10 @@ def append_lines(path: Path, lines: Iterable[str], *, sync: bool = False) -> Non
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
-    """What `parse` makes of each line; nothing where there is no file.
+    """The result of `parse` for each line of the file; nothing if there is no file.
 
-    A last line without its end is left out: it was cut off. Raises DamagedLine for any other that
-    `parse` refuses with a ValueError, KeyError or TypeError.
+    A last line without a line end was cut off and is left out. Raises DamagedLine if `parse`
+    raises ValueError, KeyError or TypeError for any other line.
     """
     if not path.exists():
         return
@@ -141,7 +141,10 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
 
 
 def parsed(line: bytes, parse: Callable[[str], T], path: Path, number: int | None = None) -> T:
-    """What `parse` makes of a line of `path`, less NULs around it that a power loss has left."""
+    """The result of `parse` for a line of `path`. NULs around the line, from a power loss, are cut.
+
+    Raises DamagedLine, as `read_lines` does.
+    """
     try:
         return parse(line.strip(b"\0\n").decode())
     except (ValueError, KeyError, TypeError) as error:
@@ -153,14 +156,14 @@ def parsed(line: bytes, parse: Callable[[str], T], path: Path, number: int | Non
 
 
 def sync_lines(path: Path) -> None:
-    """Return once all that was appended to `path` is on the disk; there may be no such file."""
+    """Return after all lines of `path` are on the disk. A missing file is no error."""
     if path.exists():
         _sync(path)
         _sync_folder(path.parent)
 
 
 def _whole_size(file: BinaryIO, size: int) -> int:
-    """Bytes up to the end of the last whole line."""
+    """The number of bytes up to the end of the last whole line."""
     end = size
     while end > 0:
         start = max(0, end - _BLOCK)
@@ -176,7 +179,7 @@ def _whole_size(file: BinaryIO, size: int) -> int:
 
 
 def _sync_all(path: Path) -> None:
-    """Have the file on the disk, or the folder with all that is in it."""
+    """Sync the file to the disk, or the folder with all files in it."""
     if not path.is_dir():
         _sync(path)
         return
@@ -194,7 +197,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Have the names in the folder on the disk, where its file system can do that."""
+    """Sync the names in the folder to the disk, if its file system can do that."""
     try:
         _sync(path)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""How a run stands or has ended: the one list that files, MLflow, Optuna and texts are read from.
+"""The endings of a run: one list for the run's files, MLflow, Optuna and all texts.
 
-The values are what outcome.json and failures.jsonl hold. train/outcomes.py has what a training
-returns, study/study.py reads how a run stands from its files, launch/failures.py tells the failures
-apart; study/tracking and study/search say it in MLflow's words and in Optuna's.
+outcome.json and failures.jsonl hold these values. train/outcomes.py has the values that a training
+returns. study/study.py reads a run's ending from its files. launch/failures.py tells the failures
+apart. study/tracking and study/search translate an ending into MLflow's and Optuna's words.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from enum import StrEnum
 
 
 class Ending(StrEnum):
-    """How a run stands, or why a worker that had it failed.
+    """How a run stands, or why its worker failed.
 
-    A run whose worker failed is unfinished, and is tried again. It has that failure as its ending
-    once a launch has given it up.
+    A run whose worker failed is unfinished, and the launch tries it again. If the launch gives the
+    run up, the failure becomes the run's ending.
     """
 
     FINISHED = "finished"  # trained to its last step, and evaluated on val
-    DIVERGED = "diverged"  # a loss was not finite; the same steps would come again
-    STOPPED = "stopped"  # early, by a search; its checkpoint stays
-    UNFINISHED = "unfinished"  # none of the others yet; the next launch goes on with it
+    DIVERGED = "diverged"  # a loss was not finite; to repeat the steps would give the same
+    STOPPED = "stopped"  # a search stopped it early; its checkpoint stays
+    UNFINISHED = "unfinished"  # none of the others yet; the next launch continues it
     PREEMPTED = "preempted"  # the worker or its machine went away
-    OUT_OF_MEMORY = "out_of_memory"  # the memory of the device or of the host did not do
+    OUT_OF_MEMORY = "out_of_memory"  # the device or the host had too little memory
     BROKEN = "broken"  # any other error
 
     @property
     def is_over(self) -> bool:
-        """No launch takes such a run up again."""
+        """Whether the run is over, so that no launch continues it."""
         return self in (Ending.FINISHED, Ending.DIVERGED, Ending.STOPPED)
 
     @property
     def is_failure(self) -> bool:
-        """The launch has given the run up; the next launch goes on with it."""
+        """Whether the launch has given the run up; the next launch continues it."""
         return self in (Ending.PREEMPTED, Ending.OUT_OF_MEMORY, Ending.BROKEN)
 
     @property
     def has_no_result(self) -> bool:
-        """It came to an end that no choice and no mean takes in, and that nobody asked for."""
+        """Whether the run ended without a result to rank or average: it diverged or failed."""
         return self is Ending.DIVERGED or self.is_failure
 
     @property
     def text(self) -> str:
-        """What people are shown; a failure's own error says which one it was."""
+        """The text that people see. All failures share one text; the error tells which it was."""
         if self.is_failure:
             return "failed"
         return "stopped early" if self is Ending.STOPPED else self.value

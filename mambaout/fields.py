@@ -1,7 +1,7 @@
-"""What a field of a recipe is: its meaning, unit, source and bound, its type, its value as text.
+"""The fields of a recipe: meaning, unit, source, bound and type of each, and its value as text.
 
 Pure values: no torch, no I/O. variants.py and recipe.py declare their fields with `knob`. Help
-texts, error messages and documents take what they say about a field from there.
+texts, error messages and documents take all facts about a field from these declarations.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mambaout.errors import WrongRequest
 
 KNOB = "knob"  # the key of a field's Knob in its metadata
 
-# What fields must satisfy together: a function whose parameters are called as the fields, and
-# which returns what is wrong with their values, or None.
+# A rule that several fields must satisfy together: a function whose parameters have the names of
+# the fields. It returns a text that says what is wrong with the values, or None.
 Rule = Callable[..., str | None]
 
 
@@ -34,13 +34,16 @@ class WrongValues(WrongRequest):
 
 
 def neighbours(number: int) -> str:
-    """The numbers below and above `number` that are at least 1, to try instead."""
+    """The text "3 or 5" for 4: the numbers to try instead, each at least 1."""
     return " or ".join(str(n) for n in (number - 1, number + 1) if n >= 1)
 
 
 def all_of(*parts: Callable[[], Any]) -> list[Any]:
-    """The result of each part; one WrongValues with what all of them have to say where some are
-    wrong, so that a user mends everything at once."""
+    """Call every part and return the results.
+
+    If parts raise, one WrongValues holds the faults of all of them, so that a user can fix
+    everything at once.
+    """
     results, wrong = [], []
     for part in parts:
         try:
@@ -56,9 +59,9 @@ def all_of(*parts: Callable[[], Any]) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
-    """The range of a number: its ends belong to it (`least`, `most`) or do not (`above`, `below`).
+    """The range of a number. `least` and `most` belong to the range; `above` and `below` do not.
 
-    A tuple is in the range where each of its numbers is.
+    A tuple is in the range if each of its numbers is.
     """
 
     least: float | None = None
@@ -69,7 +72,7 @@ class Bound:
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return all(part in self for part in value)
-        return (  # nan is in no range, not even in one without ends
+        return (  # NaN is in no range, not even in a range without ends
             value == value
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
@@ -91,13 +94,13 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knob:
-    """What is said of a field where it is defined."""
+    """The facts about a field, written where the field is defined."""
 
     help: str
     unit: str | None  # None: it has no unit
-    source: str | None  # of the default; None: this project's own choice
-    bound: Bound | None  # of numbers
-    choices: Collection[Any]  # where only these are allowed; empty: any in the bound
+    source: str | None  # where the default comes from; None: this project's own choice
+    bound: Bound | None  # the range, if the field is a number
+    choices: Collection[Any]  # the only values allowed; empty: any value in the bound
 
 
 def knob(
@@ -109,14 +112,14 @@ def knob(
     bound: Bound | None = None,
     choices: Collection[Any] = (),
 ) -> Any:
-    """A dataclass field with its default and what is said of it."""
+    """A dataclass field with its default and the facts about it."""
     said = Knob(help=help, unit=unit, source=source, bound=bound, choices=choices)
     return field(default=default, metadata={KNOB: said})
 
 
-@functools.cache  # a study of thousands reads its recipes often
+@functools.cache  # a study of thousands of trials reads its recipes often
 def knobs(owner: type) -> dict[str, Knob]:
-    """What is said of each field of `owner`, its parts not opened."""
+    """The Knob of each field of `owner`, without the fields of its parts."""
     return {f.name: f.metadata[KNOB] for f in fields(owner) if KNOB in f.metadata}
 
 
@@ -124,7 +127,7 @@ hints = functools.cache(typing.get_type_hints)  # the types of a class's fields
 
 
 def flat_fields(value: Any) -> dict[str, Any]:
-    """Every field by its own name, parts opened: {"peak_lr": 0.004, "depths": (3, 3, 9, 3)}..."""
+    """Every field by its own name, also those of the parts: {"peak_lr": 0.004, "epochs": 300}..."""
     flat: dict[str, Any] = {}
     for item in fields(value):
         part = getattr(value, item.name)
@@ -136,10 +139,10 @@ def flat_fields(value: Any) -> dict[str, Any]:
 
 
 def faults(owner: type, values: Mapping[str, Any]) -> list[str]:
-    """A line for each of `owner`'s fields that is out of its bound, and for each of its RULES that
-    is broken by values that are each in their bounds.
+    """One line for each field of `owner` that is out of its bound and for each broken rule.
 
-    A field that `values` lacks is not known yet, and neither are the rules that look at it.
+    A rule of `owner.RULES` is checked only if each of its fields is in its bound. Fields that
+    `values` lacks are skipped, and so are the rules that use them.
     """
     known = {name: said for name, said in knobs(owner).items() if name in values}
     alone = {
@@ -158,14 +161,14 @@ def faults(owner: type, values: Mapping[str, Any]) -> list[str]:
 
 @functools.cache
 def _rules(owner: Any) -> list[tuple[Rule, Mapping[str, Any]]]:
-    """The rules with the names of the fields that each looks at."""
+    """The rules, each with the names of the fields that it uses."""
     return [(rule, inspect.signature(rule).parameters) for rule in owner.RULES]
 
 
 def fault_of(name: str, value: Any, said: Knob) -> str | None:
-    """What is wrong with a value of a field's own type, whatever the other fields are."""
+    """What is wrong with this value on its own, or None. The value must have the field's type."""
     if value is None:
-        return None  # where None is no value of the field, its type says so
+        return None  # `typed` has refused None already if the field cannot be None
     if said.choices and value not in said.choices:
         return f"{name}={value!r} must be one of {', '.join(map(str, said.choices))}"
     if said.bound is not None and value not in said.bound:
@@ -174,14 +177,14 @@ def fault_of(name: str, value: Any, said: Knob) -> str | None:
 
 
 def check(value: Any) -> None:
-    """WrongValues where a field of `value`, a dataclass with RULES, is out of bounds."""
+    """Raise WrongValues if `value`, a dataclass with RULES, has faults."""
     found = faults(type(value), flat_fields(value))
     if found:
         raise WrongValues(*found)
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` says; a ValueError names the field where it cannot be."""
+    """`value` converted to the type `hint`; a ValueError names the field if that is impossible."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value in args:
@@ -196,7 +199,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         if number and abs(value) <= sys.float_info.max:
             return float(value)
     elif hint is int:
-        # Larger ones are no floats, and no database holds them.
+        # Larger integers do not fit into a database's 64-bit column.
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             return value
     elif isinstance(value, hint):
@@ -205,9 +208,9 @@ def typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def parsed(name: str, text: str, hint: Any) -> Any:
-    """The value that `text` of a command line stands for: "8e-3", "3,3,15,3", "none".
+    """The value of a command-line text like "8e-3", "3,3,15,3" or "none".
 
-    A ValueError names the field where the text is of another type.
+    A ValueError names the field if the text does not fit the type `hint`.
     """
     plain = _without_none(hint)
     if plain is not hint and text.lower() == "none":
@@ -223,7 +226,7 @@ def parsed(name: str, text: str, hint: Any) -> Any:
 
 
 def type_in_words(hint: Any, bound: Bound | None = None) -> str:
-    """What a value of this type is: "a finite number, above 0, or none", "one of fp32, bf16"."""
+    """The type in words: "a finite number, above 0, or none", "one of fp32, bf16"."""
     plain = _without_none(hint)
     origin, args = typing.get_origin(plain), typing.get_args(plain)
     if origin is Literal:
@@ -238,7 +241,7 @@ def type_in_words(hint: Any, bound: Bound | None = None) -> str:
 
 
 def _without_none(hint: Any) -> Any:
-    """`hint` without its None: float of `float | None`."""
+    """`hint` without None: `float | None` becomes float."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
     return next(arg for arg in typing.get_args(hint) if arg is not type(None))

@@ -3,9 +3,9 @@
     conv = Conv(3, (224, 224), 48, kernel=3, stride=2)
     conv.macs, conv.size_out  # 16,257,024, (112, 112)
 
-A layer is a value: one module at work on one image. layers.py lists a network's layers; parameters,
-MACs, activations, kept bytes and the matrix unit's share are sums over that list. Pure values: no
-torch, no I/O.
+A layer is a value that describes one module with one image as input. layers.py lists a network's
+layers. Parameters, MACs, activations, kept bytes and the matrix unit's share are sums over that
+list. Pure values: no torch, no I/O.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Size = tuple[int, int]  # height and width of a map
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How a device stores the values that wait for the backward pass."""
+    """How a device stores the values that are kept for the backward pass."""
 
-    low: int  # bytes of a number that matrix products take and give: 2 in bf16, 4 in fp32
-    lanes: int = 1  # channels are padded to a multiple of it
-    fused: bool = False  # a block is one operation (model/gated_block.py) and remakes its product
+    low: int  # bytes of one number in and out of a matrix product: 2 in bf16, 4 in fp32
+    lanes: int = 1  # channels are padded to a multiple of `lanes`
+    fused: bool = False  # a block is one operation (model/gated_block.py), recomputes its product
 
     def wide(self, channels: int) -> int:
         return math.ceil(channels / self.lanes) * self.lanes
@@ -41,11 +41,11 @@ class MatrixProduct(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One module at work on one image. What a kind does not say of itself it has none of."""
+    """One module with one image as input. The defaults are those of a layer without any cost."""
 
-    channels: int  # of its input
-    size: Size | None  # of its input; None: a vector, after the mean over the map
-    # Its input, as it is, is kept for another layer.
+    channels: int  # of the input
+    size: Size | None  # of the input; None: the input is a vector, after the mean over the map
+    # The same input is already kept for another layer, so this layer does not count it.
     input_kept: bool = field(default=False, kw_only=True)
 
     @property
@@ -58,7 +58,7 @@ class Layer:
 
     @property
     def shape_out(self) -> tuple[int, ...]:
-        """(height, width, channels) of what it puts out; (channels,) of a vector."""
+        """The shape of the output: (height, width, channels), or (channels,) of a vector."""
         return (*(self.size_out or ()), self.channels_out)
 
     @property
@@ -71,27 +71,27 @@ class Layer:
 
     @property
     def activations(self) -> int:
-        """Elements that it puts out, where it is a convolution or a linear."""
+        """Output elements of a convolution or linear layer; 0 for other layers."""
         return 0
 
     @property
     def products(self) -> tuple[MatrixProduct, ...]:
-        """The matrix products that a matrix unit computes for it."""
+        """The matrix products that a matrix unit computes for this layer."""
         return ()
 
     def kept_bytes(self, storage: Storage) -> int:
-        """What the backward pass keeps for it that it does not keep for another layer.
+        """Bytes that this layer keeps for the backward pass and no other layer keeps already.
 
-        Most layers keep their input, and their output is kept by the layer that takes it.
+        Most layers keep their input. Their output is kept by the next layer, which takes it.
         """
         return 0
 
     def input_bytes(self, storage: Storage, number_bytes: int) -> int:
-        """What its input takes, kept once and for it."""
+        """Bytes of the kept input; 0 if it is kept for another layer already."""
         if self.input_kept:
             return 0
         if self.size is None:
-            number_bytes = FP32  # vectors are few, and count as that
+            number_bytes = FP32  # vectors are small; they count as fp32 in every precision
         return _positions(self.size) * storage.wide(self.channels) * number_bytes
 
 
@@ -101,7 +101,7 @@ def _positions(size: Size | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ConvLayer(Layer):
-    """A convolution of an odd kernel with a bias, padded by half of the kernel."""
+    """A convolution with a bias and an odd kernel, padded by half of the kernel."""
 
     size: Size
     filters: int
@@ -131,7 +131,7 @@ class ConvLayer(Layer):
 
     @property
     def products(self) -> tuple[MatrixProduct, ...]:
-        """One for each place of the kernel, written as one that is so much longer."""
+        """One product for each place of the kernel, joined into one with as many rows."""
         rows = self.kernel**2 * _positions(self.size_out)
         return (MatrixProduct(rows, self.channels, self.filters),)
 
@@ -141,8 +141,10 @@ class ConvLayer(Layer):
 
 @dataclass(frozen=True, slots=True)
 class DepthwiseConvLayer(Layer):
-    """A filter a channel, padded to keep the size. It has no channels to sum over, so no matrix
-    product."""
+    """A convolution with one filter for each channel, padded to keep the size.
+
+    It does not sum over channels, so it has no matrix product.
+    """
 
     kernel: int
 
@@ -164,10 +166,10 @@ class DepthwiseConvLayer(Layer):
 
 @dataclass(frozen=True, slots=True)
 class LinearLayer(Layer):
-    """A linear with a bias, at each position."""
+    """A linear layer with a bias, applied at each position."""
 
     features: int
-    input_remade: bool = False  # by a block that is fused
+    input_remade: bool = False  # a fused block computes the input again instead of keeping it
 
     @property
     def channels_out(self) -> int:
@@ -204,10 +206,10 @@ class NormLayer(Layer):
         return 2 * self.channels
 
     def kept_bytes(self, storage: Storage) -> int:
-        """Its input, and a mean and a deviation a position; a vector's two are left out."""
+        """The input, and a mean and a deviation a position; a vector's two are not counted."""
         if self.size is None:
             return storage.wide(self.channels) * FP32
-        # Where its input is kept in bf16, the norm still keeps what it made of it, in fp32.
+        # If another layer keeps the input in bf16, the norm still keeps a copy in fp32.
         shared = self.input_kept and storage.low == FP32
         numbers = 2 if shared else storage.wide(self.channels) + 2
         return _positions(self.size) * numbers * FP32
@@ -215,7 +217,7 @@ class NormLayer(Layer):
 
 @dataclass(frozen=True, slots=True)
 class GeluLayer(Layer):
-    """GELU of what a convolution or linear gives, or of what a norm gives, which is fp32."""
+    """GELU of the output of a convolution or linear layer, or of a norm, which gives fp32."""
 
     after_norm: bool = False
 
@@ -225,17 +227,20 @@ class GeluLayer(Layer):
 
 @dataclass(frozen=True, slots=True)
 class GateLayer(Layer):
-    """GELU of a block's gate, times the value: `channels` numbers of each a position.
+    """GELU of a block's gate, times the value; each has `channels` numbers a position.
 
-    The gate is a half of what the block's first linear gives, and the mixer's input is a part of
-    the other half. All of it is kept, once, whatever the mixer is.
+    The gate is one half of the output of the block's first linear layer. The mixer's input is a
+    part of the other half. The whole output is kept once, whatever the mixer is.
     """
 
     size: Size
-    mixed: int | None = None  # channels that the mixer gives, where the block can be fused
+    mixed: int | None = None  # the mixer's output channels; None: the block cannot be fused
 
     def kept_bytes(self, storage: Storage) -> int:
-        """What the first linear gives; the two factors of the product, or what the mixer gives."""
+        """The first linear's output, and the two factors of the product.
+
+        A fused block keeps the mixer's output instead of the factors.
+        """
         if storage.fused and self.mixed is not None:
             factors = storage.wide(self.mixed)
         else:

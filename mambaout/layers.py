@@ -3,8 +3,8 @@
     for part in layers(variant("tiny")):
         print(part.name, part.times, *part.layers)  # stages.0.blocks 3 norm fc1 conv act fc2
 
-It is model/network.py in values: what changes there changes here, and nowhere else. Names are those
-of the modules. Pure values: no torch, no I/O.
+The list describes model/network.py: a change there needs the same change here, and nowhere else.
+The names are those of the modules. Pure values: no torch, no I/O.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.variants import ModelConfig
 
 IMAGE_CHANNELS = 3
-FUSIBLE = "gated_conv"  # the mixer that model/gated_block.py has
+FUSIBLE = "gated_conv"  # the mixer that model/gated_block.py can compute
 HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 
 ImageSize = int | Size  # the side of a square image, or height and width
 
 
 class NetworkPart(NamedTuple):
-    """Some layers of the network; where it has blocks that are alike, those of one block."""
+    """One module's layers; for a list of equal blocks, the layers of one block."""
 
-    name: str  # of their module, or of the list of blocks: "stages.2.blocks"
-    layers: dict[str, Layer]  # in forward order, by their names within the module or block
-    num_blocks: int | None = None  # None: no list of blocks
+    name: str  # of the module or of the list of blocks, like "stages.2.blocks"
+    layers: dict[str, Layer]  # in forward order; the keys are names within the module or block
+    num_blocks: int | None = None  # None: not a list of blocks
 
     @property
     def times(self) -> int:
@@ -46,7 +46,10 @@ class NetworkPart(NamedTuple):
 def layers(
     config: ModelConfig, image_size: ImageSize = 224, num_classes: int = 1000
 ) -> list[NetworkPart]:
-    """The layers at work on one image, part by part."""
+    """The network's layers for one image, part by part.
+
+    `image_size` is one side or (height, width), in pixels.
+    """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(size) < 1 or num_classes < 1:
         raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
@@ -94,7 +97,7 @@ def _block(dim: int, size: Size, config: ModelConfig) -> dict[str, Layer]:
 
 
 def _head(dim: int, num_classes: int) -> dict[str, Layer]:
-    """Of vectors: the mean over the map comes first."""
+    """The head's layers. Their inputs are vectors, because the mean over the map comes first."""
     hidden = HEAD_EXPANSION * dim
     return {
         "norm": NormLayer(dim, None),

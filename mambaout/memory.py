@@ -1,14 +1,14 @@
-"""What training takes of a device's memory, in closed form, and the micro-batch to begin with.
+"""The device memory that training needs, in closed form, and the micro-batch to start with.
 
     need = train_memory(variant("tiny"), 224, 1000, "bf16", lanes=128)
-    need.state_bytes, need.image_bytes  # of one device: whatever the batch, and of an image
+    need.state_bytes, need.image_bytes  # a device: independent of the batch, and for each image
 
-Pure values: no torch, no I/O. Counted is what the backward pass needs of the forward pass, each
-value once, as autograd keeps it (tests/test_memory.py weighs that), and what one block has in
-flight. A compiler that fuses or computes again keeps less, and a TPU's tiles may take more than
-their values: with `lanes` every channel count is rounded up to it, an upper bound, since the
-compiler may put the batch and not the channels into the lanes. An estimate is where to begin; a
-training run that meets an out-of-memory error halves its micro-batch all the same.
+Pure values: no torch, no I/O. The estimate counts the values of the forward pass that autograd
+keeps for the backward pass, each once (tests/test_memory.py measures that), and the values that one
+block holds while it is computed. A compiler that fuses or recomputes keeps less. A TPU's tiles may
+take more than their values: `lanes` rounds every channel count up to a multiple of it. That is an
+upper bound, because the compiler may put the batch instead of the channels into the lanes. The
+estimate only gives the first micro-batch: a training that runs out of memory still halves it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from mambaout.recipe import Recipe
 from mambaout.variants import ModelConfig
 
 MIB = 2**20
-TPU_LANES = 128  # of a vector register, and the rows and columns of a v3's matrix unit
-# The runtime, the program, the next batch and fragmentation have the rest.
+TPU_LANES = 128  # lanes of a vector register; rows and columns of a v3's matrix unit
+# The rest is for the runtime, the program, the next batch and fragmentation.
 USABLE = 0.9
-LOSS_VECTORS = 3  # of a number a class, fp32: logits, their softmax, targets
+LOSS_VECTORS = 3  # one fp32 number a class in each: logits, softmax, targets
 
 
 @dataclass(frozen=True, slots=True)
 class TrainMemory:
-    """Bytes that training takes of each device that shares the batch."""
+    """Bytes that training takes on each of the devices that share the batch."""
 
-    state_bytes: int  # weights, gradients, AdamW's two moments; whole on every device
-    kept_bytes: int  # for each image of its share, from the forward pass to the backward one
-    flight_bytes: int  # for each image, of the block that the backward pass is at
+    state_bytes: int  # weights, gradients, AdamW's two moments; every device holds all of them
+    kept_bytes: int  # for each image of the device's share, from the forward to the backward pass
+    flight_bytes: int  # for each image, in the block whose backward pass is running
 
     @property
     def image_bytes(self) -> int:
         return self.kept_bytes + self.flight_bytes
 
     def images_that_fit(self, device_bytes: float) -> int:
-        """How many images of a micro-batch a device with so many usable bytes can hold."""
+        """The number of images that a device with `device_bytes` usable bytes can hold."""
         return max(0, int((device_bytes - self.state_bytes) / self.image_bytes))
 
 
@@ -57,8 +57,11 @@ def train_memory(
     lanes: int = 1,
     fused: bool = False,
 ) -> TrainMemory:
-    """What a training step takes; `lanes`: TPU_LANES on a TPU, 1 where nothing is padded; `fused`:
-    whether model/gated_block.py computes the blocks, which keeps 0.6 to 0.75 of what else is kept.
+    """The memory that a training step takes on one device.
+
+    `image_size` is one side or (height, width), in pixels. `lanes` is TPU_LANES on a TPU, and 1 if
+    channels are not padded. `fused` says whether model/gated_block.py computes the blocks; it keeps
+    0.6 to 0.75 of the bytes that the modules keep.
     """
     plain = Storage(2 if precision == "bf16" else FP32, lanes)
     storage = replace(plain, fused=fused)
@@ -67,42 +70,43 @@ def train_memory(
         of_one = sum(layer.kept_bytes(storage) for layer in part.layers.values())
         kept += part.times * of_one
         if part.num_blocks is not None:
-            # A fused block remakes while it is in flight what it does not keep.
+            # While a fused block is computed, it also holds the values that it does not keep.
             whole = sum(layer.kept_bytes(plain) for layer in part.layers.values())
             in_flight = max(in_flight, whole)
     kept += LOSS_VECTORS * storage.wide(num_classes) * FP32
     params = cost(config, image_size, num_classes).params
-    # Weights, gradients, two moments; autocast has the weights in bf16 too.
+    # Weights, gradients, two moments. Autocast adds a copy of the weights in bf16.
     copies = 4 * FP32 + (storage.low if precision == "bf16" else 0)
     return TrainMemory(params * copies, kept, in_flight)
 
 
 def device_bytes(chip: Chip) -> float:
-    """Bytes of one device of the chip, of which TPU v2 and v3 have two, that training may take."""
+    """Bytes that training may take on one device of the chip; TPU v2 and v3 have two devices."""
     return USABLE * chip.memory_bytes / chip.cores
 
 
 def lanes_of(chip: Chip | None) -> int:
-    """What the chip pads channels to."""
+    """The chip pads channels to a multiple of this number."""
     return TPU_LANES if chip is not None and chip.name.startswith("TPU") else 1
 
 
 def first_micro_batch(
     need: TrainMemory, sizes: Sequence[int], usable_bytes: float, num_devices: int = 1
 ) -> int:
-    """The largest of `sizes`, images over all devices, that fits; the smallest where none does.
+    """The largest micro-batch of `sizes` that fits, or the smallest of them if none fits.
 
-    `usable_bytes` of each of the devices, which share a micro-batch equally.
+    `sizes` are images over all devices, which share a micro-batch equally. Each device has
+    `usable_bytes`.
     """
     images = need.images_that_fit(usable_bytes) * num_devices
     return max((size for size in sizes if size <= images), default=min(sizes))
 
 
 def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
-    """The micro-batch sizes that split the recipe's global batch evenly, largest first.
+    """The micro-batch sizes, in images, that split the recipe's global batch evenly, largest first.
 
-    Each device gets an equal share of a micro-batch, and whole pairs of images where the recipe
-    mixes them. Raises ValueError where the global batch itself cannot be shared so.
+    Each device gets an equal share of a micro-batch. If the recipe mixes images, the share holds
+    whole pairs. Raises ValueError if the global batch itself cannot be shared so.
     """
     batch, unit = recipe.global_batch, num_devices * (2 if recipe.augment.mixes else 1)
     if batch % unit:
@@ -124,7 +128,7 @@ V3_8_CORES = 8
 def tpu_table(
     shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
 ) -> str:
-    """How each shape fits a TPU v3, a line each, for a terminal."""
+    """A table for a terminal: one line for each shape says how it fits a TPU v3."""
     chip, share = CHIPS["TPU v3"], GLOBAL_BATCH // V3_8_CORES
     sizes = [size for size in range(2, share + 1, 2) if share % size == 0]
     rows = [("variant", "matrix unit", "state", "an image", "first micro-batch")]

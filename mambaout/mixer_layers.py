@@ -1,7 +1,7 @@
-"""The layers of every token mixer; the modules are the rows of the same name in model/mixers.py.
+"""The layers of every token mixer. model/mixers.py has its module in a row of the same name.
 
-A new mixer is a row here and a row there: what it costs, its memory, the command line's choices and
-its tests follow. Pure values: no torch, no I/O.
+A new mixer needs one row here and one row there. Its costs, its memory, the command line's choices
+and its tests follow from the two rows. Pure values: no torch, no I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from mambaout.layer_kinds import DepthwiseConvLayer, Layer, Size
 
 
 class MixerConfig(Protocol):
-    """What mixers read of a ModelConfig, which takes its choices from here."""
+    """The fields of a ModelConfig that mixers read.
+
+    variants.py imports this file for the names of the mixers, so this file cannot import it.
+    """
 
     @property
     def kernel_size(self) -> int: ...
@@ -23,9 +26,10 @@ def _gated_conv(channels: int, size: Size, config: MixerConfig) -> dict[str, Lay
     return {"": DepthwiseConvLayer(channels, size, config.kernel_size, input_kept=True)}
 
 
-# (channels, size of the map, config) -> the mixer's layers in forward order, by the names of their
-# modules within the mixer; "" is the mixer itself. The block keeps the mixer's input (`Gate`), so a
-# layer that takes it has input_kept=True. A mixer gives a map of the size and precision it takes.
+# (channels, size of the map, config) -> the mixer's layers in forward order. The keys are the names
+# of their modules within the mixer; "" is the mixer itself. The block keeps the mixer's input
+# (`GateLayer`), so the layer that takes it has input_kept=True. A mixer's output has the size and
+# the precision of its input.
 MIXER_LAYERS: dict[str, Callable[[int, Size, MixerConfig], dict[str, Layer]]] = {
     "gated_conv": _gated_conv,
 }

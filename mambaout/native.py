@@ -1,10 +1,10 @@
-"""C files of this package, compiled for the machine when they are first needed.
+"""The package's C files, compiled for this machine when they are first needed.
 
     NORMS = CFile(Path(__file__).with_name("norms.c"), "-DWIDTH=8")
-    norm = function(NORMS, "norm", [POINTER, SIZE])  # None where C cannot run
+    norm = function(NORMS, "norm", [POINTER, SIZE])  # None if C cannot run here
 
-It takes a second or two, once: the libraries are kept in the cache. Where there is no C compiler
-or no AVX2 there is no function either, and its caller goes a longer way to the same result.
+Compiling takes a second or two, once: the libraries are kept in the cache. Without a C compiler or
+without AVX2 `function` gives None, and its caller computes the same result in a slower way.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mambaout.durable import replacing
 log = logging.getLogger(__name__)
 
 NEEDS = {"avx2", "bmi1", "bmi2", "fma"}
-# For the very machine: its AVX-512 is worth 13 % to jpeg_crop.c. No product and sum are rounded as
-# one where Pillow rounds them apart; a file that may asks for it.
+# -march=native: AVX-512 makes jpeg_crop.c 13 % faster. -ffp-contract=off: Pillow rounds a product
+# and a sum apart, so the compiler must not fuse them; a C file that may fuse them asks for it.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden")
 COMPILE_SECONDS = 120.0
 DIGEST_BYTES = 32  # at the end of a library, of what stands before them
@@ -37,20 +37,23 @@ POINTER, SIZE, NUMBER, LONG = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ct
 
 
 class CFile(NamedTuple):
-    """A C file, with the headers in its folder, and further flags of the compiler."""
+    """A C file, with the headers in its folder, and extra flags for the compiler."""
 
     path: Path
     flags: tuple[str, ...] = ()
 
 
 class NotNative(Exception):
-    """Why C cannot run here, and the remedy."""
+    """C cannot run here; the message says why, and the remedy."""
 
 
 def function(
     source: CFile, name: str, arguments: list[Any], result: Any = None
 ) -> Callable[..., int] | None:
-    """The function `name` of the C file `source`, its types ctypes'; None where C cannot run."""
+    """The C function `name` of `source`, or None if C cannot run here.
+
+    `arguments` and `result` are ctypes types.
+    """
     try:
         found = getattr(_library(source), name)
     except NotNative:
@@ -60,15 +63,18 @@ def function(
 
 
 def prepare(sources: tuple[CFile, ...], loss: str) -> None:
-    """Compile what is not compiled yet; warn of the `loss` if that fails, unless nothing can be
-    done about it."""
+    """Compile the sources that are not compiled yet.
+
+    If that fails, warn and name the `loss`. There is no warning if the user can do nothing about
+    the failure.
+    """
     reason = why_not(sources)
     if reason is not None and _processor_flags() >= NEEDS:
         log.warning("%s: %s", loss, reason)
 
 
 def why_not(sources: tuple[CFile, ...]) -> str | None:
-    """Why the C files cannot be used here, and the remedy; None where they can."""
+    """Why the C files cannot be used here, and the remedy; None if they can be used."""
     try:
         for source in sources:
             _library(source)
@@ -78,7 +84,7 @@ def why_not(sources: tuple[CFile, ...]) -> str | None:
 
 
 def address(array: Any) -> int:
-    """Where a NumPy array begins."""
+    """The memory address of a NumPy array's first byte."""
     return array.__array_interface__["data"][0]
 
 
@@ -98,11 +104,11 @@ def _library(source: CFile) -> ctypes.CDLL:
         library = default_cache() / name
         library.parent.mkdir(parents=True, exist_ok=True)
         if not _is_whole(library):
-            with locked(library.with_suffix(".lock")):  # once for all processes of a machine
+            with locked(library.with_suffix(".lock")):  # one process compiles, the others wait
                 if not _is_whole(library):
                     _compile(source, library)
         return ctypes.CDLL(str(library))
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise NotNative(
             f"{name} cannot be used ({error}): set {CACHE_VARIABLE} to a folder that can be "
             "written and run from"
@@ -120,7 +126,7 @@ def _is_whole(library: Path) -> bool:
 
 
 def _processor_flags() -> set[str]:
-    """What the processor can do, as Linux names it; nothing on another system."""
+    """The processor's features, by Linux's names; empty on another system."""
     if platform.machine() != "x86_64":
         return set()
     try:
@@ -137,10 +143,10 @@ def _compile(source: CFile, library: Path) -> None:
     try:
         with replacing(
             library
-        ) as part:  # another machine may share the folder: the last one stands
-            # Linked in a step of its own. With -fopenmp it would bring a second OpenMP into the
-            # process, whose number of threads is not torch's; with -ffast-math it would change how
-            # the whole process rounds.
+        ) as part:  # another machine may share the folder: the last writer's file stays
+            # The link is a step of its own, without these flags. With -fopenmp it would load a
+            # second OpenMP, which does not use torch's number of threads. With -ffast-math it would
+            # change how the whole process rounds.
             made = part.with_suffix(".o")
             try:
                 compiled = [compiler, *FLAGS, *source.flags, "-c", "-o", str(made)]

@@ -11,13 +11,13 @@ def count_text(value: float) -> str:
     """1147984992 -> "1.15G"."""
     if not math.isfinite(value):
         return "-"
-    rounded = float(f"{value:.3g}")  # 999.9e6 is 1G, and not 1000M
+    rounded = float(f"{value:.3g}")  # rounded first, so that 999.9e6 is 1G and not 1000M
     unit, name = next((pair for pair in UNITS if abs(rounded) >= pair[0]), UNITS[-1])
     return f"{rounded / unit:.3g}{name}"
 
 
 def bytes_text(size: float) -> str:
-    """Of a disk: 1010000000 -> "1.01 GB"."""
+    """Bytes on a disk: 1010000000 -> "1.01 GB"."""
     count = count_text(size)
     return f"{count[:-1]} {count[-1]}B" if count[-1].isalpha() else f"{count} B"
 

@@ -1,10 +1,10 @@
-"""The options of a command line that set a recipe's fields: one a field, by its name.
+"""The command-line options that set a recipe's fields: one option for each field, by its name.
 
     add_recipe_options(parser)                   --peak-lr X, --depths A,B,C,D, ... in groups
     values = given_fields(parser.parse_args())   {"peak_lr": 0.008}
     recipe = tuned(BASELINE, **values)
 
-What the help says of a field stands where the field is defined (recipe.py, variants.py).
+The help text of a field is written where the field is defined (recipe.py, variants.py).
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _DEST = "field_"
 def add_recipe_options(
     parser: argparse.ArgumentParser, *, skip: Collection[str] = (), follow_data: bool = True
 ) -> None:
-    """Give `parser` an option for each field of a recipe but the ones in `skip`.
+    """Give `parser` an option for each field of a recipe except those in `skip`.
 
-    `follow_data` says whether the rules choose the fields that are not given.
+    `follow_data` says whether the rules (rules.py) choose the fields that are not given.
     """
     for owner, (title, description) in GROUPS.items():
         if owner is ModelConfig and follow_data:
@@ -67,10 +67,10 @@ def add_recipe_options(
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields that the command line gives, typed, by their flat names.
+    """The fields that are given on the command line, as {flat name: typed value}.
 
-    Each is in its own bound; `tuned` judges them together. Raises WrongValues, with a line for
-    each option that is wrong.
+    Each value is in its own bound; `tuned` checks them together. Raises WrongValues, with one line
+    for each wrong option.
     """
     values, wrong = _read(options)
     if wrong:
@@ -79,8 +79,11 @@ def given_fields(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def given_recipe(flat: Mapping[str, Any], options: argparse.Namespace) -> Recipe:
-    """The recipe of the fields `flat` with those that the command line gives, and with what follows
-    from these (`following`). WrongValues has a line for everything that is wrong with it."""
+    """The recipe of the fields `flat`, changed by the command line.
+
+    Fields that follow from a given field change too (`following`). Raises WrongValues, with one
+    line for each fault.
+    """
     values, wrong = _read(options)
     moved, said = following(flat, values), field_knobs()
     for name, value in moved.items():
@@ -90,7 +93,7 @@ def given_recipe(flat: Mapping[str, Any], options: argparse.Namespace) -> Recipe
 
 
 def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields that are given and right, and what is wrong with the others, by name."""
+    """The right values that are given, and the faults of the wrong ones, both by field name."""
     values, wrong = {}, {}
     for name, said in field_knobs().items():
         text = getattr(options, f"{_DEST}{name}", None)
@@ -109,12 +112,12 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def option(name: str) -> str:
-    """The option of a field: "--peak-lr" of "peak_lr"."""
+    """The option of a field: "peak_lr" gives "--peak-lr"."""
     return f"--{name.replace('_', '-')}"
 
 
 def field_text(value: Any) -> str:
-    """A field's value as it is written on a command line; `parse_field` reads it."""
+    """A field's value as command-line text; `parse_field` reads it back."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
@@ -123,7 +126,7 @@ def field_text(value: Any) -> str:
 
 
 def _refusal(name: str, text: str) -> str:
-    """What an option's text must be, in one line."""
+    """One line that says what the option's text must be."""
     said, example = field_knobs()[name], field_text(flat_fields(BASELINE)[name])
     if said.choices:
         return f"{option(name)} {text!r} must be one of {', '.join(map(str, said.choices))}"
@@ -143,7 +146,7 @@ def _metavar(name: str) -> str:
 
 
 def _help(name: str, said: Knob) -> str:
-    """Meaning, unit, what is allowed, default and its source."""
+    """The help text: meaning, unit, allowed values, default and its source."""
     choices = field_choices(name)
     allowed = f"one of {', '.join(map(str, choices))}" if choices else str(said.bound or "")
     facts = [fact for fact in (said.unit, allowed) if fact]

@@ -1,7 +1,8 @@
-"""What defines a training run: one frozen value, its defaults the paper's, and its content key.
+"""The recipe of a training run: one frozen value with the paper's defaults, and its content key.
 
 Pure values: no torch, no I/O. BASELINE is MambaOut's ImageNet recipe (arXiv 2405.07992, Table 5
-and section 4.2). Where the paper and the authors' released code disagree, both can be written:
+and section 4.2). The paper and the authors' released code differ in three points. A recipe can
+express both:
 
 | | paper, = BASELINE | released code (timm 0.6.11) | how |
 |---|---|---|---|
@@ -9,7 +10,7 @@ and section 4.2). Where the paper and the authors' released code disagree, both 
 | schedule | not stated, here a step | learning rate changes once an epoch | lr_steps="epoch" |
 | colour jitter | named in section 4.2 | 0.4, inert beside RandAugment | color_jitter=0.4 or 0 |
 
-RELEASED_CODE is the middle column written down. Colour jitter stays 0 in both, since the
+RELEASED_CODE is the recipe of the released code. Colour jitter is 0 in both recipes, because the
 published weights were trained without it.
 """
 
@@ -62,13 +63,13 @@ def _images_for_a_step(train_images: int | None, global_batch: int) -> str | Non
 
 
 def power_of_two_in(number: int) -> int:
-    """The largest power of two that is at most `number`, which is at least 1."""
+    """The largest power of two that is not above `number`; `number` must be at least 1."""
     return 1 << (number.bit_length() - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that decides a run's result but its seed and its data."""
+    """Everything that decides a run's result, except the seed and the data."""
 
     model: ModelConfig = FEMTO
     optim: Optim = field(default_factory=Optim)
@@ -131,17 +132,17 @@ BASELINE = Recipe()
 RELEASED_CODE = replace(
     BASELINE, schedule=replace(BASELINE.schedule, cooldown_epochs=10, lr_steps="epoch")
 )
-# ImageNet's, of pixel values 0 to 1 in the order red, green, blue; what timm and the authors take
-# off and divide by. Every run and every evaluation does.
+# ImageNet's mean and standard deviation of pixel values 0 to 1, in the order red, green, blue. timm
+# and the authors normalise with them, and so do every run and every evaluation here.
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def following(flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
-    """What else moves where the fields `given` replace some of `flat`, and is not given itself.
+    """The fields that change as well when the fields `given` replace those of `flat`.
 
-    The learning rates follow the global batch linearly, unless peak_lr is given (paper section
-    4.2: lr = global_batch / 1024 * 1e-3, which is 4e-3 at 4096). The warm-up stays the same share
-    of the epochs.
+    A field that is in `given` itself is not in the result. The learning rates follow the global
+    batch linearly, unless peak_lr is given (paper section 4.2: lr = global_batch / 1024 * 1e-3,
+    which is 4e-3 at 4096). The warm-up stays the same share of the epochs.
     """
     moved: dict[str, float] = {}
     if "global_batch" in given and "peak_lr" not in given:
@@ -155,13 +156,16 @@ def following(flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, fl
 
 
 def with_global_batch(recipe: Recipe, global_batch: int) -> Recipe:
-    """`recipe` at another global batch, its learning rates scaled linearly."""
+    """`recipe` with another global batch; the learning rates are scaled linearly with it."""
     given = {"global_batch": global_batch}
     return tuned(recipe, **given, **following(flat_fields(recipe), given))
 
 
 def steps_per_epoch(recipe: Recipe, num_train: int) -> int:
-    """Optimizer steps an epoch; the remainder that fills no batch is dropped, as timm does."""
+    """Optimizer steps in an epoch. Images that do not fill a last batch are dropped, as in timm.
+
+    Raises ValueError if there are fewer training images than one global batch.
+    """
     num_images = min(num_train, recipe.train_images or num_train)
     if num_images < recipe.global_batch:
         raise WrongRequest(
@@ -183,17 +187,17 @@ OWNERS = (*_PARTS.values(), Recipe)
 
 
 def field_types() -> dict[str, Any]:
-    """The type of every flat field; names are unique over the parts (a test holds that)."""
+    """The type of every flat field. No two parts have a field of the same name (a test checks)."""
     return {name: hints(owner)[name] for owner in OWNERS for name in knobs(owner)}
 
 
 def field_knobs() -> dict[str, Knob]:
-    """What is said of every flat field: its meaning, unit, source and bound."""
+    """The facts about every flat field: its meaning, unit, source and bound."""
     return {name: said for owner in OWNERS for name, said in knobs(owner).items()}
 
 
 def field_choices(name: str) -> tuple[Any, ...]:
-    """The only values that a field may have; none where it may have any in its bound."""
+    """The only values that a field may have; empty if any value in its bound is allowed."""
     hint = field_types()[name]
     named = get_args(hint) if get_origin(hint) is Literal else ()
     return tuple(field_knobs()[name].choices) or named
@@ -202,8 +206,8 @@ def field_choices(name: str) -> tuple[Any, ...]:
 def tuned(recipe: Recipe, **values: Any) -> Recipe:
     """`recipe` with fields replaced by their flat names: tuned(BASELINE, peak_lr=8e-3, epochs=30).
 
-    The values are judged together. A misspelled name is a ValueError; wrong types and values that
-    are out of bounds or do not go together are one WrongValues, which has a line for each.
+    The values are checked together. A misspelled name is a ValueError. Values of a wrong type, out
+    of bounds, or in conflict with each other raise one WrongValues with a line for each fault.
     """
     known = field_types()
     for name in values:
@@ -217,9 +221,9 @@ def tuned(recipe: Recipe, **values: Any) -> Recipe:
 def judged(
     flat: Mapping[str, Any], values: Mapping[str, Any], wrong: Mapping[str, str] | None = None
 ) -> Recipe:
-    """The recipe of the fields `flat`, some of them replaced by `values` of unchecked types.
+    """The recipe of the fields `flat`, some replaced by `values`, whose types are checked here.
 
-    `wrong` says what is wrong with further fields, by name, that could not even be read. Raises
+    `wrong` holds the faults of further fields, by name, whose text could not be read. Raises
     WrongValues, with a line for each fault.
     """
     known, wrong = field_types(), dict(wrong or {})
@@ -250,15 +254,15 @@ def parse_field(name: str, text: str) -> Any:
 
 
 def canonical_json(*values: Any) -> str:
-    """One line of JSON that depends on the values alone: the same text on every machine."""
+    """One line of JSON that depends only on the values: the same text on every machine."""
     plain = [_plain(v) for v in values]
     body = plain[0] if len(plain) == 1 else plain
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """`value` opened, with whole floats as integers: equal values must give one text, and
-    20 == 20.0."""
+    """`value` as plain JSON values. Whole floats become integers, because 20 and 20.0 are equal and
+    equal values must give the same text."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain_fields(value)
     if isinstance(value, dict):
@@ -271,7 +275,8 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_fields(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass less those that are left out, and a part without any."""
+    """The fields of a dataclass. Fields that stored_format.py leaves out are not among them, and
+    neither is a part that has no fields left."""
     found: dict[str, Any] = {}
     for item in fields(value):
         part = getattr(value, item.name)
@@ -284,9 +289,10 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
-    """The recipe that `canonical_json` or an indented copy of it holds.
+    """The recipe in the text of `canonical_json`, also if the text was indented since.
 
-    Unknown, missing and mistyped fields are a ValueError that names them, and `where` they stand.
+    `where` says where the text comes from. Unknown, missing and mistyped fields raise a ValueError
+    that names them and `where`.
     """
     try:
         data = json.loads(text)
@@ -300,13 +306,13 @@ def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
 
 
 def _left_out() -> dict[str, Any]:
-    """What a recipe means that leaves out every field it may."""
+    """The value of every field that a stored recipe may leave out."""
     meant = {f.name: meant_where_missing(f) for owner in OWNERS for f in fields(owner)}
     return {name: value for name, value in meant.items() if value is not MISSING}
 
 
 def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
-    """The flat fields of a JSON object, of unchecked types."""
+    """The flat fields of a JSON object; the types of their values are not checked."""
     if not isinstance(data, dict):
         raise WrongRequest(f"{where} must be a JSON object, not {type(data).__name__}")
     known = {f.name for f in fields(owner)}
@@ -327,5 +333,5 @@ def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
 
 
 def content_key(*values: Any) -> str:
-    """Twelve hex digits of the values' content: equal values, equal key, on every machine."""
+    """Twelve hex digits from the values' content: equal values have the same key on any machine."""
     return sha256(canonical_json(*values).encode()).hexdigest()[:12]

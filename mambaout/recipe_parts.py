@@ -1,4 +1,4 @@
-"""The parts of a recipe beside its network: optimizer, schedule, augmentation.
+"""The parts of a recipe other than its network: optimizer, schedule, augmentation.
 
 Pure values: no torch, no I/O. recipe.py puts them together.
 """
@@ -60,8 +60,9 @@ class Optim:
         source=PAPER,
         bound=Bound(above=0),
     )
-    # A matrix between hidden channels learns at lr_base_dim / dims[0] of the rate, everything else
-    # at the rate itself: Adam's rule of muP (arXiv 2203.03466, Table 3), of the rates alone.
+    # A matrix between hidden channels has the learning rate times lr_base_dim / dims[0]. Every
+    # other parameter has the learning rate itself. That is muP's rule for Adam (arXiv 2203.03466,
+    # Table 3), for the learning rates only.
     lr_base_dim: int | None = knob(
         None,
         "dims[0] of the network that peak_lr was tuned on: hidden matrices then learn at "
@@ -88,7 +89,7 @@ def _warmup_inside(warmup_epochs: float, epochs: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """Linear warm-up inside the cosine, then an optional stretch at the final rate."""
+    """A cosine that starts with a linear warm-up, then an optional cool-down at the final rate."""
 
     epochs: int = knob(
         300,
@@ -147,7 +148,7 @@ SHARE = Bound(above=0, most=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """What is done to a training image and label (paper Table 5; names as timm and DeiT use)."""
+    """The augmentation of training images and labels (paper Table 5; names as in timm and DeiT)."""
 
     crop_scale_min: float = knob(
         0.08,

@@ -1,11 +1,11 @@
-"""Which recipe fits a data set and a device: the rules for what follows them.
+"""The rules that fit a recipe to a data set and a device.
 
 The paper's recipe is for 1.28 million photographs of 224 px. On fewer or smaller images its batch,
-learning rate, warm-up and augmentation do not train a network, so these rules choose. Every sweep
-and `mambaout train` use them, and print each rule that acts. A field that is given on the command
-line is kept, and the rules for the other fields start from it.
+learning rate, warm-up and augmentation do not train a network, so these rules choose other values.
+Every sweep and `mambaout train` use the rules, and print each rule that changes a field. A field
+that is given on the command line is kept, and the rules for the other fields start from it.
 
-Data are small with under 50,000 images, or with images of at most 64 px.
+A data set is small if it has under 50,000 images, or images of at most 64 px.
 
 | field | small data | other data |
 |---|---|---|
@@ -19,10 +19,10 @@ Data are small with under 50,000 images, or with images of at most 64 px.
 | warmup_epochs | as many as 47 steps are | the paper's share, 20 of 300 |
 | augmentation | crops of 60 % and more; photographs are flipped | the paper's |
 
-One field follows the device: precision is bf16 where all devices of a run or a study have units for
-it, as TPUs and newer GPUs do, and fp32 elsewhere.
+One field follows the device. precision is bf16 if all devices of a run or a study have units for
+bf16, like TPUs and newer GPUs. Otherwise it is fp32.
 
-Where these values come from: LOG.md, 2026-11-29. Pure values: no torch, no I/O.
+LOG.md, 2026-11-29, says where these values come from. Pure values: no torch, no I/O.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ from mambaout.recipe import BASELINE, Recipe, field_knobs, power_of_two_in, tune
 from mambaout.variants import FEMTO, ModelConfig
 
 SMALL_DATA = 50_000  # training images; below it the paper's recipe has too few steps
-SMALL_SIDE, SMALLEST_SIDE = 64, 28  # px: up to the first an image keeps its size
-SMALL_DATA_SIDE = 128  # px of photographs where they are few
-SIDE_MULTIPLE = 32  # what the paper's stem and stages divide a side by
+SMALL_SIDE, SMALLEST_SIDE = 64, 28  # px; images of up to SMALL_SIDE keep their size
+SMALL_DATA_SIDE = 128  # px, for few photographs
+SIDE_MULTIPLE = 32  # the paper's stem and stages divide a side by it
 
 MINIVAL_SHARE, LARGEST_MINIVAL_SHARE = 0.1, 0.25
-MINIVAL_IMAGES = 120  # wanted: at least 100 to choose on, and the draw scatters by some ten
+MINIVAL_IMAGES = 120  # the aim: at least 100 to choose on; the draw varies by about ten
 LEAST_MINIVAL = 100  # images; with fewer, top-1 on minival is too rough to choose by
 
-STUDY_IMAGES = 6_000  # a study trains many networks: the size of its epochs on small images
+STUDY_IMAGES = 6_000  # an epoch of small images in a study, which trains many networks
 
 BATCH, LEAST_BATCH, MOST_BATCH = 64, 8, 1024
-BATCH_LR = 1e-3  # at BATCH
-LEAST_STEPS_PER_EPOCH = 25  # of small data
-STEPS_PER_EPOCH = 93  # 6,000 images in batches of 64: what the values here were chosen at
+BATCH_LR = 1e-3  # the peak learning rate at a global batch of BATCH
+LEAST_STEPS_PER_EPOCH = 25  # for small data
+STEPS_PER_EPOCH = 93  # 6,000 images in batches of 64; the values here were chosen at that length
 EPOCHS = 12
 WARMUP_STEPS, WARMUP_SHARE = 47, 1 / 6
 NUM_EVALUATIONS = 12
 
-LARGE_STEPS_PER_EPOCH = 100  # at least; the paper's 4096 of 1.28 million images are 312 steps
+LARGE_STEPS_PER_EPOCH = 100  # at least; the paper has 312, with 1.28 million images and batch 4096
 
 SMOKE_EPOCHS, SMOKE_IMAGES = 3, 4_000
 
 PRECISION = "precision"  # the field that follows the device
 
-# One block a stage at D, 2D, 4D, 6D channels as Femto has, and two blocks more in stage 3.
+# One block in each stage and two more in stage 3. The widths are D, 2D, 4D, 6D, as in Femto.
 SMALL_MODEL = ModelConfig(
     depths=(1, 1, 3, 1), dims=(16, 32, 64, 96), stem_stride=2, hidden_multiple=8
 )
@@ -71,9 +71,9 @@ SMALL_MODEL = ModelConfig(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFacts:
-    """What the rules ask of a data set."""
+    """The facts about a data set that the rules use."""
 
-    num_train: int  # training images, minival among them
+    num_train: int  # training images, including minival
     num_classes: int
     image_side: int  # px: median of the images' short sides
 
@@ -86,7 +86,7 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class AppliedRule:
-    """One field that follows the data or the device."""
+    """One field whose value follows the data or the device, with the reason."""
 
     name: str
     value: Any
@@ -94,7 +94,7 @@ class AppliedRule:
 
 
 def rule_lines(rules: Sequence[AppliedRule]) -> list[str]:
-    """The rules as text: fields that follow one reason to one value share a line."""
+    """The rules as lines of text; fields with the same value and the same reason share a line."""
     groups: dict[tuple[str, str], list[str]] = {}
     paper = flat_fields(BASELINE)
     for rule in rules:
@@ -102,7 +102,7 @@ def rule_lines(rules: Sequence[AppliedRule]) -> list[str]:
         groups.setdefault((value, rule.reason), []).append(rule.name)
     lines = []
     for (value, reason), names in groups.items():
-        whose = "paper" if field_knobs()[names[0]].source else "default"  # none: our own choice
+        whose = "paper" if field_knobs()[names[0]].source else "default"  # no source: our choice
         usual = field_text(paper[names[0]])
         before = f" ({whose}: {usual})" if len(names) == 1 and usual != value else ""
         lines.append(f"{', '.join(names)} {value}{before}: {reason}")
@@ -111,24 +111,26 @@ def rule_lines(rules: Sequence[AppliedRule]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class FittedRecipe:
-    """A recipe for a data set, and which of its fields follow the data or the device."""
+    """A recipe for a data set, and the rules that set some of its fields."""
 
     recipe: Recipe
     rules: tuple[AppliedRule, ...]
 
 
 def multiplies_bf16(device: str) -> bool | None:
-    """Whether the chip that a driver calls `device` has units for bf16; None where the chip table
-    does not have it."""
+    """Whether the chip that a driver calls `device` has units for bf16; None if the chip is not in
+    the chip table."""
     chip = find_chip(device)
     return None if chip is None else "bf16" in chip.peak_flops
 
 
 def precision_rule(devices: Mapping[str, bool | None]) -> AppliedRule | None:
-    """The precision on `devices`: names, and whether each has units for bf16 (None: not known).
+    """The rule for the precision on `devices`.
 
-    None where it is fp32 for want of such units, as on a CPU: there is nothing to tell. Without
-    them bf16 is made of fp32 products; on a TPU an fp32 product is made of six in bf16.
+    `devices` maps a device's name to whether it has units for bf16 (None: not known). The result
+    is None if no device has such units, as on CPUs: the precision is fp32, and there is nothing to
+    print. A device without bf16 units computes bf16 with fp32 products. A TPU computes one fp32
+    product with six in bf16.
     """
     names = " and ".join(devices)
     if devices and all(devices.values()):
@@ -153,9 +155,9 @@ def precision_rule(devices: Mapping[str, bool | None]) -> AppliedRule | None:
 
 
 def is_small(facts: DataFacts, train_images: int | None = None) -> bool:
-    """Whether the rules for small data hold: few images, or small ones.
+    """Whether the rules for small data apply: there are few images, or the images are small.
 
-    `train_images` is how many of them are asked for; None: all.
+    `train_images` is how many of the images a run asks for; None: all.
     """
     return _are_few(facts, train_images) or facts.image_side <= SMALL_SIDE
 
@@ -175,12 +177,12 @@ def fitted(
     study: bool = False,
     smoke: bool = False,
 ) -> FittedRecipe:
-    """The recipe for the data: `given` fields first, then `defaults`, then the rules.
+    """The recipe for the data. A field's value comes from `given`, else `defaults`, else the rules.
 
     `shape` is the network (None: Femto, or a small one for small data). `precision` is the rule of
-    the device, which is told whatever it says (None: fp32). With `paper` length and
-    augmentation are the paper's whatever the data. With `study` a trial on small images trains on
-    6,000 of them. With `smoke` all is cut down to seconds.
+    the device (None: fp32); it is always among the rules that are printed. With `paper` the length
+    and the augmentation are the paper's for any data. With `study` a trial on small images trains
+    on 6,000 of them. With `smoke` the training takes only seconds.
     Raises ValueError for fields that do not go together.
     """
     chosen = dict(defaults or {}) | dict(given or {})
@@ -207,7 +209,7 @@ def fitted(
 
 
 class _Fit:
-    """The rules one after another; each sees the fields decided before it."""
+    """The rules, applied one after another; each rule sees the fields decided before it."""
 
     def __init__(
         self, facts: DataFacts, chosen: Mapping[str, Any], paper: bool, study: bool, smoke: bool
@@ -220,7 +222,7 @@ class _Fit:
         self.small = self.few or not self.photographs
 
     def value(self, name: str) -> Any:
-        """The field as decided so far."""
+        """The field's value so far."""
         decided = {rule.name: rule.value for rule in self.rules} | dict(self.chosen)
         return decided.get(name, flat_fields(BASELINE)[name])
 
@@ -229,7 +231,7 @@ class _Fit:
             self.rules.append(AppliedRule(name, value, reason))
 
     def data(self) -> None:
-        """minival_fraction and train_images."""
+        """Decide minival_fraction and train_images."""
         num = self.facts.num_train
         share = MINIVAL_SHARE if self.small else BASELINE.minival_fraction
         wanted = min(max(share, MINIVAL_IMAGES / max(num, 1)), LARGEST_MINIVAL_SHARE)
@@ -247,7 +249,7 @@ class _Fit:
             reason = "few or small images: a tenth of them to choose on"
         self.add("minival_fraction", wanted, reason)
         left = num * (1 - self.value("minival_fraction"))
-        least = left - 5 * math.sqrt(max(num, 1))  # the draw of minival scatters
+        least = left - 5 * math.sqrt(max(num, 1))  # the size of minival varies with its draw
         if self.smoke and least > SMOKE_IMAGES:
             self.add("train_images", SMOKE_IMAGES, "a smoke run trains on few images")
         elif self.study and not self.photographs and least > STUDY_IMAGES:
@@ -283,7 +285,8 @@ class _Fit:
             batch = min(max(num / LEAST_STEPS_PER_EPOCH, LEAST_BATCH), ample, max(num, 1))
             self.add("global_batch", power_of_two_in(int(batch)), f"{num:,} images an epoch")
             batch = self.value("global_batch")
-            # Adam's rate goes with the root of the batch; above the paper's 0.004 it diverges.
+            # Adam's rate grows with the root of the batch. Above the paper's 0.004 training
+            # diverges.
             rate = min(BATCH_LR * math.sqrt(batch / BATCH), optim.peak_lr)
             reason = f"{BATCH_LR:g} at a batch of {BATCH}, with the root of the batch"
         else:
@@ -296,7 +299,7 @@ class _Fit:
             rate = optim.peak_lr * batch / BASELINE.global_batch
             reason = f"the paper's linear rule at a batch of {batch}"
         self.add("peak_lr", float(f"{rate:.3g}"), reason)
-        # The ends of the schedule keep their ratio to the peak.
+        # The rates at both ends of the schedule keep their ratio to the peak.
         ratio = self.value("peak_lr") / optim.peak_lr
         if not self.small or self.paper:
             self.add("warmup_lr", BASELINE.schedule.warmup_lr * ratio)

@@ -1,12 +1,12 @@
-"""What a stored recipe says, and what it means where it says nothing. Frozen: lines are only added.
+"""Which fields a stored recipe holds, and what a missing field means. Lines here are only added.
 
-A field of FIRST_FIELDS is written into every recipe. Every other field came later: it is left out
-at the value that LEFT_OUT gives it (its default, where it has no line yet), and that value is meant
-where it is missing. So a new field changes no key and no stored recipe, and a default may change:
-what stored recipes mean does not change with it.
+Every stored recipe holds the fields of FIRST_FIELDS. All other fields were added later. Such a
+field is not written if it has its first default: the value in LEFT_OUT, or its default if it has no
+line there. If the field is missing, it has that value. So a new field changes no key and no stored
+recipe. A default may change too: the meaning of stored recipes stays.
 
-A new field needs nothing here. One whose default changes later needs a line in LEFT_OUT with the
-default that it had: `python docs/recipe_page.py` asks for it.
+A new field needs no line here. If its default changes later, LEFT_OUT needs a line with the first
+default: `python docs/recipe_page.py` asks for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from mambaout.fields import KNOB
 
-# The fields of the first recipes that were stored, and the parts that they lie in.
+# The fields of the first stored recipes, and the parts of the recipe that hold them.
 FIRST_FIELDS = frozenset(
     {
         *("model", "optim", "schedule", "augment"),
@@ -31,7 +31,7 @@ FIRST_FIELDS = frozenset(
         *("eval_every_epochs", "precision"),
     }
 )
-# Fields that came later, each with its default of that day.
+# Fields that were added later, each with its first default.
 LEFT_OUT: dict[str, Any] = {
     "lr_base_dim": None,
     "pixels": "exact",
@@ -39,7 +39,7 @@ LEFT_OUT: dict[str, Any] = {
 
 
 def meant_where_missing(item: Field[Any]) -> Any:
-    """What a stored value means that lacks the field `item`; MISSING where none may lack it."""
+    """The value of the field `item` if a stored recipe lacks it; MISSING if none may lack it."""
     if KNOB not in item.metadata or item.name in FIRST_FIELDS:
         return MISSING
     return LEFT_OUT.get(item.name, item.default)

@@ -18,9 +18,9 @@ from mambaout.mixer_layers import MIXER_LAYERS
 
 NUM_STAGES = 4
 
-# Vector and matrix units want channels in multiples of 8; `widen` keeps to it. Base, whose hidden
-# sizes are 341/682/1365/2048, runs 20 % slower than an aligned network of more MACs
-# (mambaout_base against base_tall_rw compiled on a 4090, timm's benchmark files).
+# Vector and matrix units are fastest with channels in multiples of 8, so `widen` rounds to them.
+# Base has the hidden sizes 341/682/1365/2048. It runs 20 % slower than an aligned network with more
+# MACs (mambaout_base against base_tall_rw compiled on a 4090, timm's benchmark files).
 ALIGNMENT = 8
 
 
@@ -79,8 +79,8 @@ AUTHORS_CODE = "authors' code"
 class ModelConfig:
     """The shape of one MambaOut network (paper section 4, Table 4).
 
-    Raises WrongValues, naming each field, its value and the bound, for a shape that cannot be
-    built.
+    Raises WrongValues for a shape that cannot be built. The message names each wrong field, its
+    value and the bound.
     """
 
     depths: tuple[int, ...] = knob(
@@ -178,7 +178,8 @@ class ModelConfig:
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:
-        """Drop rate of each block in forward order, 0 to `drop_path` linearly."""
+        """The drop path rate of each block in forward order; it rises linearly from 0 to
+        `drop_path`."""
         last = max(self.num_blocks - 1, 1)
         return tuple(self.drop_path * i / last for i in range(self.num_blocks))
 
@@ -216,10 +217,10 @@ def deepen(config: ModelConfig, num_blocks: int) -> ModelConfig:
 
 
 def widen(config: ModelConfig, factor: float) -> ModelConfig:
-    """`config` with every width times `factor`, kept aligned.
+    """`config` with every width multiplied by `factor` and rounded to a multiple of 8.
 
-    Each width is rounded to the nearest multiple of 8 and hidden sizes up to one, so the MACs
-    are near factor**2 times the original's, not exactly that.
+    Widths are rounded to the nearest multiple of 8, hidden sizes up to one. The MACs are therefore
+    only about factor**2 times the original's.
     """
     if factor <= 0:
         raise WrongRequest(f"widen by {factor}: the factor must be above 0")

@@ -21,7 +21,7 @@ BASELINE = "baseline"
 
 def baseline(start: Start) -> Study:
     """What does the paper's recipe, unchanged but for the size of the data, give here?"""
-    # --variants kobe,tiny,small,base trains these in its place: one more trial each.
+    # --variants kobe,tiny,small,base trains these instead, one trial each.
     shapes = start.shapes({BASELINE: SMALL_MODEL} if start.small else {"femto": FEMTO})
     return Study(
         name="baseline",

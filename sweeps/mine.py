@@ -4,7 +4,7 @@ Run:    python sweeps/mine.py --data photos --shapes small=1,1,1,1/16,32,64,96 f
         python sweeps/mine.py --data photos --grid kernel_size=3,5,7 --seeds 3
         python sweeps/mine.py --data photos --search peak_lr=1e-4..1e-2 mixup=0..1 --trials 8
         python sweeps/mine.py --smoke            (two sizes on digits, about a minute on 2 cores)
-        Any of them with --plan says what it costs and starts nothing. --epochs, --image-size and
+        Any of them with --plan prints the cost and starts nothing. --epochs, --image-size and
         every other field of a recipe is an option.
 Writes: runs/mine-QUESTION-DATA/: a run directory a trial, report.html, trials.csv; MLflow in runs/
 """
@@ -32,9 +32,9 @@ from mambaout.study.study import Study
 from mambaout.variants import FEMTO, VARIANTS, ModelConfig
 
 SEEDS = (0, 1, 2)  # --seeds N changes them
-NUM_TRIALS = 8  # of a search, where --trials does not say
-HIDDEN_MULTIPLE = 8  # what vector units want
-LOG_RATIO = 10  # a range from LOW to ten times LOW and more is searched on a logarithmic scale
+NUM_TRIALS = 8  # of a search, without --trials
+HIDDEN_MULTIPLE = 8  # vector units are fast at multiples of 8
+LOG_RATIO = 10  # if HIGH is at least ten times LOW, the scale is logarithmic
 ASK = "give two --shapes, --grid FIELD=A,B or --search FIELD=LOW..HIGH"
 SMOKE_SHAPES = ("small=1,1,1,1/8,16,32,48", "wide=1,1,1,1/16,32,64,96")
 
@@ -94,7 +94,7 @@ def mine(
 
 
 def _fitting(start: Start) -> ModelConfig:
-    """The network that fits the data, where none is named."""
+    """The network that fits the data, if none is named."""
     return SMALL_MODEL if start.small else FEMTO
 
 
@@ -128,7 +128,7 @@ def _shapes(texts: Sequence[str]) -> dict[str, ModelConfig]:
 
 
 def _named(text: str, option: str) -> tuple[str, str]:
-    """ "peak_lr=1e-4..1e-2" as a field and what is said of it."""
+    """ "peak_lr=1e-4..1e-2" as a field's name and its text."""
     name, _, rest = text.partition("=")
     name = name.strip().replace("-", "_")
     if not rest:
@@ -157,7 +157,7 @@ def _parsed(name: str, parts: Sequence[str], what: str) -> tuple[Any, ...]:
 def _grid(
     start: Start, networks: Mapping[str, ModelConfig], values: Sequence[tuple[str, str]]
 ) -> dict[str, Recipe]:
-    """Every network with every combination of the values; nothing else differs."""
+    """Every network with every combination of the values. Nothing else differs."""
     names = [name for name, _ in values]
     if len(set(names)) < len(names):
         raise WrongRequest(
@@ -197,7 +197,7 @@ def _axis(name: str, text: str) -> Axis:
 
 
 def _search_base(start: Start, shape: ModelConfig, axes: Sequence[Axis]) -> Recipe:
-    """The recipe that the search starts from: the fitting one, moved into the ranges."""
+    """The first recipe of the search: the one that fits the data, moved into the ranges."""
     fields = flat_fields(start.recipe(shape))
     inside: dict[str, Any] = {}
     for axis in axes:

@@ -1,4 +1,4 @@
-"""The recipe search: the paper's values first, then whatever does better on this data.
+"""The recipe search: first the paper's values, then better ones for this data.
 
 Run:    python sweeps/recipe.py --data fashion-mnist     (or a folder of images; again to resume)
         python sweeps/recipe.py --smoke                  (1,600 digits, under 2 minutes on 2 cores)
@@ -21,18 +21,18 @@ from mambaout.study.study import Study
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
 from mambaout.variants import FEMTO
 
-# -- the numbers of the study, all of them ---------------------------------------------------------
+# -- all numbers of the study ----------------------------------------------------------------------
 
-SMALL_EPOCHS = 3 / 4  # of those that the rules choose for small data
+SMALL_EPOCHS = 3 / 4  # share of the epochs that the rules choose for small data
 LARGE_EPOCHS = 30  # a tenth of the paper's: a trial is a tenth of a training
 SMOKE_IMAGES = 1600
 
-# Recipes are stopped early in the first search; the second one wants its whole front.
+# The first search stops recipes early. The second one needs its whole front.
 NUM_RECIPES, SEEDS, NUM_CONFIRMED = 30, (0, 1, 2), 2
 NUM_SHAPES = 24
 SMOKE_RECIPES, SMOKE_SHAPES = 4, 3
 
-WARMUP_SHARE = 0.2  # of the epochs, at most; the paper's is 20 of 300
+WARMUP_SHARE = 0.2  # largest share of the epochs; the paper has 20 of 300
 SMALL_BLOCKS, LARGE_BLOCKS = (-2, 6), (-4, 6)  # added to stage 3, which has 3 or 9
 
 # --------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def recipe(start: Start) -> Study:
         seeds=SEEDS[:1] if start.smoke else SEEDS,
         num_confirmed=NUM_CONFIRMED,
     )
-    # Its recipes have the values that the first search came to, but for the axes it has itself.
+    # Its recipes have the best values of the first search, except for its own axes.
     shape = Search(
         label="shape",
         base=base,
@@ -87,7 +87,7 @@ def _base(start: Start) -> Recipe:
 
 
 def _training(base: Recipe) -> tuple[Axis, ...]:
-    """What a network is trained with."""
+    """The axes of the training."""
     rate = base.optim.peak_lr
     return (
         LogRange("peak_lr", rate / 2, max(4 * rate, 4e-3)),
@@ -102,7 +102,7 @@ def _training(base: Recipe) -> tuple[Axis, ...]:
 
 
 def _shape(base: Recipe, blocks: tuple[int, int]) -> tuple[Axis, ...]:
-    """What the network is, and the two values that hang on its size."""
+    """The axes of the network, and the two values that depend on its size."""
     rate, drop_path = _training(base)[0], _training(base)[2]
     return (
         LogRange("width", 0.5, 1.5),

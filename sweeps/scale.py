@@ -4,7 +4,7 @@ Run:    python sweeps/scale.py --data fashion-mnist      (or a folder of images;
         python sweeps/scale.py --data fashion-mnist --tune-per-size 6
         python sweeps/scale.py --data fashion-mnist --transfer
         python sweeps/scale.py --smoke                   (5,000 digits, under 2 minutes on 2 cores)
-        Any of them with --plan says what it costs and starts nothing.
+        Any of them with --plan prints the cost and starts nothing.
 Writes: runs/scale-DATA/, runs/scale-tuned-DATA/ or runs/scale-transfer-DATA/: a run directory a
         trial, report.html, trials.csv; MLflow in runs/
 """
@@ -27,8 +27,8 @@ from mambaout.study.study import Study
 from mambaout.variants import VARIANTS
 
 SEEDS = (0, 1, 2)
-# Small data: each shape trains for a third, one and three times the epochs that the rules choose,
-# 4, 12 and 36 of 6,000 images. Short trainings are noisier and cost less, so they get more seeds.
+# Small data: each shape is trained for 1/3, 1 and 3 times the epochs that the rules choose: 4, 12
+# and 36 epochs with 6,000 images. Short trainings are noisier and cheaper, so they get more seeds.
 SEEDS_OF_LENGTH = {1 / 3: SEEDS, 1: (0, 1), 3: (0,)}
 
 
@@ -39,8 +39,8 @@ def shortest(start: Start) -> int:
 
 # -- deeper or wider ------------------------------------------------------------------------------
 
-# Deep against wide at equal MACs, counted at 28 px: 6.7M is w16-d10 and w24-d4; 11.6M to 14.1M is
-# w16-d22, w24-d10 and w32-d4.
+# Deep and wide shapes with equal MACs, counted at 28 px: w16-d10 and w24-d4 have 6.7M; w16-d22,
+# w24-d10 and w32-d4 have 11.6M to 14.1M.
 SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w24-d4", "w16-d10", "w32-d4", "w16-d22", "w24-d10")
 SMOKE_SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w16-d10")
 PREDICTED_SHAPE, PREDICTED_VARIANT = "w32-d10", "base"  # the first has twice the MACs of the rest
@@ -87,7 +87,7 @@ def deeper_or_wider(start: Start, predict: bool) -> Study:
 
 # -- each size tuned ------------------------------------------------------------------------------
 
-# Widths, and a shape that spends the MACs of one of them in depth.
+# Several widths, and a deeper shape with the MACs of one of them.
 TUNED_SHAPES = ("w8-d4", "w16-d4", "w24-d4", "w16-d10")
 SMALL_AXES = (LogRange("peak_lr", 2.5e-4, 4e-3),)
 AXES = (LogRange("peak_lr", 5e-4, 8e-3), LinearRange("drop_path", 0.0, 0.6))
@@ -112,8 +112,9 @@ def each_size_tuned(start: Start, num_trials: int) -> Study:
 
 # -- one rate for all -----------------------------------------------------------------------------
 
-# The rate that the search above found for the thinnest, for all of them and carried by muP's rule.
-# Large images take the paper's, as if it had been found on Femto.
+# The learning rate that the search above found for the thinnest network. Each network is trained
+# with it, and with the rate that muP's rule computes from it. Large images use the paper's rate, as
+# if it had been found on Femto.
 TRANSFER_SHAPES, TRANSFER_LR = ("w8-d4", "w16-d4", "w32-d4"), 2.2e-3
 TRANSFER_VARIANTS = ("femto", "tiny")
 

@@ -1,6 +1,6 @@
-"""Subcommands of `mambaout`, a module for those that belong together.
+"""The subcommands of `mambaout`. Related subcommands share a module.
 
 Read: options.py (what several share), named.py (which file or study a name means), train.py, then
-the others in any order. Each `add_NAME(commands)` declares one; what it runs imports what it
-needs, so that `mambaout --help` and `mambaout list` import no torch.
+the others in any order. Each `add_NAME(commands)` declares one subcommand. A subcommand imports its
+libraries only when it runs, so `mambaout --help` and `mambaout list` import no torch.
 """

@@ -1,4 +1,4 @@
-"""`mambaout account`: parameters, MACs and memory of published shapes and of one's own."""
+"""`mambaout account`: parameters, MACs and memory of published shapes and of your own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mambaout.options import add_recipe_options, given_fields
 from mambaout.recipe import field_types
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
-OWN = "own"  # what a shape is called that has no name
-# The fields that the table depends on; drop_path acts in training and costs nothing.
+OWN = "own"  # the name of a shape without a name
+# The fields on which the table depends. drop_path acts only in training and costs nothing.
 SHAPE_FIELDS = {item.name for item in fields(ModelConfig)} - {"drop_path"}
 
 
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _shapes(names: list[str], changes: dict[str, Any]) -> dict[str, ModelConfig]:
-    """The shapes to show, by what they are called: a changed one stands below what it was."""
+    """The shapes to show, by name. A changed shape stands below the original."""
     if not changes:
         return {name: variant(name) for name in names or VARIANTS}
     if not names:

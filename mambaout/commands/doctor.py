@@ -1,4 +1,4 @@
-"""The subcommand `mambaout doctor`: does this machine train, is that cluster file right?"""
+"""`mambaout doctor`: does this machine train, and is a cluster file right?"""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             num_workers=load_workers(options.workers, device.name),
         )
-    except DataError as error:  # the request was right, and the data have changed since
+    except DataError as error:  # the request was right, but the data have changed
         print(f"mambaout evaluate: {error}", file=sys.stderr)
         return 1
     print(

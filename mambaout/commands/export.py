@@ -1,6 +1,6 @@
-"""`mambaout export`: weights as safetensors, and the lines of timm's that compute the same.
+"""`mambaout export`: weights as safetensors, and the timm code that computes the same.
 
-What it prints is Python: the lines, and as comments what was written and how it was checked.
+It prints Python: the timm code, with comments that say what was written and how it was checked.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         checked = check(code, model, recipe.image_size)
     except BaseException:
-        out.unlink()  # a file that timm reads as something else must not stay
+        out.unlink()  # remove a file that timm reads in a wrong way
         raise
     params = sum(parameter.numel() for parameter in model.parameters())
     unfinished = ", of a run that has not finished" if named.is_unfinished else ""
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_out(out: Path, source: Path) -> None:
-    """ValueError for a place that cannot be written, or that holds the weights themselves."""
+    """Raise ValueError if `out` is not writable or is the file of the weights itself."""
     if os.path.exists(out) and out.samefile(source):
         raise WrongRequest(f"{out} is the file that is exported; give another name")
     if os.path.isdir(out):

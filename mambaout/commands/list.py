@@ -1,4 +1,4 @@
-"""`mambaout list`: the studies there are, and a study's trials with their checkpoints."""
+"""`mambaout list`: all studies, or a study's trials with their checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def study_table(folders: Sequence[StudyFolder]) -> str:
-    """A line a study: trials finished of all, when it last changed, the result of its choice."""
+    """One line for each study: trials finished of all, last change, and the best result."""
     rows = [("study", "finished", "changed", "val top-1 %", "of the recipe chosen on minival")]
     unread = []
     for folder in folders:
@@ -57,7 +57,7 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
 
 
 def trial_table(folder: StudyFolder) -> str:
-    """A line a trial, in the order they were decided on: its numbers and where its weights are."""
+    """One line for each trial, in the study's order: its numbers and its weights' path."""
     rows = [("trial", "status", "minival %", "val top-1 %", "MACs", "checkpoint")]
     with named_errors(folder):
         runs = folder.runs()
@@ -77,7 +77,7 @@ def trial_table(folder: StudyFolder) -> str:
 
 
 def _earlier(folder: StudyFolder, runs: Sequence[Run]) -> list[str]:
-    """A line on the runs of recipes that the study's last command did not ask for."""
+    """A line on runs whose recipes the study's last command did not include."""
     known = {run.trial.key for run in runs}
     others = [path for path in sorted(folder.path.glob("trials/[!.]*")) if path.name not in known]
     if not others:
@@ -86,7 +86,7 @@ def _earlier(folder: StudyFolder, runs: Sequence[Run]) -> list[str]:
 
 
 def _best(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, str]:
-    """The result of the recipe that minival prefers, over its seeds, and its label."""
+    """The result, over its seeds, of the recipe that is best on minival, and its label."""
     from mambaout.study.report.ranking import standing
 
     found = standing(runs, study)
@@ -111,7 +111,7 @@ def _percent(value: float | None) -> str:
 
 
 def _changed(folder: StudyFolder) -> str:
-    """When a launch or a trial last wrote to the study, in local time."""
+    """The local time at which a launch or a trial last wrote to the study."""
     paths = [folder.path / STUDY_FILE, *folder.path.glob("trials/*")]
     newest = max(path.stat().st_mtime for path in paths)
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(newest))

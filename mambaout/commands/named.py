@@ -1,4 +1,4 @@
-"""Which file of weights a user means: a file, a run's folder, or STUDY/TRIAL by their names."""
+"""Finds the weights that a user names: a file, a run's folder, or STUDY/TRIAL."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from mambaout.durable import read_whole
 from mambaout.errors import WrongRequest
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, STUDY_FILE, Run, StudyFolder, Trial
 
-# What a folder is asked for, in this order: a run's checkpoint, then Hugging Face's two files.
+# Files that are looked for in a folder, in this order: a run's checkpoint, then Hugging Face's two
+# files.
 FILES = (CHECKPOINT_FILE, "model.safetensors", "pytorch_model.bin")
-NEEDED = ("name", "question")  # that study.json has in every version
+NEEDED = ("name", "question")  # fields of study.json in every version
 _SUFFIXES = (".ckpt", ".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedWeights:
-    """A file of weights, and what its folder says of it."""
+    """A file of weights, and what its folder says about it."""
 
     path: Path
-    data: str | None = None  # what --data was; None where no file says it
-    columns: GivenColumns = field(default_factory=GivenColumns)  # how that was read
-    is_unfinished: bool = False  # of a run that has not ended
+    data: str | None = None  # the value of --data; None if no file has it
+    columns: GivenColumns = field(default_factory=GivenColumns)  # how the data were read
+    is_unfinished: bool = False  # the weights are of a run that has not ended
 
 
 def named_weights(text: str, storage: Path) -> NamedWeights:
-    """The file that `text` means; a ValueError says what there is instead."""
+    """The file that `text` means. If there is none, a ValueError lists what exists."""
     path = Path(text)
     if os.path.isfile(path):
         return _in_folder(path.parent, path) if path.name in FILES else NamedWeights(path=path)
@@ -51,7 +52,7 @@ def named_weights(text: str, storage: Path) -> NamedWeights:
 
 
 def study_folder(storage: Path, name: str) -> StudyFolder:
-    """The folder of the study of that name; a ValueError lists those there are."""
+    """The folder of the study `name`. If there is none, a ValueError lists all studies."""
     folder = StudyFolder(storage, name)
     if not os.path.isfile(folder.path / STUDY_FILE):
         known = [folder.path.name for folder in studies(storage)]
@@ -62,20 +63,22 @@ def study_folder(storage: Path, name: str) -> StudyFolder:
 
 def studies(storage: Path) -> list[StudyFolder]:
     """Every study under `storage`, by name."""
-    # Path.glob raises for a name that is too long, and for a folder that cannot be looked into.
+    # Path.glob raises an error for a name that is too long and for an unreadable folder.
     files = sorted(glob.glob(f"*/{STUDY_FILE}", root_dir=storage))
     return [StudyFolder(storage, os.path.dirname(file)) for file in files]
 
 
 @contextmanager
 def named_errors(folder: StudyFolder) -> Iterator[None]:
-    """What goes wrong in reading the study's files, as a WrongRequest that names it: files of
-    another version, damaged ones, another user's. Nothing else belongs into the context: a bug's
-    error is not to be taken for the file's."""
+    """Turn errors in reading the study's files into a WrongRequest that names the file.
+
+    The file may be damaged, of another version, or another user's. Put only the reading into the
+    context, so that a bug is not reported as a faulty file.
+    """
     try:
         yield
     except WrongRequest as error:
-        if str(error).startswith(str(folder.path)):  # the file is named already
+        if str(error).startswith(str(folder.path)):  # the message already names the file
             raise
         raise WrongRequest(f"{folder.path} cannot be read: {error}") from error
     except OSError as error:
@@ -85,8 +88,7 @@ def named_errors(folder: StudyFolder) -> Iterator[None]:
 
 
 def read_study(folder: StudyFolder) -> tuple[dict[str, Any], list[Run]]:
-    """What study.json holds, and every trial's run; a WrongRequest names the file that is
-    damaged."""
+    """The content of study.json, and every trial's run. A WrongRequest names a damaged file."""
     with named_errors(folder):
         study, runs = folder.read(), folder.runs()
     lacking = [name for name in NEEDED if name not in study] if isinstance(study, dict) else NEEDED
@@ -99,7 +101,7 @@ def read_study(folder: StudyFolder) -> tuple[dict[str, Any], list[Run]]:
 
 
 def _in_folder(folder: Path, path: Path) -> NamedWeights:
-    """The weights at `path`, with what the run's folder and its study's say."""
+    """The weights at `path`, with the facts in the folders of the run and its study."""
     data, columns, outcome = None, GivenColumns(), folder / OUTCOME_FILE
     study = folder.resolve().parent.parent / STUDY_FILE
     if study.is_file():
@@ -109,7 +111,7 @@ def _in_folder(folder: Path, path: Path) -> NamedWeights:
         from mambaout.data.packing.named_sets import NAMED
 
         name = _json(outcome).get("facts", {}).get("data_name")
-        data = name if name in NAMED else None  # of a folder the name alone is kept
+        data = name if name in NAMED else None  # for a folder, only the name is kept
     is_run = (folder / "recipe.json").exists()
     return NamedWeights(
         path=path, data=data, columns=columns, is_unfinished=is_run and not outcome.exists()
@@ -141,7 +143,7 @@ def _file_in(folder: Path) -> Path:
 
 
 def _study_and_trial(path: Path, storage: Path) -> tuple[StudyFolder, str]:
-    """The study's folder, under `storage` or as a path of its own, and the trial's name."""
+    """The study's folder, under `storage` or as a full path, and the trial's name."""
     for study in (path, Path(storage) / path):
         if os.path.isfile(study / STUDY_FILE):
             raise WrongRequest(

@@ -1,4 +1,4 @@
-"""What several subcommands share: defaults, help lines, and numbers that are checked."""
+"""Shared by several subcommands: defaults, help lines and checked numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_EMA_HELP = "take the plain weights where the file holds EMA weights too; defa
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A reader, for argparse, of whole numbers from `least` on, and up to `most`."""
+    """A type for argparse: whole numbers from `least` to `most`."""
     bound = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(text: str) -> int:
@@ -35,14 +35,14 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def folder(text: str) -> Path:
-    """A folder's name, for argparse. An empty one would be the folder that one is in."""
+    """A type for argparse: a folder's name. Empty would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give a folder")
     return Path(os.path.expanduser(text))
 
 
 def load_workers(asked: int | None, backend: str) -> int:
-    """The processes that load images: what was asked for, or what the machine has to spare."""
+    """How many processes load images: as asked for, else 0 on a CPU, else all cores but one."""
     from mambaout.data.cores import usable_cores
 
     if asked is not None:

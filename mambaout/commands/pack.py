@@ -1,4 +1,4 @@
-"""The subcommand `mambaout pack`: any images into Parquet shards."""
+"""`mambaout pack`: write any images into Parquet shards."""
 
 from __future__ import annotations
 

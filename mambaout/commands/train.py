@@ -1,7 +1,6 @@
 """The subcommand `mambaout train`: from its options to a run.
 
-Nothing here imports torch before the request is known to be right, so that help and refusals come
-at once.
+torch is imported only after the request has been checked, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
     from mambaout.train.backend import Backend
     from mambaout.train.outcomes import Preempted
 
-MOST_SEED = 2**63 - 1  # as large as databases hold whole numbers
+MOST_SEED = 2**63 - 1  # the largest whole number of most databases
 GO_ON = "the same command continues"
-PAPER = "paper"  # what --recipe takes beside a file
+PAPER = "paper"  # --recipe takes this word or a file
 
 
 def add_train(commands: argparse._SubParsersAction) -> None:
@@ -95,7 +94,7 @@ def _run_train(options: argparse.Namespace) -> int:
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.batches.makers import warm_workers
 
-        warm_workers()  # beside this process's own imports
+        warm_workers()  # at the same time as this process's own imports
     from mambaout.cache import default_cache
     from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage
@@ -139,7 +138,7 @@ def _run_train(options: argparse.Namespace) -> int:
     except WrongRequest as error:
         if not began:
             raise
-        # The request was right: its data have changed, or the machine has.
+        # The request was right, but the data or the machine have changed.
         print(f"mambaout train: {error}; once that is mended, {GO_ON}", file=sys.stderr)
         return 1
     match outcome:
@@ -165,7 +164,7 @@ def _run_train(options: argparse.Namespace) -> int:
 
 
 def _steps_done(asked: int, outcome: Preempted, num_steps: int) -> str:
-    """What is said of a run that has as many steps as --max-steps asks for, or more."""
+    """The message for a run that has reached --max-steps."""
     if outcome.step > outcome.began:
         return (
             f"stopped at step {outcome.step} of {num_steps}, as --max-steps says; a larger one "
@@ -186,9 +185,9 @@ def _out_of(options: argparse.Namespace) -> Path:
 
 
 def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], FittedRecipe]:
-    """The recipe that the options describe, once the data are known, before any device is.
+    """A function from the data to the recipe that the options describe. It needs no device.
 
-    Everything that is wrong whatever the data is raised now.
+    Errors that do not depend on the data are raised now.
     """
     parts = (
         lambda: None if options.recipe is None else _recipe_in(options.recipe),
@@ -197,7 +196,7 @@ def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], FittedReci
     try:
         known, shape = all_of(*parts)
     except WrongValues:
-        all_of(*parts, lambda: given_fields(options))  # what is wrong with the fields as well
+        all_of(*parts, lambda: given_fields(options))  # also report errors in the fields
         raise
     if known is None:
         given = given_fields(options)
@@ -227,10 +226,10 @@ def _fitting(
 def _on_device(
     chosen: FittedRecipe, where: Backend, out: Path, options: argparse.Namespace
 ) -> Recipe:
-    """The recipe with the precision that it has on the devices; which rules acted is printed.
+    """The recipe with its precision on these devices. Prints the rules that acted.
 
-    A run that was begun goes on in its own precision, whatever the machine. With --recipe the
-    precision is the recipe's.
+    A run that has begun keeps its precision on any machine. With --recipe, the precision is the
+    recipe's.
     """
     devices = {where.device_name: True} if where.multiplies_bf16 else {}
     rule = precision_rule(devices)
@@ -255,16 +254,16 @@ def _on_device(
 
 
 def _begun_in(out: Path, recipe: Recipe) -> str | None:
-    """The precision of the run that `out` holds, where that run is of this recipe otherwise."""
+    """The precision of the run in `out`, if that run otherwise has the same recipe."""
     try:
         kept = recipe_from_json((out / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, WrongRequest, UnicodeDecodeError):
-        return None  # the run itself says what is wrong
+        return None  # the training will report the error
     return kept.precision if replace(kept, precision=recipe.precision) == recipe else None
 
 
 def _recipe_in(name: str) -> Recipe:
-    """The paper's recipe or that of a file; ValueError names the file that holds none."""
+    """The paper's recipe or the recipe in a file. ValueError names a file without a recipe."""
     if name == PAPER:
         return BASELINE
     path, where = Path(name), f"--recipe {name}" if name else "--recipe (empty)"
@@ -282,7 +281,7 @@ def _recipe_in(name: str) -> Recipe:
 
 
 def _stop_on_signal() -> Callable[[], bool]:
-    """True once SIGTERM has come: a spot machine's notice, time enough for a checkpoint."""
+    """A function that returns True after SIGTERM, which a spot machine sends before it stops."""
     seen = []
     signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
     return lambda: bool(seen)

@@ -1,4 +1,4 @@
-"""The progress bar of long work on images: drawn in place on a terminal, lines elsewhere."""
+"""The progress bar of long work on images: redrawn in place on a terminal, else lines of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-LINE_SECONDS = 10.0  # between two lines where the output is no terminal
+LINE_SECONDS = 10.0  # between two lines, if the output is not a terminal
 LINE = (
     "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f} %), {rate_noinv_fmt}, "
     "{elapsed} so far, {remaining} left"
@@ -15,7 +15,7 @@ LINE = (
 
 
 class _WholeLines:
-    """What tqdm writes, without the carriage returns and blanks that redraw a line."""
+    """Passes on tqdm's output without the carriage returns and blanks that redraw a line."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
@@ -29,10 +29,13 @@ class _WholeLines:
 
 
 def progress_bar(*args: Any, **options: Any) -> tqdm:
-    """tqdm of these arguments. Where stderr is no terminal, as in the log of a job, it writes a
-    line each `LINE_SECONDS` and one at the end; work that is shorter than that writes none."""
+    """tqdm with these arguments.
+
+    If stderr is not a terminal, like in a job's log, it writes a line every `LINE_SECONDS` and one
+    at the end. Work that is shorter than `LINE_SECONDS` writes none.
+    """
     if not sys.stderr.isatty():
         options |= {"file": _WholeLines(sys.stderr), "bar_format": LINE}
-        # miniters: the clock is looked at each time, so that slow work has its lines too.
+        # miniters=1: tqdm checks the clock at every item, so that slow work also writes its lines.
         options |= {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "miniters": 1}
     return tqdm(*args, **options)

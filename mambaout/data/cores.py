@@ -1,4 +1,4 @@
-"""How many cores this process has: what one process a core is counted by."""
+"""The number of cores of this process, for code that starts one process for each core."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, a container's CPU quota included."""
+    """The number of cores that this process may use; a container's CPU quota limits it."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return max(1, min(allowed, cgroup_cores()))
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """A container's quota in whole cores, or as many as there are where none is set."""
+    """A container's CPU quota in whole cores; if none is set, the number of cores."""
     unlimited = os.cpu_count() or 1
     new, old = root / "cpu.max", root / "cpu"
     if new.exists():

@@ -1,9 +1,9 @@
-"""Random numbers as a pure function of what they are for.
+"""Random numbers as a pure function of their purpose and keys.
 
-A draw names its purpose and its keys (seed, epoch, sample id, ...), so it does not matter which
+A draw names its purpose and its keys (seed, epoch, sample id, ...). So it does not matter which
 worker, micro-batch, device or resumed run asks for it, nor in which order. The mixing function is
-splitmix64's finaliser (Steele, Lea, Flood 2014) over the keys: written out here, the numbers stay
-the same whatever the version of numpy.
+splitmix64's finaliser (Steele, Lea, Flood 2014) over the keys. It is written out here, so the
+numbers are the same for every version of numpy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _MASK = (1 << 64) - 1
 
 
 def hash64(data: bytes | memoryview) -> int:
-    """Sixty-four well mixed bits of `data`, the same on every machine."""
+    """A hash of `data` with 64 well mixed bits, the same on every machine."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 def draw(purpose: str, *keys: int) -> int:
-    """One uniform integer of 64 bits."""
+    """One uniform integer of 64 bits, a function of `purpose` and `keys`."""
     state = hash64(purpose.encode())
     for key in keys:
         state = _mixed((state + key * _GOLDEN + 1) & _MASK)
@@ -30,7 +30,7 @@ def draw(purpose: str, *keys: int) -> int:
 
 
 def draws(purpose: str, *keys: int, each: np.ndarray) -> np.ndarray:
-    """A uniform uint64 for every key of the integer array `each`, the last of the keys."""
+    """A uniform uint64 for every element of the integer array `each`, which is the last key."""
     state = np.uint64(draw(purpose, *keys))
     last = np.asarray(each).astype(np.uint64, copy=False)
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
@@ -38,7 +38,7 @@ def draws(purpose: str, *keys: int, each: np.ndarray) -> np.ndarray:
 
 
 def uniforms(purpose: str, *keys: int, each: np.ndarray) -> np.ndarray:
-    """As `draws`, a float64 in [0, 1) for every key."""
+    """Like `draws`, but a float64 in [0, 1) for every element of `each`."""
     return (draws(purpose, *keys, each=each) >> np.uint64(11)) * 2.0**-53
 
 

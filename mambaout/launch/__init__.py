@@ -1,9 +1,9 @@
-"""A study on Ray Tune. Home of ray; the only place that knows of a second machine.
+"""A study on Ray Tune. Home of ray, and the only place that knows of a second machine.
 
 In:  a sweep's function and the command line.
 Out: trained trials in the study's folder, an exit status.
 Read: sweep_options.py (the command line), cli.py (the checks), request.py, tune.py (a launch),
-stopping.py and ending.py (how it ends), follow.py (what is seen of it), worker.py, task.py and
-trial.py (what a worker does), failures.py (what is tried again), hosts.py (a slice), resources.py
-(a trial's share). files/ has the rules that a cluster file is checked by.
+stopping.py and ending.py (how it ends), follow.py (what it shows), worker.py, task.py and trial.py
+(the work of a worker), failures.py (which failures are retried), hosts.py (a slice), resources.py
+(a trial's share). files/ has the rules for cluster files.
 """

@@ -1,8 +1,8 @@
-"""Calibrate a study's recipes on the shares that its trials will have, before anything is run.
+"""Calibrate a study's recipes, before it starts, on the shares that its trials will have.
 
-A handful of recipes that differ most, the smallest and the largest among them, train for some
-seconds each, as many at once as trials will: neighbours on a machine slow each other down. What
-they take is appended to STORAGE/rates.jsonl, which study/price/rates.py reads.
+A few recipes that differ most, among them the smallest and the largest, train for some seconds
+each. As many train at once as trials will, because trials on one machine slow each other down. The
+measured times are appended to STORAGE/rates.jsonl, which study/price/rates.py reads.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mambaout.train.cpu import cpu_name
 if TYPE_CHECKING:
     from mambaout.launch.request import Request
 
-SECONDS = 10.0  # of training a recipe
-OTHER_SECONDS = 5.0  # a recipe: its first step, its evaluation
-START_SECONDS = 15.0  # Ray, and torch and the data in its workers
+SECONDS = 10.0  # of training for each recipe
+OTHER_SECONDS = 5.0  # for each recipe's first step and evaluation
+START_SECONDS = 15.0  # to start Ray, and torch and the data in its workers
 MOST_RECIPES = 6
-STEP_SHARE = 0.2  # of the seconds that a step may take: one of 4096 images takes an hour on a core
+STEP_SHARE = 0.2  # longest step, as a share of SECONDS; 4096 images take an hour on a core
 
 
 def device_of(part: Share) -> str:
-    """What trials on such a share of this machine call their device."""
+    """The device name that trials report on such a share of this machine."""
     if part.device is not None:
         return part.device
     if part.backend == "cpu":
-        return cpu_name(part.cpus)  # without torch: a plan is to be there at once
+        return cpu_name(part.cpus)  # without torch, so that a plan is printed at once
     from mambaout.train.backend import backend
 
     return backend(part.backend).device_name
@@ -50,8 +50,11 @@ def device_of(part: Share) -> str:
 def run_calibration(
     request: Request, *, seconds: float = SECONDS, say: Callable[[str], None] = print
 ) -> list[Rate]:
-    """Calibrate a few of the request's recipes where its trials will run; the rates, which lie in
-    its storage by then. Starts Ray, or joins the cluster, and leaves it again."""
+    """Calibrate a few of the request's recipes on the machines where its trials will run.
+
+    Returns the rates, which are also written to the storage. Starts Ray or joins the cluster, and
+    leaves it again.
+    """
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
         nodes = [this_machine(request.accelerator)]
@@ -64,7 +67,7 @@ def run_calibration(
                 f"--calibrate trains on one machine, and {part.accelerator} is {part.num_hosts}: "
                 "calibrate with --accelerator tpu-v3-8; the plan of a slice goes by that too"
             )
-        # The load of one machine: the others of a cluster change nothing about it.
+        # One machine is loaded fully. The other machines of a cluster do not change its speed.
         slots = max(part.slots([node]) for node in nodes)
         slots = min(slots, request.max_concurrent or slots)
         recipes = most_different(_recipes(request), request.facts["num_classes"], slots)
@@ -88,7 +91,7 @@ def run_calibration(
 
 
 def _recipes(request: Request) -> dict[str, Recipe]:
-    """What the study trains, by label."""
+    """The study's recipes, by label."""
     found = {trial.label: trial.recipe for trial in request.trials}
     for search in request.study.searches:
         for i, recipe in enumerate(search_recipes(search)):
@@ -99,8 +102,11 @@ def _recipes(request: Request) -> dict[str, Recipe]:
 def most_different(
     recipes: Mapping[str, Recipe], num_classes: int, slots: int
 ) -> dict[str, Recipe]:
-    """Six of the recipes, or enough to fill the slots: the one of the fewest MACs, then each time
-    the one farthest from those chosen, in the units in which times begin to differ."""
+    """Choose six of the recipes, or enough to fill the slots.
+
+    The first has the fewest MACs. Each next one is the farthest from those already chosen, in units
+    at which times begin to differ.
+    """
     points = {label: features(recipe, num_classes) for label, recipe in recipes.items()}
     chosen = [min(points, key=lambda label: points[label][0])]
     most = -(-MOST_RECIPES // slots) * slots
@@ -110,14 +116,14 @@ def most_different(
 
     while len(chosen) < most:
         farthest = max(points, key=distance)
-        if distance(farthest) == 0:  # what is left differs in nothing that takes time
+        if distance(farthest) == 0:  # the others differ in nothing that takes time
             break
         chosen.append(farthest)
     return {label: recipes[label] for label in chosen}
 
 
 class _Crew:
-    """As many Ray workers as there are slots, calibrating side by side."""
+    """Ray workers, one for each slot, that calibrate at the same time."""
 
     def __init__(
         self, request: Request, part: Share, slots: int, seconds: float, width: int
@@ -134,14 +140,17 @@ class _Crew:
             resources={"TPU": part.chips} if part.chips else {},
             label_selector=part.label_selector,
             max_retries=0,
-            max_calls=1 if part.chips else 0,  # a process that stays would keep its chips
+            max_calls=1 if part.chips else 0,  # a process that stays alive would keep its chips
         )(_calibrate)
         self._setup = WorkerSetup.of(request, part)
         self._fingerprint = request.fingerprint
 
     def calibrate(self, recipes: Mapping[str, Recipe], say: Callable[[str], None]) -> list[Rate]:
-        """Calibrate the recipes at once, some of them twice where there are fewer than slots: with
-        a neighbour less they would do too well."""
+        """Calibrate the recipes at the same time.
+
+        If there are fewer recipes than slots, some are calibrated twice. With an empty slot, the
+        measured speed would be too high.
+        """
         labels = list(recipes)
         labels = [labels[i % len(labels)] for i in range(self.slots)]
         tasks = [self._begin(recipes[label]) for label in labels]
@@ -149,7 +158,7 @@ class _Crew:
         for label, task in zip(labels, tasks, strict=True):
             try:
                 found = self._ray.get(task)
-            except Exception as error:  # Ray's copy of whatever it was: a report, not a study
+            except Exception as error:  # Ray's copy of any error; it is reported and not raised
                 cause = getattr(error, "cause", None) or error
                 say(f"    {label:{self.width}}  not calibrated: {one_line(cause)}")
                 continue
@@ -181,8 +190,11 @@ class _Crew:
 
 
 def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -> Recipe:
-    """`recipe` with its batch halved until a few steps fit into the seconds, as far as a core's
-    assumed speed tells; an image takes as long in a smaller batch, but for the optimizer."""
+    """`recipe` with its batch halved until a few steps fit into `seconds`.
+
+    The estimate uses the assumed speed of a core. Apart from the optimizer, an image takes the same
+    time in a smaller batch.
+    """
     if backend != "cpu":
         return recipe
     each = assumed_image_seconds(recipe, num_classes, "cpu")
@@ -192,7 +204,7 @@ def _shortened(recipe: Recipe, num_classes: int, backend: str, seconds: float) -
 
 
 def _calibrate(setup: WorkerSetup, recipe: str, fingerprint: str, seconds: float) -> dict[str, Any]:
-    """What a worker does."""
+    """The work of one worker."""
     from mambaout.train.calibrate import calibrate
 
     setup.prepare()

@@ -1,10 +1,10 @@
-"""What a sweep script calls: the checks that come before anything starts, then the study.
+"""The entry point of a sweep script: first the checks, then the study.
 
     if __name__ == "__main__":
         sys.exit(main(scale))
 
-Exit status: 0 all done, 1 some trials did not finish (the same command goes on), 2 the request
-itself was wrong and nothing has been started or written, 130 interrupted.
+Exit status: 0 all done; 1 some trials did not finish (the same command goes on); 2 the request was
+wrong, and nothing was started or written; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
 
-# The working directory of a submitted job is a copy that goes with the cluster; results do not
-# belong there.
+# The working directory of a submitted job is a copy that disappears with the cluster. Results do
+# not belong there.
 JOB_STORAGE = "~/mambaout-runs"
 
-MOST_SUFFIX = 40  # characters of a study's name that say which fields were given
+MOST_SUFFIX = 40  # characters of a study's name for the given fields
 
 
 def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     script = Path(sys.argv[0]).name
     try:
         options = sweep_parser(build_study).parse_args(words)
-        # The command that goes on. --rerun begins anew, and the study's folder knows of it.
+        # The command that goes on, without --rerun, because the study's folder stores the rerun.
         again = [hidden(word) for word in words if word != "--rerun"]
         command = shlex.join([sys.argv[0], *again])
         request = _request(build_study, options, command)
@@ -85,7 +85,7 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     except (RayDidNotStart, StudyBroke) as error:
         print(f"{script}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `--plan | head` has read enough
+    except BrokenPipeError:  # `--plan | head` closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -94,8 +94,10 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
 
 
 def _request(build_study: BuildStudy, options: argparse.Namespace, command: str) -> Request:
-    """The request, everything checked that can be before Ray starts; ValueError says what is
-    wrong with it. Nothing is written but the data set's cache."""
+    """The request, with all checks done that are possible before Ray starts.
+
+    ValueError says what is wrong. Only the data set's cache is written.
+    """
     check_working_directory()
     _check_price(options)
     given = given_fields(options)
@@ -107,7 +109,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     source = given_data(options)
     columns = given_columns(options)
     data = open_data(source, **columns)
-    # Opening them decodes a small set once for all workers, and finds its damaged images now.
+    # Opening the data decodes a small set once for all workers and finds damaged images now.
     images, _ = Images(data, "train"), Images(data, data.source("val"))
     start = Start(
         facts=facts_of(data, images),
@@ -127,7 +129,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         address=options.address,
         rerun=options.rerun,
     )
-    if precision.rule is not None:  # known by the study's name; its recipes were made without
+    if precision.rule is not None:  # only the study's name tells it, after the recipes were made
         start = replace(start, precision=precision.rule, rules=[], took_variants=False)
         study = _built(build_study, start, options)
     trials = _trials(study, data)
@@ -159,7 +161,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
 
 
 def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -> Study:
-    """The study with the seeds that are asked for; ValueError where it is not as asked for."""
+    """The study with the requested seeds. ValueError if it ignores an option."""
     study = build_study(start, **own_values(build_study, options))
     check_given(study, start)
     if options.seeds is not None:
@@ -171,7 +173,7 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
 
 
 def _check_price(options: argparse.Namespace) -> None:
-    """ValueError where a price is asked for that nothing would print."""
+    """Raise ValueError if a price is given but no plan would print it."""
     if options.plan or options.calibrate:
         return
     for name, value in (
@@ -186,8 +188,10 @@ def _check_price(options: argparse.Namespace) -> None:
 
 
 def _study_name(study: Study, data: DataSet, start: Start, columns: GivenColumns) -> str:
-    """Which study, in small or whole, of which data, and with which fields given: each is a study
-    of its own."""
+    """The study's name, which contains the sweep, smoke or not, the data and the given fields.
+
+    Each combination is a study of its own.
+    """
     given = [f"{name}{field_text(value)}" for name, value in sorted(start.given.items())]
     given += [*(start.variants or ()), *columns.values()]
     suffix = _plain("-".join(given)) if given else ""
@@ -198,14 +202,14 @@ def _study_name(study: Study, data: DataSet, start: Start, columns: GivenColumns
 
 
 def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
-    """What study.json keeps of the data and of the command line."""
+    """The facts of the data and the command line that study.json keeps."""
     counts = np.bincount(data.labels["train"])
     recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
     return {
         "num_train": data.num_images("train", BASELINE),
         "num_classes": data.num_classes,
         "num_val": data.num_images("val", BASELINE),
-        # percent: what an answer that never looks at the image reaches
+        # percent; an answer without looking at the image reaches it
         "chance_top1": 100 * float(counts.max() / counts.sum()),
         "num_minival": min(data.num_images("minival", recipe) for recipe in recipes),
         "given": {name: field_text(value) for name, value in start.given.items()},
@@ -215,7 +219,7 @@ def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
 
 
 def acting_rules(rules: Sequence[AppliedRule], study: Study) -> list[AppliedRule]:
-    """Without the rules for a field to which every recipe of the study gives another value."""
+    """The rules, except those for a field that every recipe of the study sets to another value."""
     recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
     values = [flat_fields(recipe) for recipe in recipes]
     return [rule for rule in rules if any(rule.value == own[rule.name] for own in values)]
@@ -226,13 +230,13 @@ def _plain(name: str) -> str:
 
 
 def _storage(given: str | None) -> Path:
-    """The storage folder, absolute; ValueError where it cannot be written."""
+    """The absolute path of the storage folder. ValueError if it is not writable."""
     default = JOB_STORAGE if os.environ.get(JOB_VARIABLE) else STORAGE
     return writable_folder(given or default, "--storage").resolve()
 
 
 def _trials(study: Study, data: DataSet) -> list[Trial]:
-    """The study's trials; ValueError where two of them are the same or one does not fit."""
+    """The study's trials. ValueError if two are the same or one does not fit the data."""
     trials = study.trials(data.fingerprint)
     if not trials and not study.searches:
         raise WrongRequest(f"study {study.name} has no trials")
@@ -249,7 +253,7 @@ def _trials(study: Study, data: DataSet) -> list[Trial]:
 
 
 def _check_searches(study: Study, data: DataSet) -> None:
-    """ValueError where a search could suggest a recipe that the data cannot train."""
+    """Raise ValueError if a search could suggest a recipe that does not fit the data."""
     for search in study.searches:
         recipes = {
             (recipe.global_batch, recipe.train_images, recipe.minival_fraction): recipe
@@ -263,13 +267,13 @@ def _check_searches(study: Study, data: DataSet) -> None:
 
 
 def _check_fits(recipe: Recipe, data: DataSet) -> None:
-    """ValueError where the data have too few images for the recipe."""
+    """Raise ValueError if the data have too few images for the recipe."""
     steps_per_epoch(recipe, data.num_images("train", recipe))
     data.num_images("minival", recipe)
 
 
 def _job(data: DataSet, trial: Trial) -> Job:
-    """The trial with its work."""
+    """The trial with its amount of work."""
     num_train = data.num_images("train", trial.recipe)
     num_steps = steps_per_epoch(trial.recipe, num_train) * trial.recipe.schedule.total_epochs
     macs = train_macs(trial.recipe, num_train, data.num_classes)
@@ -277,10 +281,11 @@ def _job(data: DataSet, trial: Trial) -> Job:
 
 
 def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
-    """The trials in the order to start them.
+    """The trials in the order in which they start.
 
-    A seed of every recipe comes before the next seed, so that a study cut short has them all;
-    within that the longest first, so that none of the long ones is left alone at the end.
+    One seed of every recipe comes before the next seed, so that an interrupted study has all
+    recipes. Within a seed, the longest trials come first, so that no long trial runs alone at the
+    end.
     """
     seen: Counter[str] = Counter()
     ranks = []
@@ -291,7 +296,7 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
 
 
 def _plan(request: Request, options: argparse.Namespace) -> Plan:
-    """What is left of the study, priced for this machine, or for a TPU of the kind named."""
+    """The price of the remaining trials, on this machine or on the named kind of TPU."""
     facts = request.facts
     nodes = plan_nodes(options.accelerator)
     part = share(options.accelerator, nodes)

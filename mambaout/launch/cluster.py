@@ -1,4 +1,4 @@
-"""Ray itself: started here for the time of a study, or joined where it runs; and kept quiet."""
+"""Start Ray for the time of a study, or join a running cluster, and turn off Ray's output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mambaout.launch.resources import Node
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # set by `ray job submit` in its jobs
 CONNECT_SECONDS = 5.0
-BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"  # Ray's launcher puts it on the head
+BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"  # Ray's launcher writes it on the head
 _NO_CLUSTER = (
     "no Ray cluster answers at {} ({}); start one with `ray start --head`, or leave --address out "
     "to run on this machine"
@@ -32,26 +32,26 @@ _OTHER_VERSIONS = (
 )
 OBJECT_STORE_BYTES = 128 * 2**20  # trials share files, not objects
 
-# Ray and Tune print tables, warnings and stack traces of their own. What a reader needs of them
-# is in the study's lines and in failures.jsonl.
+# Ray and Tune print their own tables, warnings and stack traces. The study's lines and
+# failures.jsonl already have what a user needs.
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant to the driver
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records.jsonl has it all
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same as in the driver
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # records.jsonl has all values
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `Signals` has it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `Signals` handles it
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read back
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # said aloud, it is no longer warned about
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # an explicit value avoids a warning
 }
 
 
 def cluster_address(given: str | None) -> str | None:
     """The cluster to join, or None to start Ray here for the time of the study.
 
-    Only --address (`given`) and RAY_ADDRESS count; a Ray that happens to run on this machine is
-    left alone. ValueError for an address that a study cannot run through.
+    Only --address (`given`) and RAY_ADDRESS count. A Ray that happens to run on this machine is not
+    used. ValueError for an address through which a study cannot run.
     """
     found = given or os.environ.get(ADDRESS_VARIABLE) or "local"
     source = "--address" if given else ADDRESS_VARIABLE
@@ -74,8 +74,11 @@ def cluster_address(given: str | None) -> str | None:
 
 
 def join(address: str) -> list[Node]:
-    """Connect to a running cluster; its machines, those that its autoscaler may still start
-    among them. ValueError if none answers, or one of another Python or Ray."""
+    """Connect to a running cluster and return its machines.
+
+    They include those that its autoscaler may still start. ValueError if no cluster answers, or if
+    it has another version of Python or Ray.
+    """
     if address != "auto":
         _knock(address)
     ray = _quiet_ray()
@@ -98,13 +101,13 @@ def join(address: str) -> list[Node]:
 
 
 def _is_of_this_machine(ray: Any) -> bool:
-    """Whether the cluster joined is the one whose head this is."""
+    """Whether this machine is the head of the joined cluster."""
     gcs = ray.get_runtime_context().gcs_address.rpartition(":")[0]
     return gcs in ("127.0.0.1", ray.util.get_node_ip_address())
 
 
 def still_to_come(config: Mapping[str, Any], alive: Sequence[Node]) -> list[Node]:
-    """The machines that Ray's launcher, given this configuration, may start beside those alive."""
+    """The machines that Ray's launcher may start with this configuration, beyond those alive."""
     found: list[Node] = []
     for name, kind in (config.get("available_node_types") or {}).items():
         resources, labels = kind.get("resources") or {}, kind.get("labels") or {}
@@ -121,7 +124,7 @@ def still_to_come(config: Mapping[str, Any], alive: Sequence[Node]) -> list[Node
 
 
 def _knock(address: str) -> None:
-    """Find out in seconds that nobody is there: Ray itself tries for minutes, aloud."""
+    """Find out in seconds if nobody answers. Ray itself tries for minutes and prints a lot."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
@@ -134,15 +137,15 @@ class RayDidNotStart(RuntimeError):
 
 
 def start(node: Node) -> None:
-    """Start Ray on this machine with the node's cores and devices, whatever else runs on it.
+    """Start Ray on this machine with the node's cores and devices.
 
-    Raises RayDidNotStart where Ray gives up twice. It waits for itself for 30 s, which no setting
+    Raises RayDidNotStart if Ray gives up twice. Ray waits 30 s for its own start, which no setting
     changes, and a machine that is busy with other work can take longer.
     """
     ray = _quiet_ray()
     try:
         _start(ray, node)
-    except Exception:  # Ray raises a bare one
+    except Exception:  # Ray raises a plain Exception
         ray.shutdown()
         try:
             _start(ray, node)
@@ -168,7 +171,7 @@ def _start(ray: Any, node: Node) -> None:
 
 
 def leave() -> None:
-    """End what `start` started; part from what `join` joined."""
+    """Stop a Ray that `start` started, or disconnect from a cluster that `join` joined."""
     _quiet_ray().shutdown()
 
 
@@ -179,26 +182,26 @@ def _quiet_ray():
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # The raylet's words on every lost worker are printed whatever log_to_driver says.
+    # The raylet reports every lost worker, even with log_to_driver off.
     worker.print_to_stdstream = lambda data, ignore_prefix: None
     return ray
 
 
 class Signals:
-    """SIGINT and SIGTERM as a request to stop; a second one ends the process at once."""
+    """Treats SIGINT and SIGTERM as a request to stop. A second one ends the process at once."""
 
     def __init__(self) -> None:
         self.seen = False
         self._before: dict[int, Callable | int | None] = {}
 
     def listen(self) -> None:
-        """Take the signals; again after Ray has started, which takes SIGTERM for itself."""
+        """Handle the signals. Needed again after Ray's start, because Ray takes SIGTERM."""
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, self._take)
             self._before.setdefault(number, before)
 
     def give_back(self) -> None:
-        """Put back what was there before."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

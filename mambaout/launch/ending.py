@@ -1,4 +1,4 @@
-"""How a launch ends: what it says is left, and what failed, raised once all else is done."""
+"""The end of a launch: what is left to do, and errors, which are raised after all else is done."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 
 class StudyBroke(RuntimeError):
-    """Trials had begun when something came up that a user can mend; the same command goes on."""
+    """After trials began, an error came up that a user can fix. The same command goes on."""
 
 
 class Problems:
-    """What failed in a launch beside its trials, kept until its results are saved and said."""
+    """Errors of a launch outside its trials, kept until the results are saved and printed."""
 
     def __init__(self) -> None:
         self.found: list[Exception] = []
 
     def tried(self, work: Callable[[], T], instead: T) -> T:
-        """What `work` gives; `instead` where it fails."""
+        """The result of `work`, or `instead` if it fails."""
         try:
             return work()
         except Exception as error:
@@ -37,11 +37,13 @@ class Problems:
             return instead
 
     def raise_all(self, study: str, *, began: bool) -> None:
-        """Raise what was found: bugs as they are, and what a user can mend as a StudyBroke where
-        trials had begun."""
+        """Raise the errors found. Bugs are raised unchanged.
+
+        If trials had begun, an error that a user can fix becomes a StudyBroke.
+        """
         bugs = [error for error in self.found if not isinstance(error, WrongRequest)]
         if gone := [error for error in bugs if isinstance(error, BrokenPipeError)]:
-            raise gone[0]  # nobody reads what is said
+            raise gone[0]  # nobody reads the output
         if len(bugs) > 1:
             raise ExceptionGroup(f"study {study}: {len(bugs)} failures", bugs)
         if bugs:
@@ -56,7 +58,7 @@ class Problems:
 def left_lines(
     folder: StudyFolder, runs: Sequence[Run], *, num_undecided: int, is_over: bool
 ) -> list[str]:
-    """What is left of the study, and why; no line where nothing is."""
+    """What is left of the study, and why. Empty if nothing is left."""
     left = [run for run in runs if not run.status.is_over]
     if not left and is_over:
         return []
@@ -75,9 +77,9 @@ def left_lines(
 
 
 def ui_command(request: Request) -> str:
-    """The command that opens the MLflow UI on the study, for a shell."""
+    """The shell command that opens the MLflow UI for the study."""
     uri = request.tracking_uri
-    # `make demo` runs without the virtual environment's commands on the PATH.
+    # In `make demo`, the commands of the virtual environment are not on the PATH.
     ours = ["mambaout"] if shutil.which("mambaout") else [sys.executable, "-m", "mambaout"]
     if uri == default_tracking_uri(request.storage):
         return shlex.join([*ours, "ui", "--storage", str(request.storage)])

@@ -1,13 +1,13 @@
-"""Which failure is what, and what is tried again: pure functions over a trial's failures.
+"""The kinds of failures, and which are tried again: pure functions over a trial's failures.
 
 | kind | tried again |
 |---|---|
-| PREEMPTED | as long as the trial gets on between losses |
-| OUT_OF_MEMORY | once: a neighbour may have left by then |
-| BROKEN | once, if it is a new one: the same error twice is a bug |
+| PREEMPTED | as long as the trial makes progress between losses |
+| OUT_OF_MEMORY | once, because another trial may have ended by then |
+| BROKEN | once, if the error is new; the same error twice is a bug |
 
-A failure is a line of failures.jsonl in the run directory. The lines of earlier launches stay for
-people to read and count no more, since the code may have been mended in between.
+Each failure is a line of failures.jsonl in the run directory. The lines of earlier launches stay
+for people to read. They do not count any more, because the code may have been fixed since.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mambaout.endings import Ending
 Kind = Literal[Ending.PREEMPTED, Ending.OUT_OF_MEMORY, Ending.BROKEN]
 
 FAILURES_FILE = "failures.jsonl"
-STUCK_PREEMPTIONS = 5  # losses in a row at the same step: it is the trial that kills the worker
+STUCK_PREEMPTIONS = 5  # losses in a row at the same step: the trial kills the worker
 MOST_OUT_OF_MEMORY = 2
 MOST_BROKEN = 3
 
-# By name, so that telling them apart imports neither Ray nor torch.
+# The errors are listed by name, so that neither Ray nor torch is imported.
 _LOST = {
     "RayActorError",
     "NodeDiedError",
@@ -48,24 +48,24 @@ _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One end of a trial's worker that was no outcome."""
+    """One time that a trial's worker ended without an outcome."""
 
     kind: Kind
-    error: str  # one line: the type and what it says
+    error: str  # one line: the type and its message
     step: int  # optimizer steps recorded by then
-    launch: str  # which launch of the study it happened in
+    launch: str  # the launch in which it happened
     trace: str = ""
     time: str = ""  # UTC
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What went wrong in another process, of Ray's report of it; any other error as it is."""
+    """The original error inside Ray's report of another process. Any other error is unchanged."""
     cause = getattr(error, "cause", None)
     return cause_of(cause) if isinstance(cause, BaseException) else error
 
 
 def classify(error: BaseException) -> Kind:
-    """What kind of failure ended a trial's worker."""
+    """The kind of failure that ended a trial's worker."""
     error = cause_of(error)
     names = {base.__name__ for base in type(error).__mro__}
     if names & _MEMORY or any(text in str(error) for text in _MEMORY_TEXTS):
@@ -76,7 +76,7 @@ def classify(error: BaseException) -> Kind:
 
 
 def retried(failures: Sequence[Failure]) -> bool:
-    """Whether a trial with these failures of one launch, oldest first, is tried again."""
+    """Whether a trial is tried again after these failures of one launch, oldest first."""
     if not failures:
         return True
     last = failures[-1]
@@ -94,14 +94,14 @@ def retried(failures: Sequence[Failure]) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's type and the first line of what it says."""
+    """The error's type and the first line of its message."""
     text = (str(error).strip().splitlines() or [""])[0]
     name = type(error).__name__
     return text[:300] if text.startswith(name) else f"{name}: {text}"[:300]
 
 
 def add_failure(run_directory: Path, failure: Failure) -> None:
-    """Append to the run directory's failures.jsonl, with the time."""
+    """Append the failure, with the time, to the run directory's failures.jsonl."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run_directory.mkdir(parents=True, exist_ok=True)
     line = json.dumps(asdict(failure) | {"time": stamp})

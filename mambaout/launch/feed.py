@@ -1,6 +1,6 @@
-"""Between Tune and an agenda: Tune asks for trials and tells of their results, in its own words.
+"""Connects Tune to an agenda: Tune asks for trials and reports their results.
 
-Ray's classes are made inside functions, so that a study is planned without importing Ray.
+Ray's classes are defined inside functions, so that a plan does not import Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEY, TRIAL, TASK = "key", "trial", "task"  # of a Tune config
 
 
 class Launch(Protocol):
-    """What Tune's event loop is connected to."""
+    """The calls that Tune's event loop makes."""
 
     def next_trial(self) -> Trial | None: ...
     def no_more_trials(self) -> bool: ...
@@ -33,7 +33,7 @@ def searcher(launch: Launch) -> Any:
 
     class Feed(Searcher):
         def __reduce__(self) -> tuple[Callable, tuple]:
-            return Searcher, ()  # pickled for a restore that never comes
+            return Searcher, ()  # Tune pickles it for a restore, which never happens
 
         def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
             return True
@@ -45,7 +45,7 @@ def searcher(launch: Launch) -> Any:
             return Searcher.FINISHED if launch.no_more_trials() else None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            pass  # the callback below is told first, and knows the trial
+            pass  # the callback below was called before
 
         def save(self, checkpoint_path: str) -> None:
             pass
@@ -60,7 +60,7 @@ def callback(launch: Launch) -> Any:
     """Tune's callback for `launch`."""
     from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Callback(TrialProgressCallback):  # or Tune adds that one, which prints
+    class Callback(TrialProgressCallback):  # else Tune adds its own, which prints
         def __reduce__(self) -> tuple[type, tuple]:
             return TrialProgressCallback, ()
 
@@ -88,9 +88,9 @@ def callback(launch: Launch) -> Any:
 
 
 def error_of(tune_trial: Any) -> Exception:
-    """What Tune wrote down of the trial's last failure; it hands callbacks no exception."""
+    """The trial's last failure, from Tune's file, because Tune passes callbacks no exception."""
     path = Path(tune_trial.pickled_error_file or "")
     if path.is_file():
-        return pickle.loads(path.read_bytes())  # by this very process, a moment ago
+        return pickle.loads(path.read_bytes())  # written by this process a moment ago
     text = Path(tune_trial.error_file).read_text() if tune_trial.error_file else "no reason given"
     return RuntimeError(text.strip().splitlines()[-1])

@@ -1,8 +1,8 @@
-"""The driver's view of a running study: MLflow, the live table, the report, on a thread of its own.
+"""The driver's view of a running study: MLflow, the live table and the report, on its own thread.
 
-Tune's event loop only says which trial began and which ended. All else is read from the run
-directories, so that a slow tracking server or the upload of a checkpoint never holds a trial up.
-Each of the three fails alone: what failed is said once and tried again later, and the others go on.
+Tune's event loop only reports which trial began and which ended. All else is read from the run
+directories, so a slow tracking server or the upload of a checkpoint never delays a trial. If one of
+the three fails, the others go on. The failure is reported once and tried again later.
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ if TYPE_CHECKING:
     from mambaout.study.tracking.tracked_run import MlflowStatus
     from mambaout.study.tracking.tracker import Tracker
 
-REPORT_MODULE = "mambaout.study.report.study_report"  # with matplotlib, whose import takes a second
+REPORT_MODULE = "mambaout.study.report.study_report"  # imports matplotlib, which takes a second
 
 POLL_SECONDS = 1.0
 CATCH_UP_SECONDS = 3.0  # between two readings of the running trials' records
-REPORT_SECONDS = 60.0  # least time between two report files while the study runs
-REPORT_PAUSE = 30.0  # and the least, in times of what the last one took
+REPORT_SECONDS = 60.0  # least time between two reports while the study runs
+REPORT_PAUSE = 30.0  # the least pause, as a multiple of the last report's time
 
 
 class Duty:
-    """One of the things that a follower does for a study: it fails alone.
+    """One of the tasks of a follower. If it fails, the others go on.
 
-    Work that failed is owed, under the name that it was asked for by, until it is done or other
-    work of the same name is.
+    Failed work is kept under its name, until it succeeds or other work of the same name does.
     """
 
     def __init__(self, name: str, screen: Screen) -> None:
@@ -55,18 +54,18 @@ class Duty:
 
     @property
     def problems(self) -> list[Exception]:
-        """What keeps from being done what is owed, each error once."""
+        """The errors that keep failed work from being done, each error once."""
         return list(dict.fromkeys(error for _, error in self._owed.values()))
 
     def do(self, name: Hashable, work: Callable[[], object]) -> bool:
-        """Do it; False where it failed, which is said once for each type of error."""
+        """Do the work. False if it fails, which is reported once for each type of error."""
         try:
             work()
         except Exception as error:
             self._owed[name] = (work, error)
             if type(error) not in self._said:
                 self._said.add(type(error))
-                with suppress(OSError):  # of a terminal that is gone
+                with suppress(OSError):  # the terminal may be closed
                     self.screen.say(
                         f"{self.name}: failed ({one_line(error)}); the rest goes on, and this is "
                         "tried again later"
@@ -76,7 +75,7 @@ class Duty:
         return True
 
     def try_again(self) -> None:
-        """Do what is owed."""
+        """Do all failed work again."""
         for name, (work, _) in list(self._owed.items()):
             self.do(name, work)
 
@@ -102,26 +101,28 @@ class Follower:
         self.tracking_uri, self.num_undecided = tracking_uri, num_undecided
         self.tracking, self.table = Duty("MLflow", screen), Duty("the live lines", screen)
         self.report = Duty("the report", screen)
-        self._tracker: Tracker | None = None  # None until MLflow has taken the study
-        self._refusal: Exception | None = None  # why it has not
-        self._fault: Exception | None = None  # what ended the thread before its time
+        self._tracker: Tracker | None = None  # None until MLflow has accepted the study
+        self._refusal: Exception | None = None  # why MLflow refused the study
+        self._fault: Exception | None = None  # the error that ended the thread too early
         self._runs = {key: folder.run(job.trial) for key, job in self.jobs.items()}
         self._at_start = self._fractions()
-        self._running: dict[str, None] = {}  # keys in the order they began
+        self._running: dict[str, None] = {}  # keys in the order in which they began
         self._failed: set[str] = set()
         self._started, self._training_since = time.monotonic(), None
         self._report_pause = REPORT_SECONDS
         self._files: list[Path] = []
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._tracked = threading.Event()  # MLflow has taken the study, or it never will
+        self._tracked = threading.Event()  # MLflow has accepted or refused the study
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def wait_for_tracking(self) -> None:
-        """Return once MLflow has taken the study and a file of it; where it does not, end the
-        thread and raise."""
+        """Return when MLflow has accepted the study and one of its files.
+
+        If MLflow refuses, end the thread and raise the error.
+        """
         self._tracked.wait()
         if self._refusal is not None:
             self._events.put(("leave", None))
@@ -130,35 +131,35 @@ class Follower:
 
     @property
     def problems(self) -> list[Exception]:
-        """What is still not done, once the follower has finished."""
+        """The errors of work that is not done when the follower has finished."""
         alone = [error for error in (self._refusal, self._fault) if error is not None]
         duties = (self.tracking, self.table, self.report)
         return [*alone, *(error for duty in duties for error in duty.problems)]
 
     def add(self, job: Job) -> None:
-        """One more trial has been decided on."""
+        """Another trial was chosen."""
         self._events.put(("added", job))
 
     def began(self, key: str) -> None:
-        """A worker has the trial now."""
+        """A worker has started the trial."""
         self._events.put(("began", key))
 
     def retrying(self, key: str) -> None:
-        """The trial's worker failed and the trial is started again."""
+        """The trial's worker failed, and the trial starts again."""
         self._events.put(("retrying", key))
 
     def ended(self, key: str) -> None:
-        """No worker has the trial any more and none will get it in this launch."""
+        """The trial has left its worker and will not start again in this launch."""
         self._events.put(("ended", key))
 
     def finish(self, status: MlflowStatus) -> list[Path]:
-        """Log and report what there is, end the thread; the report's files."""
+        """Log and report all results and end the thread. Returns the report's files."""
         self._events.put(("finish", status))
         self._thread.join()
         return self._files
 
     def runs(self) -> list[Run]:
-        """Every trial as its run directory has it, failures named."""
+        """Every trial as its run directory shows it, with its failures."""
         return [self._read(key) for key in self.jobs]
 
     # -- on the thread
@@ -169,14 +170,14 @@ class Follower:
             self._tracked.set()
             self._go_on()
         except Exception as error:
-            self._fault = error  # raised by the launch when the trials are over
+            self._fault = error  # the launch raises it when the trials are over
             with suppress(OSError):
                 self.screen.say(f"no more reports ({one_line(error)}); training goes on")
         finally:
             self._tracked.set()
 
     def _begin_tracking(self) -> None:
-        # Seconds of import and of making sqlite's tables, spent while Ray starts.
+        # The import and the making of sqlite's tables take seconds. They run while Ray starts.
         try:
             from mambaout.study.tracking.tracker import Tracker
 
@@ -191,7 +192,7 @@ class Follower:
             self._tracker = tracker
 
     def _track(self, name: Hashable, work: Callable[[Tracker], object]) -> None:
-        """Have the tracker do it, in place of what is owed under that name: a trial's key."""
+        """Let the tracker do the work. It replaces failed work of this name (a trial's key)."""
         if (tracker := self._tracker) is not None:
             self.tracking.do(name, lambda: work(tracker))
 
@@ -199,7 +200,7 @@ class Follower:
         self.report.do("its code", lambda: import_module(REPORT_MODULE))
         self._track("the study", lambda tracker: tracker.sync(self.folder, closely=False))
         caught_up = reported = time.monotonic()
-        stale = False  # trials have ended since the last report
+        stale = False  # whether trials have ended since the last report
         while True:
             event, what = self._next_event()
             now = time.monotonic()
@@ -225,7 +226,8 @@ class Follower:
             if stale and self._running and now - reported >= self._report_pause:
                 self.tracking.try_again()
                 stale, reported = not self._report(), time.monotonic()
-                # A large study's report takes seconds of the driver's time; spend little on it.
+                # The report of a large study takes seconds of the driver's time, so it is written
+                # rarely.
                 self._report_pause = max(REPORT_SECONDS, REPORT_PAUSE * (reported - now))
 
     def _next_event(self) -> tuple[str, Any]:
@@ -282,7 +284,7 @@ class Follower:
         self._track("its end", lambda tracker: tracker.close(status))
 
     def _report(self) -> bool:
-        """Write the report and attach it; whether it could be written."""
+        """Write the report and attach it. Returns whether it could be written."""
         done = self.report.do("files", self._write)
         if done:
             self.report.try_again()
@@ -328,7 +330,7 @@ class Follower:
         return run
 
     def _read(self, key: str) -> Run:
-        """The trial's run; its last failure is its ending where this launch has given it up."""
+        """The trial's run. If this launch has given it up, its last failure is its ending."""
         run = self.folder.run(self.jobs[key].trial)
         failures = self._failures(key)
         if run.status is Ending.UNFINISHED and not retried(failures):

@@ -1,12 +1,12 @@
-"""A trial on a slice: a process on each of its hosts, all of them or none.
+"""A trial on a slice: one process on each host, on all hosts or on none.
 
-Tune's placement group holds the slice for as long as Tune's worker has trials for it. That worker,
-in bundle 0, coordinates: it starts an actor in the bundle of each host, tells Tune of the records
-that appear in the run directory, and ends all hosts when one is lost, since the others would wait
-for it for ever. A host's place in the slice is the machine's own; bundles come in any order.
+Tune's placement group holds the slice as long as Tune's worker has trials for it. That worker, in
+bundle 0, is the coordinator. It starts an actor in the bundle of each host and reports the records
+in the run directory to Tune. If one host is lost, it ends all hosts, because the others would wait
+for ever. Each machine knows its own place in the slice; the bundles come in any order.
 
-The actors stay for the next trial, as Tune's worker does: what they have compiled they need not
-compile again. They are this worker's own and end with it, however it ends.
+Like Tune's worker, the actors stay for the next trial, so that they need not compile again. They
+belong to this worker and always end with it.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from mambaout.study.tracking.tail import Tail
 from mambaout.train.metrics import Record
 
 WATCH_SECONDS = 1.0  # between two looks at the records
-START_SECONDS = 120.0  # for an actor on every host
-# A host that Ray has not yet found lost shows in the others first, as a broken connection: wait so
-# long for Ray's word. It asks a silent machine for about a minute before it gives it up.
+START_SECONDS = 120.0  # to start an actor on every host
+# If a host is lost, the other hosts often fail first, with a broken connection. Ray needs about a
+# minute to declare a silent machine lost. This is how long a worker waits for Ray's message.
 BLAME_SECONDS = 75.0
 END_SECONDS = 300.0  # between the first host's end and the last one's
 KILL_SECONDS = 20.0
 
 
 class HostLost(RuntimeError):
-    """A host of the slice does not answer: a loss of the worker, not an error of the trial."""
+    """A host of the slice does not answer. The worker is lost; the trial has no error."""
 
 
 class Host:
-    """What runs on each host of a slice."""
+    """The actor that runs on each host of a slice."""
 
     def place(self) -> tuple[int, str]:
-        """Which host of which slice this is."""
+        """The number of this host, and the name of its slice."""
         import ray
 
         labels = ray.get_runtime_context().get_node_labels()
         return host_rank(), str(labels.get(SLICE_NAME))
 
     def train(self, task: Task, trial: str, directory: str) -> None:
-        """Train this host's part; only the first host writes, and only it holds the directory."""
+        """Train this host's part. Only the first host locks the directory and writes to it."""
         folder = Path(directory)
         with writing(folder) if host_rank() == 0 else nullcontext():
             stop = stop_of(task, folder)
@@ -58,7 +58,7 @@ class Host:
 
 
 class Crew:
-    """An actor on each host of the slice that this worker's placement group holds."""
+    """One actor on each host of the slice in this worker's placement group."""
 
     def __init__(self, task: Task) -> None:
         import ray
@@ -100,9 +100,10 @@ class Crew:
             )
 
     def train(self, task: Task, trial: Trial, directory: Path, watch: Callable[[], None]) -> None:
-        """Train the trial on all hosts; `watch` is called every second, and after the last.
+        """Train the trial on all hosts. `watch` is called every second and once at the end.
 
-        Raises what ended a host; that one of them is lost before what the others say of it.
+        Raises the error that ended a host. The loss of a host comes before the errors that it
+        causes on other hosts.
         """
         running = [host.train.remote(task, trial.to_json(), str(directory)) for host in self.hosts]
         deadline = float("inf")
@@ -121,7 +122,7 @@ class Crew:
                 )
 
     def _blamed(self, error: Exception, others: Sequence[Any]) -> Exception:
-        """The error of the host that began it."""
+        """The error of the host that failed first."""
         if classify(error) is Ending.PREEMPTED or not others:
             return error
         deadline = time.monotonic() + BLAME_SECONDS
@@ -144,7 +145,7 @@ class Crew:
         return None
 
     def end(self) -> None:
-        """Kill the actors, and return once they are gone: the next trial needs their chips."""
+        """Kill the actors and wait until they are gone: the next trial needs their chips."""
         for host in self.hosts:
             self._ray.kill(host)
         for host in self.hosts:
@@ -154,7 +155,7 @@ class Crew:
                 continue
 
 
-_crew: Crew | None = None  # of this worker, for its next trial
+_crew: Crew | None = None  # this worker's crew, kept for its next trial
 
 
 def train_on_slice(
@@ -164,9 +165,9 @@ def train_on_slice(
     report: Callable[[Record], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Train on the hosts of this worker's slice; `report` is told of what they record.
+    """Train on the hosts of this worker's slice. `report` gets their records.
 
-    Where it raises, no host is left running.
+    If it raises an error, no host is left running.
     """
     global _crew
     news = _News(directory, report)
@@ -194,7 +195,7 @@ def _group_id() -> Any:
 
 
 class _News:
-    """Reports the records that have appeared, each step once: a resume takes some steps again."""
+    """Reports new records, each step once, because a resume repeats some steps."""
 
     def __init__(self, directory: Path, report: Callable[[Record], None]) -> None:
         self.path, self.report = directory / RECORDS_FILE, report

@@ -1,4 +1,4 @@
-"""One holder at a time for a folder: a file lock that its holder's death releases."""
+"""A lock on a folder for one holder at a time. It is released if the holder dies."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LOCK_FILE = ".lock"
 
 
 class FolderHeld(WrongRequest):
-    """Somebody else holds the folder; the message says who, and what to do."""
+    """Another process holds the folder. The message says which, and what to do."""
 
 
 class CannotHold(WrongRequest):
-    """Nobody could hold the folder: it cannot be written to."""
+    """The folder cannot be locked, because it is not writable."""
 
 
 @contextmanager
 def held(folder: Path, what: str, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold `folder` (made if missing), called `what` in messages, for the time of the context.
+    """Hold `folder` inside the context. It is made if missing; messages call it `what`.
 
-    The kernel releases the lock of a process that has died, so none is ever stale. A lock that
-    is still held after `wait_seconds` raises Held; a folder that cannot be written to, CannotHold;
-    a file system without locks, WrongRequest.
+    The kernel releases the lock of a dead process, so no lock is ever stale. Raises FolderHeld if
+    the lock is still held after `wait_seconds`, CannotHold if the folder is not writable, and
+    WrongRequest if the file system has no locks.
     """
     deadline = time.monotonic() + wait_seconds
     with _opened(folder, what) as file:
@@ -71,7 +71,7 @@ def _locked(descriptor: int, folder: Path) -> bool:
 
 def _holder(path: str) -> str:
     text = Path(path).read_text()
-    if not text:  # between its lock and its line
+    if not text:  # the holder has locked it but not written its line yet
         return "a process that has only just started"
     holder = json.loads(text)
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

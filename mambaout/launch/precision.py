@@ -1,8 +1,8 @@
-"""The number format of a study's matrix products, decided before its recipes are made.
+"""The number format of a study's matrix products. It is chosen before the recipes are made.
 
-It follows the devices that trials will have (mambaout/rules.py) and is a value in every recipe, so
-that it is part of every trial's key. A study keeps what it was begun with: study.json says it, and
-a launch from another machine, to go on or to report, means the same trials.
+It depends on the devices of the trials (mambaout/rules.py). It is a value in every recipe, and so a
+part of every trial's key. A study keeps the format with which it began; study.json stores it. So a
+launch from another machine, to go on or to report, refers to the same trials.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from mambaout.rules import PRECISION, AppliedRule, multiplies_bf16, precision_ru
 from mambaout.study.study import StudyFolder
 from mambaout.train.gpus import gpus
 
-TPU = "TPU v3"  # what every TPU of --accelerator is
-ASK_SECONDS = 120.0  # that a machine of a cluster may take to say which GPUs it has
+TPU = "TPU v3"  # every TPU of --accelerator is of this kind
+ASK_SECONDS = 120.0  # longest time for a machine of a cluster to report its GPUs
 NOT_UP = "a GPU that is not up yet"
-# The names that Ray has for GPUs of which the chip table tells several apart; those agree on bf16.
+# Ray's names for groups of GPUs that the chip table lists one by one. All GPUs of a group agree on
+# bf16.
 _KINDS = {
     "A100": "A100 40GB",
     "A100-40G": "A100 40GB",
@@ -34,11 +35,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Precision:
-    """What a study's trials multiply in."""
+    """The number format in which a study's trials multiply."""
 
     value: str
-    why: str = ""  # the reason that it was begun with
-    rule: AppliedRule | None = None  # for its recipes; None: they have it anyway
+    why: str = ""  # the reason given when the study began
+    rule: AppliedRule | None = None  # for its recipes; None if they have it already
 
     def to_json(self) -> dict[str, str]:
         """For study.json."""
@@ -53,10 +54,10 @@ def precision_of(
     address: str | None,
     rerun: bool,
 ) -> Precision:
-    """What was given, else what the study was begun with, else what its devices multiply in.
+    """The given precision, else that with which the study began, else that of its devices.
 
-    A cluster is asked only where nothing else tells, and left again. WrongRequest where it does
-    not answer or cannot give what a trial needs.
+    A cluster is asked only if nothing else decides, and then left again. WrongRequest if it does
+    not answer or lacks what a trial needs.
     """
     if given is not None:
         return Precision(given, f"--precision {given}")
@@ -77,14 +78,14 @@ def precision_of(
 
 
 def _begun(folder: StudyFolder) -> Precision | None:
-    """What study.json says; None where there is no such file."""
+    """The precision in study.json; None if there is no such file."""
     try:
         study = folder.read()
     except FileNotFoundError:
         return None
     if PRECISION in study:
         return Precision(study[PRECISION]["value"], study[PRECISION]["why"])
-    # Of an earlier version, in which no device changed it.
+    # An earlier version wrote the file. There, no device changed the precision.
     return Precision(study.get("given", {}).get(PRECISION, BASELINE.precision))
 
 
@@ -99,12 +100,12 @@ def _default(devices: Mapping[str, bool | None]) -> Precision:
 
 
 def _is_named(accelerator: str | None) -> bool:
-    """Whether the name alone tells the devices."""
+    """Whether the name alone determines the devices."""
     return accelerator is not None and (accelerator == "cpu" or accelerator.startswith("tpu"))
 
 
 def _devices(accelerator: str | None, address: str | None) -> dict[str, bool | None]:
-    """The kinds of TPU and GPU that a trial may be given, and whether each multiplies in bf16."""
+    """The kinds of TPU and GPU that a trial may get, and whether each multiplies in bf16."""
     if _is_named(accelerator):
         return {} if accelerator == "cpu" else {TPU: multiplies_bf16(TPU)}
     with ExitStack() as cleanup:
@@ -128,7 +129,7 @@ def _devices(accelerator: str | None, address: str | None) -> dict[str, bool | N
 
 
 def gpus_of(node: Node) -> dict[str, bool | None]:
-    """The kinds of GPU of a cluster's machine: as Ray names them, else as the machine does."""
+    """The kinds of GPU of a cluster's machine, by Ray's names, else by the machine's."""
     kind = node.labels.get(GPU_TYPE, "")
     known = multiplies_bf16(_KINDS.get(kind, kind))
     if known is None and node.id and (asked := _asked(node)):
@@ -137,21 +138,21 @@ def gpus_of(node: Node) -> dict[str, bool | None]:
 
 
 def _asked(node: Node) -> dict[str, bool | None]:
-    """What the machine itself says; nothing where it does not in time."""
+    """The machine's own answer; empty if it does not answer in time."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there: Any = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    # No share of a GPU: all may be taken, by another study's trials.
+    # Ask without a share of a GPU, because another study's trials may use all GPUs.
     work: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0, scheduling_strategy=there)(
         _gpus_of_this_host
     )
     try:
         return ray.get(work.remote(), timeout=ASK_SECONDS)
-    except Exception:  # Ray's copy of whatever it was: nothing is known then, and that is said
+    except Exception:  # Ray's copy of any error; then the kinds are unknown, which is reported
         return {}
 
 
 def _gpus_of_this_host() -> dict[str, bool | None]:
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # none: Ray gives this process no GPU
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # it is empty: Ray gives this process no GPU
     return gpus()

@@ -1,4 +1,4 @@
-"""What a running study shows: the lines, and the time that is left. Pure but for `Screen`."""
+"""The lines that a running study shows, and the time left. All is pure except `Screen`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
 MOST_ROWS = 16  # running trials shown at once
-# The start of workers is in the time that has passed. Before so much of the work or of time it
-# makes the time left far too long, so none is told.
+# The passed time includes the start of the workers. Early on, this makes the time left far too
+# long. So it is shown only after this share of the work or this time.
 SETTLED_SHARE, SETTLED_SECONDS = 0.1, 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A trial and the work that it is."""
+    """A trial and its amount of work."""
 
     trial: Trial
     num_steps: int
@@ -31,7 +31,7 @@ class Job:
 
 
 def done_fraction(job: Job, run: Run) -> float:
-    """Share of the trial's steps that is recorded; 1 once it has an outcome."""
+    """The recorded share of the trial's steps; 1 if it has an outcome."""
     if run.status.is_over:
         return 1.0
     return run.records[-1].step / job.num_steps if run.records else 0.0
@@ -46,11 +46,12 @@ def seconds_left(
     slots: int,
     num_undecided: int = 0,
 ) -> float | None:
-    """Time until the last trial ends, at the rate of this launch so far; None while it is early.
+    """Time until the last trial ends, at the rate of this launch so far; None if it is too early.
 
-    `fractions` are what is done by key, now and `at_start`; `seconds` have passed in between.
-    Work is weighed in MACs. The longest trial bounds the study: it cannot use two slots. A trial
-    still to be decided on counts as the mean of the others.
+    `fractions` and `at_start` are the done shares by key, now and at the start; `seconds` have
+    passed in between. Work is counted in MACs. The study takes at least as long as its longest
+    trial, because a trial cannot use two slots. A trial whose recipe is not chosen yet counts as
+    the mean of the others.
     """
     sizes = {job.trial.key: job.train_macs for job in jobs}
     worked = sum((fractions[key] - at_start.get(key, 0)) * work for key, work in sizes.items())
@@ -75,10 +76,10 @@ def status_lines(
     failed: int = 0,
     num_undecided: int = 0,
 ) -> list[str]:
-    """One line on the study, and one on each running trial, by the keys of `running`."""
+    """One line on the study and one on each trial in `running`, which holds keys."""
     ended = [job.trial.key for job in jobs if runs[job.trial.key].status.is_over]
     over = len(set(ended) - set(running))
-    # A trial still to be decided on counts as the mean of the others.
+    # A trial whose recipe is not chosen yet counts as the mean of the others.
     work = sum(job.train_macs for job in jobs) * (1 + num_undecided / max(len(jobs), 1))
     done = sum(done_fraction(job, runs[job.trial.key]) * job.train_macs for job in jobs)
     share = done / work if work else 0.0
@@ -97,7 +98,7 @@ def status_lines(
 
 
 def trial_line(job: Job, run: Run, width: int = 0) -> str:
-    """A running trial: step, epoch, the latest of what it measures."""
+    """The line of a running trial: step, epoch and its latest measurements."""
     if not run.records:
         return f"    {job.trial.name:{width}}  starting"
     latest = {}
@@ -117,7 +118,7 @@ def trial_line(job: Job, run: Run, width: int = 0) -> str:
 
 
 def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -> str:
-    """A trial that is over: what came out."""
+    """The line of a trial that is over: its result."""
     head = f"[{clock_text(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
     if run.status is Ending.FINISHED:
         return (
@@ -131,13 +132,13 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
 
 def _minival_text(run: Run) -> str:
     top1, num_images = run.metrics[MINIVAL_TOP1], run.facts.get("num_minival", LEAST_MINIVAL)
-    if num_images < LEAST_MINIVAL:  # hits are counted: a percent would say too much
+    if num_images < LEAST_MINIVAL:  # show the number of hits, as a percent would look too exact
         return f"{round(top1 * num_images / 100)} of {num_images} minival images"
     return f"{percent_text(top1)} minival"
 
 
 class Screen:
-    """Lines that stay and, under them, a few that are kept up to date.
+    """Lines that stay and, below them, a few lines that are updated.
 
     On a terminal the lower lines are redrawn in place. Elsewhere they are appended, less and
     less often, so that the log of an hour stays readable.
@@ -146,19 +147,19 @@ class Screen:
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = out or sys.stdout
         self.in_place = self.out.isatty()
-        self._lock = threading.Lock()  # the driver's two threads both write
+        self._lock = threading.Lock()  # both threads of the driver write
         self._drawn = 0
         self._started = time.monotonic()
         self._shown_at = -float("inf")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         with self._lock:
             self._wipe()
             self._write(text + "\n")
 
     def show(self, lines: Sequence[str]) -> None:
-        """The lines as they are now, if it is time for them."""
+        """Show the current lines, if enough time has passed."""
         now = time.monotonic()
         if now - self._shown_at < self._interval(now):
             return

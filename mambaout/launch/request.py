@@ -1,4 +1,4 @@
-"""A study that is to be run: what the command line asked for, checked before anything starts."""
+"""A study to run, as the command line asked for it. It is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ TRAINER = "mambaout.launch.trial:train_trial"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A study to run, checked: what the command line asked for."""
+    """A checked study to run, as the command line asked for it."""
 
     study: Study
-    trials: Sequence[Trial]  # those known beforehand, in the order to start them
+    trials: Sequence[Trial]  # those known beforehand, in the order in which they start
     job: Callable[[Trial], Job]
     num_images: NumImages
     fingerprint: str  # of the data
-    data: str  # what open_data is given on every machine
+    data: str  # the argument of open_data on every machine
     data_name: str
     storage: Path
     name: str
     tracking_uri: str
-    columns: GivenColumns = field(default_factory=GivenColumns)  # that open_data is told of
-    stage: str | None = None  # the folder of each machine that the shards are copied to
+    columns: GivenColumns = field(default_factory=GivenColumns)  # also passed to open_data
+    stage: str | None = None  # folder on each machine to which the shards are copied
     address: str | None = None
     accelerator: str | None = None
     max_concurrent: int | None = None
@@ -47,18 +47,19 @@ class Request:
     facts: Mapping[str, Any] = field(default_factory=dict)
     about_data: str = ""  # a line on the data
     about_others: str = ""  # a line on trials of another code version
-    rules: Sequence[str] = ()  # which fields of the recipes follow data and device, a line each
+    rules: Sequence[str] = ()  # a line for each field that a rule sets from data or device
 
     @property
     def reuse(self) -> bool:
-        """Whether finished trials of the studies beside this one are taken over. Not for a search
-        that looks for speed, which is a measurement of the device that it runs on."""
+        """Whether finished trials of the studies beside this one are reused.
+
+        They are not for a search that optimises speed, because speed depends on the device.
+        """
         return not self.rerun and not speed_goals(self.study.searches)
 
 
 def hello(request: Request) -> list[str]:
-    """What is said of earlier trials, of the data and of what follows from it, before a plan or a
-    launch."""
+    """The lines before a plan or a launch: earlier trials, the data, and what follows from them."""
     lines = [request.about_others] if request.about_others else []
     if request.about_data:
         lines.append(f"{request.data_name}: {request.about_data}")
@@ -74,7 +75,7 @@ def hello(request: Request) -> list[str]:
 
 
 def about_others(folder: StudyFolder) -> str:
-    """What is said where a study was begun by another code version: its trials are trained anew."""
+    """A line for a study that another code version began: its trials are trained anew."""
     others = folder.begun_by_others()
     if not others:
         return ""
@@ -87,7 +88,7 @@ def about_others(folder: StudyFolder) -> str:
 
 
 def check_batches(request: Request, part: Share) -> None:
-    """ValueError for a recipe whose batch the share's devices cannot split."""
+    """Raise ValueError if a recipe's batch does not split over the share's devices."""
     recipes = {f"trial {trial.label}": trial.recipe for trial in request.trials}
     recipes |= {f"search {one.label}": one.base for one in request.study.searches}
     for what, recipe in recipes.items():

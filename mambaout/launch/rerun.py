@@ -1,10 +1,9 @@
-"""`--rerun`: a study that is trained anew, over as many launches as that takes.
+"""`--rerun`: train a study anew, over as many launches as needed.
 
-A rerun is begun once: what the trials have done so far is set aside, in MLflow and on disk. From
-then on it is under way until the study is over, and RERUN_FILE in the study's folder says so. Each
-launch meanwhile, with --rerun or without, goes on with what the rerun has trained, and takes no
-finished trial over from another study. So the same command, submitted again, sets aside nothing
-that it has just trained itself.
+A rerun begins once: the earlier results of the trials are set aside, in MLflow and on disk. It then
+lasts until the study is over, and RERUN_FILE in the study's folder marks it. Until then, each
+launch, with --rerun or without, goes on with the trials of the rerun. It reuses no finished trial
+of another study. So if the same command is submitted again, it does not set aside its own results.
 
 Writes: STORAGE/NAME/rerun.json, and STORAGE/NAME/aside/TIME/ with what was there before
 """
@@ -28,7 +27,7 @@ RERUN_FILE = "rerun.json"
 
 
 class Rerun:
-    """What a study's folder says of a rerun."""
+    """The state of a rerun, stored in the study's folder."""
 
     def __init__(self, folder: StudyFolder) -> None:
         self.folder, self.path = folder, folder.path / RERUN_FILE
@@ -38,15 +37,16 @@ class Rerun:
         return self.path.exists()
 
     def begins_with(self, request: Request) -> bool:
-        """Whether this launch is the one to set aside what is there."""
+        """Whether this launch must set aside the earlier results."""
         return not self._is_set_aside() if self.is_under_way else request.rerun
 
     def begin(self, request: Request) -> bool:
-        """Set aside what is there, unless that has been done for the rerun under way; whether this
-        launch begins with nothing.
+        """Set aside the earlier results, unless the current rerun has done so.
 
-        Safe to be killed in: RERUN_FILE is there before anything is moved, and until `confirm` the
-        next launch sets aside what is still there.
+        Returns whether this launch begins with nothing.
+
+        A kill here is safe. RERUN_FILE is written before anything is moved. Until `confirm` is
+        called, the next launch sets aside what is still there.
         """
         if self.begins_with(request):
             self._set_aside(request)
@@ -63,12 +63,12 @@ class Rerun:
         return False
 
     def confirm(self) -> None:
-        """What was there has been set aside, and the study's files are those of the rerun."""
+        """Record that all is set aside and that the study's files are those of the rerun."""
         if self.is_under_way and not self._is_set_aside():
             self._write(self._read()["begun"], is_set_aside=True)
 
     def end(self) -> None:
-        """The study is over."""
+        """End the rerun, because the study is over."""
         self.path.unlink(missing_ok=True)
 
     def _set_aside(self, request: Request) -> None:
@@ -79,13 +79,13 @@ class Rerun:
         if found:
             from mambaout.study.tracking.tracker import Tracker
 
-            # It may refuse, and then nothing has been begun.
+            # MLflow may refuse. Then the rerun has not begun.
             tracker = Tracker(request.tracking_uri, request.name, request.study.question)
         begun = time.gmtime()
         self._write(time.strftime("%Y-%m-%dT%H:%M:%SZ", begun), is_set_aside=False)
         if tracker is not None:
-            # MLflow first: a kill in between leaves runs that the next launch logs once more, not
-            # steps of a new run in the series of the old one.
+            # MLflow comes first. After a kill in between, the next launch logs some runs again. In
+            # the other order, the steps of a new run would be added to the series of the old one.
             tracker.set_aside(trial.key for trial in found)
         aside = _new_folder(folder.path / "aside" / time.strftime("%Y%m%d-%H%M%S", begun))
         _move(found, folder, aside)
@@ -111,7 +111,7 @@ class Rerun:
 
 
 def _move(trials: Sequence[Trial], folder: StudyFolder, aside: Path) -> None:
-    """Move the trials' run directories, and what a search and a prediction were made of."""
+    """Move the trials' run directories and the files of searches and of a prediction."""
     others = [folder.path / name for name in (OPTUNA_FILE, PREDICTION_FILE)]
     for path in [*map(folder.run_directory, trials), *filter(Path.exists, others)]:
         aside.mkdir(parents=True, exist_ok=True)
@@ -119,6 +119,6 @@ def _move(trials: Sequence[Trial], folder: StudyFolder, aside: Path) -> None:
 
 
 def _new_folder(path: Path) -> Path:
-    """`path`, or one beside it where two reruns begin in one second."""
+    """`path`, or another name beside it if two reruns begin in one second."""
     names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
     return next(each for each in map(path.with_name, names) if not each.exists())

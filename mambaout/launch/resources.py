@@ -1,15 +1,17 @@
 """A trial's share of a cluster: how many cores and devices one training run gets.
 
-| accelerator | a trial holds | at once |
+| accelerator | a trial gets | at the same time |
 |---|---|---|
-| cpu | one core | a trial a core |
-| gpu, gpu:0.5 | a GPU, or that part of one | a trial a GPU, two of them |
-| tpu-v3-8 | a TPU host: 4 chips, 8 cores | a trial a host |
-| tpu-v3-8-chip | one chip of such a host, 2 cores | four trials a host |
-| tpu-v3-32 | a slice: 4 hosts, 32 cores, a process each | a trial a slice |
+| cpu | one core | one trial on each core |
+| gpu | one GPU | one trial on each GPU |
+| gpu:0.5 | half of a GPU | two trials on each GPU |
+| tpu-v3-8 | a TPU host: 4 chips, 8 cores | one trial on each host |
+| tpu-v3-8-chip | one chip of such a host, 2 cores | four trials on each host |
+| tpu-v3-32 | a slice: 4 hosts, 32 cores, one process on each host | one trial on each slice |
 
-A plain request for TPU chips may end on any host, one of a slice among them, where it would hang;
-so a TPU share names the type of its hosts, and the bundles of a slice all go onto one slice.
+A plain request for TPU chips may be placed on any host, also on a host of a slice, where it would
+hang. So a TPU share names the type of its hosts, and all bundles of a slice are placed on one
+slice.
 """
 
 from __future__ import annotations
@@ -26,21 +28,21 @@ from typing import Any
 from mambaout.data.cores import usable_cores
 from mambaout.errors import WrongRequest
 
-# One core a trial, however many there are: a network of this size gains more from a neighbour
-# trial than from a second thread, and a thread count that followed the machine would change the
-# order of sums and with it the last bits of a result.
+# A trial gets one core, however many there are. For networks of this size, a second trial on a
+# second core brings more than a second thread. And if the number of threads depended on the
+# machine, the order of sums and the last bits of a result would too.
 CPU_TRIAL_CORES = 1
 MOST_CORES_BESIDE_A_GPU = 8
-# Of a TPU v3 host's 96 virtual CPUs, which are 48 cores, to load images with.
+# For loading images, out of the 96 virtual CPUs (48 cores) of a TPU v3 host.
 MOST_CORES_BESIDE_A_CHIP = 12
-CORES_PER_CHIP = 2  # of TPU v3; a program sees each as a device
+CORES_PER_CHIP = 2  # of TPU v3; a program sees each core as a device
 CHIPS_PER_HOST = 4
 
-# Labels that Ray gives a TPU host by itself, from its environment or its metadata.
+# Labels that Ray itself gives a TPU host, from its environment or its metadata.
 POD_TYPE = "ray.io/tpu-pod-type"  # "v3-8", "v3-32"
 SLICE_NAME = "ray.io/tpu-slice-name"
 WORKER_ID = "ray.io/tpu-worker-id"
-# And a host with GPUs: "L4", "GeForce-RTX-5090", of all its GPUs as of the first one.
+# The same for a host with GPUs: "L4", "GeForce-RTX-5090". Ray looks only at the first GPU.
 GPU_TYPE = "ray.io/accelerator-type"
 
 
@@ -50,14 +52,14 @@ class Node:
 
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-    id: str = ""  # Ray's, of one that is up
+    id: str = ""  # Ray's id, if the machine is up
 
     def has(self, name: str) -> float:
         return self.resources.get(name, 0)
 
     @property
     def pod_type(self) -> str | None:
-        """Which TPU the machine belongs to: "v3-8"; None where nothing says so."""
+        """The TPU to which the machine belongs, like "v3-8"; None if not known."""
         return self.labels.get(POD_TYPE)
 
 
@@ -96,45 +98,47 @@ class Share:
 
     @property
     def backend(self) -> str:
-        """The name that train.backend knows it by."""
+        """Its name in train.backend."""
         return "xla" if self.chips else "cuda" if self.gpus else "cpu"
 
     @property
     def device(self) -> str | None:
-        """What the driver will call a TPU's cores, as the chip table has it; None for others."""
+        """The name of a TPU's cores in the chip table; None for other devices."""
         return "TPU v3" if self.chips else None
 
     @property
     def num_devices(self) -> int:
-        """That share a global batch, over all hosts."""
+        """The number of devices, over all hosts, that share a global batch."""
         return CORES_PER_CHIP * self.chips * self.num_hosts or 1
 
     @property
     def num_workers(self) -> int:
-        """Processes that load images on each host; on a CPU the one core trains and loads in
-        turn."""
+        """The number of processes that load images on each host.
+
+        On a CPU, the one core trains and loads in turn.
+        """
         return 0 if self.backend == "cpu" else self.cpus - 1
 
     @property
     def env(self) -> dict[str, str]:
-        """What a worker's environment holds unless it says otherwise."""
+        """Variables for a worker's environment, unless it already has others."""
         return {"PJRT_DEVICE": "TPU"} if self.chips else {}
 
     @property
     def label_selector(self) -> dict[str, str]:
-        """The machines that it may be on."""
+        """The labels of machines on which it may be placed."""
         return {POD_TYPE: self.pod_type} if self.pod_type else {}
 
     def resources(self) -> dict[str, float]:
-        """Of each host."""
+        """The Ray resources of each host."""
         wanted = {"CPU": float(self.cpus), "GPU": float(self.gpus), "TPU": float(self.chips)}
         return {name: amount for name, amount in wanted.items() if amount}
 
     def placement(self) -> Any:
-        """For tune.with_resources: Tune's own group, which it frees however a trial ends.
+        """The placement group for tune.with_resources. Tune always frees it when a trial ends.
 
-        The first bundle is the trial's. On several hosts that one only coordinates; each host has
-        one of the others, all of them on one slice.
+        The first bundle belongs to the trial. With several hosts, the first bundle only
+        coordinates. Each host has one of the other bundles, all on one slice.
         """
         from ray import tune
 
@@ -145,7 +149,7 @@ class Share:
                 [self.resources()], bundle_label_selector=[self.label_selector]
             )
         bundles = [{"CPU": 1.0}, *[self.resources()] * self.num_hosts]
-        no_strategy: Any = None  # between single machines; it excludes one between slices
+        no_strategy: Any = None  # for single machines; it excludes a strategy for slices
         return tune.PlacementGroupFactory(
             bundles,
             no_strategy,
@@ -154,7 +158,7 @@ class Share:
         )
 
     def slots(self, nodes: Sequence[Node]) -> int:
-        """Trials that fit on the nodes at once."""
+        """The number of trials that fit on the nodes at once."""
         fitting = [node for node in nodes if self.pod_type in (None, node.pod_type)]
         if self.num_hosts > 1:
             return self._slices(fitting)
@@ -166,12 +170,12 @@ class Share:
             for name, amount in self.resources().items()
             if name != "GPU"
         ]
-        if self.gpus:  # a part is of one GPU: three of 0.3 on each
+        if self.gpus:  # a part must lie on one GPU: three trials of 0.3 on each
             places.append(int(node.has("GPU")) * int(1 / self.gpus + 1e-9))
         return min(places)
 
     def _slices(self, nodes: Sequence[Node]) -> int:
-        """Whole slices among the nodes, with a core more on one host to coordinate from."""
+        """The number of complete slices in which one host has a free core for the coordinator."""
         whole: Counter[str] = Counter()
         roomy: set[str] = set()
         for node in nodes:
@@ -184,7 +188,7 @@ class Share:
 
 
 def check_accelerator(accelerator: str | None) -> None:
-    """ValueError for a name that no cluster knows."""
+    """Raise ValueError for a name that is no accelerator."""
     if accelerator is None or accelerator in ACCELERATORS or accelerator in _NOT_SUPPORTED:
         return
     if accelerator.startswith("gpu:"):
@@ -194,13 +198,13 @@ def check_accelerator(accelerator: str | None) -> None:
 
 
 def _gpu_part(accelerator: str) -> float:
-    """Of "gpu" 1, of "gpu:0.5" 0.5."""
+    """1 for "gpu", 0.5 for "gpu:0.5"."""
     text = accelerator.partition(":")[2] or "1"
     try:
         part = float(text)
     except ValueError:
         part = 0.0
-    # Ray counts in ten-thousandths; sixteen trials on a GPU are more than any has gained from.
+    # Ray counts in ten-thousandths. No GPU has gained from as many as sixteen trials.
     if not 1 / 16 <= part <= 1:
         raise WrongRequest(
             f"accelerator {accelerator}: a trial takes one GPU or a part of it from 0.0625 to 1, "
@@ -210,10 +214,9 @@ def _gpu_part(accelerator: str) -> float:
 
 
 def share(accelerator: str | None, nodes: Sequence[Node]) -> Share:
-    """The share of a trial on `accelerator`; None: a TPU where there is one, else a GPU, else a
-    core.
+    """The share of a trial on `accelerator`. None means a TPU, else a GPU, else a core.
 
-    Raises ValueError where the nodes can never give it.
+    Raises ValueError if the nodes can never provide it.
     """
     check_accelerator(accelerator)
     if accelerator in _NOT_SUPPORTED:
@@ -228,7 +231,7 @@ def share(accelerator: str | None, nodes: Sequence[Node]) -> Share:
 
 
 def _best(nodes: Sequence[Node]) -> str:
-    """What to train on where nothing was asked for."""
+    """The accelerator to use if none was asked for."""
     if any(node.has("TPU") for node in nodes):
         types = {node.pod_type for node in nodes if node.has("TPU")}
         for name in ("tpu-v3-8", "tpu-v3-32"):
@@ -242,8 +245,10 @@ def _best(nodes: Sequence[Node]) -> str:
 
 
 def _sized(accelerator: str, nodes: Sequence[Node]) -> Share:
-    """The share with its cores; they must be there on each node of the kind, so that the poorest
-    of them decides."""
+    """The share with its cores.
+
+    Each node of the kind must have them, so the node with the fewest cores decides.
+    """
     if accelerator == "cpu":
         return Share(accelerator="cpu", cpus=CPU_TRIAL_CORES)
     tpu = _TPUS.get(accelerator)
@@ -298,7 +303,7 @@ def _label_hint(nodes: Sequence[Node]) -> str:
 
 
 def _described(nodes: Sequence[Node]) -> str:
-    """The machines, alike ones counted."""
+    """The machines as text. Equal ones are counted."""
     texts: Counter[str] = Counter()
     for node in nodes:
         text = _amounts(node.resources)
@@ -323,7 +328,7 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def plan_nodes(accelerator: str | None) -> list[Node]:
-    """What a plan without a cluster is for: Google's machines for a TPU, else this one."""
+    """The machines for a plan without a cluster: Google's for a TPU, else this machine."""
     if accelerator not in _TPUS:
         return [this_machine(accelerator)]
     tpu = _TPUS[accelerator]
@@ -333,7 +338,7 @@ def plan_nodes(accelerator: str | None) -> list[Node]:
 
 
 def this_machine(accelerator: str | None) -> Node:
-    """What this process may use; asks for GPUs and TPUs only where one may be used."""
+    """What this process may use. It looks for GPUs and TPUs only if one may be used."""
     resources, labels = {"CPU": float(usable_cores())}, {}
     chips = tpu_chips()
     if chips and (accelerator is None or accelerator.startswith("tpu")):
@@ -351,12 +356,12 @@ def this_machine(accelerator: str | None) -> Node:
 
 
 def tpu_chips(devices: Path = Path("/dev")) -> int:
-    """TPU chips of this machine."""
+    """The number of TPU chips of this machine."""
     return len(list(devices.glob("accel[0-9]*")))
 
 
 def _tpu_type() -> str | None:
-    """ "v3-8", as the environment has it on GKE and the metadata server on a TPU VM."""
+    """ "v3-8": from the environment on GKE, or from the metadata server on a TPU VM."""
     if kind := os.environ.get("TPU_ACCELERATOR_TYPE"):
         return kind
     address = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"

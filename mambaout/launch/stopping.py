@@ -1,7 +1,8 @@
-"""How a launch stops before its trials are over: why, and how long they have to save.
+"""How a launch stops before its trials are over: the reason, and the time to save.
 
-A signal, a spent budget, or what fails in the driver stops a launch. The running trials are told by
-a file, save and end; those that do not are left behind, and go on from their last checkpoints.
+A signal, a spent budget or an error in the driver stops a launch. A file tells the running trials
+to save and end. A trial that does not end in time is abandoned. The next launch continues it from
+its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from mambaout.launch.failures import one_line
 from mambaout.launch.progress import Screen
 from mambaout.numbers import counted
 
-GRACE_SECONDS = 20.0  # that running trials have to save and end, once told to stop
-# A signal to the whole process group takes Ray's own processes too, and a driver without them
-# waits for a minute before it is aborted; it leaves by itself after so much more than the grace.
+GRACE_SECONDS = 20.0  # for running trials to save and end after a stop
+# A signal to the whole process group also ends Ray's own processes. A driver without them waits for
+# a minute until it is aborted. So it ends itself this long after the grace time.
 LEAVE_SECONDS = 10.0
 
 T = TypeVar("T")
 
 
 class EarlyEnd(Exception):
-    """Raised out of Tune's event loop once the study is to end early."""
+    """Raised in Tune's event loop when the study must end early."""
 
 
 class EarlyStop:
@@ -41,7 +42,7 @@ class EarlyStop:
         budget_hours: float | None,
         leave: Callable[[], None],
     ) -> None:
-        """`leave` ends the process; called where the event loop has not ended by then."""
+        """`leave` ends the process. It is called if the event loop does not end in time."""
         self.stop_file, self.problems, self.budget_hours = stop_file, problems, budget_hours
         self.signals = Signals()
         self.started = time.monotonic()
@@ -50,11 +51,11 @@ class EarlyStop:
 
     @property
     def is_due(self) -> bool:
-        """No trial is to begin any more."""
+        """Whether no more trials may begin."""
         return self.why is not None or bool(self.problems.found)
 
     def look(self, num_running: int, screen: Screen) -> None:
-        """What the event loop does every moment. Raises EarlyEnd where it is to end."""
+        """Called very often by the event loop. Raises EarlyEnd if the loop must end."""
         now = time.monotonic()
         if self.why is not None:
             if not num_running or now - self._stopped_at > GRACE_SECONDS:
@@ -87,9 +88,9 @@ class HasProblems(Protocol):
 
 
 def kept(method: Callable[..., T]) -> Callable[..., T | None]:
-    """A method that Tune's event loop calls, which would kill the running trials for an error.
+    """Wraps a method that Tune's event loop calls. An error in it would kill the running trials.
 
-    What it raises is kept: the trials save and stop, and the launch raises it at its end.
+    So the error is kept, the trials save and stop, and the launch raises the error at its end.
     """
 
     @functools.wraps(method)
@@ -99,7 +100,7 @@ def kept(method: Callable[..., T]) -> Callable[..., T | None]:
         except EarlyEnd:
             raise
         except Exception as error:
-            if not self.problems.found:  # those after it may come of it
+            if not self.problems.found:  # later errors may be caused by the first
                 self.problems.found.append(error)
             return None
 

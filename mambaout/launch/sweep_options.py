@@ -1,12 +1,12 @@
-"""The command line of a sweep: the options that all of them share, and each one's own.
+"""The command line of a sweep: the options that all sweeps share, and its own options.
 
-A parameter of a sweep's function, after the first, is an option of its own. Its signature says all
-of it:
+Each parameter of a sweep's function, after the first, becomes an option of this sweep. The
+signature defines the option:
 
     def scale(start: Start, *, predict: Annotated[bool, "predict the largest size"] = False): ...
 
-is --predict. A bool is a switch, an int a whole number of at least 1, a Sequence[str] one or more
-words. Each of them but a bool may be None where the option is not given.
+gives --predict. A bool is a switch, an int is a whole number of at least 1, and a Sequence[str] is
+one or more words. All types but bool may be None, which means that the option is not given.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from mambaout.study.study import Study
 
 STORAGE = "runs"
 
-# The study, from what the data and the command line say.
+# Builds the study from the data and the command line.
 BuildStudy = Callable[..., Study]
 
 
 def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
-    """The parser of the script that `build_study` is the study of."""
+    """The parser of the script whose study `build_study` makes."""
     parser = Parser(
         usage="%(prog)s --data NAME|PATH|URI [options]",
         description=inspect.getdoc(build_study),
@@ -86,7 +86,7 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
 
 
 def own_values(build_study: BuildStudy, options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line gives for the parameters of the study's own."""
+    """The values of the study's own options on the command line."""
     return {name: getattr(options, name) for name in _own_options(build_study)}
 
 
@@ -97,8 +97,10 @@ _TYPES = "bool, int, float, str or Sequence[str]"
 
 
 def _own_options(build_study: BuildStudy) -> dict[str, dict[str, Any]]:
-    """What argparse is told of each parameter after the first; WrongRequest, which names the script
-    and the parameter, for one that cannot be an option."""
+    """The argparse settings of each parameter after the first.
+
+    If a parameter cannot be an option, WrongRequest names the script and the parameter.
+    """
     _, *parameters = inspect.signature(build_study).parameters.values()
     if not parameters:
         return {}
@@ -141,7 +143,7 @@ def _settings(build_study: BuildStudy, parameter: inspect.Parameter, hint: Any) 
     if kind in (float, str):
         return settings | {"type": kind, "metavar": "X"}
     if kind == Sequence[str]:
-        # An option that is there twice adds its words; argparse would keep the last alone.
+        # If an option is given twice, its words are added. argparse would keep only the last ones.
         return settings | {"nargs": "+", "action": "extend", "metavar": "X"}
     raise _wrong(
         build_study, name, f"is of type {hint}, and an option is of {_TYPES}; take one of these"

@@ -1,6 +1,6 @@
-"""What a trial is told, and what every process that trains a part of one does first.
+"""The task that a worker gets, and the first steps of every process that trains.
 
-A trial on one machine (trial.py) and one on a slice of several (hosts.py) begin alike.
+A trial on one machine (trial.py) and a trial on a slice (hosts.py) begin in the same way.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from mambaout.study.study import STOPPED_FILE, Trial
 from mambaout.train.metrics import Record
 
 STOP_CHECK_SECONDS = 1.0  # least time between two looks for the stop file
-# A driver that was killed takes its workers with it, some of them a moment later.
+# If a driver is killed, its workers end too, some of them a moment later.
 PREDECESSOR_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(WorkerSetup):
-    """What every trial of a launch is told; plain values, since Tune copies them about."""
+    """The settings for every trial of a launch: plain values, because Tune copies them."""
 
     study: str
     launch: str
-    stop_file: str  # the trial saves and ends once this file is there
-    commit: str  # of the code, as the driver sees it
-    trainer: str  # MODULE:FUNCTION, called as trial.train_trial is
+    stop_file: str  # the trial saves and ends when this file exists
+    commit: str  # of the driver's code
+    trainer: str  # MODULE:FUNCTION, with the arguments of trial.train_trial
 
 
 def writing(directory: Path) -> AbstractContextManager[None]:
-    """Hold the run directory; one that is being written to is waited for."""
+    """Lock the run directory. If another process writes to it, wait."""
     return held(directory, f"run directory {directory}", PREDECESSOR_SECONDS)
 
 
@@ -45,19 +45,19 @@ def call_trainer(
     report: Callable[[Record], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Make this process ready for the share that it has, and train on it."""
+    """Prepare this process for its share of the machine, and train."""
     task.prepare()
     module, _, name = task.trainer.partition(":")
     getattr(import_module(module), name)(task, trial, directory, report, stop)
 
 
 def stop_of(task: Task, directory: Path) -> Appearance:
-    """Says, on any machine, when the trial is to save and end."""
+    """Tells, on any machine, when the trial must save and end."""
     return Appearance(Path(task.stop_file), directory / STOPPED_FILE)
 
 
 class Appearance:
-    """Says whether one of the paths exists, and looks at most once a second."""
+    """Tells whether one of the paths exists. It checks at most once a second."""
 
     def __init__(self, *paths: Path) -> None:
         self.paths, self.looked = paths, -float("inf")

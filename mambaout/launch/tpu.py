@@ -1,4 +1,4 @@
-"""What a process must find on a TPU host before torch_xla starts: environment, lock, rank."""
+"""What a process needs on a TPU host before torch_xla starts: environment, lock, rank."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mambaout.launch.resources import CHIPS_PER_HOST, CORES_PER_CHIP, WORKER_ID
 if TYPE_CHECKING:
     from mambaout.train.backend import Backend
 
-# libtpu lets one process have a host's chips. The file stays when that process dies, its lock does
-# not; but where the file is another user's, libtpu cannot open it and says that the TPU is in use.
+# libtpu lets only one process have a host's chips. When that process dies, the lock ends but the
+# file stays. If the file belongs to another user, libtpu cannot open it and says that the TPU is in
+# use.
 LOCK = Path("/tmp/libtpu_lockfile")
-LOCK_VARIABLE = "MAMBAOUT_LIBTPU_LOCK"  # for tests: where that file is
-PREDECESSOR_SECONDS = 30.0  # that a killed worker may take to let go of its chips
+LOCK_VARIABLE = "MAMBAOUT_LIBTPU_LOCK"  # the path of that file, for tests
+PREDECESSOR_SECONDS = 30.0  # longest time until a killed worker has freed its chips
 RANK_VARIABLE = "TPU_WORKER_ID"
 VISIBLE = "TPU_VISIBLE_CHIPS"
-# libtpu's names for the layout of a process's chips, and of the processes; then the older names,
+# libtpu's names for the layout of a process's chips and of the processes. Then the older names,
 # which Ray and GKE set.
 BOUNDS = (
     "TPU_CHIPS_PER_PROCESS_BOUNDS",
@@ -36,10 +37,11 @@ ONE_CHIP = "1,1,1"
 def environment(
     num_chips: int, chip_ids: Sequence[str], env: Mapping[str, str], before: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """What a worker with so many chips of its host sets, and (None) unsets, given what is set.
+    """The variables that a worker with `num_chips` chips must set, or unset (None).
 
-    `env` holds unless the machine says otherwise. With the whole host nothing hides a chip: Ray
-    names all four where it did not count them itself, which libtpu takes for a part.
+    `env` applies unless the machine sets other values. If the worker has the whole host, no
+    variable may restrict the chips. Ray lists all four if it did not count them itself, and libtpu
+    would take that list for a part of the host.
     """
     found: dict[str, str | None] = {
         name: value for name, value in env.items() if name not in before
@@ -49,7 +51,8 @@ def environment(
             raise WrongRequest(f"a trial takes one chip or {CHIPS_PER_HOST}, not {list(chip_ids)}")
         return found | {VISIBLE: chip_ids[0]} | dict.fromkeys(BOUNDS, ONE_CHIP)
     unset = [VISIBLE]
-    # Left in a process that had one chip before; a machine's own bounds of a host are larger.
+    # The process had one chip before, and the value remained. A machine's own value for a host is
+    # larger.
     for chips, processes in (BOUNDS[:2], BOUNDS[2:]):
         if before.get(chips) == ONE_CHIP:
             unset += [chips, processes]
@@ -57,7 +60,7 @@ def environment(
 
 
 def prepare(num_chips: int, env: Mapping[str, str]) -> None:
-    """Make this Ray worker ready for torch_xla on its chips."""
+    """Prepare this Ray worker for torch_xla on its chips."""
     import ray
 
     ids = ray.get_runtime_context().get_accelerator_ids().get("TPU", [])
@@ -70,12 +73,12 @@ def prepare(num_chips: int, env: Mapping[str, str]) -> None:
 
 
 def clear_stale_lock(path: Path = LOCK, wait_seconds: float = PREDECESSOR_SECONDS) -> None:
-    """Remove libtpu's lock file where no living process holds it.
+    """Remove libtpu's lock file if no running process holds it.
 
-    Where one still does after so long, the file stays and libtpu says who it is.
+    If a process still holds it after `wait_seconds`, the file stays and libtpu names the process.
     """
     deadline = time.monotonic() + wait_seconds
-    # Looking at a file that this process has locked would unlock it: closing it once is enough.
+    # If this process has locked the file, opening and closing it here would unlock it.
     while path.exists() and not _is_open_here(path):
         try:
             if _removed(path) or time.monotonic() >= deadline:
@@ -93,7 +96,7 @@ def _is_open_here(path: Path) -> bool:
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             found = descriptor.stat()
-        except OSError:  # closed by now: that of this very listing, for one
+        except OSError:  # closed by now, like that of this listing
             continue
         if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
             return True
@@ -101,10 +104,10 @@ def _is_open_here(path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Whether the file was nobody's, and is gone."""
+    """Remove the file if no process holds it. Returns whether it is gone."""
     try:
         with path.open("r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what libtpu takes
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the same lock as libtpu's
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except BlockingIOError:
@@ -115,9 +118,9 @@ def _removed(path: Path) -> bool:
 
 
 def host_rank() -> int:
-    """This host's place in its slice, put into the environment for torch_xla to find.
+    """This host's place in its slice. It is put into the environment for torch_xla.
 
-    It is the machine's own: the bundles of a placement group come in any order.
+    The machine itself knows it. The order of a placement group's bundles means nothing.
     """
     import ray
 
@@ -133,12 +136,13 @@ def host_rank() -> int:
 
 
 def check_devices(num_chips: int, num_hosts: int, where: Backend) -> None:
-    """RuntimeError where the runtime has come up with other devices than the trial holds.
+    """Raise RuntimeError if the runtime has other devices than the trial should have.
 
-    Four hosts that do not know of each other would each train the whole batch into one directory.
+    Otherwise four hosts that do not know each other would each train the whole batch into one
+    directory.
     """
     wanted = [("hosts", num_hosts, where.num_hosts)]
-    if where.device_name.startswith("TPU"):  # virtual devices are as many as were asked for
+    if where.device_name.startswith("TPU"):  # there are always as many virtual devices as asked for
         wanted.append(("devices", CORES_PER_CHIP * num_chips * num_hosts, where.num_devices))
         if num_hosts > 1:
             wanted.append(("this host's rank", host_rank(), where.host))

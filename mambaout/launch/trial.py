@@ -1,9 +1,9 @@
-"""What a Ray worker does with one trial: train it into its run directory, and tell Tune of it.
+"""The work of a Ray worker on one trial: train it into its run directory and report to Tune.
 
-The run directory decides everything: a trial that has been started before goes on from its
-last.ckpt, and one that has an outcome is over. A worker may get one trial after another (Tune
-reuses it, since importing torch costs more than many a trial, and compiling for a TPU far more), so
-nothing of a trial is kept in the module.
+The run directory decides everything. A trial that was started before goes on from its last.ckpt. A
+trial with an outcome is over. A worker may get one trial after another. Tune reuses it, because
+importing torch takes longer than some trials, and compiling for a TPU takes far longer. So the
+module keeps no state of a trial.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writin
 from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
-REPORT_SECONDS = 5.0  # least time between two reports to Tune: each holds the trial for a moment
+REPORT_SECONDS = 5.0  # least time between two reports to Tune, as each delays the trial a little
 CHECKPOINT_SECONDS = 60.0
 
 
 class Retry(Exception):
-    """Tells Tune to start the trial again; the failure itself is in failures.jsonl."""
+    """Tells Tune to start the trial again. The failure itself is in failures.jsonl."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Tune's trainable: train the trial that `config` holds, from where it is.
+    """Tune's trainable: train the trial in `config`, from its last checkpoint if it has one.
 
-    Returns with the outcome in the run directory, or where the trial is not to be tried again;
-    raises Retry where it is.
+    Returns when the outcome is in the run directory, or if the trial must not be tried again.
+    Raises Retry if it must be tried again.
     """
     task = Task(**config[TASK])
     folder = StudyFolder(Path(task.storage), task.study)
@@ -87,9 +87,9 @@ def train_here(
     report: Callable[[Record], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Call the task's trainer in this process, which alone may write into the run directory."""
+    """Call the task's trainer in this process. Only this process may write to the run directory."""
     with writing(directory):
-        # What a worker did after its driver was killed is news to this one.
+        # A worker may have trained on after its driver was killed. This driver does not know yet.
         for record in list(read_records(directory / RECORDS_FILE)):
             if MINIVAL_TOP1 in record.values:
                 report(record)
@@ -98,7 +98,7 @@ def train_here(
 
 
 def recorded_step(directory: Path) -> int:
-    """The last step that the run directory has a record of."""
+    """The last step with a record in the run directory."""
     return max((record.step for record in read_records(directory / RECORDS_FILE)), default=0)
 
 
@@ -109,7 +109,7 @@ def train_trial(
     report: Callable[[Record], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Train to the end, or until `stop` says so; `report` is told of every record."""
+    """Train to the end, or until `stop` returns True. `report` gets every record."""
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import train
     from mambaout.train.outcomes import OutOfMemory
@@ -133,7 +133,7 @@ def train_trial(
 
 
 class _TuneReports:
-    """A sink that tells Tune's scheduler of a trial's progress, not too often."""
+    """A sink that reports a trial's progress to Tune's scheduler, not too often."""
 
     def __init__(self, stop: Appearance) -> None:
         self.last, self.stop = -float("inf"), stop
@@ -150,4 +150,4 @@ class _TuneReports:
             if name in record.values:
                 shown[name] = record.values[name]
         tune.report(shown)
-        self.stop.look_now()  # the driver has decided by now whether the trial goes on
+        self.stop.look_now()  # by now the driver has decided whether the trial goes on

@@ -1,9 +1,9 @@
-"""A study as a Ray Tune run: what is left of it, over the workers there are, to its end.
+"""A study as a Ray Tune run: train its remaining trials on the available workers.
 
-The run directories are the truth. A launch makes the study's agenda anew from them, which hands
-the trials that are not over to a fresh Tuner, and each goes on from its own last.ckpt; nothing of
-Tune's is restored. So a study survives the loss of any process, the driver's too, and a launch of
-a finished study starts nothing, Ray included.
+The run directories are the only source. A launch makes the study's agenda anew from them. The
+agenda gives the trials that are not over to a new Tuner, and each continues from its own last.ckpt.
+No state of Tune is restored. So a study survives the loss of any process, including the driver. A
+launch of a finished study starts nothing, not even Ray.
 
 Writes: STORAGE/NAME/ (see study.study), and .launch/ in it while it runs.
 """
@@ -57,24 +57,24 @@ from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.train.metrics import MINIVAL_TOP1
 
-DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; 2, a wrong request, is the caller's
+DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; the caller returns 2 for a wrong request
 LAUNCH_FOLDER = ".launch"
 
 
 def run_study(request: Request) -> int:
-    """Run what is left of the study; the exit status.
+    """Run the remaining trials of the study. Returns the exit status.
 
-    Raises WrongRequest before anything has started or been written, where the study cannot start:
-    the cluster does not answer or lacks what a trial needs, another driver has the study. What
-    comes to light after trials began is a StudyBroke where a user can mend it; a bug's own error
-    otherwise. Either is raised once all else of the launch's end is done.
+    Raises WrongRequest if the study cannot start: the cluster does not answer or lacks what a trial
+    needs, or another driver runs the study. Then nothing has been started or written. If an error
+    comes up after trials began, it is a StudyBroke if a user can fix it; a bug raises its own
+    error. Both are raised after the rest of the launch's end is done.
     """
     folder = StudyFolder(request.storage, request.name)
     rerun = Rerun(folder)
     address = cluster_address(request.address)
     with ExitStack() as cleanup:
         nodes = [this_machine(request.accelerator)]
-        # A finished study is reported without asking its cluster; a search may have more to come.
+        # A finished study is reported without its cluster. But a search may still add trials.
         if address and (
             request.study.searches
             or rerun.begins_with(request)
@@ -102,7 +102,7 @@ def run_study(request: Request) -> int:
         )
         try:
             launch = _Launch(request, folder, nodes, part, rerun, joined=bool(address))
-        except WrongRequest:  # a search was begun here with other axes, goals or data
+        except WrongRequest:  # a search began here with other axes, goals or data
             folder.put_back(kept)
             raise
         rerun.confirm()
@@ -120,7 +120,7 @@ def _unfinished(folder: StudyFolder, trials: Sequence[Trial]) -> list[Trial]:
 
 
 class _Launch:
-    """One launch: the Tuner, its callbacks and how it ends."""
+    """One launch: the Tuner, its callbacks and its end."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Launch:
         self.rerun, self.joined = rerun, joined
         self.id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid4().hex[:4]
         self.path = folder.path / LAUNCH_FOLDER / self.id
-        self.began = self.fitted = False  # Tune has begun, and come to an end
+        self.began = self.fitted = False  # whether Tune has begun, and has ended
         self.problems = Problems()
         self.early_stop = EarlyStop(
             self.path / "stop", self.problems, request.budget_hours, self._leave
@@ -160,7 +160,7 @@ class _Launch:
         self.active: set[str] = set()
 
     def run(self, cleanup: ExitStack) -> int:
-        shutil.rmtree(self.folder.path / LAUNCH_FOLDER, ignore_errors=True)  # of a killed driver
+        shutil.rmtree(self.folder.path / LAUNCH_FOLDER, ignore_errors=True)  # from a killed driver
         self.follower = Follower(
             self.request.study,
             self.folder,
@@ -185,7 +185,7 @@ class _Launch:
                     self.follower.finish("FAILED")
                     raise
             self.signals.listen()
-            self.follower.wait_for_tracking()  # it was set up while Ray started
+            self.follower.wait_for_tracking()  # MLflow was prepared while Ray started
             if self.signals.seen:
                 self.screen.say("interrupted before a trial began")
             else:
@@ -208,7 +208,7 @@ class _Launch:
             self.screen.say("starting Ray; the first trial begins in about 10 s")
 
     def task(self) -> Task:
-        """What every trial is told."""
+        """The settings for every trial."""
         from mambaout.train.facts import git_commit
 
         return Task.of(
@@ -238,7 +238,7 @@ class _Launch:
                 storage_path=str(self.path),
                 verbose=0,
                 callbacks=[callback(self)],
-                # `retried` decides; this only bounds what it cannot see.
+                # `retried` decides. This only limits failures that it cannot see.
                 failure_config=tune.FailureConfig(max_failures=1000),
             ),
         )
@@ -268,7 +268,7 @@ class _Launch:
 
     @kept
     def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None:
-        """Let the agenda see how a trial gets on, and stop it where it says so."""
+        """Report a trial's progress to the agenda, and stop the trial if the agenda says so."""
         value = result.get(MINIVAL_TOP1)
         if value is None:
             return
@@ -279,12 +279,12 @@ class _Launch:
 
     @kept
     def on_failure(self, tune_trial: Any) -> None:
-        """Tune is about to start the trial again; write down why, and hold it where it is over."""
+        """Record why Tune will start the trial again, and prevent it if the trial is over."""
         key = tune_trial.config[KEY]
         directory = self._directory(key)
         error = error_of(tune_trial)
         cause = getattr(error, "cause", None) or error
-        if not isinstance(cause, Retry):  # that one has been written down by the worker
+        if not isinstance(cause, Retry):  # the worker has already recorded that one
             failure = Failure(
                 kind=classify(cause),
                 error=one_line(cause),
@@ -296,7 +296,7 @@ class _Launch:
         if retried(read_failures(directory, self.id)):
             self.follower.retrying(key)
         else:
-            # run_trial will return at once; where it cannot even start, Tune ends the trial.
+            # run_trial will return at once. If it cannot even start, Tune ends the trial.
             tune_trial.max_failures = 0
 
     @kept
@@ -317,7 +317,7 @@ class _Launch:
         self.early_stop.look(len(self.active), self.screen)
 
     def _leave(self) -> None:
-        """End the process where Ray does not: what there is lies in the run directories."""
+        """End the process if Ray does not end. All results are in the run directories."""
         if not self.fitted:
             try:
                 status = self._end()
@@ -328,7 +328,7 @@ class _Launch:
             os._exit(status)
 
     def _predict(self) -> None:
-        """Write down what the trained sizes say of the one that is about to be trained."""
+        """Write the prediction for the size that is about to be trained."""
         self.screen.say(predict(self.folder))
 
     def _directory(self, key: str) -> Path:
@@ -337,7 +337,7 @@ class _Launch:
     # -- the end
 
     def _end(self) -> int:
-        """Log and print what came out; the exit status."""
+        """Log and print the results. Returns the exit status."""
         unfinished = self.problems.tried(self._is_unfinished, True)
         interrupted = self.signals.seen and unfinished
         status = "KILLED" if interrupted else "FAILED" if unfinished else "FINISHED"
@@ -353,7 +353,7 @@ class _Launch:
         return INTERRUPTED if interrupted else UNFINISHED if unfinished else DONE
 
     def _is_unfinished(self) -> bool:
-        for trial in self.folder.trials():  # taken over from other studies as they were decided on
+        for trial in self.folder.trials():  # some were reused from other studies
             if trial.key not in self.known:
                 self.known[trial.key] = trial
                 self.follower.add(self.request.job(trial))
@@ -362,7 +362,7 @@ class _Launch:
 
     def _say_result(self, runs: Sequence[Run]) -> None:
         from mambaout.study.report.study_report import (
-            summary,  # with matplotlib, which --plan needs not
+            summary,  # imports matplotlib, which --plan does not need
         )
 
         self.screen.say("\n" + summary(self.folder, runs))
@@ -387,7 +387,7 @@ class _Launch:
         return f"to go on: {again}"
 
     def say_how_to_go_on(self) -> None:
-        """After a second signal, which ends the launch wherever it is."""
+        """Print the command to go on, after a second signal has ended the launch."""
         runs = [self.folder.run(trial) for trial in self.known.values()]
         over = sum(run.status is not Ending.UNFINISHED for run in runs)
         self.screen.say(f"\nstopped at once: {over} of {counted(len(runs), 'trial')} are over")

@@ -1,7 +1,7 @@
 """A worker's set-up: its share of the machine, the data, the devices.
 
-Trials (trial.py) and calibrations (calibrate.py) begin alike, so that what is calibrated is what
-trials will find.
+Trials (trial.py) and calibrations (calibrate.py) begin in the same way, so a calibration measures
+the conditions of the trials.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from mambaout.data.shards.data_set import DataSet
     from mambaout.train.backend import Backend
 
-CACHE_FOLDER = ".xla-cache"  # in the storage: what has been compiled, for every worker to find
+CACHE_FOLDER = ".xla-cache"  # in the storage: compiled programs, shared by all workers
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
-    """What every worker of a launch is told of its machine and data; plain values for Ray."""
+    """The settings of every worker of a launch about machine and data; plain values for Ray."""
 
     storage: str
-    data: str  # what open_data is given
+    data: str  # the argument of open_data
     backend: str
     cpus: int  # of each host
     num_workers: int
-    columns: GivenColumns = field(default_factory=GivenColumns)  # and is told of them
-    stage: str | None = None  # the folder of each machine that the shards are copied to
+    columns: GivenColumns = field(default_factory=GivenColumns)  # also passed to open_data
+    stage: str | None = None  # folder on each machine to which the shards are copied
     gpus: float = 0
     chips: int = 0  # of a TPU, of each host
     num_hosts: int = 1
@@ -42,7 +42,7 @@ class WorkerSetup:
 
     @classmethod
     def of(cls, request: Request, part: Share, **more: Any) -> Self:
-        """For workers of `request` that hold `part`; `more` is what a subclass adds."""
+        """The settings for workers of `request` on `part`. `more` are fields of a subclass."""
         return cls(
             storage=str(request.storage),
             data=request.data,
@@ -59,12 +59,12 @@ class WorkerSetup:
         )
 
     def prepare(self) -> None:
-        """Set the environment that torch_xla must find; before it is imported."""
+        """Set the environment for torch_xla. Call it before torch_xla is imported."""
         if self.chips:
             prepare(self.chips, self.env)
 
     def open(self, fingerprint: str) -> tuple[DataSet, Backend]:
-        """The data, which must be those of the study, and the devices; torch keeps to its share."""
+        """Open the study's data and the devices, and limit torch to its share."""
         from mambaout.data.packing.sources import open_data
         from mambaout.data.packing.stage import stage
         from mambaout.train.backend import backend
@@ -85,7 +85,7 @@ class WorkerSetup:
 
 
 def _limit_torch(cpus: int, gpus: float) -> None:
-    """Keep torch in this process to its share of the cores and of a GPU's memory."""
+    """Limit torch in this process to its share of the cores and of a GPU's memory."""
     import torch
 
     torch.set_num_threads(cpus)

@@ -1,6 +1,7 @@
-"""Where C may do what torch's operations do: norm.py and gated_block.py ask before they call it.
+"""Decides whether C may replace torch's operations. norm.py and gated_block.py ask before a call.
 
-C reads plain memory, knows one formula, and is seen by nobody who watches torch's operations.
+C reads plain memory and computes one fixed formula. Code that watches torch's operations does not
+see a call of C.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ _PLAIN: tuple[type, ...] = (Tensor, nn.Parameter)
 
 
 def can_read(tensor: Any) -> bool:
-    """Whether `tensor` is memory of this process: no subclass, no stand-in of a tracer, no other
-    device or layout."""
+    """Whether C can read `tensor` as plain memory of this process.
+
+    It cannot read a subclass, the placeholder of a tracer, or another device or layout.
+    """
     return (
         type(tensor) in _PLAIN
         and tensor.device.type == "cpu"
@@ -27,8 +30,8 @@ def can_read(tensor: Any) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether something takes torch's operations one by one: an export, a trace, a dispatch mode
-    such as FlopCounterMode, torch.func, or derivatives in forward mode."""
+    """Whether some code watches each of torch's operations: an export, a trace, a dispatch mode
+    like FlopCounterMode, torch.func, or derivatives in forward mode."""
     if torch.compiler.is_compiling():
         return torch.compiler._is_exporting_flag  # Dynamo takes `is_exporting()` for true anywhere
     return (
@@ -40,7 +43,7 @@ def is_watched() -> bool:
 
 
 def is_as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether the module does what its class says, and nobody listens to it."""
+    """Whether the module is exactly of the class `kind`, unchanged, and has no hooks."""
     return (
         type(module) is kind
         and "forward" not in module.__dict__

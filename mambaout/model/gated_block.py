@@ -2,14 +2,14 @@
 
     out = gated_block(x, weights, drop)  # x + drop * fc2(GELU(gate) * [rest, depthwise(mixed)])
 
-It gives what the modules of network.GatedCNNBlock give, to rounding, and keeps less for the
-backward pass: the product in front of the last linear is made again. `can_take` says where it
-works; elsewhere the modules do: other devices and types, no compiler, hooks on a module, another
-activation, a trace or an export, torch.func, a count of operations. Under autocast the two linears
-are in bfloat16 and the sum x + branch is fp32.
+The result equals that of network.GatedCNNBlock's modules, up to rounding. It keeps less for the
+backward pass, because it computes the product in front of the last linear layer again. `can_take`
+says whether it works. Otherwise the modules compute the block: on other devices and types, without
+a compiler, with hooks or another activation, in a trace or an export, under torch.func, and when
+operations are counted. Under autocast the linear layers are in bfloat16, x + branch in fp32.
 
-Run eagerly it is an autograd.Function. torch.compile gets two operators of torch.library instead,
-which it takes as they are; to call one costs 0.3 ms more, as long as a small block takes.
+In eager mode it is an autograd.Function. torch.compile gets two operators of torch.library instead,
+and calls them as they are. Such a call costs 0.3 ms more, which is the time of a small block.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _GatedCall(ctypes.Structure):
 
 
 class _Functions(NamedTuple):
-    """Those of the C files for one kernel size and precision."""
+    """The functions of the C files for one kernel size and precision."""
 
     gated: Any
     joined: Any  # None in fp32
@@ -65,7 +65,7 @@ class _Functions(NamedTuple):
 
 
 def c_files(kernel_size: int) -> tuple[CFile, CFile]:
-    """The C of blocks of that kernel size, in fp32 and in bf16."""
+    """The C files for blocks with that kernel size: the one for fp32, the one for bf16."""
     flags = (*FLAGS, f"-DK={kernel_size}")
     return CFile(SOURCE, (*flags, "-DLOW=0")), CFile(SOURCE, (*flags, "-DLOW=1"))
 
@@ -82,7 +82,7 @@ def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
 
 
 def is_compiled(kernel_size: int, is_low: bool) -> bool:
-    """Whether the C of blocks of that kernel size can be used here; compiles it where needed."""
+    """Whether the C code for that kernel size can be used here; compiles it if needed."""
     return _functions(kernel_size, is_low) is not None
 
 
@@ -92,7 +92,7 @@ setattr(is_compiled, "_dynamo_marked_constant", True)  # noqa: B010 - not in its
 
 @contextlib.contextmanager
 def modules_alone() -> Iterator[None]:
-    """Blocks are computed by their modules here: what tests and benchmarks compare with."""
+    """In this context the modules compute the blocks, so that tests and benchmarks can compare."""
     global _IN_USE
     before, _IN_USE = _IN_USE, False
     try:
@@ -102,7 +102,7 @@ def modules_alone() -> Iterator[None]:
 
 
 def can_take(x: Tensor, weights: GatedWeights, drop: Tensor | None) -> bool:
-    """Whether `gated_block` gives here, with these tensors, what the modules would."""
+    """Whether `gated_block` works here and gives the same result as the modules."""
     if not (_IN_USE and can_read(x) and all(can_read(weight) for weight in weights)):
         return False
     is_low = torch.is_autocast_enabled("cpu")
@@ -113,14 +113,14 @@ def can_take(x: Tensor, weights: GatedWeights, drop: Tensor | None) -> bool:
         return False
     if not (is_low or x.dtype == torch.float32) or not _fit(x, weights) or is_watched():
         return False
-    # A gradient is given to the parameters and to x alone.
+    # Only the parameters and x get a gradient.
     if drop is not None and (not can_read(drop) or drop.requires_grad or drop.numel() != len(x)):
         return False
     return is_compiled(weights.conv_weight.shape[-1], is_low)
 
 
 def _fit(x: Tensor, weights: GatedWeights) -> bool:
-    """Whether the shapes go together: C would read past the end of one that is too short."""
+    """Whether the shapes fit together: C would read past the end of a tensor that is too short."""
     if x.ndim != 4 or x.numel() == 0 or weights.conv_weight.ndim != 4:
         return False
     dim, (mixed, _, kernel_size, _) = x.shape[-1], weights.conv_weight.shape
@@ -135,7 +135,10 @@ def _fit(x: Tensor, weights: GatedWeights) -> bool:
 
 
 def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: float) -> Tensor:
-    """x (B, H, W, dim) and its branch, fp32; `drop` (B,) multiplies each image's branch."""
+    """x + drop * branch of x, as fp32 (B, H, W, dim); `epsilon` is that of the norm.
+
+    `drop` (B,) multiplies each image's branch (drop path); None: 1 for every image.
+    """
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
@@ -158,8 +161,8 @@ def _forward(
     is_low: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The block's output, and what its backward pass needs beside x: the norm's output and its
-    mean and deviation, the first linear's output and the convolution's; empty without `keep`."""
+    """The block's output, and the tensors that its backward pass needs beside x: the outputs of
+    norm, mean and deviation, first linear layer and convolution; without `keep` they are empty."""
     low = torch.bfloat16 if is_low else torch.float32
     c = _required(conv_weight, is_low)
     x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias = (
@@ -177,7 +180,7 @@ def _forward(
             *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
         )
     )
-    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), its bias not added yet
+    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), without the bias: `gated` adds it
     y = h.new_empty(len(h), hidden)
     v = h.new_empty((len(h), mixed) if keep else 0)
     weight = _by_place(conv_weight)
@@ -199,9 +202,9 @@ def _forward(
             *(out.data_ptr(), images, positions, dim, threads),
         )
     else:
-        out.view(-1, dim).addmm_(y, product)  # to x + drop * bias, which `norm` wrote
+        out.view(-1, dim).addmm_(y, product)  # adds to x + drop * bias, which `norm` wrote
     if not keep:
-        normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's may not be one
+        normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's outputs must differ
     return out, normed, stats, h, v
 
 
@@ -249,7 +252,7 @@ def _backward(
     v: Tensor,
 ) -> list[Tensor]:
     """The gradients of x and of the eight parameters, in `_forward`'s order."""
-    # Autocast may be another than it was in the forward pass, and would change what C reads.
+    # Autocast may differ from the forward pass, which would change the types that C reads.
     with torch.autocast("cpu", enabled=False):
         low, is_low = h.dtype, h.dtype == torch.bfloat16
         c = _required(conv_weight, is_low)
@@ -258,7 +261,7 @@ def _backward(
         images, height, width, dim = x.shape
         positions, hidden, mixed = height * width, fc2_weight.shape[1], conv_weight.shape[0]
         threads = torch.get_num_threads()
-        branch_grad = out_grad.view(-1, dim).to(low)  # of each image before `drop`, which C adds
+        branch_grad = out_grad.view(-1, dim).to(low)  # without the factor `drop`: C applies it
         y_grad = branch_grad @ fc2_weight.to(low)
         y, h_grad = torch.empty_like(y_grad), torch.empty_like(h)
         weight = _by_place(conv_weight)
@@ -339,7 +342,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 NOT_DIFFERENTIABLE = (None,) * 4  # drop, epsilon, is_low, keep
-NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # where none comes back to the output
+NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # the output has no gradient
 
 
 class _Block(torch.autograd.Function):
@@ -351,7 +354,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    # once_differentiable's type knows arguments by their places alone.
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, out_grad: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
@@ -382,7 +385,7 @@ def _required(conv_weight: Tensor, is_low: bool) -> _Functions:
 
 
 def _by_place(conv_weight: Tensor) -> Tensor:
-    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place side by side."""
+    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place lie side by side."""
     return conv_weight.reshape(len(conv_weight), -1).t().contiguous()
 
 

@@ -1,9 +1,9 @@
-"""Token mixers: what moves information between positions inside a Gated CNN block.
+"""Token mixers: the modules that move information between positions inside a Gated CNN block.
 
-A mixer takes a map (B, H, W, channels), gives one of the same shape and precision, and is built as
-`mixer(channels, config)`. It is the block's `conv`, so its parameters are named `conv.*`. Its
-layers as values, for costs and memory, are the row of the same name in mixer_layers.MIXER_LAYERS;
-tests/test_layers.py holds the two together.
+A mixer takes a map (B, H, W, channels) and gives a map of the same shape and precision. It is built
+as `mixer(channels, config)`. It is the block's `conv`, so its parameters are named `conv.*`.
+mixer_layers.MIXER_LAYERS describes its layers in a row of the same name, for costs and memory;
+tests/test_layers.py checks that the two agree.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from mambaout.variants import ModelConfig
 
 
 def nchw(x: Tensor) -> Tensor:
-    """(B, H, W, C) as (B, C, H, W), a view: convolutions read it as channels-last, copy-free."""
+    """A view of (B, H, W, C) as (B, C, H, W). A convolution reads it, channels last, uncopied."""
     return x.permute(0, 3, 1, 2)
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H, W, C), a view."""
+    """A view of (B, C, H, W) as (B, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
 class DepthwiseConv(nn.Conv2d):
-    """One k x k filter a channel, zero-padded to keep the size (paper section 4, k = 7)."""
+    """One k x k filter for each channel, zero-padded to keep the size (paper section 4, k = 7)."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         k = config.kernel_size

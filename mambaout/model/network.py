@@ -3,8 +3,8 @@
     model = build("tiny", num_classes=1000)
     logits = model(images)  # (B, 3, H, W) normalised floats -> (B, num_classes)
 
-Parameters are named as timm names them, so that timm's state dict loads as it is (weights.py).
-Between operations a map is (B, H, W, C): norms and linears, five sixths of the work and more, want
+Parameters have timm's names, so timm's state dict loads unchanged (weights.py). Between operations
+a map is (B, H, W, C). Norms and linear layers, which are at least five sixths of the work, need
 channels last, and a convolution takes the permuted view without a copy.
 """
 
@@ -23,12 +23,12 @@ from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
 from mambaout.model.norm import LayerNorm
 from mambaout.variants import ModelConfig, variant
 
-NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code as in timm
+NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code and in timm
 INIT_STD = 0.02
 
 
 class Stem(nn.Module):
-    """Image to the first map, a fourth of its size, or half where `stride` is 2."""
+    """Image to the first map, whose sides are a fourth of the image's, or half if `stride` is 2."""
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Stem(nn.Module):
         self.norm2 = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels-last from the first convolution on, or norm1 would copy the largest map there is.
+        # Channels-last from the first convolution on: otherwise norm1 copies the largest map.
         x = x.contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
         x = self.act(self.norm1(nhwc(self.conv1(x))))  # (B, H/2, W/2, dim/2)
         return self.norm2(nhwc(self.conv2(nchw(x))))  # (B, H/4, W/4, dim)
@@ -58,9 +58,9 @@ class Downsample(nn.Module):
 
 
 class GatedCNNBlock(nn.Module):
-    """x + fc2(GELU(gate) * [rest, mixer(mixed)]), the three cut from one linear of norm(x).
+    """x + fc2(GELU(gate) * [rest, mixer(mixed)]); fc1(norm(x)) is split into gate, rest and mixed.
 
-    On a CPU gated_block.py does it in one operation, where it can.
+    On a CPU gated_block.py computes the block in one operation if it can.
     """
 
     def __init__(self, dim: int, config: ModelConfig) -> None:
@@ -74,7 +74,7 @@ class GatedCNNBlock(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """`scale`: (B,), what each sample's branch is multiplied by (stochastic depth)."""
+        """x (B, H, W, dim) to the same shape; `scale` (B,) is each image's drop path factor."""
         weights = self._weights()
         if weights is not None and can_take(x, weights, scale):
             return gated_block(x, weights, scale, self.norm.eps)
@@ -86,7 +86,8 @@ class GatedCNNBlock(nn.Module):
         return x + branch
 
     def _weights(self) -> GatedWeights | None:
-        """The parameters, where the block is what its modules are and nobody listens to them."""
+        """The parameters for gated_block.py; None if the modules must compute the block, because
+        one of them was replaced or has hooks."""
         norm, fc1, act, conv, fc2 = self.norm, self.fc1, self.act, self.conv, self.fc2
         kinds = (LayerNorm, nn.Linear, nn.GELU, DepthwiseConv, nn.Linear)
         modules = (norm, fc1, act, conv, fc2)
@@ -100,7 +101,7 @@ class GatedCNNBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A downsampling, but in the first stage, and then blocks of one width."""
+    """A downsampling (not in the first stage), then blocks that all have the same width."""
 
     def __init__(self, dim_in: int | None, dim: int, config: ModelConfig, depth: int) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(GatedCNNBlock(dim, config) for _ in range(depth))
 
     def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
-        """`scales`: (B, blocks of this stage) or None where nothing is dropped."""
+        """`scales` (B, blocks of this stage) are the drop path factors; None: no drop path."""
         x = self.downsample(x)
         for i, block in enumerate(self.blocks):
             x = block(x, None if scales is None else scales[:, i])
@@ -116,7 +117,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over the map, then norm, linear, GELU, norm, linear; the paper's order."""
+    """Mean over the map, then norm, linear, GELU, norm, linear, in the paper's order."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class Head(nn.Module):
 
 
 class MambaOut(nn.Module):
-    """The classifier that `config` describes; weights drawn from torch's generator as it stands."""
+    """The classifier that `config` describes; torch's global generator draws its weights."""
 
     def __init__(self, config: ModelConfig, num_classes: int = 1000) -> None:
         super().__init__()
@@ -155,9 +156,10 @@ class MambaOut(nn.Module):
     def forward(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W).
 
-        `drop_scales`: (B, num_blocks), what a sample's branch is multiplied by in each block in
-        training: 0 where it skips the block, else 1 / (1 - the block's rate). Given, a sample's
-        fate does not depend on the batch it comes in. None: drawn here.
+        `drop_scales` (B, num_blocks) are the drop path factors in training. They multiply an
+        image's branch in each block: 0 if the image skips the block, else 1 / (1 - the block's
+        rate). A caller gives them so that they do not depend on the other images of the batch.
+        None: they are drawn here.
         """
         return self.head(self.forward_features(x, drop_scales))
 
@@ -195,5 +197,8 @@ def _initialise(module: nn.Module) -> None:
 
 
 def build(config: str | ModelConfig, num_classes: int = 1000) -> MambaOut:
-    """A fresh MambaOut: a published variant by its name, or any shape."""
+    """A new MambaOut with random weights: a published variant by its name, or any shape.
+
+    An unknown name is a ValueError.
+    """
     return MambaOut(variant(config) if isinstance(config, str) else config, num_classes)

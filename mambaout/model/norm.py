@@ -1,7 +1,7 @@
-"""LayerNorm over the channels, in C on a CPU where torch's takes long: a few channels, many places.
+"""LayerNorm over the channels; in C on a CPU if there are few channels and many places.
 
-torch's kernel works along the channels of one place, so that 4 channels take it as long as 16. In
-the smallest networks that was a third of a training step.
+torch's kernel runs along the channels of one place, so 4 channels take as long as 16. In the
+smallest networks that was a third of a training step.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mambaout.model.c_calls import can_read, is_watched
 from mambaout.native import LONG, POINTER, CFile, function
 
 SOURCE = Path(__file__).with_name("norm.c")
-MOST_CHANNELS = 32  # above that torch's own is as fast
+MOST_CHANNELS = 32  # with more channels torch's LayerNorm is as fast
 FLAGS = ("-fopenmp", "-ffp-contract=fast", "-Wno-psabi", "-Wno-unused-function")
 
 
 class NormCall(ctypes.Structure):
-    """What norm.c takes, by the names of its `struct norm`: addresses, or 0 for none."""
+    """The argument of norm.c, with the names of its `struct norm`: addresses, or 0 for none."""
 
     _fields_ = [
         *((name, LONG) for name in ("images", "positions", "channels", "threads")),
@@ -37,13 +37,13 @@ class NormCall(ctypes.Structure):
 
 @functools.cache
 def norm_function(is_low: bool) -> Any:
-    """`norm` of norm.c, with what it gives in bf16 or in fp32; None where C cannot run."""
+    """`norm` of norm.c, with its output in bf16 (`is_low`) or fp32; None if C cannot run here."""
     source = CFile(SOURCE, (*FLAGS, f"-DLOW={int(is_low)}"))
     return function(source, "norm", [ctypes.POINTER(NormCall)])
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's LayerNorm of maps (B, H, W, channels), faster where they have few channels."""
+    """torch's LayerNorm of maps (B, H, W, channels), but faster for few channels."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -80,7 +80,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    # once_differentiable's type knows arguments by their places alone.
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:

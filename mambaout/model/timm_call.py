@@ -1,10 +1,10 @@
-"""The call of timm's that builds a network of ours, as text, and the proof that it does.
+"""Python text that builds one of our networks with timm, and a check that executes the text.
 
-timm's class takes the published shapes by name and others by arguments. What its constructor has no
-argument for, the small stem and hidden sizes that are rounded up, the text sets afterwards with
-timm's own parts. A token mixer of another kind cannot be said: that is a ValueError.
+timm's class takes a published shape by its name and other shapes by arguments. Its constructor has
+no argument for the small stem and for hidden sizes that are rounded up; the text sets these
+afterwards with timm's own parts. timm cannot build another token mixer: that is a ValueError.
 
-The text is what a user copies, so the text itself is executed for the check.
+Users copy the text, so the check executes that same text.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mambaout.model.network import MambaOut
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe
 from mambaout.variants import VARIANTS, ModelConfig
 
-TOLERANCE = 1e-5  # of a logit, as a share of the largest one or of 1
+TOLERANCE = 1e-5  # of a logit, relative to the largest logit or to 1, whichever is larger
 CHECKED_IMAGES = 2
-CHECKED_SIDE = 224  # px at most: a check of a network for 2,048 px must not take minutes
+CHECKED_SIDE = 224  # px at most, so that the check of a network for 2,048 px takes no minutes
 
 
 def data_config(recipe: Recipe) -> dict[str, Any]:
-    """How evaluation prepares an image, under timm's names for it."""
+    """The evaluation's preprocessing of an image, under timm's names."""
     return {
         "input_size": (3, recipe.image_size, recipe.image_size),
         "interpolation": "bicubic",
@@ -37,8 +37,11 @@ def data_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def timm_code(recipe: Recipe, num_classes: int, weights: Path) -> str:
-    """Python lines that leave timm's network with these weights in `model`, and in `transform`
-    what prepares an image for it. A ValueError says why timm's class cannot be such a network."""
+    """Python lines that set `model` to timm's network with these weights, and `transform` to the
+    preprocessing of an image.
+
+    A ValueError says why timm's class cannot build such a network.
+    """
     imports, lines = _building(recipe.model, num_classes)
     config = ", ".join(f"{name}={value!r}" for name, value in data_config(recipe).items())
     return "\n".join(
@@ -87,13 +90,14 @@ def _building(config: ModelConfig, num_classes: int) -> tuple[list[str], list[st
 
 
 def _computed(config: ModelConfig) -> tuple[Any, ...]:
-    """All that the arguments of timm's class decide; equal for two shapes, equal networks."""
+    """Everything that the arguments of timm's class decide. If it is equal for two shapes, their
+    networks are equal."""
     sizes = [(config.hidden(dim), config.conv_channels(dim)) for dim in config.dims]
     return (config.depths, config.dims, sizes, config.kernel_size, config.mixer)
 
 
 def _stages(config: ModelConfig) -> list[str]:
-    """A line a stage, for hidden sizes that no one expansion gives."""
+    """One line for each stage, for hidden sizes that no single expansion gives."""
     lines = ["# hidden sizes are rounded up, which takes another expansion_ratio in each stage"]
     before = config.dims[0]
     for stage, (dim, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
@@ -110,7 +114,7 @@ def _stages(config: ModelConfig) -> list[str]:
 
 
 def _arguments(values: dict[str, Any]) -> str:
-    """As a call has them, those left out that are timm's defaults."""
+    """The text of a call's arguments, without those that equal timm's defaults."""
     defaults = {"kernel_size": 7, "expansion_ratio": 8 / 3, "conv_ratio": 1.0}
     return ", ".join(f"{n}={v!r}" for n, v in values.items() if defaults.get(n) != v)
 
@@ -120,7 +124,7 @@ def _gives(expansion: float, sizes: dict[int, int]) -> bool:
 
 
 def _expansion(sizes: dict[int, int]) -> float | None:
-    """The shortest number that gives every width its hidden size; None where none does."""
+    """The shortest expansion that gives every width its hidden size; None if there is none."""
     low = max(hidden / dim for dim, hidden in sizes.items())
     high = min((hidden + 1) / dim for dim, hidden in sizes.items())
     candidates = (round((low + high) / 2, digits) for digits in range(1, 10))
@@ -128,9 +132,10 @@ def _expansion(sizes: dict[int, int]) -> float | None:
 
 
 def check(code: str, model: MambaOut, image_size: int) -> str:
-    """Execute `code` and compare its network's logits with those of `model`; what was found.
+    """Execute `code` and compare its network's logits with those of `model`; returns a sentence
+    with the result.
 
-    Raises ValueError where they differ by more than rounding.
+    `image_size` is in pixels. Raises ValueError if the logits differ by more than rounding.
     """
     try:
         import timm

@@ -1,9 +1,9 @@
-"""Files that torch.save wrote, read so that nothing in them can run.
+"""Reads files that torch.save wrote, without running any code in them.
 
-torch.load(weights_only=True) reads tensors and plain values, and refuses every other class. What
-timm's and the authors' train.py write beside the weights is on a list: the script's options, an
-argparse.Namespace, and numpy's numbers, which a metric can be. Neither does anything when it is
-read but hold its values.
+torch.load(weights_only=True) reads tensors and plain values, and refuses every other class. A list
+here allows the two that timm's and the authors' train.py write beside the weights: an
+argparse.Namespace with the script's options, and numpy's numbers, for metrics. Both only hold
+values; reading them runs no code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from mambaout.errors import WrongRequest
 
-_NUMPY_NUMBER = np.float64(0).__reduce__()[0]  # numpy's function, whose module has moved
+_NUMPY_NUMBER = np.float64(0).__reduce__()[0]  # taken from numpy: its module has changed
 _SAFE: list[Any] = [
     argparse.Namespace,
     (_NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
@@ -29,10 +29,10 @@ _SAFE: list[Any] = [
 
 
 def read_torch(path: Path) -> Any:
-    """What the file at `path` holds, on the CPU.
+    """The content of the file at `path`, with tensors on the CPU.
 
-    A damaged file, or one that holds more than tensors, plain values and the list above, is a
-    ValueError of one line that names the file.
+    Raises ValueError, with one line that names the file, for a damaged file and for one that holds
+    more than tensors, plain values and the list above.
     """
     try:
         with torch.serialization.safe_globals(_SAFE):
@@ -41,7 +41,7 @@ def read_torch(path: Path) -> Any:
         raise
     except OSError as error:
         raise WrongRequest(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle can stumble over any of its instructions
+    except Exception as error:  # a damaged pickle can raise any kind of error
         found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if found:
             raise WrongRequest(
@@ -55,6 +55,6 @@ def read_torch(path: Path) -> Any:
 
 
 def printable(text: str, most: int = 120) -> str:
-    """`text` out of a file, fit for one line of a terminal."""
+    """`text` from a file, made safe to print on one line of a terminal."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[:most]}..."

@@ -1,13 +1,13 @@
-"""Weights to and from files: timm's, the authors', our own checkpoints; written as timm reads them.
+"""Reads weights from files of timm, of the authors and of our runs; writes files that timm reads.
 
-    weights = read_weights("model_best.pth.tar")     # the EMA weights, where the file holds them
+    weights = read_weights("model_best.pth.tar")     # the EMA weights if the file holds them
     load_weights(build(weights.recipe.model, weights.num_classes), weights)
 
-Read:  .safetensors, and .pth, .pth.tar, .pt, .bin, .ckpt as torch_file.py reads them, so that a
-       file can hold nothing that runs. The tensors may lie at the top or where timm's own loader
-       looks, and carry the prefixes of torch.compile and of DataParallel.
-Write: .safetensors with timm's names; its metadata holds the shape, so that the file alone tells
-       what to build. Which call of timm's is right for that shape is timm_call.py's.
+Read:  .safetensors, and .pth, .pth.tar, .pt, .bin, .ckpt with torch_file.py, which runs no code
+       of the file. The tensors may lie at the top of the file or where timm's own loader looks.
+       Their names may have the prefixes of torch.compile and DataParallel.
+Write: .safetensors with timm's names. The metadata holds the shape, so the file alone tells which
+       network to build. timm_call.py writes the timm call for that shape.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from mambaout.recipe import BASELINE, Recipe, canonical_json, recipe_from_json
 from mambaout.variants import VARIANTS
 
 SAFETENSORS = ".safetensors"
-# Where a checkpoint keeps its tensors, in the order in which timm's loader looks for them.
+# The places of the tensors in a checkpoint, in the order in which timm's loader looks.
 EMA_SETS = ("state_dict_ema", "model_ema")
 PLAIN_SETS = ("state_dict", "model")
 CLASSIFIER = "head.fc"  # the only layer whose shape depends on the number of classes
-SHOWN_NAMES = 3  # of tensors, in an error
+SHOWN_NAMES = 3  # names of tensors in an error
 
-# The authors' names and ours, which are timm's. Tried in order, the first that fits counts.
+# From the authors' names to ours, which are timm's. The first pattern that fits counts.
 _FROM_AUTHORS = (
     (r"downsample_layers\.0\.(.+)", r"stem.\1"),
     (r"downsample_layers\.(\d+)\.(.+)", r"stages.\1.downsample.\2"),
@@ -49,31 +49,31 @@ _FROM_AUTHORS = (
     (r"head\.norm\.(.+)", r"head.pre_logits.norm.\1"),
     (r"head\.fc2\.(.+)", r"head.fc.\1"),
 )
-# What DataParallel and torch.compile put before every name, in either order.
+# The prefixes that DataParallel and torch.compile put before every name, in either order.
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """One set of tensors out of a file, under our names, and what the file says of it."""
+    """One set of tensors from a file, under our names, and what the file says about it."""
 
     path: Path
     tensors: Mapping[str, Tensor]
-    place: str  # where they lay: one of EMA_SETS or PLAIN_SETS, "" for the top of the file
+    place: str  # where the tensors were: one of EMA_SETS or PLAIN_SETS; "": the top of the file
     is_ema: bool
-    other: str | None  # the set that was passed over for them
+    other: str | None  # another set in the file that was not chosen
     recipe: Recipe | None  # None: the file does not say the network's shape
-    code_version: int | None = None  # that trained them; None: not ours, or not said
+    code_version: int | None = None  # of the training; None: not our file, or not stored
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the head tells apart; None for a file without a head."""
+        """The number of classes of the head; None for a file without a head."""
         weight = self.tensors.get(f"{CLASSIFIER}.weight")
         return None if weight is None or weight.ndim == 0 else len(weight)
 
     @property
     def text(self) -> str:
-        """Which weights these are, for people: "EMA weights (state_dict_ema; ...)"."""
+        """A text for people about which weights these are: "EMA weights (state_dict_ema; ...)"."""
         kind = "EMA weights" if self.is_ema else "plain weights"
         if self.other is None:
             return f"{kind}, the only ones in the file"
@@ -82,7 +82,7 @@ class Weights:
 
     @property
     def of_other_numbers(self) -> list[str]:
-        """A line where code of another version trained them, which computes other numbers."""
+        """One line if code of another version trained the weights; it computes other numbers."""
         if self.code_version in (None, CODE_VERSION):
             return []
         return [
@@ -93,10 +93,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightDifference:
-    """Where a file's tensors are not a model's; false where they all fit."""
+    """The differences between a file's tensors and a model's; false if all tensors fit."""
 
-    missing: tuple[str, ...]  # names that the model has alone
-    unexpected: tuple[str, ...]  # names that the file has alone
+    missing: tuple[str, ...]  # names that only the model has
+    unexpected: tuple[str, ...]  # names that only the file has
     misfits: Mapping[str, str]  # name -> what the file has and what the model needs
 
     def __bool__(self) -> bool:
@@ -104,14 +104,14 @@ class WeightDifference:
 
     @property
     def in_classifier_alone(self) -> bool:
-        """Whether another number of classes is all that differs."""
+        """Whether the only difference is the number of classes."""
         names = {f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias"}
         elsewhere = self.missing or self.unexpected or self.misfits.keys() - names
         return bool(self.misfits) and not elsewhere
 
     @property
     def text(self) -> str:
-        """At most a few names of each kind, and how many there are."""
+        """A few names of each kind, and how many there are."""
         found = {
             "missing": self.missing,
             "unexpected": self.unexpected,
@@ -129,9 +129,9 @@ def _few(kind: str, names: Sequence[str]) -> str:
 def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
     """The weights in the file at `path`, on the CPU.
 
-    With `ema` the EMA weights where the file holds them, as timm takes them, else the plain ones;
-    without it the plain ones. Raises ValueError, in one line that names the file, for a damaged
-    file, for one that holds what could run code, and for one without weights.
+    With `ema` these are the EMA weights if the file holds them, like in timm, else the plain
+    weights. Without `ema` they are the plain weights. Raises ValueError, with one line that names
+    the file, if the file is damaged, could run code, or has no weights.
     """
     path = Path(path)
     saved = _read_safetensors(path) if path.suffix == SAFETENSORS else read_torch(path)
@@ -161,8 +161,8 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
         raise WrongRequest(f"{path}: {error}") from error
 
 
-_TENSORS = "tensors"  # where _read_safetensors puts them, beside what the metadata says
-_CODE_VERSION = "code_version"  # metadata, where it is known
+_TENSORS = "tensors"  # the key of _read_safetensors for the tensors, beside the metadata's keys
+_CODE_VERSION = "code_version"  # metadata, if the version is known
 _IS_EMA = "ema"  # metadata: "true" in a file that was exported from EMA weights
 
 
@@ -186,7 +186,7 @@ def _no_weights(path: Path) -> WrongRequest:
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under the names that the model had before it was wrapped."""
+    """`state` with the names that the model had before it was wrapped."""
     found: dict[str, Tensor] = {}
     for wrapped, value in state.items():
         name = _WRAPPERS.sub("", wrapped)
@@ -197,11 +197,11 @@ def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the authors' names changed to ours; with our names already, as it is.
+    """`state` with the authors' names changed to ours. A state with our names stays as it is.
 
-    A name of neither stays, so that whoever loads the state can say that it is unexpected.
+    A name that is neither's stays too, so that the caller can report it as unexpected.
     """
-    # Both have `stages.` and `head.norm.`, with different meanings; only theirs has this.
+    # Both use `stages.` and `head.norm.`, with different meanings. Only the authors have this name.
     if not any(name.startswith("downsample_layers.") for name in state):
         return dict(state)
     renamed: dict[str, Tensor] = {}
@@ -223,22 +223,25 @@ def _our_name(name: str) -> str:
 
 
 def _recipe_in(saved: Mapping[str, Any]) -> Recipe | None:
-    """The recipe that a file carries. One that says its shape alone gives BASELINE with that shape:
-    our own, or one of timm's that names a published variant."""
+    """The recipe in a file; None if the file does not tell the network's shape.
+
+    A file that tells only the shape gives BASELINE with that shape. That is one of our own files,
+    or a file of timm's that names a published variant.
+    """
     if isinstance(text := saved.get("recipe"), str):
         return recipe_from_json(text)
     if isinstance(text := saved.get("model"), str) and text.startswith("{"):
         body = json.loads(canonical_json(BASELINE)) | {"model": json.loads(text)}
         return recipe_from_json(json.dumps(body))
     named = str(saved.get("arch")).partition(".")[0].removeprefix("mambaout_")
-    # timm's train.py can change a published shape by this option, and the name stays.
+    # With this option timm's train.py can change a published shape without changing its name.
     if named in VARIANTS and not getattr(saved.get("args"), "model_kwargs", None):
         return replace(BASELINE, model=VARIANTS[named])
     return None
 
 
 def _code_version_in(saved: Mapping[str, Any]) -> int | None:
-    """The code version of a run's checkpoint, or of what was exported from one."""
+    """The code version of a run's checkpoint, or of a file that was exported from one."""
     identity = saved.get("identity")
     if isinstance(identity, Mapping):
         version = said_version(identity)
@@ -248,7 +251,7 @@ def _code_version_in(saved: Mapping[str, Any]) -> int | None:
 
 
 def difference(model: MambaOut, weights: Weights) -> WeightDifference:
-    """What keeps `weights` from being all of `model`'s parameters."""
+    """The differences between `weights` and the parameters of `model`."""
     wanted, found = model.state_dict(), weights.tensors
     misfits = {}
     for name, tensor in wanted.items():
@@ -267,7 +270,7 @@ def difference(model: MambaOut, weights: Weights) -> WeightDifference:
 
 
 def load_weights(model: MambaOut, weights: Weights) -> None:
-    """Put `weights` into `model`, all of them or none; a ValueError says what does not fit."""
+    """Load `weights` into `model`, in place: all or none. A ValueError says what does not fit."""
     differing = difference(model, weights)
     if differing.in_classifier_alone and weights.num_classes != model.num_classes:
         raise WrongRequest(
@@ -292,8 +295,8 @@ def save_weights(
 ) -> None:
     """Write `model` as safetensors, whole or not at all.
 
-    The metadata says the network's shape, the recipe that trained it where it is given, whether
-    the weights are an average, and `facts`. Raises ValueError where `path` cannot be written.
+    The metadata holds the network's shape, the recipe that trained it if it is given, whether the
+    weights are an EMA, and `facts`. Raises ValueError if `path` cannot be written.
     """
     path = Path(path)
     if path.suffix != SAFETENSORS:

@@ -4,7 +4,7 @@
         Log("peak_lr", 5e-4, 8e-3), Linear("drop_path", 0.0, 0.3, step=0.05),
         Choice("kernel_size", (5, 7, 9)), Whole("blocks", 4, 16)))
 
-Pure values, so that a study with searches is listed and priced without Optuna.
+The classes here are pure values. So a study with searches can be listed and priced without Optuna.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json
 from mambaout.train.metrics import MINIVAL_TOP1
 
-# The two axes that are no fields of a recipe: they make the network wider or deeper.
+# These two axes are not fields of a recipe. They make the network wider or deeper.
 WIDTH, BLOCKS = "width", "blocks"
 
 
@@ -32,7 +32,7 @@ class LogRange:
 
 @dataclass(frozen=True)
 class LinearRange:
-    """A float on a linear scale, from `low` in steps of `step` where one is given."""
+    """A float on a linear scale. It starts at `low` and goes in steps of `step`, if given."""
 
     name: str
     low: float
@@ -65,7 +65,7 @@ Goal = tuple[str, Literal["max", "min"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One search: so many recipes from the axes around `base`, which is the first that is run."""
+    """One search: `num_trials` recipes from the axes around `base`. It runs `base` first."""
 
     label: str  # its trials are LABEL-t000, LABEL-t001, ...
     base: Recipe
@@ -75,9 +75,9 @@ class Search:
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     sampler_seed: int = 0
     early_stop: bool = False  # ASHA on minival; one goal only
-    seeds: tuple[int, ...] = (0,)  # the first for all recipes, the others for the best alone
+    seeds: tuple[int, ...] = (0,)  # all recipes get the first, only the best get the others
     num_confirmed: int = 1  # recipes that get the other seeds
-    follows: str | None = None  # label of the search whose best recipe is tried first here
+    follows: str | None = None  # label of a search; its best recipe is tried early here
 
     def to_json(self) -> dict[str, Any]:
         """For study.json."""

@@ -1,14 +1,14 @@
-"""Who asked for a trial: a typed origin, stored with it in trials.jsonl.
+"""Which part of a study asked for a trial: an origin, stored with the trial in trials.jsonl.
 
     GridPoint()              a recipe that the study names
-    Baseline()               the one that it holds the others against
+    Baseline()               the one that the others are compared with
     Predicted()              the one whose result is predicted before it is trained
     Suggested("recipe", 3)   number 3 of the search `recipe`, with the search's first seed
     Confirmed("recipe", 3)   the same recipe with another of the search's seeds
 
-A study has a trial once, whoever asks for it. It keeps an origin for each part that did, the one
-that decided on it first at the head. A label is for people: `earlier` is the only place that reads
-one, for trials that were stored before origins were.
+A study holds each trial once, even if several parts ask for it. The trial keeps one origin for each
+of these parts. The part that asked first comes first. A label is for people. Only `earlier` reads
+labels, for trials that were stored by versions without origins.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PredictedPoint:
 class SearchPoint:
     kind: ClassVar[str] = "suggested"
     search: str  # the search's label
-    number: int  # in the order the search decided on its recipes; 0 is its base
+    number: int  # in the order in which the search chose recipes; 0 is its base
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ _KINDS = {
 
 
 def trial_label(search: str, number: int) -> str:
-    """What a trial is called that no other part of the study has named."""
+    """The label of a trial that only a search has asked for."""
     return f"{search}-t{number:03d}"
 
 
@@ -72,7 +72,7 @@ def searches_of(origins: Origins) -> list[str]:
 def of_searches(
     origins: Origins, labels: Iterable[str]
 ) -> tuple[SearchPoint | ConfirmingSeed, ...]:
-    """The origins that the searches of these labels gave."""
+    """Those of the origins that belong to the searches with these labels."""
     known = set(labels)
     found = (one for one in origins if isinstance(one, (SearchPoint, ConfirmingSeed)))
     return tuple(one for one in found if one.search in known)
@@ -89,20 +89,20 @@ def origins_from_json(body: Sequence[Mapping[str, Any]]) -> Origins:
     )
 
 
-# -- trials stored before origins were -------------------------------------------------------------
+# -- trials stored by versions without origins ----------------------------------------------------
 
 
 def earlier(
     label: str, recipe: Recipe, seed: int, searches: Sequence[Search], predicted: str | None
 ) -> Origins:
-    """The origins of a trial that was stored without them, from what its study.json says."""
+    """The origins of a trial that was stored without them, computed from study.json."""
 
     def asked(search: Search, number: int) -> SearchPoint | ConfirmingSeed:
         kind = SearchPoint if seed == search.seeds[0] else ConfirmingSeed
         return kind(search.label, number)
 
     named: list[Origin] = [PredictedPoint()] if label == predicted else []
-    named += [BaselinePoint()] if label.startswith("baseline") else []  # as their labels did
+    named += [BaselinePoint()] if label.startswith("baseline") else []  # by its label
     suggested = [asked(search, number) for search, number in _numbers(label, searches)]
     # A search's base may have been run under another label.
     bases = [asked(one, 0) for one in searches if recipe == one.base and seed in one.seeds]
@@ -110,6 +110,6 @@ def earlier(
 
 
 def _numbers(label: str, searches: Sequence[Search]) -> list[tuple[Search, int]]:
-    """The search that called a trial so, and the trial's number; empty where none did."""
+    """The search that gave a trial this label, with the trial's number; empty if none did."""
     matches = [(one, re.fullmatch(re.escape(one.label) + r"-t(\d{3,})", label)) for one in searches]
     return [(search, int(match[1])) for search, match in matches if match is not None]

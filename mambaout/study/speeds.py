@@ -1,10 +1,10 @@
-"""Whose speed a number is: images/s and training time are measurements of a recipe on a device.
+"""Which device a speed belongs to. images/s and training time hold only for one device.
 
-A study can hold trials of several devices: it was continued on another machine, or it has taken
-finished trials over from a study that ran on one. Their accuracies can be compared; their speeds
-cannot. The rule stands here once: a study's device is the one that most of its own finished trials
-trained on, and a trial of another device has no speed in it. Charts, fronts, tables and goals read
-the runs that `own_speeds` returns.
+A study can hold trials of several devices. It may have been continued on another machine, or it may
+have reused finished trials of another study. The accuracies of such trials can be compared. Their
+speeds cannot. This module holds the rule. The study's device is the one on which most of its own
+finished trials were trained. A trial of another device has no speed in this study. Charts, fronts,
+tables and goals read the runs that `own_speeds` returns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, NUM_DEVICES, SPEEDS,
 
 
 def device_of(run: Run) -> str | None:
-    """What the run trained on, "8 x TPU v3"; None where it does not say."""
+    """What the run was trained on, like "8 x TPU v3"; None if the run does not say."""
     if not run.facts.get(DEVICE):
         return None
     last = device_text(str(run.facts[DEVICE]), int(run.facts.get(NUM_DEVICES, 1)))
@@ -28,11 +28,10 @@ def device_of(run: Run) -> str | None:
 
 
 def study_device(runs: Iterable[Run]) -> str | None:
-    """The device that most of the study's own finished trials trained on; of two with as many,
-    the one of the trial that ended last.
+    """The device on which most of the study's own finished trials were trained.
 
-    Trials taken over from other studies count only where there are no others. None where no
-    finished trial names its device.
+    In a tie, it is the device of the trial that ended last. Trials reused from other studies count
+    only if there are no others. None if no finished trial names its device.
     """
     known = [run for run in runs if run.status is Ending.FINISHED and device_of(run)]
     own = [run for run in known if REUSED_FROM not in run.facts] or known
@@ -46,16 +45,16 @@ def study_device(runs: Iterable[Run]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """A study's runs with the speeds of one device alone."""
+    """A study's runs, which hold the speeds of only one device."""
 
     device: str | None = None
-    runs: tuple[Run, ...] = ()  # those of other devices without a speed
+    runs: tuple[Run, ...] = ()  # runs of other devices have no speed here
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # trial key -> the other device
-    studies: tuple[str, ...] = ()  # that such trials were taken over from
+    studies: tuple[str, ...] = ()  # from which such trials were reused
 
     @property
     def note(self) -> str:
-        """What was left out, and what to do about it; "" where nothing was."""
+        """What was left out and what to do about it; "" if nothing was left out."""
         if not self.elsewhere:
             return ""
         finished = sum(run.status is Ending.FINISHED for run in self.runs)
@@ -71,7 +70,7 @@ class Speeds:
 
 
 def own_speeds(runs: Sequence[Run]) -> Speeds:
-    """The runs, without the speeds that are another device's than the study's."""
+    """The runs, without the speeds of any device other than the study's."""
     device = study_device(runs)
     found = {run.trial.key: device_of(run) for run in runs if run.status is Ending.FINISHED}
     elsewhere = {key: other for key, other in found.items() if other not in (None, device)}
@@ -89,7 +88,7 @@ def _without_speed(run: Run) -> Run:
 
 
 def speed_goals(searches: Iterable[Search]) -> dict[str, str]:
-    """The searches that look for speed, by label: the first such goal."""
+    """For each search that optimises speed: its label and the first such goal."""
     return {
         search.label: metric
         for search in searches

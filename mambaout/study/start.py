@@ -1,14 +1,14 @@
-"""What a sweep's function starts from: the data, what the user asked for, recipes that fit both.
+"""What a sweep's function starts from: the data, the user's options and recipes that fit them.
 
     def kernels(start: Start) -> Study:
         "Does a kernel of 3, 5 or 7 matter on my images?"
         recipes = {f"k{k}": tuned(start.recipe(), kernel_size=k) for k in (3, 5, 7)}
         return Study(name="kernels", question=str(kernels.__doc__), recipes=recipes)
 
-`start.recipe()` is the recipe that the rules (mambaout/rules.py) choose for the data and for the
-devices that trials will have, with every field that the user gave on the command line. What a study
-replaces in it afterwards is what the study varies; `check_given` refuses a given field that the
-study varies.
+`start.recipe()` returns the recipe that the rules (mambaout/rules.py) choose for the data and for
+the devices of the trials. It contains every field that the user gave on the command line. The study
+then varies some fields of this recipe. `check_given` raises an error if the user gave a field that
+the study varies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mambaout.study.axes import BLOCKS, WIDTH, Search, axis_names
 from mambaout.study.study import Study
 from mambaout.variants import VARIANTS, ModelConfig
 
-# What the axes that are no fields of a recipe change.
+# Some axes are not fields of a recipe. These are the fields that they change.
 _FIELDS_OF_AXIS = {WIDTH: ("dims", "hidden_multiple"), BLOCKS: ("depths",)}
 _SHAPE_FIELDS = ("depths", "dims")
 OWN_QUESTION = "sweeps/mine.py --shapes small=1,1,1,1/16,32,64,96 femto, or --grid FIELD=A,B"
@@ -35,24 +35,24 @@ OWN_QUESTION = "sweeps/mine.py --shapes small=1,1,1,1/16,32,64,96 femto, or --gr
 
 @dataclass(kw_only=True)
 class Start:
-    """The ground that a study is built on."""
+    """The data and the user's options, from which a study is built."""
 
     facts: DataFacts
-    given: Mapping[str, Any] = field(default_factory=dict)  # fields of the command line
+    given: Mapping[str, Any] = field(default_factory=dict)  # fields from the command line
     variants: Sequence[str] | None = None  # what --variants names; None: the study's own
     smoke: bool = False
     precision: AppliedRule | None = None  # the rule of the devices that trials will have
     rules: list[AppliedRule] = field(default_factory=list)  # those that have acted so far
-    took_variants: bool = False  # the study has asked for its shapes
+    took_variants: bool = False  # whether the study has asked for its shapes
 
     @property
     def epochs(self) -> int:
-        """Of the recipe that fits the data."""
+        """The epochs of the recipe that fits the data."""
         return self._rules_recipe.schedule.epochs
 
     @property
     def train_images(self) -> int | None:
-        """Of the recipe that fits the data: how many images a trial trains on; None: all."""
+        """How many images a trial of the fitting recipe trains on; None means all."""
         return self._rules_recipe.train_images
 
     @property
@@ -61,19 +61,19 @@ class Start:
 
     @property
     def small(self) -> bool:
-        """Whether the data are few or small, or the run is a smoke run: small shapes fit then."""
+        """Whether small shapes fit: the images are few or small, or this is a smoke run."""
         return self.smoke or is_small(self.facts, self.given.get("train_images"))
 
     def recipe(self, shape: ModelConfig | None = None, **defaults: Any) -> Recipe:
         """The recipe that fits the data, for `shape` (None: a shape that fits, too).
 
-        `defaults` are fields that this study wants; a field that the user gave comes before them,
-        and a rule fills in what neither says.
+        `defaults` are fields that this study wants. A field that the user gave overrides them. A
+        rule sets the fields that neither of them gives.
         """
         return self._fitted(shape, defaults, paper=False)
 
     def paper(self, shape: ModelConfig | None = None, **defaults: Any) -> Recipe:
-        """The paper's recipe at the size of the data: its length and augmentation as they are."""
+        """The paper's recipe at the size of the data. Length and augmentation stay the paper's."""
         return self._fitted(shape, defaults, paper=True)
 
     def _fitted(
@@ -94,9 +94,9 @@ class Start:
         return found.recipe
 
     def shapes(self, catalogue: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
-        """The shapes to train: those that --variants names, else the whole catalogue.
+        """The shapes to train: those in --variants, or else the whole catalogue.
 
-        A published variant can be named beside the catalogue's shapes.
+        --variants may name shapes of the catalogue and published variants.
         """
         self.took_variants = True
         known = dict(VARIANTS) | dict(catalogue)
@@ -119,8 +119,9 @@ class Start:
 
 
 def check_given(study: Study, start: Start) -> None:
-    """ValueError where the study does not do as the command line says: it varies a given field,
-    or has no use for --variants."""
+    """Raise ValueError if the study ignores the command line.
+
+    It does so if it varies a given field or does not use --variants."""
     if start.variants is not None and not start.took_variants:
         raise WrongRequest(f"--variants: study {study.name} has no catalogue of shapes")
     for name, value in start.given.items():

@@ -1,6 +1,7 @@
-"""What a tracking URI says, read without mlflow: a file, a database, a server; and its secrets.
+"""Parse a tracking URI without mlflow: a file, a database or a server, and the secrets in it.
 
-The addresses are SQLAlchemy's, which MLflow hands them to: `?` starts options, `%` is decoded.
+The addresses follow SQLAlchemy's rules, because MLflow passes them to it: `?` starts the options,
+and `%` escapes are decoded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from mambaout.errors import WrongRequest
 
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # that MLflow keeps runs in
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # in which MLflow can keep runs
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?:///(?P<path>.*)", re.DOTALL)
 _USER_INFO = re.compile(r"(?<=://)[^/\s?#][^\s]*@|(?<=://)[^\s/@]*@")
 _SECRET_OPTIONS = re.compile(
@@ -20,7 +21,7 @@ _SECRET_OPTIONS = re.compile(
 
 
 class TrackingError(WrongRequest):
-    """MLflow cannot keep the study's runs; the message says why, and what to do."""
+    """MLflow cannot store the study's runs. The message says why and what to do."""
 
 
 def default_tracking_uri(storage: Path | str) -> str:
@@ -38,8 +39,9 @@ def sqlite_uri(path: Path) -> str:
     text = str(path)
     if "%" not in text and "?" not in text:
         return f"sqlite:///{text}"
-    # MLflow makes the parent folder of a `sqlite:///` address as it is written, before it is
-    # decoded: an empty neighbour. It leaves an address with the driver's name alone.
+    # MLflow makes the parent folder of a `sqlite:///` address before it decodes the address. That
+    # would leave an empty folder with the encoded name. MLflow makes no folder if the address names
+    # the driver.
     return "sqlite+pysqlite:///" + text.replace("%", "%25").replace("?", "%3F")
 
 

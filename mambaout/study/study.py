@@ -1,15 +1,16 @@
-"""A study as a value: its question and its trials; and its folder on disk.
+"""A study as a value (its question and its trials), and its folder on disk.
 
     STORAGE/NAME/study.json           the question, what was asked for
-    STORAGE/NAME/trials.jsonl         a line a trial, in the order they were decided on; one that
-                                      a further part of the study asks for gets a second line,
-                                      which stands for it from then on
-    STORAGE/NAME/trials/KEY/          one run directory a trial (recipe.json, records.jsonl,
+    STORAGE/NAME/trials.jsonl         one line for each trial, in the order of decision; if another
+                                      part of the study asks for a trial too, it gets a new line,
+                                      which replaces the earlier one
+    STORAGE/NAME/trials/KEY/          a trial's run directory (recipe.json, records.jsonl,
                                       last.ckpt, outcome.json), written by mambaout.train
     STORAGE/NAME/report.html, trials.csv, ...
 
-A trial is finished when its run directory holds outcome.json; nothing else is asked. One that the
-study stopped early has stopped.json instead, and its checkpoint, so that it can still be finished.
+A trial is finished if its run directory holds outcome.json. Nothing else is checked. If the study
+stopped the trial early, the directory holds stopped.json instead, and the checkpoint, so that the
+trial can still be finished.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ RECIPE_FILE = "recipe.json"
 RECORDS_FILE = "records.jsonl"
 OUTCOME_FILE = "outcome.json"
 CHECKPOINT_FILE = "last.ckpt"
-REUSED_FILE = "reused.json"  # where a run was taken over from
+REUSED_FILE = "reused.json"  # names the study from which a run was reused
 REUSED_FROM = "reused_from"  # its one fact: the study
 STOPPED_FILE = "stopped.json"
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.jsonl"
-_RUN_FILES = (RECORDS_FILE, OUTCOME_FILE, REUSED_FILE, STOPPED_FILE)  # what a Run is read from
+_RUN_FILES = (RECORDS_FILE, OUTCOME_FILE, REUSED_FILE, STOPPED_FILE)  # a Run is read from them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +74,13 @@ class Trial:
     seed: int
     data: str  # the fingerprint of the data set
     code_version: int = CODE_VERSION
-    # The parts of the study that asked for it, the first of them first; none in what an earlier
-    # version stored. Like the label, they say nothing of what the trial is.
+    # The parts of the study that asked for it, in the order in which they asked. Empty if an
+    # earlier version stored the trial. Like the label, they are no part of the trial's identity.
     origins: Origins = field(default=(GridPoint(),), compare=False)
 
     @cached_property
     def key(self) -> str:
-        """What the trial is, in twelve hex digits; label and origins take no part."""
+        """The trial's identity in twelve hex digits. Label and origins do not change it."""
         return content_key(self.recipe, self.seed, self.data, self.code_version)
 
     @property
@@ -95,18 +96,18 @@ class Trial:
         return PredictedPoint() in self.origins
 
     def asked_for_by(self, *origins: Origin) -> Trial:
-        """The trial, with these among its origins."""
+        """A copy of the trial to which these origins are added."""
         whole = tuple(dict.fromkeys([*self.origins, *origins]))
         return self if whole == self.origins else replace(self, origins=whole)
 
     def to_json(self) -> str:
-        """One line: a line of trials.jsonl, and what a worker is told."""
+        """The trial as one line of text, for trials.jsonl and for a worker."""
         body = {"label": self.label, "key": self.key, "seed": self.seed, "data": self.data}
         body |= {"origins": origins_to_json(self.origins)}
         return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
 
     @classmethod
-    @lru_cache(maxsize=10_000)  # a launch reads a study's trials some four times
+    @lru_cache(maxsize=10_000)  # a launch reads a study's trials about four times
     def from_json(cls, line: str) -> Trial:
         row = json.loads(line)
         recipe = recipe_from_json(json.dumps(row["recipe"]))
@@ -117,29 +118,29 @@ class Trial:
             data=row["data"],
             origins=origins_from_json(row.get("origins", ())),
         )
-        # The key says which code version it is of.
+        # The key tells the code version of the trial.
         older = (replace(trial, code_version=n) for n in reversed(range(1, CODE_VERSION)))
         return next((each for each in (trial, *older) if each.key == row.get("key")), trial)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question and the recipes that answer it, each run with every one of its seeds."""
+    """A question and the recipes that answer it. Each recipe is trained with all its seeds."""
 
     name: str
     question: str
     recipes: Mapping[str, Recipe]  # label -> recipe
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)  # for all, or for each label
     searches: Sequence[Search] = ()  # run after the recipes, one after another
-    predicted: str | None = None  # label of the recipe whose result is predicted from the others'
-    baseline: str | None = None  # label of the recipe that the others are held against
+    predicted: str | None = None  # label of the recipe whose result the others predict
+    baseline: str | None = None  # label of the recipe that the others are compared with
 
     def __post_init__(self) -> None:
         # A docstring that is a question may take two lines.
         object.__setattr__(self, "question", " ".join(self.question.split()))
 
     def trials(self, data: str) -> list[Trial]:
-        """Every trial, on the data set with the fingerprint `data`; cheap seeds first."""
+        """Every trial, on the data set with the fingerprint `data`. All first seeds come first."""
         rows = [
             (position, index, self._trial(label, recipe, seed, data))
             for index, (label, recipe) in enumerate(self.recipes.items())
@@ -159,7 +160,7 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is known of a trial: read back from its run directory."""
+    """What is known about a trial, as read from its run directory."""
 
     trial: Trial
     status: Ending
@@ -173,8 +174,8 @@ class StudyFolder:
 
     def __init__(self, storage: Path, name: str, *, reuse: bool = True) -> None:
         self.path = Path(storage) / name
-        self.reuse = reuse  # take finished trials over from the studies beside this one
-        self._read: dict[str, tuple[Any, Run]] = {}  # key -> what its files looked like, and said
+        self.reuse = reuse  # reuse finished trials of the studies beside this one
+        self._read: dict[str, tuple[Any, Run]] = {}  # key -> state of its files, run
 
     def run_directory(self, trial: Trial) -> Path:
         return self.path / "trials" / trial.key
@@ -182,7 +183,7 @@ class StudyFolder:
     def write(self, study: Study, trials: Sequence[Trial], **facts: Any) -> None:
         """Write study.json and trials.jsonl, each whole or not at all.
 
-        `facts` (data, command, ...) ride along in study.json.
+        `facts` (data, command, ...) are stored in study.json too.
         """
         body = {
             "name": study.name,
@@ -197,11 +198,11 @@ class StudyFolder:
         write_whole(self.path / STUDY_FILE, json.dumps(body, indent=1) + "\n")
 
     def add(self, trial: Trial) -> None:
-        """Append a trial that has only now been decided on, or that has a further origin."""
+        """Append a trial that is new or that has got another origin."""
         append_lines(self.path / TRIALS_FILE, [trial.to_json()], sync=True)
 
     def texts(self) -> dict[str, str]:
-        """What `write` is about to replace, for `put_back`."""
+        """The texts of the files that `write` will replace, for `put_back`."""
         paths = [self.path / name for name in (STUDY_FILE, TRIALS_FILE)]
         return {path.name: path.read_text() for path in paths if path.exists()}
 
@@ -210,7 +211,7 @@ class StudyFolder:
             write_whole(self.path / name, text)
 
     def read(self) -> dict[str, Any]:
-        """What study.json holds; FileNotFoundError says where it was looked for."""
+        """The content of study.json. If there is none, FileNotFoundError names the path."""
         path = self.path / STUDY_FILE
         text = read_whole(path)
         if text is None and path.exists():
@@ -222,13 +223,13 @@ class StudyFolder:
             return json.loads(path.read_text() if text is None else text)
 
     def trials(self) -> list[Trial]:
-        """Every trial decided on so far; a last line cut off by a kill is left out."""
+        """Every trial decided on so far. A last line that a kill cut off is ignored."""
         path = self.path / TRIALS_FILE
         found = self._with_origins(list(read_lines(path, Trial.from_json)))
         return list({trial.key: trial for trial in found}.values())
 
     def trials_to_go_on(self) -> list[Trial]:
-        """The trials but for those of other code versions, which only their own goes on with."""
+        """The trials of this code version. Only the same code version can continue a trial."""
         return [trial for trial in self.trials() if trial.code_version == CODE_VERSION]
 
     def begun_by_others(self) -> list[Trial]:
@@ -237,7 +238,7 @@ class StudyFolder:
         return [trial for trial in others if self.run_directory(trial).exists()]
 
     def _with_origins(self, trials: list[Trial]) -> list[Trial]:
-        """The trials, those of an earlier version with the origins that study.json tells of."""
+        """The trials. Those of an earlier version get the origins that study.json implies."""
         if all(trial.origins for trial in trials):
             return trials
         study = self.read() if (self.path / STUDY_FILE).exists() else {}
@@ -253,7 +254,7 @@ class StudyFolder:
         return [known(trial) for trial in trials]
 
     def searched(self, searches: Sequence[Search]) -> list[Trial]:
-        """The trials here that these searches asked for, as theirs alone."""
+        """The trials that these searches asked for, with no other origins than theirs."""
         labels = [search.label for search in searches]
         found = []
         for trial in self.trials_to_go_on():
@@ -263,7 +264,7 @@ class StudyFolder:
         return found
 
     def run(self, trial: Trial) -> Run:
-        """What the trial's run directory holds by now; read again only where a file has changed."""
+        """What the trial's run directory holds now. Only a changed file is read again."""
         directory = self.run_directory(trial)
         now = [_look(directory / name) for name in _RUN_FILES]
         before, run = self._read.get(trial.key, (None, None))
@@ -278,7 +279,7 @@ class StudyFolder:
             records = tuple(read_records(directory / RECORDS_FILE))
         path = directory / OUTCOME_FILE
         text = read_whole(path)
-        if text is None:  # not over, or to be ended once more: a power loss has emptied the file
+        if text is None:  # not over; or a power loss emptied the file, and it ends again
             stopped = directory / STOPPED_FILE
             if stopped.exists():
                 with _named(stopped):
@@ -302,17 +303,18 @@ class StudyFolder:
         return [self.run(trial) for trial in self.trials()]
 
     def adopt(self, trial: Trial) -> str | None:
-        """Take the trial's run over from a study beside this one; that study's name, or None.
+        """Reuse the trial's run of a study beside this one. Returns that study's name, or None.
 
         A finished run is taken as it is. A run of the same recipe with a shorter cool-down is the
-        beginning of this one, so its checkpoint and records are taken and training goes on.
+        first part of this run. Its checkpoint and records are taken, and training continues from
+        there.
         """
         directory = self.run_directory(trial)
         if directory.exists() or not self.reuse:
             return None
         for source, complete in self._sources(trial):
             for left in leftovers(directory):
-                remove(left)  # of a driver killed while it copied
+                remove(left)  # left by a driver that was killed while it copied
             study = source.parent.parent.name
             with replacing(directory) as aside:
                 aside.mkdir(parents=True)
@@ -329,14 +331,14 @@ class StudyFolder:
         return None
 
     def finished_elsewhere(self, trials: Sequence[Trial]) -> set[str]:
-        """Keys of the trials that `adopt` would take over whole."""
+        """Keys of the trials for which `adopt` would find a finished run."""
         if not self.reuse:
             return set()
         sources = {trial.key: next(self._sources(trial), None) for trial in trials}
         return {key for key, source in sources.items() if source is not None and source[1]}
 
     def _sources(self, trial: Trial) -> Iterator[tuple[Path, bool]]:
-        """Run directories of finished runs that hold all of the trial, then the start of it."""
+        """Directories of finished runs: first of the whole trial, then of its start."""
         schedule = trial.recipe.schedule
         for cooldown in range(schedule.cooldown_epochs, -1, -1):
             shorter = replace(schedule, cooldown_epochs=cooldown)
@@ -349,7 +351,7 @@ class StudyFolder:
                     yield outcome.parent, complete
 
     def stop(self, trial: Trial, why: str) -> None:
-        """Have the trial stopped early: its worker sees the file, saves and ends."""
+        """Ask the trial to stop early. Its worker sees the file, saves a checkpoint and ends."""
         directory = self.run_directory(trial)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / STOPPED_FILE, json.dumps({"why": why}) + "\n")
@@ -360,7 +362,7 @@ _OF_A_RUN = "; put it back from a copy, or move its folder away and run the stud
 
 @contextmanager
 def _named(path: Path, remedy: str = _OF_A_RUN) -> Iterator[None]:
-    """What is wrong with a file, of another version or damaged, as a ValueError that names it."""
+    """Turn an error in a file (another version, or damage) into a ValueError that names it."""
     try:
         yield
     except DamagedLine as error:
@@ -371,7 +373,7 @@ def _named(path: Path, remedy: str = _OF_A_RUN) -> Iterator[None]:
 
 
 def _look(path: Path) -> tuple[int, ...] | None:
-    """What changes when the file does; None where there is none."""
+    """Numbers that change if the file changes; None if there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -380,6 +382,6 @@ def _look(path: Path) -> tuple[int, ...] | None:
 
 
 def _without_val(record: Record) -> str:
-    """The record as a line, without what a run measures at its end alone."""
+    """The record as a line, without the metrics that are measured only at a run's end."""
     kept = {name: value for name, value in record.values.items() if not name.startswith("val/")}
     return replace(record, values=kept).to_json()

@@ -1,4 +1,4 @@
-"""One training run on one worker group. Knows nothing of Ray, MLflow or Optuna.
+"""One training run on one worker group. This folder does not use Ray, MLflow or Optuna.
 
 In:  a recipe, a data set, a seed, a backend.
 Out: a run directory, a `Record` for every sink, an `Outcome`.

@@ -1,7 +1,7 @@
-"""Where a run computes: devices, autocast, graphs, waiting, memory, behind one small class.
+"""The devices of a run behind one small class: placement, autocast, graphs, waiting, memory.
 
-The step and the loop are the same code on every backend. A new runtime is one more class here:
-TorchTPU, the successor of torch_xla on chips newer than v3, would be the next.
+The step and the loop are the same code on every backend. A new runtime needs one more class here.
+TorchTPU, the successor of torch_xla on chips newer than v3, could be the next.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
 from mambaout.train import versions
-from mambaout.train.cpu import cpu_name
+from mambaout.train.cpu import cpu_name, keep_freed_memory
 
 BackendName = Literal["cpu", "cuda", "xla"]
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class Backend(ABC):
-    """One process's devices; on a TPU slice, its share of the slice's."""
+    """The devices of one process; on a TPU slice, the process's share of the slice."""
 
     name: BackendName
     device: torch.device
-    num_devices: int = 1  # that share a global batch, over all hosts
+    num_devices: int = 1  # devices that share a global batch, over all hosts
     num_hosts: int = 1  # processes, one a host
-    host: int = 0  # this one's rank
-    compiles: bool = False  # traces what it is given into graphs, and compiles each new one
-    batches_ahead: int = 0  # that are sent to the device before they are needed
+    host: int = 0  # the rank of this process
+    compiles: bool = False  # it traces operations into graphs, and compiles each new graph
+    batches_ahead: int = 0  # batches that are sent to the device before they are needed
 
     @property
     @abstractmethod
     def device_name(self) -> str:
-        """What the hardware calls itself, for records and the chip table."""
+        """The hardware's own name, for records and the chip table."""
 
     @property
     def multiplies_bf16(self) -> bool:
@@ -53,53 +53,56 @@ class Backend(ABC):
 
     @abstractmethod
     def usable_bytes(self) -> float:
-        """Memory that training may take of each device."""
+        """Bytes of memory that training may take on each device."""
 
     @abstractmethod
     def peak_memory_bytes(self) -> int | None:
-        """Most memory in use so far; None where the runtime does not tell."""
+        """The most bytes in use at once so far; None if the runtime does not tell."""
 
     def move(self, model: Network) -> Network:
-        """`model` on the devices, whole on each; changes it in place."""
+        """Move all of `model` to each device, in place; returns it."""
         return model.to(self.device)
 
     def place(self, rows: Tensor) -> Tensor:
-        """`rows` on the devices, each of which gets an equal share of them; this host's rows,
-        where there are more. Returns before a copy to an accelerator is over."""
+        """`rows` on the devices; each device gets an equal share of them.
+
+        With several hosts, `rows` are those of this host. The call returns before a copy to an
+        accelerator is complete.
+        """
         return rows.to(self.device, non_blocking=True)
 
     def place_whole(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the devices, all of it on each."""
+        """`tensor` on the devices; each device gets all of it."""
         return tensor.to(self.device, non_blocking=True)
 
     def autocast(self, precision: str) -> AbstractContextManager:
-        """Matrix products in `precision`; weights and their updates stay fp32."""
+        """A context with matrix products in `precision`; weights and their updates stay fp32."""
         if precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def cut_graph(self) -> None:  # noqa: B027 - eager backends have nothing to cut
-        """Where a backend that compiles ends one graph, starts it and begins the next."""
+        """End the current graph, run it, and begin the next one; only for backends that compile."""
 
     def compilations(self) -> int:
-        """Graphs that this process has compiled."""
+        """The number of graphs that this process has compiled."""
         return 0
 
     def highest(self, value: int) -> int:
-        """The largest `value` of any host: what all hosts must decide alike."""
+        """The largest `value` over all hosts. With it all hosts take the same decision."""
         return value
 
     def wait(self) -> None:  # noqa: B027 - a CPU has always finished
-        """Return when the device has done all it was given."""
+        """Return when the device has finished all its work."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether `error` says that a smaller micro-batch would have fitted."""
+        """Whether `error` is an out-of-memory error, which a smaller micro-batch may avoid."""
         return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
             isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
         )
 
     def free_memory(self) -> None:  # noqa: B027 - only caching allocators hold any
-        """Give cached memory back after an allocation failed."""
+        """Release cached memory after an allocation failed."""
 
 
 class Cpu(Backend):
@@ -112,9 +115,13 @@ class Cpu(Backend):
     def device_name(self) -> str:
         return cpu_name(torch.get_num_threads())
 
+    def move(self, model: Network) -> Network:
+        keep_freed_memory()
+        return super().move(model)
+
     def usable_bytes(self) -> float:
-        # A CPU has no error to catch: past the memory the kernel kills. Stay well inside, since
-        # the other trials of the machine take their share of it too.
+        # On a CPU there is no out-of-memory error to catch: the kernel kills the process. So stay
+        # well below the total, because the machine's other trials need their share too.
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(total // 16, 2 * 1024**3)
 
@@ -130,8 +137,8 @@ class Cuda(Backend):
         if not torch.cuda.is_available():
             raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
         self.device = torch.device("cuda", torch.cuda.current_device())
-        # By default convolutions of fp32 are TF32, with ten bits of mantissa, and other products
-        # are not; fp32 means fp32.
+        # By default torch computes fp32 convolutions in TF32, with ten bits of mantissa, but other
+        # products in fp32. Here fp32 means fp32.
         convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - not in its types
         convolutions.fp32_precision = "ieee"
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -146,7 +153,7 @@ class Cuda(Backend):
 
     def usable_bytes(self) -> float:
         free, total = torch.cuda.mem_get_info(self.device)
-        part = torch.cuda.get_per_process_memory_fraction(self.device)  # of a GPU that is shared
+        part = torch.cuda.get_per_process_memory_fraction(self.device)  # below 1 on a shared GPU
         return USABLE * min(free, part * total)
 
     def peak_memory_bytes(self) -> int:
@@ -160,8 +167,7 @@ class Cuda(Backend):
 
 
 def gpu_multiplies_bf16(index: int) -> bool:
-    """Whether a GPU of this process has units for bf16: by the chip table, else by what torch says
-    of it."""
+    """Whether a GPU of this process has units for bf16. The chip table says it, else torch."""
     known = multiplies_bf16(torch.cuda.get_device_name(index))
     if known is not None:
         return known
@@ -169,19 +175,20 @@ def gpu_multiplies_bf16(index: int) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-# What XLA says when a program or its data does not fit.
+# Texts in XLA's errors when a program or its data does not fit.
 _XLA_MEMORY_TEXTS = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Out of memory")
 
 
 class Xla(Backend):
-    """All devices that PJRT_DEVICE has here, as one: SPMD over a mesh of one axis.
+    """All XLA devices of PJRT_DEVICE, used as one: SPMD over a mesh with one axis.
 
-    A batch is sharded over the mesh, parameters lie whole on each device, and the compiler adds
-    the sum over devices. One process a host; on a slice all hosts run the same program, each with
-    its own rows. PJRT_DEVICE=CPU gives CPU_NUM_DEVICES virtual devices, which is how it is tested.
+    A batch is sharded over the mesh. Every device holds all parameters, and the compiler inserts
+    the sum over devices. There is one process a host. On a slice all hosts run the same program,
+    each with its own rows. PJRT_DEVICE=CPU gives CPU_NUM_DEVICES virtual devices; tests use them.
 
     Importing torch_xla changes the process (environment, logging, torch._dynamo's settings,
-    torch.nn.utils.clip_grad_norm_), so that it is imported here and only when this is chosen.
+    torch.nn.utils.clip_grad_norm_). So it is imported only here, and only if this backend is
+    chosen.
     """
 
     name = "xla"
@@ -215,12 +222,12 @@ class Xla(Backend):
         return device_bytes(find_chip(self.device_name) or CHIPS["TPU v3"])
 
     def peak_memory_bytes(self) -> int | None:
-        # torch_xla refuses to say it of the devices of a mesh.
+        # torch_xla does not tell it for the devices of a mesh.
         return None if self._on_tpu else Cpu().peak_memory_bytes()
 
     def move(self, model: Network) -> Network:
-        # torch_xla makes a batch norm over the flattened map of a layer norm, which the
-        # partitioner cannot split: every device would get the whole batch.
+        # torch_xla turns a layer norm into a batch norm over the flattened map. The partitioner
+        # cannot split that: every device would get the whole batch.
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 setattr(module, "forward", functools.partial(_layer_norm, module))  # noqa: B010
@@ -258,7 +265,7 @@ class Xla(Backend):
 
 
 def _layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm` of the last dimension written out, in fp32 as CUDA's autocast has it."""
+    """`norm` over the last dimension, written out; in fp32, like under CUDA's autocast."""
     centred = x.float() - x.float().mean(-1, keepdim=True)
     deviation = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
     return centred * deviation * norm.weight + norm.bias
@@ -266,8 +273,8 @@ def _layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     """torch_xla, its xla_model, runtime and spmd, in SPMD mode and with the cache on."""
-    versions.require(os.environ.get("PJRT_DEVICE"))  # before torch_xla says it less clearly
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a warning for each graph, not for us
+    versions.require(os.environ.get("PJRT_DEVICE"))  # torch_xla's own error would be less clear
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides a useless warning for each graph
     import torch_xla
     import torch_xla.backends
     import torch_xla.core.xla_model
@@ -277,26 +284,27 @@ def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     runtime = torch_xla.runtime
     # The CPU's executables cannot be read back: the cache would be written for nothing.
     if cache is not None and runtime.device_type() == "TPU" and not runtime.is_spmd():
-        # Its own key leaves out how another version lowers a graph. The hosts of a slice compile
-        # the same at the same moment, and a file that is read half-written is compiled again.
+        # torch_xla's own cache key does not hold its version, but versions lower a graph
+        # differently. The hosts of a slice compile the same graph at the same moment; a host that
+        # read a half-written file would compile it again. So each version and host has a folder.
         folder = cache / f"torch_xla-{version('torch_xla')}" / f"host-{runtime.host_index()}"
         folder.mkdir(parents=True, exist_ok=True)
         runtime.initialize_cache(str(folder))
     if not runtime.is_spmd():  # a process may train one run after another
         runtime.use_spmd()
-        # A TPU multiplies fp32 matrices in bf16, unless it is told that fp32 is meant. What is to
-        # be in bf16 has been cast to it by autocast.
+        # By default a TPU multiplies fp32 matrices in bf16; "highest" makes it fp32. Autocast has
+        # already cast the tensors that are meant to be in bf16.
         logging.getLogger("torch_xla.backends").setLevel(logging.ERROR)  # it warns of every call
         torch_xla.backends.set_mat_mul_precision("highest")
     return torch_xla, torch_xla.core.xla_model, runtime, torch_xla.distributed.spmd
 
 
 def backend(name: str | None = None, *, cache: Path | None = None) -> Backend:
-    """The backend called `name`; None: a GPU where there is one, else the CPU.
+    """The backend called `name`; None: a GPU if there is one, else the CPU.
 
-    `cache`: the folder of compiled graphs that outlives the process, where the runtime can read
-    them back. It is keyed by what is in a graph, the devices, the versions and the host of a slice,
-    so that all trials of all studies may share it.
+    `cache` is the folder of compiled graphs. It outlives the process, and is used if the runtime
+    can read graphs back. Its key holds the graph's content, the devices, the versions and the host
+    of a slice, so all trials of all studies may share it.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

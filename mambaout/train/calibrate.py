@@ -1,7 +1,7 @@
-"""A few seconds of a recipe on this process's devices: how fast it trains and evaluates.
+"""Measures how fast a recipe trains and evaluates on this process's devices, in a few seconds.
 
-It is the training loop itself on the recipe's own batches, so what it says holds for a trial:
-loading and augmentation, micro-batches, what memory lets fit. Nothing is kept of it.
+It runs the training loop itself on the recipe's own batches. So the speed includes loading and
+augmentation, with the micro-batch that fits into memory, like in a trial. It keeps no files.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mambaout.train.outcomes import OutOfMemory
 from mambaout.train.step import eval_step
 
 NEVER = 1_000_000  # epochs: a calibration ends long before, and before it evaluates
-EVAL_SHARE = 0.25  # of the seconds, for evaluation
+EVAL_SHARE = 0.25  # the share of the seconds that goes to evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a recipe does on a device."""
+    """The speed and the memory of a recipe on a device."""
 
-    images_per_second: float  # training, warm-up step left out
+    images_per_second: float  # of training, without the first step
     eval_images_per_second: float
-    first_step_seconds: float  # the network built, the data opened, kernels found
+    first_step_seconds: float  # including building the network, opening the data, finding kernels
     peak_memory_bytes: int | None  # of a GPU; of the process on a CPU; None on a TPU
     device: str
     num_devices: int
@@ -48,9 +48,9 @@ def calibrate(
     num_workers: int = 0,
     seed: int = 0,
 ) -> Calibration:
-    """Train `recipe` for about `seconds` after its first step, then evaluate for a quarter of it.
+    """Train `recipe` for about `seconds` after its first step, then evaluate for a quarter of that.
 
-    Raises MemoryError where not even the smallest micro-batch fits.
+    Raises MemoryError if not even the smallest micro-batch fits.
     """
     clock = _Clock(backend, seconds)
     endless = replace(
@@ -95,7 +95,7 @@ class _Clock:
         return self.started - self.made
 
     def step_is_over(self) -> bool:
-        """What the loop asks after every step: whether to stop."""
+        """Whether to stop; the loop asks this after every step."""
         self.steps += 1
         if self.steps == 0:
             self.backend.wait()
@@ -108,7 +108,7 @@ class _Clock:
 
 
 def _evaluated(recipe: Recipe, data: DataSet, backend: Backend, seconds: float) -> float:
-    """Images a second: whole passes over minival, or as much of one as fits the time."""
+    """Images/s of whole passes over minival, or of a part of one if the time is short."""
     model = backend.move(build(recipe.model, data.num_classes))
     size = evaluation_batch(recipe, 1, backend)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot spoil: written aside, renamed, checked before they are used."""
+"""Checkpoints that survive a kill: written to another name, renamed, and checked before use."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ log = logging.getLogger(__name__)
 
 
 def save(directory: Path, state: dict[str, Any]) -> None:
-    """Write `state` as last.ckpt; the one it replaces becomes previous.ckpt.
+    """Write `state` as last.ckpt; the old last.ckpt becomes previous.ckpt.
 
-    Its tensors are written as a CPU's, so that any backend can go on from them. At every moment at
-    least one whole checkpoint lies in the directory.
+    Tensors are written as CPU tensors, so that any backend can load them. At every moment the
+    directory holds at least one whole checkpoint.
     """
     last = directory / LAST
     for left in leftovers(last):
-        remove(left)  # of a process killed while it saved
+        remove(left)  # from a process that was killed while it saved
     state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
     with replacing(last, keep=directory / PREVIOUS) as aside, aside.open("wb") as file:
         torch.save({"format": FORMAT, **state}, file)
 
 
 def load_latest(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of the directory, on the CPU; None where there is none.
+    """The newest whole checkpoint of the directory, on the CPU; None if there is no checkpoint.
 
-    A damaged last.ckpt is reported and previous.ckpt used. Both damaged is an error, since starting
-    afresh would throw work away unasked.
+    If last.ckpt is damaged, a warning says so and previous.ckpt is used. If both are damaged, that
+    is an error: to start from step 0 would throw work away without asking.
     """
     damaged = []
     for name in (LAST, PREVIOUS):
@@ -58,7 +58,7 @@ def load_latest(directory: Path) -> dict[str, Any] | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte is there and unaltered: the zip's directory and all its checksums."""
+    """Whether the file is complete and unaltered: checks the zip's directory and all checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -67,8 +67,10 @@ def is_whole(path: Path) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path`; one that is not ours, or of a format that this version does not
-    know, is a ValueError."""
+    """The checkpoint at `path`.
+
+    Raises ValueError if it is not one of ours, or has a format that this version does not know.
+    """
     state = read_torch(path)
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:

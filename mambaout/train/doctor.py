@@ -1,11 +1,11 @@
-"""What this machine is, what does not fit together on it, and one training step on its devices.
+"""Checks a machine: its parts, what does not fit together, and a few training steps on it.
 
 Run:    mambaout doctor --backend xla
 Costs:  a minute or two, most of it compiling; writes nothing
-Status: 0 well, 1 it trains but something is wrong, 2 it cannot train
+Status: 0 all is well, 1 it trains but something is wrong, 2 it cannot train
 
-The first command on a new machine, and on a new TPU above all: what it says there is what no
-machine without one can say. On a slice run it on all hosts at once.
+It is the first command to run on a new machine, above all on a new TPU: much can be checked only
+there. On a slice run it on all hosts at once.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ from mambaout.variants import VARIANTS
 
 PACKAGES = ("torch", "torch_xla", "libtpu", "torchvision", "timm", "ray", "mlflow", "optuna")
 LEAST_SHARED = 1 * GIB  # of /dev/shm: Ray's objects and loading processes; Docker gives 64 MiB
-LEAST_CACHE = 10 * GIB  # free; packed Fashion-MNIST takes 0.1, ImageNet-1k is read where it is
-WARM_STEPS = 2  # after which nothing may compile
+LEAST_CACHE = 10 * GIB  # free; packed Fashion-MNIST takes 0.1; ImageNet-1k is not copied
+WARM_STEPS = 2  # after these steps nothing may compile
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class StepsReport:
-    """What a few training steps came to."""
+    """The result of a few training steps."""
 
     images_per_second: float
     warm_seconds: float
-    compilations: int  # of the process, after all of the steps
-    late_compilations: int  # of them, after the warm steps
+    compilations: int  # of the process, counted after the last step
+    late_compilations: int  # those after the warm steps
     loss: float
     peak_memory_bytes: int | None
 
 
 def doctor(name: str | None = None, say: Say = print) -> int:
-    """Say all of it; the exit status."""
+    """Print everything with `say`; returns the exit status."""
     _lines(say, "versions", _versions())
     runtime = os.environ.get("PJRT_DEVICE")
     wrong = versions.misfits(versions.installed(), runtime) if name == "xla" else []
@@ -76,7 +76,7 @@ def doctor(name: str | None = None, say: Say = print) -> int:
         tried = try_steps(where, recipe)
     except WrongRequest:
         raise
-    except Exception as error:  # whatever a runtime raises that does not work
+    except Exception as error:  # a broken runtime can raise any kind of error
         return _verdict(say, [*wrong, f"no step of training: {type(error).__name__}: {error}"], 2)
     _lines(say, "training", _training(where, recipe, tried))
     wrong += what_is_wrong(where, tried)
@@ -133,7 +133,7 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def chips() -> list[str]:
-    """The accelerators that the kernel has a device file of."""
+    """The accelerators for which the kernel has a device file."""
     patterns = ("accel[0-9]*", "nvidia[0-9]*")
     return sorted(str(path) for pattern in patterns for path in Path("/dev").glob(pattern))
 
@@ -153,7 +153,10 @@ def _devices(where: Backend) -> list[tuple[str, str]]:
 
 
 def _room(path: Path, *, free: bool) -> int | None:
-    """Bytes of the file system that `path` is in, or will be; None where there is none."""
+    """Free or total bytes of the file system of `path`; None if the path has none.
+
+    With `free` the path itself need not exist yet.
+    """
     if not path.is_absolute() or (not free and not path.exists()):
         return None
     while not path.exists():
@@ -167,7 +170,7 @@ def _gib(size: int | None) -> str:
 
 
 def short_of_room(shared: int | None, cache: int | None) -> list[str]:
-    """What is said of a small /dev/shm and a full disk."""
+    """The warnings about a small /dev/shm and a full disk; both arguments in bytes."""
     said = []
     if shared is not None and shared < LEAST_SHARED:
         said.append(
@@ -183,7 +186,7 @@ def short_of_room(shared: int | None, cache: int | None) -> list[str]:
 
 
 def trial_recipe(where: Backend) -> Recipe:
-    """Femto as it is trained, on an accelerator; on a CPU, virtual devices too, a toy of it."""
+    """Femto's recipe on an accelerator; on a CPU, also on virtual devices, a toy version of it."""
     if find_chip(where.device_name) is None and where.name != "cuda":
         small = tuned(BASELINE, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), image_size=32)
         return replace(small, global_batch=8 * where.num_devices)
@@ -195,7 +198,7 @@ def trial_recipe(where: Backend) -> Recipe:
 
 
 def try_steps(where: Backend, recipe: Recipe, num_steps: int = 10) -> StepsReport:
-    """Train `recipe` on made-up images, which are on the device: no loading is timed."""
+    """Train `recipe` on made-up images that are on the device already, so loading is not timed."""
     num_classes, share = 1000, recipe.global_batch // where.num_hosts
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -253,7 +256,7 @@ def _training(where: Backend, recipe: Recipe, tried: StepsReport) -> list[tuple[
 
 
 def what_is_wrong(where: Backend, tried: StepsReport) -> list[str]:
-    """Where training works and yet is not what it should be."""
+    """The faults of a machine that does train."""
     said = []
     if tried.late_compilations:
         said.append(

@@ -24,9 +24,10 @@ def evaluate(
     batch_size: int = 256,
     num_workers: int = 0,
 ) -> dict[str, float]:
-    """Top-1 and top-5 in percent and mean loss over every image of `split`, under split/ names.
+    """Top-1 and top-5 in percent, and the mean loss in nats, over every image of `split`.
 
-    `batch_size` must split over the backend's devices. Raises ValueError for an empty split.
+    The names begin with the split: "val/top1". `batch_size` must be a multiple of the backend's
+    devices. Raises ValueError for an empty split.
     """
     batches = evaluation_batches(
         data,
@@ -51,18 +52,18 @@ def evaluate(
 
 
 def no_totals(backend: Backend) -> torch.Tensor:
-    """What `eval_step` adds to."""
+    """The zeros that `eval_step` adds to."""
     return backend.place_whole(torch.zeros(3, dtype=torch.float64))
 
 
 def evaluation_batch(recipe: Recipe, micro_batch: int, backend: Backend) -> int:
-    """As many images as fit in training, or 256 where the micro-batch is small."""
+    """The images of an evaluation batch: those of a micro-batch, or 256 if that is small."""
     size = max(min(256, recipe.global_batch), micro_batch)
     return -(-size // backend.num_devices) * backend.num_devices
 
 
 def warm_evaluation(model: MambaOut, recipe: Recipe, backend: Backend, batch_size: int) -> None:
-    """Have evaluation compiled, on a batch of padding."""
+    """Compile the evaluation, on a batch of padding."""
     count = batch_size // backend.num_hosts
     images = torch.zeros((count, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(count, dtype=torch.int64), num_valid=0)

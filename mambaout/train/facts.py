@@ -1,4 +1,4 @@
-"""Where and with what a run ran: host, commit, versions. Facts for people, no part of any key."""
+"""Facts about a run for people: host, commit, versions. They are not part of any key."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-UNKNOWN = "unknown"  # the commit of code without a repository
+UNKNOWN = "unknown"  # the commit if the code has no repository
 COMMIT_VARIABLE = "MAMBAOUT_COMMIT"  # set for workers that get the code without its repository
 
 
 def git_commit() -> str:
-    """The code's commit, with "+" behind it where files differ from it; "unknown" without git."""
+    """The code's commit, with "+" at the end if files differ from it; "unknown" without git."""
     if os.environ.get(COMMIT_VARIABLE):
         return os.environ[COMMIT_VARIABLE]
     git = ["git", "-C", str(Path(__file__).parent)]

@@ -1,7 +1,7 @@
-"""Which GPUs this machine has, asked in a process of its own.
+"""Finds the GPUs of this machine, in a process of its own.
 
-To ask takes memory of every GPU for as long as the process lives that asked, and the driver of a
-study lives as long as its trials.
+A process that asks for the GPUs takes memory on each of them until it ends. The driver of a study
+lives as long as its trials, so it must not ask itself.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import subprocess
 import sys
 
 UNKNOWN_GPU = "this machine's GPU"
-SECONDS = 120.0  # most of them torch's import; a machine that is busy takes a minute
+SECONDS = 120.0  # torch's import takes most of the time, up to a minute on a busy machine
 
 
 def gpus() -> dict[str, bool | None]:
-    """The GPUs that torch sees here, by name, each with whether it has units for bf16."""
+    """The GPUs that torch sees here: {name: whether it has units for bf16}."""
     found = subprocess.run(
         [sys.executable, "-m", "mambaout.train.gpus"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -1,12 +1,12 @@
-"""Train one recipe on the devices of this process, from wherever it stopped last.
+"""Trains one recipe on the devices of this process, and resumes it where it stopped last.
 
-Writes into the run directory: recipe.json, records.jsonl, last.ckpt and previous.ckpt while it
-runs, outcome.json when it is over. The same call continues a run that was stopped or killed; the
-steps, the weights and the records are those of a run that never was, bit for bit on a CPU and on
-as many XLA devices. On other devices than before it goes on as well, equal to rounding.
+It writes into the run directory: recipe.json, records.jsonl, last.ckpt and previous.ckpt while it
+runs, outcome.json when it is over. The same call resumes a run that was stopped or killed. The
+steps, the weights and the records then equal those of an uninterrupted run: bit for bit on a CPU
+and on the same number of XLA devices, and up to rounding on other devices than before.
 
-On a TPU slice every host makes the same call, with the same run directory on shared storage; the
-first one writes.
+On a TPU slice every host makes the same call, with the same run directory on shared storage. Only
+the first host writes.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     began: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train `recipe` on `data` into the run directory `out`, continuing what lies there.
+    """Train `recipe` on `data` into the run directory `out`; a run that lies there is resumed.
 
-    Every sink is called with every record, records.jsonl first. `max_steps` ends this call early,
-    as `stop` does once it returns true; both leave a run that can be continued. `began` is called
-    once the directory is known to be this run's: what fails after it is no wrong request any more.
+    Every record is first written to records.jsonl, then every sink is called with it. `max_steps`
+    ends this call early, and so does `stop` when it returns true; the run can be resumed after
+    both. `began` is called when the directory is known to belong to this run. An error after that
+    call is not a wrong request.
 
-    Raises ValueError where the directory holds a run of another recipe, seed or data set.
+    Raises ValueError if the directory holds a run of another recipe, seed or data set.
     """
     if num_workers:
-        warm_workers()  # what they import takes two seconds, as the model and its state do
+        warm_workers()  # their imports take two seconds; meanwhile the model and its state are made
     num_train = data.num_images("train", recipe)
     milestones = Milestones.of(
         recipe, num_train, max_steps=max_steps, log_every_steps=log_every_steps
@@ -83,7 +84,7 @@ def train(
         eval_batch=evaluation_batch(recipe, stepper.micro_batch, backend),
         num_workers=num_workers,
     )
-    if backend.compiles:  # now, not when the devices would stand still for it
+    if backend.compiles:  # compile now: later the devices would wait for it
         warm_evaluation(state.model, recipe, backend, reporter.eval_batch)
     if reporter.has_lost(state.step):
         log.warning("%s: the record of step %d is lost; evaluating again", out, state.step)
@@ -111,7 +112,7 @@ def train(
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
                     directory.save(state, meter, stepper)
-                elif meter.diverged_at is not None and is_last:  # so many steps are not done
+                elif meter.diverged_at is not None and is_last:  # the steps count as not done
                     return directory.end_diverged(meter.diverged_at, stepper.micro_batch)
             interruptions.saved()
         if stopped:
@@ -127,4 +128,4 @@ def _require_alike(backend: Backend, value: int, what: str) -> None:
 
 
 class HostsDisagree(RuntimeError):
-    """The hosts of a slice have read different things of one run directory; another try may do."""
+    """The hosts of a slice read different states of one run directory; another try may work."""

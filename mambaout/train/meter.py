@@ -1,4 +1,4 @@
-"""The clock and the sums of a run: losses stay on the device until `record` waits for it, once."""
+"""The clock and the sums of a run. Losses stay on the device until `record` waits for it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mambaout.train.step import Sums
 
 
 class Meter:
-    """Times training between device waits and adds up what the steps return.
+    """Times training between waits for the device, and adds up the sums of the steps.
 
-    The first step of a process warms up (allocations, kernels, compilation) and is left out of
-    the throughput, as are evaluation, checkpoints, records, and every window in which something
-    was compiled; `seconds` counts everything.
+    The throughput leaves out the first step of a process, which warms up (allocations, kernels,
+    compilation). It also leaves out evaluation, checkpoints, records, and every window in which
+    something was compiled. `seconds` counts everything.
     """
 
     def __init__(self, backend: Backend, utilisation: Callable[[float], float | None]) -> None:
         self._backend, self._utilisation = backend, utilisation
-        # Of shape (1,): a lazy backend makes a scalar 0 or 1 part of its graph.
+        # The shape is (1,), because a lazy backend makes a scalar 0 or 1 part of its graph.
         self._loss = self._zero(torch.float64)
         self._num_images = 0  # since the last record
         self._all_images = 0
@@ -49,19 +49,19 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Of training so far, over all processes of the run, start-up left out."""
+        """Seconds of training so far, over all processes of the run, without start-up."""
         return self._seconds + time.monotonic() - self._started
 
     @property
     def images_per_second(self) -> float:
-        """Over all timed windows; over everything where the run was over before it was warm."""
+        """Throughput over all timed windows; over everything if the run has no timed window."""
         if self._timed_seconds > 0:
             return self._timed_images / self._timed_seconds
         return self._all_images / self.seconds
 
     @property
     def earlier_devices(self) -> list[str]:
-        """Other devices that earlier processes of the run trained on: the times are theirs too."""
+        """Other devices that earlier processes of the run used; the times include theirs."""
         return [device for device in self._earlier_devices if device != self._device]
 
     @property
@@ -69,7 +69,7 @@ class Meter:
         return self._timed_wait / self._timed_seconds if self._timed_seconds > 0 else 0.0
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, the waiting for each timed."""
+        """The batches; the wait for each is timed."""
         while True:
             asked = time.monotonic()
             batch = next(batches, None)
@@ -79,7 +79,7 @@ class Meter:
             yield batch
 
     def add(self, sums: Sums) -> None:
-        """Count one step, and end its graph."""
+        """Add the sums of one step, and end its graph."""
         self._steps += 1
         self._loss += sums.loss
         self._num_images += sums.num_images
@@ -95,14 +95,18 @@ class Meter:
             self._open_window()
 
     def is_finite(self) -> bool:
-        """Whether every loss so far was, else `diverged_at` is known; waits for the device."""
+        """Whether every loss so far was finite; waits for the device.
+
+        If not, `diverged_at` becomes the first bad step.
+        """
         bad_step = int(self._bad_step)
         if bad_step >= 0:
             self.diverged_at = bad_step
         return bad_step < 0
 
     def record(self) -> dict[str, float]:
-        """What happened since the last record. The one place where training waits."""
+        """The metrics since the last record. Between evaluations and checkpoints, training waits
+        for the device only here."""
         loss = float(self._loss)
         self.is_finite()
         values: dict[str, float] = {
@@ -128,7 +132,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what happens inside out of the throughput."""
+        """A context whose time is left out of the throughput."""
         self._backend.wait()
         self._close_window()
         yield
@@ -150,7 +154,7 @@ class Meter:
             self._timed_wait += self._window_wait
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs so that its records are those of an undisturbed run."""
+        """The values that a resumed run needs to make the records of an uninterrupted run."""
         return {
             "loss": self._loss.cpu(),
             "num_images": self._num_images,
@@ -167,4 +171,4 @@ class Meter:
         self._steps = self._backend.place_whole(torch.tensor([state["steps"]]))
         self._seconds = state["seconds"]
         self._timed_images, self._timed_seconds, self._timed_wait = state["timed"]
-        self._earlier_devices = state.get("devices", [])  # not in checkpoints of earlier versions
+        self._earlier_devices = state.get("devices", [])  # checkpoints of earlier versions lack it

@@ -1,7 +1,7 @@
-"""What a run measures: the names, their meaning, and the record that carries them.
+"""The metrics of a run: their names and meanings, and the record that holds their values.
 
-Pure values, so that the study can read records without torch. A name is written here once and
-imported where it is written and where it is read.
+Pure values, so that the study can read records without torch. Each name is written only here; the
+code that stores or reads the metric imports it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ VAL_TOP1 = "val/top1"  # percent, every image of the split; reported once, at th
 VAL_TOP5 = "val/top5"
 VAL_LOSS = "val/loss"
 IMAGES_PER_SECOND = "images_per_second"  # training, whole global batch, warm-up step excluded
-MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent where the chip's peak is unknown
+MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent if the chip's peak is unknown
 INPUT_WAIT = "input_wait_fraction"  # share of the training time spent waiting for a batch
 PEAK_MEMORY = "peak_memory_bytes"  # of a GPU; of the process on a CPU; absent on a TPU
 COMPILATIONS = "compilations"  # graphs compiled since the process took the run up; XLA only
-UNDECODABLE = "undecodable_images"  # training images so far that another stood in for; if any
-MICRO_BATCH = "micro_batch"  # images a forward pass; global_batch = micro_batch * accumulation
+UNDECODABLE = "undecodable_images"  # training images that another one has replaced so far; if any
+MICRO_BATCH = "micro_batch"  # images in a forward pass; global_batch = micro_batch * accumulation
 
 # As final metrics of a trial (outcome.json, MLflow):
 TOP1 = "top1"  # val/top1 after the last step
@@ -36,7 +36,7 @@ TOP5 = "top5"
 MACS = "macs"  # multiply-adds of one image, one forward
 PARAMS = "params"
 ACTIVATIONS = "activations"  # output elements of convolutions and linears, one image
-TRAIN_DEVICE_HOURS = "train_device_hours"  # training time times devices, evaluation included
+TRAIN_DEVICE_HOURS = "train_device_hours"  # training time times devices, including evaluation
 # A trial's columns of trials.csv.
 FINAL_METRICS = (
     TOP1,
@@ -49,22 +49,22 @@ FINAL_METRICS = (
     TRAIN_DEVICE_HOURS,
 )
 
-# Measurements of a recipe on a device, and not of the recipe alone.
+# These metrics depend on the device as well as on the recipe.
 SPEEDS = (IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS)
-# Facts of outcome.json that say which device that is:
-DEVICE = "device"  # as its driver calls it
+# Facts of outcome.json that name the device:
+DEVICE = "device"  # the name that its driver gives
 NUM_DEVICES = "num_devices"  # of the whole run
-EARLIER_DEVICES = "earlier_devices"  # where the run began, if not there: texts of `device_text`
+EARLIER_DEVICES = "earlier_devices"  # other devices before it, if any: texts of `device_text`
 
 
 def device_text(name: str, count: int) -> str:
-    """ "NVIDIA H200", "8 x TPU v3"."""
+    """The devices in words: "NVIDIA H200", "8 x TPU v3"."""
     return f"{count} x {name}" if count > 1 else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What a run knows after `step` optimizer steps; one line of records.jsonl."""
+    """The metrics of a run after `step` optimizer steps; one line of records.jsonl."""
 
     step: int
     epoch: float  # images_seen / training images
@@ -82,5 +82,5 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The whole records of a records.jsonl; a last line cut off by a kill is left out."""
+    """The records of a records.jsonl. A last line that a kill has cut off is left out."""
     return read_lines(path, Record.from_json)

@@ -1,4 +1,4 @@
-"""At which steps a run does more than train: it records, evaluates, saves, stops."""
+"""The steps at which a run does more than train: it records, evaluates, saves or stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mambaout.recipe import Recipe, steps_per_epoch
 from mambaout.train.backend import Backend
 
-ASK_EVERY_STEPS = 10  # that hosts of a slice ask each other whether to save or stop
+ASK_EVERY_STEPS = 10  # steps after which the hosts of a slice agree whether to save or stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,8 @@ class Milestones:
     """The steps of a run, counted from 1."""
 
     global_batch: int
-    num_train: int  # images of an epoch
-    per_epoch: int  # steps
+    num_train: int  # images in an epoch
+    per_epoch: int  # steps in an epoch
     num_steps: int  # of the whole run
     last_step: int  # of this call
     eval_every_steps: int
@@ -28,7 +28,7 @@ class Milestones:
     def of(
         cls, recipe: Recipe, num_train: int, *, max_steps: int | None, log_every_steps: int
     ) -> Milestones:
-        """Those of `recipe` on so many images, in a call that ends after `max_steps` at most."""
+        """The milestones of `recipe` on `num_train` images, in a call of at most `max_steps`."""
         per_epoch = steps_per_epoch(recipe, num_train)
         num_steps = per_epoch * recipe.schedule.total_epochs
         return cls(
@@ -58,9 +58,9 @@ class Milestones:
 
 
 class Interruptions:
-    """Says after a step whether to stop before the end, and whether a checkpoint is due by time.
+    """Decides after a step whether to stop before the end, and whether a checkpoint is due by time.
 
-    All hosts of a slice are told the same.
+    All hosts of a slice get the same answer.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Interruptions:
 
     def ask(self, step: int) -> tuple[bool, bool]:
         """Whether to stop, and whether a checkpoint is late."""
-        # Several hosts ask each other, which waits for the devices: not at every step.
+        # To agree, several hosts wait for the devices. So they do not do it at every step.
         is_asked = self.milestones.has_evaluation(step) or step % ASK_EVERY_STEPS == 0
         if self.backend.num_hosts > 1 and not is_asked:
             return False, False
@@ -85,5 +85,5 @@ class Interruptions:
         return stopped, bool(self.backend.highest(waited > self.checkpoint_seconds))
 
     def saved(self) -> None:
-        """The time to the next checkpoint begins now."""
+        """Start the time to the next checkpoint."""
         self._saved_at = time.monotonic()

@@ -12,27 +12,27 @@ from torch.optim.adamw import adamw
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
 
-# These methods of torch's optimizers import torch._dynamo when they are first called, to say that
-# they are not to be traced. Nothing traces them here.
+# At their first call these methods of torch's optimizers import torch._dynamo, only to be excluded
+# from tracing. Nothing traces them here.
 for _name in ("add_param_group", "zero_grad", "state_dict"):
     _plain = getattr(getattr(torch.optim.Optimizer, _name), "__wrapped__", None)
     setattr(_plain, "__dynamo_disable", _plain)
 
-# With a rate of exactly 0 torch's update divides by it where the rate is a tensor; this one moves
-# no weight either.
+# If the rate is a tensor, torch's update divides by it, so it must not be 0. This rate moves no
+# weight either.
 LEAST_RATE = 1e-12
 
 
 def optimizer(
     model: nn.Module, recipe: Recipe, backend: Backend, saved: dict[str, Any] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over `model`, which is on its device; `saved`: the state dict to go on from.
+    """AdamW over `model`, which must be on its device; `saved` is the state dict to resume from.
 
-    Weight decay on matrices and kernels only: biases, norms and other one-dimensional parameters do
-    not decay, as in DeiT and timm.
+    Only matrices and kernels have weight decay. Biases, norms and other one-dimensional parameters
+    do not decay, as in DeiT and timm.
 
-    All state is there from the start. Where the backend compiles, rates and counts are tensors: a
-    number would be part of the graph whenever it is 0 or 1, and the first step a graph of its own.
+    All state exists from the start, so that the first step has the same graph as the others. If the
+    backend compiles, rates and counts are tensors: a plain 0 or 1 would be part of the graph.
     """
     decayed, kept, hidden = [], [], []
     optim = recipe.optim
@@ -53,7 +53,7 @@ def optimizer(
         lr=optim.peak_lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.adam_eps,
-        weight_decay=0.0,  # `take_step` does it
+        weight_decay=0.0,  # `take_step` applies the decay
         capturable=backend.compiles,
     )
     for index, parameter in enumerate((*decayed, *kept, *hidden)):
@@ -67,8 +67,11 @@ def optimizer(
 
 
 def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether both sides of the parameter grow with the network's width: not the first and the
-    last matrix, which have colours and classes on one side, nor depthwise kernels."""
+    """Whether both dimensions of the parameter grow with the network's width.
+
+    They do not in the first and the last matrix, which have colours and classes on one side, nor
+    in depthwise kernels.
+    """
     ends = ("stem.conv1.weight", "head.fc.weight")
     return parameter.ndim > 1 and parameter.shape[1] > 1 and name not in ends
 
@@ -76,7 +79,8 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
 def _moments(
     backend: Backend, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor
 ) -> dict[str, Tensor]:
-    """What AdamW keeps of a parameter, where it keeps it; a checkpoint of any backend will do."""
+    """AdamW's state of a parameter, on the device where AdamW keeps it. The tensors may come from a
+    checkpoint of any backend."""
     return {
         "step": backend.place_whole(step.reshape(1 if backend.compiles else ())),
         "exp_avg": backend.place_whole(exp_avg),
@@ -85,7 +89,7 @@ def _moments(
 
 
 def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
-    """No gradients; where the backend compiles, zeros to add to."""
+    """Clear the gradients. If the backend compiles, they become zeros to add to."""
     optimizer.zero_grad(set_to_none=True)
     if backend.compiles:
         for group in optimizer.param_groups:
@@ -97,8 +101,8 @@ def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
 def take_step(
     optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, backend: Backend
 ) -> None:
-    """One AdamW update at rate `lr`; changes the weights in place."""
-    kept = 1 - lr * weight_decay  # at the whole rate, whatever the group's share of it
+    """Take one AdamW update at the learning rate `lr`; changes the weights in place."""
+    kept = 1 - lr * weight_decay  # decay uses the whole rate, also for a group with a share of it
     rates: dict[float, Any] = {g["share"]: lr * g["share"] for g in optimizer.param_groups}
     if backend.compiles:
         kept = backend.place_whole(torch.tensor([kept]))
@@ -117,7 +121,8 @@ def take_step(
 
 
 def _fused_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """`optimizer.step()` of one group, whose first call imports torch._dynamo: 0.8 s a process."""
+    """Do what `optimizer.step()` does for one group. The first call of `optimizer.step` would
+    import torch._dynamo, which takes 0.8 s in each process."""
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state[parameter] for parameter in parameters]
     adamw(
@@ -141,8 +146,8 @@ def _fused_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """The rate of optimizer step `step`, counted from 0.
 
-    Warm-up runs inside the cosine, as in timm's `warmup_prefix=False`: the cosine is a function of
-    all `epochs`, and the warm-up line covers its first part. With lr_steps="epoch" this gives the
+    Warm-up runs inside the cosine, like timm's `warmup_prefix=False`: the cosine covers all
+    `epochs`, and the linear warm-up replaces its first part. With lr_steps="epoch" this gives the
     released code's rates: 1e-6 for the whole first epoch, 3.80e-3 in epoch 19, 3.956e-3 in epoch
     20, 1e-5 in the cool-down.
     """

@@ -1,4 +1,4 @@
-"""What a call of `train` comes to. Each outcome has its ending, the word that files hold."""
+"""The results of a call of `train`. Each outcome has an ending, the word that files hold."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Finished:
 @dataclass(frozen=True)
 class Diverged:
     ending: ClassVar[Ending] = Ending.DIVERGED
-    step: int  # the first whose loss was not finite
+    step: int  # the first step whose loss was not finite
 
 
 @dataclass(frozen=True)
 class Preempted:
-    """Stopped before the end, everything saved; the same call goes on."""
+    """The run stopped before its end and has saved everything; the same call resumes it."""
 
     ending: ClassVar[Ending] = Ending.UNFINISHED
     step: int
-    began: int = field(default=0, compare=False)  # the step that this call went on from
+    began: int = field(default=0, compare=False)  # the step from which this call started
 
 
 @dataclass(frozen=True)

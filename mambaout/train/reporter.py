@@ -1,4 +1,4 @@
-"""What a run tells of itself at a step: a record, with an evaluation where one is due."""
+"""The report of a run at a step: a record, with an evaluation if one is due."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Reporter:
     milestones: Milestones
     batches: TrainBatches
     sinks: Sequence[Sink]
-    eval_batch: int  # images at once
+    eval_batch: int  # images in an evaluation batch
     num_workers: int
 
     def report(self, state: TrainState, meter: Meter, values: dict[str, float]) -> None:
-        """Report `values`, and what an evaluation says where one is due at this step."""
+        """Report `values`, and the result of an evaluation if one is due at this step."""
         directory, step = self.directory, state.step
         if self.milestones.has_evaluation(step):
             values = values | self._evaluated(state.model, step)
@@ -51,9 +51,9 @@ class Reporter:
                 sink(record)
 
     def has_lost(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is there, and the evaluation that came before it is not.
+        """Whether the checkpoint of `step` exists but the evaluation before it has been lost.
 
-        All hosts of a slice are told the same.
+        All hosts of a slice get the same answer.
         """
         if not step or not self.milestones.has_evaluation(step):
             return False
@@ -62,7 +62,7 @@ class Reporter:
         return bool(self.directory.backend.highest(self.directory.lacks(wanted, step)))
 
     def _evaluated(self, model: MambaOut, step: int) -> dict[str, float]:
-        """On minival, and at the run's end on val too."""
+        """The results on minival, and at the run's end on val too."""
         is_over = self.milestones.is_over(step)
         splits: list[Split] = ["minival", "val"] if is_over else ["minival"]
         values: dict[str, float] = {}

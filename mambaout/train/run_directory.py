@@ -1,8 +1,8 @@
-"""One run's directory: whose run it is, what a resume needs of it, and how its end is written.
+"""The directory of one run: which run it holds, what a resume needs, and how its end is written.
 
-Holds recipe.json, records.jsonl, last.ckpt and previous.ckpt while it runs, outcome.json when it is
-over; undecodable.txt where another image had to stand in for one. Of several hosts the first one
-writes.
+It holds recipe.json, records.jsonl, last.ckpt and previous.ckpt while the run goes on, and
+outcome.json when it is over. undecodable.txt lists the images that another image has replaced. On
+several hosts only the first one writes; the list of images is the exception.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The files of one run, of which each has its identity: recipe, seed, data, code version."""
+    """The files of one run. Each tells which run it is: recipe, seed, data, code version."""
 
     def __init__(
         self, out: Path, recipe: Recipe, data: DataSet, seed: int, backend: Backend
@@ -73,7 +73,10 @@ class RunDirectory:
 
     @property
     def outcome(self) -> Finished | Diverged | None:
-        """The outcome of a run that is already over."""
+        """The outcome if the run is already over, else None.
+
+        Raises WrongRequest if outcome.json is damaged or of another run.
+        """
         path = self.out / "outcome.json"
         text = read_whole(path)
         if text is None:
@@ -96,11 +99,11 @@ class RunDirectory:
         return ended
 
     def _check_and_claim(self) -> None:
-        """Write recipe.json, or find that the directory holds this very run."""
+        """Write recipe.json, or check that the one that is there holds the same recipe."""
         path = self.out / "recipe.json"
         text = read_whole(path)
         is_written = text is not None
-        if not is_written and path.exists():  # emptied by a power loss: a checkpoint has it, too
+        if not is_written and path.exists():  # a power loss emptied it: a checkpoint has the recipe
             saved = checkpoint.load_latest(self.out)
             text = None if saved is None else saved["recipe"]
         if text is not None:
@@ -117,14 +120,15 @@ class RunDirectory:
         write_whole(path, json.dumps(json.loads(canonical_json(self.recipe)), indent=1) + "\n")
 
     def _of_other_data(self) -> str:
-        """Said of a run of another recipe: a recipe that follows the data changes with them."""
+        """For the error about another recipe: other data may be the cause, because a recipe can
+        follow the data."""
         saved = checkpoint.load_latest(self.out)
         if saved is None or saved["identity"]["data"] == self.data.fingerprint:
             return ""
         return ", and of other data: the images are not those that it began with"
 
     def _require_same(self, identity: dict[str, Any], commit: str | None) -> None:
-        """WrongRequest where the directory's run, which code of `commit` wrote, is another one."""
+        """Raise WrongRequest if the directory holds another run, written by code of `commit`."""
         other = [
             f"{name} {identity[name]}, not {self.identity[name]}"
             for name in ("seed", "data")
@@ -145,8 +149,10 @@ class RunDirectory:
             )
 
     def restore(self, stepper: Stepper) -> tuple[TrainState, Meter]:
-        """The state of the newest checkpoint, with whose micro-batch `stepper` goes on, or of step
-        0."""
+        """The state and the meter of the newest checkpoint, or those of step 0.
+
+        `stepper` gets the checkpoint's micro-batch.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = build(self.recipe.model, self.data.num_classes)
@@ -154,7 +160,7 @@ class RunDirectory:
         if saved is not None:
             self._require_same(saved["identity"], saved.get("git_commit"))
             model.load_state_dict(saved["model"])
-        # Loaded before it is moved: what a lazy backend copies on the device it would trace.
+        # The weights are loaded before the move: a lazy backend would trace copies on the device.
         model = self.backend.move(model)
         moments = None if saved is None else saved["optimizer"]
         state = TrainState(model, optimizer(model, self.recipe, self.backend, moments))
@@ -201,7 +207,7 @@ class RunDirectory:
 
     @property
     def undecodable(self) -> dict[int, str]:
-        """The training images that this run could not decode, on any host: row, and why."""
+        """The training images that this run could not decode, on any host: {row: reason}."""
         return dict(
             line
             for path in sorted(self.out.glob("undecodable*.txt"))
@@ -209,7 +215,7 @@ class RunDirectory:
         )
 
     def note_undecodable(self, images: dict[int, str]) -> None:
-        """Keep what is new of `images`, each host in a file of its own."""
+        """Store the images that are not stored yet; each host has a file of its own."""
         known = self.undecodable
         new = {row: text for row, text in images.items() if row not in known}
         if new:
@@ -219,7 +225,7 @@ class RunDirectory:
             append_lines(self.out / name, lines)
 
     def _keep_records_up_to(self, step: int) -> None:
-        """Drop the records after the checkpoint: the run makes them again."""
+        """Drop the records after the checkpoint, because the run makes them again."""
         kept = []
         try:
             for record in metrics.read_records(self.records):
@@ -233,24 +239,24 @@ class RunDirectory:
         self._last_record = kept[-1] if kept else None
 
     def lacks(self, metric: str, step: int) -> bool:
-        """Whether the checkpoint's own record, with `metric`, is lost; the first host alone knows.
+        """Whether the record with `metric` at the checkpoint's step is lost. Only the first host
+        knows.
 
-        A power loss could take it from a run of an earlier version, which did not sync records
-        before the checkpoint that stands for them.
+        Earlier versions did not sync records before the checkpoint, so a power loss could lose it.
         """
         last = self._last_record
         there = last is not None and last.step == step and metric in last.values
         return self.backend.host == 0 and not there
 
     def _sync_records(self) -> None:
-        """Have the records on the disk, before what stands for them is."""
+        """Sync the records to the disk. It happens before the checkpoint or outcome is written."""
         for path in (self.records, *self.out.glob("undecodable*.txt")):
             sync_lines(path)
 
     def end_finished(self, meter: Meter, micro_batch: int) -> Finished:
         """Write outcome.json from the last record."""
         last = self._last_record
-        if last is None:  # a process that was killed after its last step
+        if last is None:  # an earlier process was killed after the last step
             *_, last = metrics.read_records(self.records)
         price = cost(self.recipe.model, self.recipe.image_size, self.data.num_classes)
         final = dict(last.values) | {

@@ -1,9 +1,9 @@
 """One optimizer step and one evaluation batch, the same code on every backend.
 
 Nothing here reads a value back from the device. The random draws of a step depend on the seed, the
-step and the sample's place in the global batch, so neither the micro-batch size nor the number of
-devices moves anything but rounding. A backend that compiles meets two graphs, whatever the number
-of micro-batches: one that adds a micro-batch's gradients, one that takes the step.
+step and the image's place in the global batch. So the micro-batch size and the number of devices
+change only rounding. A backend that compiles needs two graphs for any number of micro-batches: one
+adds a micro-batch's gradients, the other takes the step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# By its own name: torch_xla replaces the one in torch.nn.utils when it is imported.
+# Imported from its own module, because torch_xla replaces the function in torch.nn.utils.
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
 from mambaout.data.batches.device_augment import StepDraws, draw_step, prepare_eval, prepare_train
@@ -29,7 +29,7 @@ from mambaout.train.optim import take_step
 
 @dataclass
 class TrainState:
-    """What a step changes, and nothing else."""
+    """Exactly the state that a step changes."""
 
     model: MambaOut
     optimizer: torch.optim.AdamW
@@ -38,7 +38,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch on the device, with what was drawn for it."""
+    """A micro-batch on the device, with its random draws."""
 
     images: Tensor  # uint8 (b, H, W, 3)
     labels: Tensor  # int64 (b,)
@@ -56,7 +56,7 @@ class Sums:
 def placed(
     batch: Batch, recipe: Recipe, *, backend: Backend, step: int, micro_batch: int, seed: int
 ) -> list[MicroBatch]:
-    """The batch of optimizer step `step` in micro-batches on the device."""
+    """The batch of optimizer step `step`, split into micro-batches on the device."""
     size = micro_batch // backend.num_hosts
     parts = []
     for first in range(0, len(batch.labels), size):
@@ -90,10 +90,10 @@ def train_step(
 def add_gradients(
     state: TrainState, parts: Sequence[MicroBatch], recipe: Recipe, *, backend: Backend
 ) -> Sums:
-    """Add the gradients of the mean loss over the global batch to what the weights have.
+    """Add the gradients of the mean loss over the global batch to the gradients in `state`.
 
-    An out-of-memory error leaves all but the gradients as it was, so that the caller can try again
-    with fresh ones and a smaller micro-batch.
+    An out-of-memory error changes nothing but the gradients. The caller can clear them and try
+    again with a smaller micro-batch.
     """
     model = state.model
     _set_training(model, True)
@@ -112,17 +112,18 @@ def add_gradients(
 
 
 def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) -> None:
-    """Move the weights by their gradients, and clear those."""
+    """Update the weights in place with their gradients, then clear the gradients."""
     if recipe.optim.clip_norm is not None:
         clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
     take_step(state.optimizer, lr, recipe.optim.weight_decay, backend)
-    # A graph that finds gradients to add to is another than one that finds none.
+    # If the backend compiles, they are set to 0, not removed: without gradients to add to, the next
+    # step would be another graph.
     state.optimizer.zero_grad(set_to_none=not backend.compiles)
     state.step += 1
 
 
 def _set_training(model: MambaOut, is_training: bool) -> None:
-    """`model.train(is_training)`, which walks over every module, where it is another mode."""
+    """Call `model.train(is_training)`, which visits every module, only if the mode changes."""
     if model.training != is_training:
         model.train(is_training)
 
@@ -130,8 +131,10 @@ def _set_training(model: MambaOut, is_training: bool) -> None:
 def eval_step(
     model: MambaOut, batch: Batch, recipe: Recipe, totals: Tensor, *, backend: Backend
 ) -> Tensor:
-    """`totals`, float64 (3,): loss, top-1 and top-5 hits, with the batch's first `num_valid` images
-    added; the padding counts for nothing."""
+    """Add a batch's loss, top-1 hits and top-5 hits to `totals`, float64 (3,), and return the sums.
+
+    Only the first `num_valid` images count; the rest is padding.
+    """
     _set_training(model, False)
     labels = backend.place(batch.labels)
     valid = backend.place(torch.arange(len(batch.labels)) < batch.num_valid)
@@ -141,11 +144,12 @@ def eval_step(
             logits = model(images)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, reduction="none")
-        # A rank by comparison: ties count against the network, and NaN is never a hit.
+        # The rank comes from comparisons: a tie counts against the network, and NaN is never a hit.
         target = logits.gather(1, labels[:, None])
         rank = (~(logits < target)).sum(dim=1)  # 1: the label has the largest logit
         found = (torch.where(valid, loss, 0), valid & (rank <= 1), valid & (rank <= 5))
-        # Over the devices in fp32, exact for counts of a batch: a TPU has no 64-bit arithmetic.
+        # The sum over devices is in fp32, because a TPU has no 64-bit arithmetic. It is exact for
+        # the counts of a batch.
         totals = totals + torch.stack([each.float().sum().double() for each in found])
     backend.cut_graph()
     return totals

@@ -1,6 +1,7 @@
-"""The steps of a run: batches placed ahead of them, and micro-batches that the memory has room for.
+"""The steps of a run: places batches ahead of their step, and finds a micro-batch that fits.
 
-Out of memory halves the micro-batch and never the global batch, so the recipe stays what it is.
+If the device runs out of memory, the micro-batch is halved. The global batch never changes, so the
+recipe stays the same.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ log = logging.getLogger(__name__)
 
 
 class DoesNotFit(Exception):
-    """The smallest micro-batch is out of memory; the cause says how."""
+    """Even the smallest micro-batch does not fit into memory; `__cause__` is the device's error."""
 
 
 @dataclass
 class PlacedBatch:
-    """A batch, and its micro-batches on the device, or on their way there."""
+    """A batch, and its micro-batches, which are on the device or on the way there."""
 
     batch: Batch
     micro_batch: int
-    parts: list[MicroBatch] | None  # None: there was no room for them
+    parts: list[MicroBatch] | None  # None: there was no room on the device
 
 
 class Stepper:
-    """Takes the steps of one run, with as large a micro-batch as fits."""
+    """Takes the steps of one run with the largest micro-batch that fits."""
 
     def __init__(self, recipe: Recipe, num_classes: int, seed: int, backend: Backend) -> None:
-        """Raises WrongRequest where the global batch does not split over the devices."""
+        """Raises WrongRequest if the global batch does not split over the devices."""
         self.recipe, self.seed, self.backend = recipe, seed, backend
         self._macs = cost(recipe.model, recipe.image_size, num_classes).macs
         self._chip = find_chip(backend.device_name)
         self._sizes = micro_batches(recipe, backend.num_devices)
-        self._fitting: int | None = None  # a micro-batch that has been through
+        self._fitting: int | None = None  # a micro-batch whose step has succeeded
         self.fuses_blocks = _fuses_blocks(recipe, backend)
         need = train_memory(
             recipe.model,
@@ -63,7 +64,7 @@ class Stepper:
 
     @property
     def topology(self) -> dict[str, Any]:
-        """What a run's bits depend on beside its recipe, seed and data."""
+        """The settings that change a run's bits, besides its recipe, seed and data."""
         return {
             "backend": self.backend.name,
             "num_devices": self.backend.num_devices,
@@ -72,12 +73,12 @@ class Stepper:
         }
 
     def go_on_with(self, micro_batch: int) -> None:
-        """Take the micro-batch of a checkpoint; one of another number of devices may not do."""
+        """Use the micro-batch of a checkpoint if it suits this number of devices."""
         if micro_batch in self._sizes:
             self.micro_batch = micro_batch
 
     def placed_ahead(self, batches: Iterator[Batch], step: int) -> Iterator[PlacedBatch]:
-        """The batches of the steps from `step` on, the next ones already on their way."""
+        """The batches of the steps from `step` on; the next ones are sent to the device ahead."""
         ahead: list[PlacedBatch] = []
         for number, batch in enumerate(batches, step):
             ahead.append(PlacedBatch(batch, self.micro_batch, self._try_placed(batch, number)))
@@ -86,7 +87,7 @@ class Stepper:
         yield from ahead
 
     def _try_placed(self, batch: Batch, step: int) -> list[MicroBatch] | None:
-        """On the device; None where there is no room yet: `step` tries again."""
+        """The micro-batches on the device; None if there is no room yet: `step` tries again."""
         try:
             return self._placed(batch, step)
         except Exception as error:
@@ -105,7 +106,7 @@ class Stepper:
         )
 
     def step(self, state: TrainState, batch: PlacedBatch, lr: float) -> Sums:
-        """One optimizer step. Raises DoesNotFit where no micro-batch does."""
+        """Take one optimizer step. Raises DoesNotFit if no micro-batch fits."""
         sums = self._gradients(state, batch)
         update(state, self.recipe, backend=self.backend, lr=lr)
         return sums
@@ -118,7 +119,7 @@ class Stepper:
                     parts = self._placed(batch.batch, state.step)
                 sums = add_gradients(state, parts, self.recipe, backend=self.backend)
                 if self._fitting != self.micro_batch:
-                    self.backend.wait()  # what fails on the device is only told now
+                    self.backend.wait()  # an error on the device is raised only here
                     self._fitting = self.micro_batch
                 return sums
             except Exception as error:
@@ -142,7 +143,7 @@ class Stepper:
         self.micro_batch = smaller[0]
 
     def utilisation(self, images_per_second: float) -> float | None:
-        """The share of the devices' peak arithmetic that such a speed uses, where it is known."""
+        """The MFU, 0 to 1, at this throughput over all devices; None if the peak is unknown."""
         return mfu(
             self._macs,
             images_per_second,
@@ -153,7 +154,7 @@ class Stepper:
 
 
 def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
-    """Whether model/gated_block.py computes the blocks; warns where it could and cannot."""
+    """Whether model/gated_block.py computes the blocks; warns if only its C code is missing."""
     if backend.device.type != "cpu" or recipe.model.mixer != FUSIBLE:
         return False
     is_low, kernel_size = recipe.precision == "bf16", recipe.model.kernel_size

@@ -1,7 +1,7 @@
-"""Which torch, torch_xla and libtpu go together, checked before any of them is started.
+"""Checks that torch, torch_xla and libtpu fit together, before any of them is started.
 
-torch_xla is built against one torch and speaks to one libtpu: another pair fails late and unclearly
-(undefined symbols, a TPU that is "not found"), or runs on the CPU instead.
+torch_xla is built against one torch and works with one libtpu. Other versions fail late and with
+unclear errors (undefined symbols, a TPU that is "not found"), or run on the CPU instead.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mambaout.errors import WrongRequest
 
-# As the tpu extra of pyproject.toml pins them; tests/train/test_doctor.py holds the two together.
+# The same as in the tpu extra of pyproject.toml; tests/train/test_doctor.py checks that they agree.
 # libtpu: torch_xla 2.9.0's own metadata (Requires-Dist of its tpu extra).
 TOGETHER = {"torch": "2.9.0", "torch_xla": "2.9.0", "libtpu": "0.0.21"}
-LIBTPU_PYTHON = (3, 12)  # the newest that this libtpu has a package for
+LIBTPU_PYTHON = (3, 12)  # the newest Python that this libtpu has a package for
 INSTALL = "pip install -c constraints.txt '.[tpu]'"
 
 
 def installed() -> dict[str, str | None]:
-    """The versions that are there, None for what is not."""
+    """The installed versions; None for a package that is not installed."""
     found: dict[str, str | None] = {}
     for name in TOGETHER:
         try:
@@ -31,8 +31,10 @@ def installed() -> dict[str, str | None]:
 
 
 def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
-    """What of `found` does not go together for XLA on `runtime`, PJRT_DEVICE's value, each with
-    the remedy. CPU needs no libtpu."""
+    """The faults of the versions `found` for XLA on `runtime`, each with the remedy.
+
+    `runtime` is the value of PJRT_DEVICE. CPU needs no libtpu.
+    """
     wanted = dict(TOGETHER)
     if runtime == "CPU":
         del wanted["libtpu"]
@@ -42,7 +44,7 @@ def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
         if there is None:
             without = " (without it torch_xla takes the CPU)" if name == "libtpu" else ""
             said.append(f"{name} {version_} is missing{without}: {INSTALL}")
-        elif there.split("+")[0] != version_:  # 2.9.0+cpu is a build of 2.9.0
+        elif there.split("+")[0] != version_:  # 2.9.0+cpu is one of the builds of 2.9.0
             others = " and ".join(f"{n} {v}" for n, v in wanted.items() if n != name)
             said.append(f"{name} {there} does not go with {others}, {version_} does: {INSTALL}")
     if said and runtime != "CPU" and sys.version_info[:2] > LIBTPU_PYTHON:
@@ -55,6 +57,6 @@ def misfits(found: Mapping[str, str | None], runtime: str | None) -> list[str]:
 
 
 def require(runtime: str | None) -> None:
-    """ValueError where the versions that are installed do not go together for XLA on `runtime`."""
+    """Raise ValueError if the installed versions do not fit together for XLA on `runtime`."""
     if said := misfits(installed(), runtime):
         raise WrongRequest("; ".join(said))

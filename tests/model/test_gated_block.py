@@ -236,6 +236,7 @@ def test_torch_compile_gets_the_block_as_one_operator():
 @pytest.mark.slow
 @pytest.mark.parametrize("low", [False, True])
 def test_torch_compile_takes_the_network_without_a_break(low):
+    torch.manual_seed(0)
     model = build(replace(SMALL, drop_path=0.2), 5).train()
     images, drops = torch.randn(2, 3, 32, 32), torch.ones(2, SMALL.num_blocks)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -250,7 +251,9 @@ def test_torch_compile_takes_the_network_without_a_break(low):
     wanted.float().square().sum().backward()
     for found_grad, parameter in zip(compiled_grads, model.parameters(), strict=True):
         bound = (0.05 if low else 1e-4) * gradient(parameter).abs().max()
-        assert (found_grad - gradient(parameter)).abs().max() <= bound + 1e-7
+        # Sums that cancel out are small, and their rounding is not.
+        bound += 1e-5 if low else 1e-7
+        assert (found_grad - gradient(parameter)).abs().max() <= bound
 
 
 def test_a_published_network_gives_what_its_modules_give():

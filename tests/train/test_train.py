@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -470,3 +471,23 @@ def test_training_imports_nothing_slow_that_it_does_not_need(tiny_recipe, digits
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_a_training_process_keeps_the_memory_that_it_frees():
+    code = (
+        "import resource, torch; from mambaout.train.backend import Cpu\n"
+        "Cpu().move(torch.nn.Linear(1, 1))\n"
+        "torch.ones(1 << 24)\n"  # 64 MiB, 16,384 pages
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(1 << 24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 1000

@@ -1,15 +1,15 @@
-"""What is done to a micro-batch on the device: normalisation, random erasing, mixup, cutmix.
+"""Augmentation of a micro-batch on the device: normalisation, random erasing, mixup, cutmix.
 
     drawn = draw_step(recipe, seed=0, step=7, places=np.arange(64))  # small tensors, on the host
     x, targets = prepare_train(images, labels, drawn, recipe=recipe, num_classes=1000)
 
-Every draw is a function of (seed, step, place in the global batch). The small ones are made on the
-host and passed in; the noise that erased pixels get is arithmetic on the device over a counter,
-since it is as large as the images. No backend's own generator takes part, so every backend, any
-micro-batch and any number of devices sees the same numbers.
+Every draw is a function of (seed, step, place in the global batch). Small draws are made on the
+host and passed in. The noise for erased pixels is as large as the images, so the device computes it
+from a counter. No backend's own random generator is used, so every backend, any micro-batch and any
+number of devices gets the same numbers.
 
-All shapes are fixed: boxes are masks, not slices, and what was drawn comes as tensors. A lazy
-backend compiles this once, where a slice by a drawn box would be compiled for each box.
+All shapes are fixed: boxes are masks, not slices, and the draws are tensors. A lazy backend
+therefore compiles this once. With slices it would compile again for each drawn box.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Augment, Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Of random erasing, as DeiT and MambaOut use timm's: one rectangle, `--remode pixel`.
+# Random erasing like timm's in DeiT and MambaOut: one rectangle, `--remode pixel`.
 ERASED_AREA = (0.02, 1 / 3)  # shares of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)
 ATTEMPTS = 10  # to find a rectangle that is smaller than the image
@@ -40,21 +40,22 @@ ATTEMPTS = 10  # to find a rectangle that is smaller than the image
 
 @dataclass(frozen=True, kw_only=True)
 class StepDraws:
-    """What a step draws for some images of its global batch; None where the recipe has no use."""
+    """The draws of a step for some images of its global batch; None for those not in the recipe."""
 
-    # A row an image, or, where `erased` says which, a row an erased image.
-    erase: Tensor | None = None  # int32 (b, 5): top, bottom, left, right, key; an empty box: not
+    # A row for each image; or, with `erased`, a row for each image that `erased` names.
+    erase: Tensor | None = None  # int32 (b, 5): top, bottom, left, right, key; empty box: no erase
     erased: Tensor | None = None  # int64
-    # A row an image: stochastic depth's factor of each block's branch, 0 where it is skipped.
+    # A row for each image: the drop path factor of each block's branch; 0 skips the block.
     drop: Tensor | None = None  # float32 (b, num_blocks)
-    # One for the whole step: the image's own share outside the box, top, bottom, left, right of
-    # the box that comes from its partner, and its own label's share.
+    # One row for the whole step: the image's own share outside the box; top, bottom, left, right of
+    # the box that comes from its partner image; the share of its own label.
     mix: Tensor | None = None  # float32 (6,)
 
     def placed(
         self, rows: Callable[[Tensor], Tensor], whole: Callable[[Tensor], Tensor]
     ) -> StepDraws:
-        """On the device: `rows` places what has a row an image, `whole` what all images share."""
+        """The draws on the device: `rows` places tensors with a row for each image, `whole` places
+        tensors that all images share."""
         put = {"erase": rows, "erased": rows, "drop": rows, "mix": whole}
         found = {item.name: getattr(self, item.name) for item in fields(self)}
         return StepDraws(**{n: None if t is None else put[n](t) for n, t in found.items()})
@@ -65,7 +66,7 @@ def draw_step(
 ) -> StepDraws:
     """The draws of optimizer step `step` for the images at `places` of its global batch.
 
-    `fixed_shapes`: of tensors that do not depend on what was drawn, for a backend that compiles.
+    With `fixed_shapes` the tensors' shapes do not depend on the draws, for a backend that compiles.
     """
     augment, size = recipe.augment, recipe.image_size
     erase = erased = drop = mix = None
@@ -73,7 +74,7 @@ def draw_step(
         boxes = _erased_boxes(augment.erasing, size, seed=seed, step=step, places=places)
         keys = draws("erasing noise", seed, step, each=places).astype(np.uint32).view(np.int32)
         erase = torch.from_numpy(np.column_stack([boxes, keys]))
-        if not fixed_shapes:  # noise for every image would be four times the work
+        if not fixed_shapes:  # only for erased images: noise for every image is four times the work
             erased = torch.from_numpy(np.flatnonzero(boxes[:, 1]))
             erase = erase[erased]
     if recipe.model.drop_path > 0:
@@ -89,7 +90,7 @@ def draw_step(
 def _erased_boxes(
     probability: float, size: int, *, seed: int, step: int, places: np.ndarray
 ) -> np.ndarray:
-    """int32 (b, 4): top, bottom, left, right of what is erased, drawn as timm draws it."""
+    """int32 (b, 4): top, bottom, left, right of the erased box, with timm's distribution."""
     drawn = [
         uniforms(f"erasing {name}", seed, step, each=places[:, None] * ATTEMPTS + np.arange(count))
         for name, count in (("area", ATTEMPTS), ("aspect", ATTEMPTS), ("top", 1), ("left", 1))
@@ -111,8 +112,8 @@ def _erased_boxes(
 
 
 def _mixing(augment: Augment, size: int, *, seed: int, step: int) -> np.ndarray:
-    """`StepDraws.mix` of a step, drawn as timm's Mixup in its mode "batch" draws it."""
-    # The legacy generator: its streams are frozen, those of numpy's Generator may change.
+    """`StepDraws.mix` of a step, with the distribution of timm's Mixup in its mode "batch"."""
+    # RandomState, because its streams are frozen. Those of numpy's Generator may change.
     generator = np.random.RandomState(draw("mixup", seed, step) & 0xFFFFFFFF)
     own, box = 1.0, (0, 0, 0, 0)
     if generator.rand() < augment.mixup_prob:
@@ -139,15 +140,16 @@ def _mixing(augment: Augment, size: int, *, seed: int, step: int) -> np.ndarray:
 def prepare_eval(images: Tensor) -> Tensor:
     """uint8 (b, H, W, 3) to float32 (b, 3, H, W), normalised by ImageNet's mean and deviation."""
     mean, deviation = _normalisation(images.device)
-    # Contiguous: sums over channels laid last take inner loops of three, which doubled the time.
+    # Contiguous, because sums with channels last have inner loops of three, which doubled the time.
     x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    # Two roundings: a fused multiply-add might round otherwise at the end of another batch size.
+    # Two operations with two roundings: a fused multiply-add may round the last elements of a batch
+    # differently, depending on its size.
     return x.sub_(mean).div_(deviation)
 
 
 @functools.lru_cache
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of pixel values 0 to 255, each (3, 1, 1)."""
+    """The mean and the deviation of pixel values 0 to 255, each (3, 1, 1)."""
     mean, deviation = (
         (255 * torch.tensor(values)).view(3, 1, 1).to(device) for values in (PIXEL_MEAN, PIXEL_STD)
     )
@@ -157,11 +159,12 @@ def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
 def prepare_train(
     images: Tensor, labels: Tensor, drawn: StepDraws, *, recipe: Recipe, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """A micro-batch as the network takes it: x (b, 3, H, W) float32, targets (b, num_classes).
+    """The network's input for a micro-batch: x (b, 3, H, W) float32, targets (b, num_classes).
 
-    images: uint8 (b, H, W, 3), labels: int64 (b,), `drawn` for the same images, on one device.
-    Places 2k and 2k+1 of the global batch are mixed with each other, with one lambda and one box
-    a step, so any even micro-batch gives the same result. Raises ValueError for an odd one.
+    images is uint8 (b, H, W, 3), labels is int64 (b,), `drawn` is for the same images; all are on
+    one device. Places 2k and 2k+1 of the global batch are mixed with each other, with one lambda
+    and one box for the step. So any even micro-batch gives the same result. Raises ValueError for
+    an odd one.
     """
     x = prepare_eval(images)
     if drawn.erase is not None:
@@ -180,20 +183,20 @@ def prepare_train(
 
 
 def _smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """float32 (b, num_classes): 1 - smoothing on the label, and smoothing spread over all."""
+    """float32 (b, num_classes): 1 - smoothing on the label, plus smoothing spread over all."""
     classes = torch.arange(num_classes, device=labels.device)
     off = smoothing / num_classes
     return (labels[:, None] == classes).float() * (1 - smoothing) + off
 
 
 def _mixed(rows: Tensor, share: Tensor) -> Tensor:
-    """Each row weighed with its neighbour's: 2k with 2k+1."""
+    """The weighted mean of each row and its neighbour: 2k with 2k+1."""
     partner = rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return torch.lerp(partner, rows, share)
 
 
 def _inside(box: Tensor, height: int, width: int) -> Tensor:
-    """bool (..., H, W) of boxes (..., 4): top, bottom, left, right."""
+    """bool (..., H, W): whether a place is in the box (..., 4): top, bottom, left, right."""
     rows = torch.arange(height, device=box.device)[:, None]
     columns = torch.arange(width, device=box.device)
     top, bottom, left, right = (box[..., i, None, None] for i in range(4))
@@ -201,17 +204,17 @@ def _inside(box: Tensor, height: int, width: int) -> Tensor:
 
 
 def _erase(x: Tensor, erase: Tensor, erased: Tensor | None) -> None:
-    """Normal noise into the boxes of `erase` (`StepDraws.erase`), in place."""
+    """Write normal noise into the boxes of `erase` (`StepDraws.erase`), in place."""
     rows = slice(None) if erased is None else erased
     inside = _inside(erase[:, :4], *x.shape[2:])[:, None]
     x[rows] = torch.where(inside, normal_noise(erase[:, 4], x.shape[1:]), x[rows])
 
 
 def normal_noise(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float32 (b, *shape), a function of int32 keys (b,) and the place in it.
+    """Standard normal noise, float32 (b, *shape): a function of the int32 keys (b,) and the place.
 
-    A counter is hashed with the key (Wellons' 32-bit `lowbias32`), and each hash gives two
-    uniforms of 16 bits and so, by Box and Muller's transform, two normals of at most 4.9.
+    A counter is hashed with the key (Wellons' 32-bit `lowbias32`). Each hash gives two uniforms of
+    16 bits. The Box-Muller transform turns them into two normals of at most 4.9.
     """
     count = math.prod(shape)
     counter = torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device)
@@ -231,7 +234,7 @@ def _hashed(x: Tensor) -> Tensor:
 
 def _high(x: Tensor, count: int) -> Tensor:
     """The upper `count` bits of each int32, as a number of at least 0."""
-    # `>>` of a negative number is a division on XLA, which rounds to 0, and by a plain number this
-    # function gives int64 there.
+    # On XLA `>>` of a negative number is a division that rounds to 0, and a plain number as the
+    # distance makes the result int64.
     distance = torch.full((1,), 32 - count, dtype=torch.int32, device=x.device)
     return torch.bitwise_right_shift(x, distance) & ((1 << count) - 1)

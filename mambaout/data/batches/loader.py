@@ -1,7 +1,7 @@
-"""Rows to batches: training from any step on, and evaluation.
+"""The batches of training, from any step on, and of evaluation.
 
-What a batch holds and how it is filled is makers.py's; who fills it, this process or workers that
-share its memory, is ring.py's.
+makers.py decides what a batch holds and fills it. ring.py decides who fills it: this process, or
+workers that share its memory.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from mambaout.recipe import Recipe, steps_per_epoch
 
 log = logging.getLogger(__name__)
 
-UNDECODABLE = 0.001  # share of the training images that others may stand in for
+UNDECODABLE = 0.001  # the share of training images that other images may replace
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where training stands: the next batch of an epoch, both counted from 0."""
+    """The place of a step in the training: its epoch and its batch in it, both counted from 0."""
 
     epoch: int
     batch: int
@@ -45,7 +45,7 @@ class Position:
 class Batch:
     """Images of one shape. Rows from `num_valid` on are padding: zeros, with label 0.
 
-    One of several hosts has its own rows of a global batch, which begin at its place `first`.
+    With several hosts each has its own rows of a global batch; they start at its place `first`.
     """
 
     images: Tensor  # uint8 (B, H, W, 3)
@@ -55,11 +55,11 @@ class Batch:
 
 
 class TrainBatches:
-    """The training batches of a recipe on a data set, each of the whole global batch, or of the
-    share that one of several hosts has of it.
+    """The training batches of a recipe on a data set.
 
-    In place of an image that cannot be decoded its successor stands, and `undecodable` names those
-    that there were by their rows; past one in a thousand of the training images a DataError.
+    Each is a whole global batch, or this host's share of it. An image that cannot be decoded is
+    replaced by the next one that can, and `undecodable` lists it by its row. If more than one in a
+    thousand of the training images are undecodable, a DataError is raised.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class TrainBatches:
         self.data, self.recipe, self.num_workers = data, recipe, num_workers
         self.num_images = data.num_images("train", recipe)
         self.steps_per_epoch = steps_per_epoch(recipe, self.num_images)
-        self.undecodable: dict[int, str] = {}  # by row: shard, row and reason
+        self.undecodable: dict[int, str] = {}  # {row: text with shard, row and reason}
         self._make = TrainMaker(data, recipe, seed=seed, host=host)
-        images = self._make.open()  # a small set is decoded here, once for a machine
+        images = self._make.open()  # a small set is decoded here, once on a machine
         if images.pixels is None:
-            native.prepare(C_FILES, LOSS)  # before each worker finds it wanting
+            native.prepare(C_FILES, LOSS)  # compile here, before every worker needs it
 
     def position(self, step: int) -> Position:
         return Position(*divmod(step, self.steps_per_epoch))
 
     def starting_at(self, step: int) -> Iterator[Batch]:
-        """The batches of optimizer steps `step`, `step` + 1, ... without end."""
+        """The batches of the optimizer steps `step`, `step` + 1, and so on, without end."""
         made = _made(self._make, itertools.count(step), self.num_workers)
         return (self._checked(batch) for batch in made)
 
@@ -112,8 +112,11 @@ def evaluation_batches(
     num_workers: int = 0,
     host: HostShare = ONLY_HOST,
 ) -> Iterator[Batch]:
-    """Every image of `split` once over all hosts, in global batches of `batch_size`, the last one
-    padded. DataError for an image that cannot be decoded: top-1 would be of another set."""
+    """Every image of `split`, once over all hosts, in global batches of `batch_size`.
+
+    The last batch is padded. An image that cannot be decoded raises DataError, because without it
+    top-1 would be that of another set.
+    """
     make = EvaluationMaker(data, split, recipe, batch_size, host)
     decoded = make.open().pixels is not None
     made = _made(make, range(make.num_batches), 0 if decoded else num_workers)

@@ -1,17 +1,18 @@
-"""What a batch holds and how its rows are filled: pure functions of the batch's number.
+"""The makers decide which rows a batch holds and fill them, as a function of the batch's number.
 
-The order is a pure function of (seed, epoch), an image's augmentation of (seed, epoch, sample id),
-and a batch of its step number: any batch is made without the ones before it, so continuing costs
-nothing. Several processes fill one batch, each its share of the rows; which share does not show in
-the batch.
+The order of rows depends only on (seed, epoch), an image's augmentation on (seed, epoch, sample
+id), and a batch on its step number. Any batch can be made without the ones before it, so to resume
+costs nothing. Several processes fill one batch, each its share of the rows; the result does not
+depend on the shares.
 
-An epoch shuffles the row groups, then the rows inside windows of row groups of at most 1 GiB
-together (encoded.WINDOW_BYTES). A smaller split is one window: an exact shuffle. `pack` writes
-rows in a hashed order, so that a window is a fair sample even of a sorted source. In a larger one
-the rows of each batch stand in 32 lanes, in which row groups stay together, so that each of
-several hosts, whose rows are one run of the batch, reads its own row groups and not all.
+An epoch shuffles the row groups, then the rows inside windows. A window is a set of row groups of
+at most 1 GiB together (encoded.WINDOW_BYTES). A smaller split is one window, which is an exact
+shuffle. `pack` writes rows in a hashed order, so a window is a fair sample even of a sorted source.
+A larger split has 32 lanes in each batch, and a row group's rows stay in one lane. A host has
+consecutive rows of each batch, so it reads only its own row groups.
 
-Imports neither torch nor timm: worker processes have to start in a fraction of a second.
+This file imports neither torch nor timm, because worker processes must start in a fraction of a
+second.
 """
 
 from __future__ import annotations
@@ -33,30 +34,33 @@ from mambaout.data.shards.encoded import WINDOW_BYTES, Shard, needed_bytes
 from mambaout.data.shards.files import DataError
 from mambaout.recipe import Recipe
 
-LANES = 32  # to split between hosts
-SUBSTITUTES = 16  # rows to try in place of one that cannot be decoded
-DRAWN_TOGETHER = 256  # images: draws cost 20 us for one and 1 us for each of many
-BATCHES_AHEAD = 2  # whose row groups are read while a batch is made
-EXACT_NEEDS = ("torch",)  # two seconds of imports that fast training is spared
+LANES = 32  # parts of a batch, to divide between hosts
+SUBSTITUTES = 16  # rows to try instead of one that cannot be decoded
+DRAWN_TOGETHER = 256  # images; draws cost 20 us for a single image, 1 us for each of many
+BATCHES_AHEAD = 2  # the row groups of so many later batches are read while a batch is made
+EXACT_NEEDS = ("torch",)  # imported only for exact pixels: the import takes two seconds
 
 
 def warm_workers() -> None:
-    """Start the server that workers are forked from, and return while it imports what they need.
+    """Start the server process from which workers are forked, and return while it imports modules.
 
-    A trainer that calls it before its own imports has its first batch two seconds earlier.
+    A trainer that calls this before its own imports gets its first batch two seconds earlier.
     """
     ring.warm([__name__, *EXACT_NEEDS])
 
 
 @dataclass(frozen=True, slots=True)
 class HostShare:
-    """Which of the processes that train one network together this is, and of how many."""
+    """The rank of this process among the `count` processes that train one network together."""
 
     rank: int = 0
     count: int = 1
 
     def rows(self, batch_size: int) -> slice:
-        """This host's rows of a global batch: one run of them, as long on every host."""
+        """This host's rows of a global batch: consecutive rows, the same number on every host.
+
+        Raises ValueError if `batch_size` does not split over the hosts.
+        """
         if batch_size % self.count:
             raise ValueError(f"a batch of {batch_size} does not split over {self.count} hosts")
         size = batch_size // self.count
@@ -75,7 +79,7 @@ def epoch_order(
     batch: int,
     window_bytes: int = WINDOW_BYTES,
 ) -> np.ndarray:
-    """`rows` in the order of an epoch of batches of `batch`."""
+    """`rows` in the order of an epoch, for global batches of `batch` images."""
     group_rows = np.array([n for shard in shards for n in shard.group_rows])
     total_bytes = sum(shard.num_bytes for shard in shards)
     groups_a_window = max(1, int(window_bytes * len(group_rows) / max(total_bytes, 1)))
@@ -92,8 +96,8 @@ def epoch_order(
 
 
 class _Maker:
-    """Fills batches of the rows of "train" or "val"; small to pickle: a process opens the images
-    for itself."""
+    """Fills batches with rows of "train" or "val". Its pickle is small, because each process opens
+    the images itself."""
 
     def __init__(self, data: DataSet, source: str, recipe: Recipe, num_rows: int) -> None:
         self.data, self.source, self.recipe = data, source, recipe
@@ -116,7 +120,7 @@ class _Maker:
         torch.set_num_threads(1)
 
     def rows(self, key: int) -> np.ndarray:
-        """The rows that batch `key` has on this host; fewer than num_rows at the end of a split."""
+        """The rows of batch `key` on this host; fewer than num_rows at the end of a split."""
         raise NotImplementedError
 
     def fill(
@@ -138,8 +142,8 @@ class _Maker:
         return FillReport(len(rows), self._fill(key, images, labels, rows, mine))
 
     def _share(self, rows: np.ndarray, worker: int, num_workers: int) -> np.ndarray:
-        """The places of a batch that a worker fills: those of few row groups, so that a row group
-        is read by one process, as a rule."""
+        """The places of a batch that a worker fills. They belong to few row groups, so usually only
+        one process reads a row group."""
         if num_workers == 1:
             return np.arange(len(rows))
         by_group = np.argsort(self.open().encoded.groups(rows), kind="stable")
@@ -153,7 +157,7 @@ class _Maker:
 
 
 class TrainMaker(_Maker):
-    """Fills the batch of any step."""
+    """Fills the training batch of any step."""
 
     def __init__(self, data: DataSet, recipe: Recipe, *, seed: int, host: HostShare) -> None:
         self.part = host.rows(recipe.global_batch)
@@ -162,13 +166,13 @@ class TrainMaker(_Maker):
         self.train_rows = data.rows("train", recipe)
         self.steps_per_epoch = len(self.train_rows) // recipe.global_batch
         self.augment = TrainAugment(recipe)
-        self._orders: dict[int, np.ndarray] = {}  # of two epochs at most
+        self._orders: dict[int, np.ndarray] = {}  # by epoch, at most two of them
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_orders": {}}
 
     def _work_on_one_thread(self) -> None:
-        if not self.augment.fast:  # which spares itself torch's import
+        if not self.augment.fast:  # the fast way does not import torch
             super()._work_on_one_thread()
 
     def rows(self, key: int) -> np.ndarray:
@@ -201,7 +205,7 @@ class TrainMaker(_Maker):
         images: np.ndarray,
         labels: np.ndarray,
     ) -> list[str]:
-        """Fill `places` with the images of `rows`; what could not be decoded."""
+        """Fill `places` with the images of `rows`; returns a text for each undecodable image."""
         source, notes = self.open(), []
         pictures: list[Picture | UndecodableImage | None] = []
         pictures += [_or_error(source, row) for row in rows.tolist()]
@@ -209,7 +213,8 @@ class TrainMaker(_Maker):
         boxes = drawn.boxes(np.array(sizes)).tolist()
         for index, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
             part = self.augment.part(boxes[index], drawn, index)
-            # Dropped with its crop: Pillow's pictures hold all their pixels by then.
+            # Each picture is freed after its crop, because a Pillow picture holds all its pixels
+            # by then.
             picture, pictures[index] = pictures[index], None
             assert picture is not None
             try:
@@ -223,7 +228,7 @@ class TrainMaker(_Maker):
     def _substitute(
         self, row: int, drawn: ImageDraws, index: int, error: UndecodableImage
     ) -> tuple[np.ndarray, ImagePart | None, int]:
-        """Crop, part and label of the next training row that can be decoded."""
+        """The crop, part and label of the next training row that can be decoded."""
         source = self.open()
         at = int(np.searchsorted(self.train_rows, row))
         for other in range(at + 1, at + 1 + SUBSTITUTES):
@@ -260,12 +265,12 @@ def _cropped(
         left, top, width, height = left + part.left, top + part.top, part.width, part.height
     try:
         return picture.crop((left, top, width, height), least)
-    except Exception as error:  # of many kinds, for a damaged file
+    except Exception as error:  # decoders raise many kinds of errors for a damaged file
         raise source.undecodable(row, error) from error
 
 
 class EvaluationMaker(_Maker):
-    """Fills any batch of an evaluation: every image of the split once, in the order of its rows."""
+    """Fills any evaluation batch. All batches hold every image of the split once, in row order."""
 
     def __init__(
         self, data: DataSet, split: Split, recipe: Recipe, batch_size: int, host: HostShare
@@ -292,7 +297,7 @@ class EvaluationMaker(_Maker):
                 picture = source[row]
                 image = _cropped(source, row, picture, [0, 0, *picture.size])
             except UndecodableImage as error:
-                # Another set of images would have another top-1.
+                # Without this image top-1 would be that of another set.
                 raise DataError(f"{error}; an evaluation needs all: replace it") from error
             images[place] = eval_crop(image, self.recipe)
         return ()

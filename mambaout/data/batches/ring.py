@@ -1,12 +1,12 @@
-"""Worker processes that fill each batch together, straight into memory they share.
+"""Worker processes that fill each batch together, directly in shared memory.
 
-A batch is one slot of a small ring of slots. Every worker writes its own share of the rows, the
-consumer gets the slot itself as an array, and the slot goes back when that array is collected.
-Slots are memory without a name (slots.py). One pipe a worker carries keys there and what was filled
-back; nothing else is shared, so a worker that is killed holds no lock. It ends when its pipe does,
-whatever it is doing.
+A batch is one slot of a small ring of slots. Every worker writes its own share of the rows. The
+consumer gets the slot itself as an array, and the slot is free again when that array is garbage
+collected. Slots are memory without a name (slots.py). Each worker has one pipe, which carries the
+keys to it and its reports back. Nothing else is shared, so a killed worker leaves no lock behind. A
+worker ends when its pipe closes, whatever it is doing.
 
-This file imports numpy and slots.py alone: a worker pays for the imports of its maker, no more.
+This file imports only numpy and slots.py, so a worker imports little besides its maker.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ import numpy as np
 
 from mambaout.data.batches.slots import FileDescriptors, SlotLayout, nameless, packed, unpacked
 
-SPARE_SLOTS = 4  # what a consumer may hold without a copy: the last batch, this one, two on the way
-END_SECONDS = 2.0  # for workers to end by themselves; they take milliseconds
+SPARE_SLOTS = 4  # a consumer may hold so many uncopied: the last batch, this one, two on the way
+END_SECONDS = 2.0  # the time that workers get to end by themselves; they take milliseconds
 
 
 class FillReport(NamedTuple):
-    """What one call of `fill` did; the notes are short texts for the log."""
+    """The result of one call of `fill`; the notes are short texts for the log."""
 
     num_valid: int
     notes: tuple[str, ...] = ()
 
 
 class BatchMaker(Protocol):
-    """Makes the batch of any key, a share at a time; picklable, and not defined in a script."""
+    """Makes the batch of any key, one share at a time.
+
+    It must be picklable, and its class must not be defined in the main script.
+    """
 
     @property
     def num_rows(self) -> int: ...
@@ -62,14 +65,14 @@ class BatchMaker(Protocol):
     ) -> FillReport:
         """Write every row of this worker's share of batch `key`, padding too, and no other row.
 
-        images is uint8 (num_rows, S, S, 3), labels int64 (num_rows,); both hold an older batch.
-        num_valid has to be the same from every worker.
+        images is uint8 (num_rows, S, S, 3), labels is int64 (num_rows,); both still hold an older
+        batch. Every worker must report the same num_valid.
         """
         ...
 
 
 class FilledBatch(NamedTuple):
-    """A batch. Its images are the slot that the workers filled, until nobody holds them."""
+    """A batch. Its images are the slot itself; the slot is reused when nobody holds them."""
 
     images: np.ndarray  # uint8 (num_rows, S, S, 3)
     labels: np.ndarray  # int64 (num_rows,)
@@ -87,10 +90,10 @@ def made_in_order(
 ) -> Generator[FilledBatch, None, None]:
     """The batches of `keys`, which may be endless; the workers start now, not at the first `next`.
 
-    `look_ahead` batches are ready or in the making beside those that the consumer holds. What a
-    worker raises is raised here, at the batch it belongs to; a worker that dies is a RuntimeError.
-    `preload` names modules that the workers' server imports before it forks them, beside the one
-    that defines the maker.
+    Besides the batches that the consumer holds, `look_ahead` batches are ready or being made. An
+    error in a worker is raised here, at the batch that it belongs to. A worker that dies raises
+    RuntimeError. The workers' server imports the modules of `preload`, and the maker's module,
+    before it forks the workers.
     """
     if look_ahead < 1:
         raise ValueError(f"look_ahead={look_ahead}: at least one batch has to be in the making")
@@ -100,14 +103,15 @@ def made_in_order(
 
 
 def warm(preload: Sequence[str]) -> None:
-    """Start the server that workers are forked from, and return while it imports `preload`.
+    """Start the server process from which workers are forked; return while it imports `preload`.
 
-    Forking this process instead, with CUDA's, Ray's or Arrow's threads in it, can hang. One server
-    serves a process for its whole life: of several calls the first one counts.
+    To fork this process instead can hang, because of the threads of CUDA, Ray or Arrow in it. A
+    process has one server for its whole life, so only the first call has an effect.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([*preload])
-    # Ctrl-C goes to a whole terminal. The server and its workers are born with it blocked, so that
-    # none prints a traceback of its own. The tracker comes first: starting it lifts the block.
+    # Ctrl-C goes to all processes of a terminal. The server and its workers start with it blocked,
+    # so that none of them prints a traceback. The tracker starts first, because starting it would
+    # end the block.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -119,7 +123,7 @@ def warm(preload: Sequence[str]) -> None:
 def _made_here(make: BatchMaker, keys: Iterable[int]) -> Generator[FilledBatch, None, None]:
     make.open()
     for key in keys:
-        yield _made(make, key)  # no name here: it would hold the batch until the next one is made
+        yield _made(make, key)  # a variable would hold the batch while the next one is made
 
 
 def _made(make: BatchMaker, key: int) -> FilledBatch:
@@ -136,7 +140,7 @@ def _shape(make: BatchMaker) -> tuple[int, int, int, int]:
 
 
 class _Ring:
-    """The workers and their slots. Collected or closed, it ends the workers."""
+    """The workers and their slots. The workers end when it is closed or garbage collected."""
 
     def __init__(
         self,
@@ -148,9 +152,9 @@ class _Ring:
     ) -> None:
         self.keys, self.look_ahead = iter(keys), look_ahead
         self.layout = SlotLayout(_shape(make))
-        # A stack: the slot that came back last is taken first, so that one which is never needed
-        # is never touched and takes no memory. Arrays are collected in any thread, at any point of
-        # this code; append and pop are atomic.
+        # A stack: the slot that was freed last is used first, so a slot that is never needed is
+        # never touched and takes no memory. Arrays can be collected in any thread, at any point of
+        # this code. That is safe, because append and pop are atomic.
         self.free = deque(range(look_ahead + SPARE_SLOTS))
         self.pending: deque[tuple[int, int]] = deque()  # (key, slot), the oldest first
         self.slots: list[mmap.mmap] = []
@@ -173,10 +177,10 @@ class _Ring:
 
     def close(self) -> None:
         self.end()
-        self.slots = []  # the arrays handed out keep theirs
+        self.slots = []  # arrays that the consumer holds keep their slots alive
 
     def _start(self, make: BatchMaker, num_workers: int, preload: Sequence[str]) -> None:
-        # A class of the trainer's script would be looked for in the server's own __main__.
+        # pickle would look for a class of the main script in the server's own __main__.
         if type(make).__module__ == "__main__":
             raise ValueError(f"{type(make).__name__} is defined in a script; move it to a module")
         warm([__name__, type(make).__module__, *preload])
@@ -207,16 +211,16 @@ class _Ring:
                 key = next(self.keys)
             except StopIteration:
                 return
-            task = (key, self.free.pop())  # never empty: see _handed_out
+            task = (key, self.free.pop())  # `free` is never empty here: see _handed_out
             self.pending.append(task)
             for connection in self.connections:
-                # A dead worker is told of at the batch that it owes.
+                # A dead worker is reported later, at the batch that it should have filled.
                 with contextlib.suppress(ConnectionError):
                     connection.send(task)
 
     def _next(self) -> FilledBatch:
         key, slot = self.pending[0]
-        # Every worker answers its tasks in order: what comes next from each belongs to this batch.
+        # Every worker answers its tasks in order, so the next answer of each is for this batch.
         replies = [self._reply(worker, key) for worker in range(len(self.processes))]
         for reply in replies:
             if isinstance(reply, Exception):
@@ -246,22 +250,22 @@ class _Ring:
 
     def _handed_out(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self.layout.arrays(self.slots[slot])
-        num_held = len(self.slots) - len(self.free) - len(self.pending)  # with this one
-        if num_held > SPARE_SLOTS:  # else fewer than look_ahead would be left to fill
+        num_held = len(self.slots) - len(self.free) - len(self.pending)  # including this one
+        if num_held > SPARE_SLOTS:  # copy, or fewer than look_ahead slots would be left to fill
             images = images.copy()
             self.free.append(slot)
         else:
-            # numpy gives every view of this array this very array as its base, and torch a tensor
-            # of it: once it is collected nobody can read the slot.
+            # Every numpy view and every torch tensor of this array keeps it alive. So when it is
+            # collected, nobody can read the slot any more.
             weakref.finalize(images, self.free.append, slot).atexit = False
         return images, labels.copy()
 
 
 def _end(processes: list[BaseProcess], connections: list[Connection], owner: int) -> None:
     for connection in connections:
-        connection.close()  # which ends the workers
+        connection.close()  # this ends the workers
     if os.getpid() != owner:
-        return  # in a fork of the consumer: the workers are not its own
+        return  # this is a fork of the consumer, and the workers are not its children
     deadline = time.monotonic() + END_SECONDS
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -274,10 +278,11 @@ def _end(processes: list[BaseProcess], connections: list[Connection], owner: int
 
 @contextlib.contextmanager
 def _main_left_out() -> Iterator[None]:
-    """Keeps the processes that this thread starts from importing the trainer's script.
+    """A context in which the processes that this thread starts do not import the main script.
 
-    multiprocessing runs it in each of them, for classes that it may define: a script without an
-    `if __name__ == "__main__"` would train again in every worker, and Ray's would import Ray.
+    multiprocessing runs that script in each process, because it may define classes. A script
+    without `if __name__ == "__main__"` would train again in every worker, and Ray's script would
+    import Ray.
     """
     thread = threading.get_ident()
     with _STARTING:
@@ -311,8 +316,8 @@ def _work(
     worker: int,
     num_workers: int,
 ) -> None:
-    """Fill this worker's share of each slot that comes, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the consumer decides what ends
+    """Fill this worker's share of each slot that the pipe names, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the consumer decides when a worker ends
     threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
     layout = SlotLayout(shape)
     pickled, *slot_files = files
@@ -335,9 +340,9 @@ def _work(
 
 
 def _end_with(pipe: int) -> None:
-    """Ends this process when the other end of its pipe is closed, or gone with a killed consumer.
+    """End this process when the other end of its pipe is closed, or its consumer was killed.
 
-    At once, in the middle of a fill and with tasks still in the pipe: nobody waits for them.
+    It ends at once, even during a fill and with tasks in the pipe, because nobody waits for them.
     """
     poll = select.poll()
     poll.register(pipe, select.POLLHUP)
@@ -346,7 +351,7 @@ def _end_with(pipe: int) -> None:
 
 
 def _portable(error: Exception, where: str) -> Exception:
-    """`error` with its traceback as a note, or its text where it does not survive pickling."""
+    """`error` with its traceback as a note. An error that cannot be pickled becomes its text."""
     error.add_note(f"{where}:\n{traceback.format_exc()}")
     try:
         if type(pickle.loads(pickle.dumps(error))) is type(error):

@@ -1,7 +1,8 @@
 """The memory that a ring's processes share: slots for batches, and one copy of a pickled value.
 
-It is files without a name. The kernel frees them with the last process that maps them, however it
-ended. numpy is all that this file imports: each worker pays for it.
+The memory consists of files without a name. The kernel frees them when the last process that maps
+them has ended, even by a kill. This file imports no package but numpy, because every worker imports
+it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ALIGNMENT = 64  # bytes; a cache line, and enough for every dtype
 
 
 class SlotLayout:
-    """A slot: the images, and behind them the labels."""
+    """The layout of a slot: first the images, then the labels."""
 
     def __init__(self, shape: tuple[int, int, int, int]) -> None:
         self.shape = shape
@@ -40,8 +41,8 @@ def _aligned(num_bytes: int) -> int:
 
 @contextlib.contextmanager
 def nameless(num_bytes: int) -> Iterator[int]:
-    """A descriptor of memory without a name, open until the workers have it: zeros, and pages come
-    as they are written."""
+    """A descriptor of memory without a name; it is open inside the context, until the workers have
+    it. The memory holds zeros, and takes a page when that page is first written."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("mambaout")
     else:
@@ -55,7 +56,7 @@ def nameless(num_bytes: int) -> Iterator[int]:
 
 
 class FileDescriptors:
-    """Descriptors that a starting worker receives: a list of its own descriptors of the files."""
+    """File descriptors for a starting worker. Unpickled there, they are a list of its own ones."""
 
     def __init__(self, files: list[int]) -> None:
         self.files = files
@@ -70,9 +71,10 @@ def _received(files: list[Any]) -> list[int]:
 
 @contextlib.contextmanager
 def packed(value: object) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """A descriptor of the pickled value and the spans of its parts: the pickle, then its arrays.
+    """A descriptor of the pickled value, and the spans of its parts: the pickle, then its arrays.
 
-    All workers map the one copy: an ImageNet's rows and labels are 30 MB, 3 GB in 96 workers.
+    All workers map the same copy. ImageNet's rows and labels are 30 MB; in 96 workers copies would
+    be 3 GB.
     """
     buffers: list[pickle.PickleBuffer] = []
     parts = [memoryview(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))]
@@ -90,7 +92,7 @@ def packed(value: object) -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 def unpacked(file: int, spans: list[tuple[int, int]]) -> Any:
     """The value that `packed` has written."""
-    # A private map: a worker may write to an array of its copy, and no other sees it.
+    # The map is private: a worker may write to its arrays, and no other worker sees it.
     memory = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
     pickled, *buffers = (memory[start:stop] for start, stop in spans)
     return pickle.loads(pickled, buffers=buffers)

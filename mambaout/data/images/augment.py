@@ -1,11 +1,11 @@
-"""What is done to an image on the host: one image at a time, uint8 to uint8.
+"""Augmentation on the host, one image at a time, uint8 to uint8.
 
-For training a random resized crop, a flip and RandAugment (`TrainAugment`), for evaluation a resize
-and a centre crop (`eval_crop`). What is done to a batch of them on the device: device_augment.py.
+Training does a random resized crop, a flip and RandAugment (`TrainAugment`). Evaluation does a
+resize and a centre crop (`eval_crop`). device_augment.py has the part for a batch on the device.
 
-What is drawn has timm's distributions, and every draw is a function of the image's key, (seed,
-epoch, sample id): no generator has a state, so it does not matter who asks, nor in which order.
-The drawing is the same for both ways to get the pixels (`Augment.pixels`, resample.py).
+The draws have timm's distributions. Every draw is a function of the image's key, which is made from
+(seed, epoch, sample id). No generator has a state, so it does not matter who asks, nor in which
+order. Both ways to compute the pixels use the same draws (`Augment.pixels`, resample.py).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mambaout.data.images.resample import (
 from mambaout.recipe import Augment, Recipe
 
 ATTEMPTS = 10  # to find a crop that lies inside the image
-APPLIED = 0.5  # of RandAugment's operations, timm's default
+APPLIED = 0.5  # the probability of each RandAugment operation, timm's default
 
-Operation = tuple[str, float, bool]  # its name, its amount, whether bicubic
+Operation = tuple[str, float, bool]  # name, amount, whether bicubic
 
 
 class ImageDraws:
-    """What is drawn for some images, a row an image."""
+    """The draws for some images, a row for each image."""
 
     def __init__(self, augment: Augment, keys: np.ndarray) -> None:
         self.augment = augment
@@ -52,7 +52,10 @@ class ImageDraws:
             self._draw_jitter(augment.color_jitter)
 
     def boxes(self, sizes: np.ndarray, which: slice = slice(None)) -> np.ndarray:
-        """int64 (n, 4): left, top, width, height of each crop; `sizes` (n, 2): width, height."""
+        """int64 (n, 4): left, top, width and height of each crop.
+
+        `sizes` (n, 2) are the images' widths and heights in pixels.
+        """
         width, height = sizes[:, :1], sizes[:, 1:]
         least = self.augment.crop_scale_min
         area = (least + self.area[which] * (1 - least)) * (width * height)
@@ -64,7 +67,7 @@ class ImageDraws:
         cut = np.concatenate(
             [np.take_along_axis(found, first, axis=1) for found in (widths, heights)], axis=1
         )
-        # At least a pixel each way, where timm fails on images a few pixels wide.
+        # At least one pixel in each direction: timm fails on images that are a few pixels wide.
         cut = np.maximum(cut, 1)
         spare = sizes - cut
         place = np.floor(np.stack([self.left[which], self.top[which]], axis=1) * (spare + 1))
@@ -74,7 +77,7 @@ class ImageDraws:
         return np.concatenate([place, np.where(none, whole, cut)], axis=1).astype(np.int64)
 
     def _bicubic(self, purpose: str, count: int) -> np.ndarray:
-        """bool (n, count): whether a resampling is bicubic, not bilinear."""
+        """bool (n, count): whether a resampling is bicubic; else it is bilinear."""
         if self.augment.interpolation == "random":
             return self._uniforms(purpose, count) >= 0.5
         bicubic = self.augment.interpolation == "bicubic"
@@ -84,7 +87,7 @@ class ImageDraws:
         names = list(AMOUNTS)
         chosen = np.floor(self._uniforms("operation", layers) * len(names)).astype(np.int64)
         applied = self._uniforms("operation applied", layers) < APPLIED
-        # Box and Muller's transform of two uniforms to a normal.
+        # The Box-Muller transform makes a normal from two uniforms.
         radius = np.sqrt(-2 * np.log1p(-self._uniforms("level radius", layers)))
         normal = radius * np.cos(2 * np.pi * self._uniforms("level angle", layers))
         level = self.augment.randaugment + self.augment.randaugment_std * normal
@@ -97,7 +100,7 @@ class ImageDraws:
             self.operations[image].append((name, amount, bool(bicubic[image, layer])))
 
     def _draw_jitter(self, most: float) -> None:
-        """Brightness, contrast and saturation, each times 1 +- `most`, in any order."""
+        """Draw brightness, contrast and saturation in random order, each times 1 +- `most`."""
         names = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
         least = max(0.0, 1 - most)
         factors = least + self._uniforms("jitter", 3) * (1 + most - least)
@@ -112,7 +115,7 @@ def _uniforms(keys: np.ndarray, purpose: str, count: int = 1) -> np.ndarray:
 
 
 def _widest(sizes: np.ndarray, ratio: float) -> np.ndarray:
-    """(n, 2): width and height of the largest middle crop whose aspect is allowed."""
+    """(n, 2): width and height of the largest centre crop whose aspect ratio is allowed."""
     width, height = sizes[:, 0], sizes[:, 1]
     narrow, wide = width / height < ratio, width / height > 1 / ratio
     return np.stack(
@@ -125,16 +128,16 @@ def _widest(sizes: np.ndarray, ratio: float) -> np.ndarray:
 
 
 class TrainAugment:
-    """The training augmentation of a recipe: a crop and its draw to (size, size, 3)."""
+    """The training augmentation of a recipe: turns a crop and its draws into (size, size, 3)."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.augment, self.size = recipe.augment, recipe.image_size
         self.fast = recipe.augment.pixels == "fast"
-        # The least sides of a crop that comes at less than its size.
+        # A reduced crop must have sides of at least this; None: crops are not reduced.
         self.least = self.size if self.fast else None
 
     def draw(self, keys: np.ndarray) -> ImageDraws:
-        """What the images of these keys get; uint64 (n,)."""
+        """The draws for the images with these keys, uint64 (n,)."""
         return ImageDraws(self.augment, keys)
 
     def part(self, box: list[int], drawn: ImageDraws, index: int) -> ImagePart | None:
@@ -166,10 +169,10 @@ class TrainAugment:
 
 
 def eval_crop(image: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The middle (size, size) of the image resized, bicubic, to a short side of size / eval_crop.
+    """Resize the image, bicubic, to a short side of size / eval_crop, and take the centre crop.
 
-    uint8 (H, W) or (H, W, 3) to (size, size, 3). Sides are rounded as torchvision's Resize and
-    CenterCrop round them, which timm uses; pixels are the exact ones, whatever the training's.
+    uint8 (H, W) or (H, W, 3) to (size, size, 3). Sides are rounded like in torchvision's Resize and
+    CenterCrop, which timm uses. The pixels are always the exact ones, even if training used `fast`.
     """
     height, width = image.shape[:2]
     size, short = recipe.image_size, int(recipe.image_size / recipe.eval_crop)

@@ -1,4 +1,4 @@
-"""The C files of this folder: without them the pixels are the same and take twice as long."""
+"""The C files of this folder. Without them the pixels are the same but take twice as long."""
 
 from __future__ import annotations
 

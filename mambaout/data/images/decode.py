@@ -1,13 +1,13 @@
-"""Encoded images to pixels, and no more of them than a crop needs.
+"""Decodes images to pixels, and only the part that a crop needs.
 
-A baseline JPEG is decoded by jpeg_crop.c, of one that `pack` re-cut only the segments that the crop
-covers (jpeg.py). What that leaves, or all of them where it cannot run, libjpeg-turbo decodes whole,
-to the same pixels. Everything else is Pillow's, a JPEG that libjpeg-turbo warns about among it:
-convert("RGB") decides what becomes of palette, CMYK and 16-bit images, as in timm. Rotation that
-EXIF asks for is not done, as in timm. Grey images stay grey until they are resized, which gives the
-same pixels for a third of the work.
+jpeg_crop.c decodes baseline JPEGs. If `pack` has re-cut the JPEG, it decodes only the segments that
+the crop covers (jpeg.py). JPEGs that jpeg_crop.c does not decode go to libjpeg-turbo, which decodes
+them whole to the same pixels; if C cannot run, all JPEGs do. Pillow decodes everything else,
+including a JPEG that libjpeg-turbo warns about. As in timm, convert("RGB") converts palette, CMYK
+and 16-bit images, and EXIF rotation is ignored. Grey images stay grey until they are resized, which
+gives the same pixels for a third of the work.
 
-A small split whose images share one size is decoded once for a machine: its pixels lie in the
+A small split whose images all have one size is decoded once on a machine. Its pixels lie in the
 cache as one memory-mapped array.
 """
 
@@ -32,13 +32,13 @@ from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.encoded import EncodedImage, EncodedImages, place
 from mambaout.data.shards.files import DataError, stored_array
 
-PIXEL_BYTES = 256 << 20  # at most so many of a split are kept decoded
+PIXEL_BYTES = 256 << 20  # a split with more bytes of pixels is not kept decoded
 
 _COLOURS = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # that libjpeg-turbo converts as Pillow
 
 
 class UndecodableImage(DataError):
-    """An image that cannot be decoded: its row of the split, and as text shard, row and reason."""
+    """An image cannot be decoded: its row in the split, and a text with shard, row and reason."""
 
     def __init__(self, row: int, text: str) -> None:
         super().__init__(row, text)
@@ -49,7 +49,7 @@ class UndecodableImage(DataError):
 
 
 class Picture(Protocol):
-    """An image of which parts can be decoded."""
+    """An image from which a crop can be decoded."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,16 +59,17 @@ class Picture(Protocol):
     def crop(self, box: Box, least: int | None = None) -> np.ndarray:
         """The pixels of the box: uint8 (height, width), or (height, width, 3).
 
-        With `least` chroma is repeated where that is faster than to interpolate it, and a crop that
-        is at least twice as large comes at a half, a quarter or an eighth of its size, no side
-        below `least`. The pixels are good until another picture is cropped in this thread.
-        Whatever a decoder raises for a damaged image travels.
+        With `least` the pixels are approximate: chroma is repeated if that is faster than to
+        interpolate it. A crop that is at least twice as large as `least` is reduced to a half, a
+        quarter or an eighth of its size, with no side below `least`. The pixels are valid until
+        another picture is cropped in this thread. A decoder's errors for a damaged image are not
+        caught.
         """
         ...
 
 
 class DecodedPicture:
-    """A picture whose pixels are there, (H, W) or (H, W, 3)."""
+    """A picture that is decoded already, (H, W) or (H, W, 3)."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -80,7 +81,11 @@ class DecodedPicture:
 
 
 def _shrunk(pixels: np.ndarray, least: int | None) -> np.ndarray:
-    """Means of 2, 4 or 8 pixels square: the most that leaves both sides `least`, or none."""
+    """The image reduced by means over squares of 2, 4 or 8 pixels.
+
+    It takes the largest square that leaves both sides at least `least`; if none does, the image
+    stays as it is.
+    """
     height, width = pixels.shape[:2]
     shrink = 1
     while least is not None and shrink < 8 and min(width, height) >= 2 * shrink * least:
@@ -93,7 +98,7 @@ def _shrunk(pixels: np.ndarray, least: int | None) -> np.ndarray:
 
 
 class JpegPicture:
-    """A JPEG that libjpeg-turbo reads; `space` is how it names the file's colours."""
+    """A JPEG that libjpeg-turbo reads; `space` is its name for the file's colour space."""
 
     def __init__(self, encoded: EncodedImage, size: tuple[int, int], space: str) -> None:
         self.encoded, self.size, self.space = encoded, size, space
@@ -121,14 +126,14 @@ class JpegPicture:
                 fastupsample=not smooth,
                 buffer=room("pixels", 3 * math.prod(self.size)),
             )
-        except ValueError:  # a warning, too, which Pillow lets pass
+        except ValueError:  # also for a mere warning, which Pillow ignores
             return None
         pixels = pixels[top : top + height, left : left + width]
         return pixels[..., 0] if self.space == "Gray" else pixels
 
 
 class PillowPicture:
-    """Any image that Pillow reads, decoded when it is cropped."""
+    """Any image that Pillow reads; it is decoded when it is cropped."""
 
     def __init__(self, encoded: bytes | memoryview) -> None:
         self.image = Image.open(io.BytesIO(encoded))
@@ -147,11 +152,11 @@ class PillowPicture:
 
 
 def picture(encoded: EncodedImage) -> Picture:
-    """The image's size, and its pixels when they are asked for.
+    """The image as a Picture: it knows its size, and decodes pixels when they are asked for.
 
-    Whatever Pillow raises for a damaged image travels, here or from `crop`.
+    Pillow's errors for a damaged image are not caught, neither here nor in `crop`.
     """
-    with contextlib.suppress(ValueError):  # no JPEG, or none that libjpeg-turbo likes
+    with contextlib.suppress(ValueError):  # not a JPEG, or one that libjpeg-turbo does not read
         height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded.image)
         if colour in _COLOURS:
             return JpegPicture(encoded, (int(width), int(height)), colour)
@@ -167,22 +172,22 @@ class Images:
         self.pixels: np.ndarray | None = None
         file = data.cache / f"pixels-3-{data.fingerprint}-{split}.npy"
         pixels = stored_array(file, self._decode_all)
-        # uint8 (rows, H, W) or (rows, H, W, 3); None where too large or of many sizes
+        # uint8 (rows, H, W) or (rows, H, W, 3); None if too large, or if image sizes differ
         self.pixels = pixels if pixels.ndim > 1 else None
 
     def __getitem__(self, row: int) -> Picture:
-        """Raises Undecodable for an image whose header cannot be read."""
+        """Raises UndecodableImage if the image's header cannot be read."""
         if self.pixels is not None:
             return DecodedPicture(self.pixels[row])
         encoded = self.encoded[row]
         try:
             return picture(encoded)
-        except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
+        except Exception as error:  # Pillow's plug-ins raise many kinds of errors for damaged files
             raise self.undecodable(row, error) from error
 
     def undecodable(self, row: int, error: Exception) -> UndecodableImage:
-        """What to raise where the image of `row` fails with `error`."""
-        if isinstance(error, MemoryError):  # of the machine's making, not of the image's
+        """The error to raise if the image of `row` fails with `error`."""
+        if isinstance(error, MemoryError):  # the machine's fault, not the image's
             raise error
         reason = re.sub(r" object at 0x[0-9a-f]+", "", " ".join(str(error).split()))
         path = self.encoded.path(row)
@@ -194,7 +199,7 @@ class Images:
         )
 
     def _decode_all(self) -> np.ndarray:
-        # An image that cannot be decoded is dealt with when its turn comes: loader.py.
+        # loader.py handles an image that cannot be decoded, when a batch needs it.
         with contextlib.suppress(UndecodableImage):
             for channels in ((), (3,)):
                 pixels = self._decode_as(channels)
@@ -209,7 +214,7 @@ class Images:
         if np.prod(shape) > PIXEL_BYTES:
             return None
         pixels = np.empty(shape, np.uint8)
-        # Seconds, once a machine; a bar from the third on.
+        # It takes seconds, once on a machine. The bar appears after three of them.
         for row in progress_bar(range(num_rows), desc="decode", unit=" images", delay=3):
             image = self[row]
             if image.size != (width, height):

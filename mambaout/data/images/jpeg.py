@@ -1,15 +1,16 @@
-"""JPEG files that a crop can be cut from: restart markers in, once; a box's segments out, often.
+"""Re-cuts JPEG files with restart markers, so that a crop decodes only a part of the file.
 
-Most of the time that decoding takes is the reading of Huffman codes, which has no way to skip.
-Restart markers every few blocks are such a way: `recut` has jpegtran add them, with optimal
-Huffman tables, and changes no coefficient; the file stays an ordinary JPEG, for any decoder.
-jpeg_crop.c reads the segments that a box of pixels needs, and no others.
+Most of the decoding time goes into reading Huffman codes, and a decoder cannot skip any of them.
+With restart markers every few blocks it can. `recut` calls jpegtran to add the markers, with
+optimal Huffman tables. No coefficient changes, and the file stays an ordinary JPEG for any decoder.
+jpeg_crop.c then reads only the segments that a box of pixels needs.
 
-Where the segments lie is told by `segments`, little-endian bytes that ride beside the file: a
-checksum over the JPEG's header and all that follows here; the place of the frame in the header;
-the image's width and height; a segment's width and height in pixels; how many pixels beyond a box
-its decoding looks; and the lengths, as uint16, of the header and of every segment with its marker.
-Of these the decoder needs the lengths alone: it reads the rest from the JPEG's header.
+`segments` are little-endian bytes that are stored beside the file and tell where its segments lie.
+They hold, in this order: a checksum over the JPEG's header and all that follows here; the place of
+the frame in the header; the image's width and height; a segment's width and height in pixels; how
+many pixels beyond a box its decoding needs; and, as uint16, the lengths of the header and of every
+segment with its marker. The decoder uses only the lengths, and reads the rest from the JPEG's
+header.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ NO_JPEGTRAN = (
     "jpegtran is not there, which re-cuts JPEGs: `apt install libjpeg-turbo-progs`, or `brew "
     "install jpeg-turbo`; or `mambaout pack --as-is` stores the files as they are"
 )
-JPEGTRAN_SECONDS = 300.0  # no photograph takes one
+JPEGTRAN_SECONDS = 300.0  # a photograph takes milliseconds
 
-# The width wanted of a segment. To cut out and decode a RandomResizedCrop(0.08 to 1) took 818 us at
-# 32; 873, 848 and 995 at 16, 64 and 128 (simplejpeg 1.9, 60 photographs of 500x375 and 82 kB; with
-# 31 kB 670, and 663, 696, 760). A whole image takes 2 to 7 % longer than without markers.
+# The intended width of a segment. To cut out and decode a RandomResizedCrop(0.08 to 1) took 818 us
+# with 32, and 873, 848, 995 us with 16, 64, 128 (simplejpeg 1.9, 60 photographs of 500x375 and
+# 82 kB). With photographs of 31 kB it took 670 us, and 663, 696, 760 us. A whole image takes 2 to
+# 7 % longer than without markers.
 SEGMENT_PIXELS = 32
 
 _HEAD = struct.Struct("<IHHHHHBxH")  # the lengths after it lie on even places
@@ -52,10 +54,10 @@ class _Frame(NamedTuple):
     offset: int  # of its 0xFF
     width: int
     height: int
-    samplings: tuple[int, ...]  # of each component, 16 * horizontal + vertical
+    samplings: tuple[int, ...]  # of each component: 16 * horizontal + vertical
     restart_interval: int
-    header_bytes: int  # up to and with the first scan's header
-    is_plain: bool  # baseline in one scan, and grey or by JFIF's marker YCbCr
+    header_bytes: int  # up to the end of the first scan's header
+    is_plain: bool  # baseline in one scan; grey, or YCbCr by JFIF's marker
 
 
 def has_jpegtran() -> bool:
@@ -63,7 +65,7 @@ def has_jpegtran() -> bool:
 
 
 def image_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
-    """Width and height that a JPEG's frame gives; None if it is no baseline or progressive one."""
+    """The width and height in a JPEG's frame; None if it is not a baseline or progressive JPEG."""
     try:
         offset = _frame_offset(encoded)
         bits, height, width, _ = _FRAME.unpack_from(encoded, offset + 4)
@@ -75,10 +77,10 @@ def image_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
 def recut(encoded: bytes) -> tuple[bytes, bytes] | None:
     """The JPEG with restart markers and optimal Huffman tables, and its `segments`.
 
-    A progressive file becomes a baseline one; comments, EXIF and colour profiles go. None for what
-    is no JPEG, what jpegtran warns of, and what Pillow would decode to other pixels afterwards
-    (looked at where that can be: 4 ms for a photograph, as long as jpegtran takes).
-    Raises DataError if jpegtran is not installed.
+    A progressive file becomes a baseline file. Comments, EXIF and colour profiles are removed. The
+    result is None if the file is not a JPEG, if jpegtran warns, or if Pillow would decode the new
+    file to other pixels. Pixels are compared only for files that can differ: it takes 4 ms for a
+    photograph, as long as jpegtran itself. Raises DataError if jpegtran is not installed.
     """
     frame = _frame(encoded)
     interval = None if frame is None else _restart_interval(frame)
@@ -102,7 +104,8 @@ def recut(encoded: bytes) -> tuple[bytes, bytes] | None:
 
 
 def segment_lengths(encoded: bytes | memoryview, segments: bytes | memoryview) -> memoryview | None:
-    """The bytes of each restart segment, as uint16; None if `segments` are not the file's."""
+    """The length in bytes of each restart segment, as uint16; None if `segments` are of another
+    file."""
     source, index = memoryview(encoded), memoryview(segments)
     if len(index) < _HEAD.size:
         return None
@@ -112,7 +115,7 @@ def segment_lengths(encoded: bytes | memoryview, segments: bytes | memoryview) -
 
 
 def _numbers(count: int) -> np.ndarray:
-    """The second bytes of `count` restart markers, in the order they must have."""
+    """The second bytes of `count` restart markers, in the required order."""
     return np.resize(np.arange(0xD0, 0xD8, dtype=np.uint8), count)
 
 
@@ -153,7 +156,7 @@ def _frame_offset(encoded: bytes | memoryview) -> int:
 
 
 def _frame(encoded: bytes) -> _Frame | None:
-    """What the header tells; None unless it is of 8 bits, with a frame before its first scan."""
+    """The facts in the header; None unless it has 8 bits and a frame before its first scan."""
     restart_interval = 0
     is_jfif = False
     found: tuple[int, int] | None = None
@@ -184,7 +187,7 @@ def _frame(encoded: bytes) -> _Frame | None:
 
 
 def _block(frame: _Frame) -> tuple[int, int]:
-    """Width and height in pixels of an MCU, the least that a scan codes at once."""
+    """Width and height in pixels of an MCU, the smallest unit that a scan codes."""
     if len(frame.samplings) == 1:
         return 8, 8
     return 8 * max(s >> 4 for s in frame.samplings), 8 * max(s & 15 for s in frame.samplings)
@@ -194,7 +197,7 @@ def _block(frame: _Frame) -> tuple[int, int]:
 
 
 def _restart_interval(frame: _Frame) -> int | None:
-    """MCUs to a segment: of the divisors of a row's MCUs, the one nearest SEGMENT_PIXELS."""
+    """MCUs in a segment: the divisor of a row's MCUs whose width is nearest to SEGMENT_PIXELS."""
     across, _ = _block(frame)
     if not across or (frame.marker not in _BASELINE and frame.marker != _PROGRESSIVE):
         return None
@@ -204,7 +207,7 @@ def _restart_interval(frame: _Frame) -> int | None:
 
 
 def _segments(encoded: bytes, interval: int) -> bytes | None:
-    """The `segments` of a file that jpegtran wrote; None if it is not as it must be."""
+    """The `segments` of a file that jpegtran wrote; None if the file is not as expected."""
     frame = _frame(encoded)
     if frame is None or frame.marker not in _BASELINE or frame.restart_interval != interval:
         return None
@@ -213,7 +216,7 @@ def _segments(encoded: bytes, interval: int) -> bytes | None:
     number = -(-frame.width // across) * -(-frame.height // block_height)
     content = np.frombuffer(encoded, np.uint8)
     scan = content[frame.header_bytes :]
-    # Inside a scan's data 0xFF is followed by 0 or is a marker's.
+    # Inside a scan's data, 0xFF is followed by 0 or begins a marker.
     marks = np.flatnonzero((scan[:-1] == 0xFF) & (scan[1:] != 0))
     wanted = np.append(_numbers(number - 1), np.uint8(_END))
     if not np.array_equal(scan[marks + 1], wanted) or marks[-1] + 2 != len(scan):
@@ -221,7 +224,7 @@ def _segments(encoded: bytes, interval: int) -> bytes | None:
     lengths = np.diff(marks + 2, prepend=0)
     if lengths.max() > 0xFFFF or max(across, frame.header_bytes) > 0xFFFF:
         return None
-    # Smooth upsampling takes the next sample of a chroma that is stored smaller, one pixel off.
+    # If chroma is stored smaller, smooth upsampling also needs the next sample, one pixel away.
     margin = int(len(set(frame.samplings)) > 1)
     facts = (frame.offset, frame.width, frame.height, across, block_height, margin)
     rest = _HEAD.pack(0, *facts, frame.header_bytes)[4:] + lengths.astype("<u2").tobytes()
@@ -230,10 +233,11 @@ def _segments(encoded: bytes, interval: int) -> bytes | None:
 
 
 def _same_pixels(one: bytes, two: bytes) -> bool:
-    # A progressive file may end before its last bits and is then smoothed, a baseline one never;
-    # and whether three or four colours are to be turned into RGB can be a guess at a header.
+    # Pixels can differ in two cases. A progressive file may end before its last bits; it is then
+    # smoothed, which a baseline file never is. And with an unclear header a decoder guesses whether
+    # to convert three or four colours to RGB.
     try:
         with Image.open(io.BytesIO(one)) as first, Image.open(io.BytesIO(two)) as second:
             return first.mode == second.mode and first.tobytes() == second.tobytes()
-    except Exception:  # Pillow raises many kinds for damaged files
+    except Exception:  # Pillow raises many kinds of errors for damaged files
         return False

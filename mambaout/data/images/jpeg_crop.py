@@ -1,4 +1,4 @@
-"""Boxes of JPEGs, decoded by jpeg_crop.c: libjpeg-turbo's pixels in half of its time."""
+"""Decodes boxes of JPEGs with jpeg_crop.c: the pixels of libjpeg-turbo in half of its time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mambaout import native
 from mambaout.data.images.c_files import JPEG_CROP
 from mambaout.native import LONG, NUMBER, POINTER, SIZE, address
 
-DONE = 0  # what decode_box says
+DONE = 0  # the result of decode_box if it succeeded
 
 Buffer = bytes | memoryview
 Box = tuple[int, int, int, int]  # left, top, width, height
@@ -24,10 +24,11 @@ def decoded_box(
 ) -> np.ndarray | None:
     """The pixels of `box`: uint8 (height, width) of a grey JPEG, (height, width, 3) of another.
 
-    `encoded` is a baseline JPEG, grey or in YCbCr; `lengths` are those of its restart segments
-    (jpeg.segment_lengths), None for a file without any. With `smooth` chroma is interpolated, as
-    libjpeg does by default. The pixels are good until the next call in this thread. None where C
-    cannot run, and for a file that jpeg_crop.c does not decode, a damaged one among others.
+    `encoded` is a baseline JPEG, grey or in YCbCr. `lengths` are the lengths of its restart
+    segments (jpeg.segment_lengths), or None for a file without any. With `smooth` chroma is
+    interpolated, like in libjpeg by default. The pixels are valid until the next call in this
+    thread. The result is None if C cannot run here, or if jpeg_crop.c does not decode the file, for
+    example because it is damaged.
     """
     decode = _decode_box()
     if decode is None:
@@ -55,7 +56,8 @@ def _decode_box() -> Callable[..., int] | None:
 
 
 def room(purpose: str, num_bytes: int) -> np.ndarray:
-    """At least so much memory of this thread: new memory for each image takes 5 % longer."""
+    """At least `num_bytes` of this thread's memory, which is reused: new memory for each image
+    takes 5 % longer."""
     found = _THREAD.__dict__.get(purpose)
     if found is None or found.size < num_bytes:
         found = _THREAD.__dict__[purpose] = np.empty(num_bytes * 5 // 4, np.uint8)

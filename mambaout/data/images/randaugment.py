@@ -1,9 +1,9 @@
-"""RandAugment's operations as timm's "rand-m9-mstd0.5-inc1" has them, and its colour operations.
+"""The operations of RandAugment, as in timm's "rand-m9-mstd0.5-inc1", and their colour arithmetic.
 
-What an operation does to colours is a pass or two of arithmetic over the image, where Pillow looks
-every value up in a table, or makes a second image and blends the two: a quarter of the time. Sums
-are rounded once where Pillow rounds twice, which one grey level bounds; the others are Pillow's to
-the digit. What an operation does to places: resample.py.
+A colour operation here is one or two passes of arithmetic over the image. Pillow looks every value
+up in a table, or makes a second image and blends the two, which takes four times as long. Blended
+sums are rounded once here and twice in Pillow, so they may differ by one grey level. All other
+results equal Pillow's. resample.py does the operations that move pixels.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import cv2
 import numpy as np
 
 MAX_LEVEL = 10.0
-FILL = (124, 116, 104)  # ImageNet's mean colour, where an operation looks outside of the image
+FILL = (124, 116, 104)  # ImageNet's mean colour, for places outside of the image
 
-Colour = Callable[[np.ndarray, float], np.ndarray]  # uint8 (H, W, 3) and an amount, to the same
+Colour = Callable[[np.ndarray, float], np.ndarray]  # uint8 (H, W, 3) and an amount to (H, W, 3)
 
 _VALUES = np.arange(256)
-# Of Rec. 601, as Pillow's convert("L"); both round to whole grey levels.
+# The weights of Rec. 601, like Pillow's convert("L"); both round to whole grey levels.
 _LUMA = np.array([0.299, 0.587, 0.114])
-# cv2 rounds to nearest where Pillow truncates; a hair less than a half, so that whole values stay.
+# cv2 rounds to the nearest value, but Pillow truncates. To add this number first makes cv2 truncate
+# too. It is a little less than a half, so that whole values stay.
 TRUNCATES = -0.49
 
 
-# -- how much of an operation a level of 0 to 10 is, and with which sign ---------------------------
+# -- from a level of 0 to 10 and a sign to the amount of an operation ------------------------------
 
 
 def _nothing(_level: float, _sign: float) -> float:
@@ -34,8 +35,8 @@ def _nothing(_level: float, _sign: float) -> float:
 
 
 def _bits(level: float, _sign: float) -> float:
-    # Level 10, which noise on 9 reaches in one draw of 43, asks for 0 bits: Pillow 13 refuses them,
-    # older ones gave a black image.
+    # Noise raises level 9 to level 10 in one draw of 43. Level 10 means 0 bits, which Pillow 13
+    # refuses and older versions turned into a black image. So at least one bit stays.
     return max(1, 4 - int(level / MAX_LEVEL * 4))
 
 
@@ -67,8 +68,8 @@ def _share(level: float, sign: float) -> float:
 
 
 def autocontrast(image: np.ndarray, _amount: float = 0) -> np.ndarray:
-    """Each channel stretched from its darkest and lightest value to 0 and 255."""
-    lines = image.reshape(len(image), -1)  # along which numpy compares 32 values at a time
+    """Stretch each channel so that its darkest value becomes 0 and its lightest 255."""
+    lines = image.reshape(len(image), -1)  # in long rows numpy compares 32 values at a time
     low, high = (found.reshape(-1, 3) for found in (lines.min(axis=0), lines.max(axis=0)))
     low, high = low.min(axis=0).astype(np.float64), high.max(axis=0).astype(np.float64)
     flat = high <= low
@@ -77,7 +78,7 @@ def autocontrast(image: np.ndarray, _amount: float = 0) -> np.ndarray:
 
 
 def equalize(image: np.ndarray, _amount: float = 0) -> np.ndarray:
-    """Each channel with as even a histogram as a table can give it."""
+    """Make each channel's histogram as even as a lookup table can."""
     tables = []
     for channel in range(3):
         counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
@@ -96,49 +97,49 @@ def invert(image: np.ndarray, _amount: float = 0) -> np.ndarray:
 
 
 def posterize(image: np.ndarray, bits: float) -> np.ndarray:
-    """Each value with only its upper `bits` bits."""
+    """Keep only the upper `bits` bits of each value."""
     return image & np.uint8(256 - (1 << (8 - int(bits))))
 
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
-    """Values from `threshold` on inverted."""
+    """Invert the values from `threshold` on."""
     if threshold > 255:
         return image
     return image ^ (image >= np.uint8(threshold)).view(np.uint8) * np.uint8(255)
 
 
 def solarize_add(image: np.ndarray, added: float) -> np.ndarray:
-    """`added` on values below 128."""
+    """Add `added` to the values below 128."""
     return image + (image < np.uint8(128)).view(np.uint8) * np.uint8(added)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Values times `factor`."""
+    """Multiply all values by `factor`."""
     return _mixed(image, factor * np.eye(3), np.zeros(3))
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Values' distance from the mean grey times `factor`."""
+    """Multiply each value's distance from the image's mean grey by `factor`."""
     mean = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
     return _mixed(image, factor * np.eye(3), np.full(3, (1 - factor) * mean))
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    """Colours' distance from their grey times `factor`."""
+    """Multiply each pixel's distance from its own grey by `factor`."""
     return _mixed(image, factor * np.eye(3) + (1 - factor) * np.tile(_LUMA, (3, 1)), np.zeros(3))
 
 
 def _mixed(image: np.ndarray, mixing: np.ndarray, added: np.ndarray) -> np.ndarray:
-    """Each pixel's colours through a matrix, and `added`; truncated and clipped to 0 to 255."""
+    """Multiply each pixel's colours by a matrix and add `added`; truncate and clip to 0 to 255."""
     return cv2.transform(image, np.column_stack([mixing, added + TRUNCATES]))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Values' distance from their smoothed neighbourhood times `factor`; borders stay."""
+    """Multiply each value's distance from the smoothed image by `factor`; the border stays."""
     if min(image.shape[:2]) < 3:
         return image
-    # ImageFilter.SMOOTH weighs the middle 5 and its neighbours 1: nine of the mean, four more of
-    # the middle, which takes half the time of its own kernel.
+    # ImageFilter.SMOOTH has the weight 5 in the middle and 1 at its 8 neighbours. That equals 9
+    # times the mean of all nine plus 4 times the middle, which takes half the time of that kernel.
     own, mean = factor + (1 - factor) * 4 / 13, (1 - factor) * 9 / 13
     sharper = cv2.addWeighted(image, own, cv2.blur(image, (3, 3)), mean, TRUNCATES)
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
@@ -160,14 +161,14 @@ COLOURS: dict[str, Colour] = {
 }
 
 
-# -- places: from a place in the result to where it comes from, x right and y down ----------------
+# -- places: a map from a place in the result to its place in the image, x right and y down --------
 
 Map = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f: ax + by + c, dx + ey + f
 
 
 def rotation(degrees: float, size: int) -> Map:
-    """About the middle of an image of (size, size), whose places count from its corner."""
-    turned = -math.radians(degrees % 360.0)  # rounded as Pillow's rotate rounds
+    """The rotation about the middle of an image of (size, size); places count from its corner."""
+    turned = -math.radians(degrees % 360.0)  # with the same rounding as in Pillow's rotate
     cos, sin, middle = round(math.cos(turned), 15), round(math.sin(turned), 15), size / 2
     left, top = cos * -middle + sin * -middle + middle, -sin * -middle + cos * -middle + middle
     return cos, sin, left, -sin, cos, top
@@ -181,7 +182,7 @@ PLACES: dict[str, Callable[[float, int], Map]] = {
     "TranslateYRel": lambda share, size: (1, 0, 0, 0, 1, share * size),
 }
 
-# In timm's order, each as likely as another.
+# In timm's order; each operation has the same probability.
 AMOUNTS: dict[str, Callable[[float, float], float]] = {
     "AutoContrast": _nothing,
     "Equalize": _nothing,

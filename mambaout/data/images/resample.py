@@ -1,13 +1,14 @@
-"""Pixels from places between pixels: two ways to crop, resize, flip, rotate, shear and shift.
+"""Resampling: two ways to crop, resize, flip, rotate, shear and shift an image.
 
 `ExactPixels` does one operation after the other. Its pixels differ from Pillow's by at most one
 grey level nearly everywhere, and it is several times faster. It resizes with torch's uint8 kernels,
-which are Pillow's own algorithm in vectors. It moves with affine.c, to Pillow's bits.
+which are Pillow's algorithm in vector code. It moves pixels with affine.c, which gives exactly
+Pillow's bits.
 
-`FastPixels` gathers all operations into one map of places and reads the crop once: bilinear, or
-bicubic where it only resizes, without the widened filter that Pillow shrinks images with. A crop
-that is at least twice as large is first averaged to a half, a quarter or an eighth (decode.py), so
-that at most a factor of two is left.
+`FastPixels` combines all operations into one map of places and reads the crop once. It is bilinear,
+or bicubic if it only resizes, and does not use the wider filter with which Pillow shrinks images.
+Instead a crop that is at least twice as large is first averaged to a half, a quarter or an eighth
+(decode.py), so that it shrinks by at most a factor of two here.
 
 Both take uint8 (H, W) or (H, W, 3) and give (size, size, 3).
 """
@@ -28,7 +29,7 @@ from mambaout.data.images.c_files import AFFINE
 from mambaout.data.images.randaugment import FILL, PLACES, Map
 from mambaout.native import NUMBER, POINTER, address
 
-cv2.setNumThreads(0)  # a process a core does better than threads in each
+cv2.setNumThreads(0)  # one process for each core is faster than threads in each process
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -36,7 +37,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 class ExactPixels:
-    """An image on its way through crop, flip and operations, each done when it is asked for."""
+    """An image during crop, flip and operations; each operation is done immediately."""
 
     def __init__(self, crop: np.ndarray, size: int, *, bicubic: bool, flipped: bool) -> None:
         self.size = size
@@ -52,16 +53,17 @@ class ExactPixels:
 
 
 def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.ndarray:
-    """`image` at (height, width) `size` as Pillow's resize gives it."""
+    """`image` resized to `size`, (height, width), like in Pillow's resize."""
     if image.shape[:2] == size:
         return image
-    # Its import takes two seconds, which a process that only needs `FastPixels` is spared.
+    # Imported here, because it takes two seconds and `FastPixels` does not need it.
     import torch
 
-    if not image.flags.writeable:  # which torch warns of
+    if not image.flags.writeable:  # torch warns about such arrays
         image = image.copy()
     values = torch.from_numpy(image if image.ndim == 3 else image[..., None])
-    # Laid out as torch's channels_last, which numpy's image[None] would not be: half the time.
+    # The layout is torch's channels_last, which takes half the time. numpy's image[None] would not
+    # have that layout.
     batch = values.unsqueeze(0).permute(0, 3, 1, 2)
     mode = "bicubic" if bicubic else "bilinear"
     found = torch.nn.functional.interpolate(batch, size=size, mode=mode, antialias=True)
@@ -70,7 +72,7 @@ def resized(image: np.ndarray, size: tuple[int, int], *, bicubic: bool) -> np.nd
 
 
 def moved(image: np.ndarray, places: Map, *, bicubic: bool) -> np.ndarray:
-    """uint8 (H, W, 3) looked at in other places, as Pillow's transform gives it, to the bit."""
+    """uint8 (H, W, 3) with its pixels taken from other places; bit for bit Pillow's transform."""
     affine = _affine()
     if affine is None:
         how = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
@@ -96,13 +98,13 @@ def _affine() -> Callable[..., int] | None:
 
 
 def _of_indices(places: Map) -> np.ndarray:
-    """A map of places that count from the corner, as one between middles of pixels."""
+    """Turn a map of places counted from the corner into one between the centres of pixels."""
     a, b, c, d, e, f = places
     return np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
 
 
 def _after(first: Map, then: Map) -> Map:
-    """Where a place of the result of both operations comes from; the later one looks first."""
+    """The map of both operations together. Maps lead back, so `then` is applied before `first`."""
     a, b, c, d, e, f = first
     p, q, r, s, t, u = then
     return (
@@ -123,8 +125,8 @@ class ImagePart(NamedTuple):
 
 
 class FastPixels:
-    """An image on its way through crop, flip and operations: places are only noted down until
-    colours, or the end, need pixels."""
+    """An image during crop, flip and operations. Moves are only collected in a map, until a colour
+    operation or the end needs pixels."""
 
     def __init__(
         self,
@@ -136,11 +138,11 @@ class FastPixels:
         part: ImagePart | None = None,
     ) -> None:
         self.image, self.size, self.bicubic, self.flipped = crop, size, bicubic, flipped
-        self.part = part  # that there is of the crop; None: all of it
-        self.places: Map | None = None  # of the moves since there were pixels
+        self.part = part  # the part of the crop that `crop` holds; None: all of it
+        self.places: Map | None = None  # the moves since the last pixels were computed
 
     def move(self, name: str, amount: float, *, bicubic: bool) -> None:
-        """Rotate, shear or shift (randaugment.PLACES); bilinear, whatever is asked for."""
+        """Rotate, shear or shift (randaugment.PLACES); always bilinear: `bicubic` is ignored."""
         then = PLACES[name](amount, self.size)
         self.places = then if self.places is None else _after(self.places, then)
 
@@ -162,11 +164,11 @@ class FastPixels:
         image = self.image
         height, width = image.shape[:2]
         part = self.part or ImagePart(0, 0, width, height, width, height)
-        across, down = width / part.width, height / part.height  # below 1 where it came smaller
+        across, down = width / part.width, height / part.height  # below 1 for a reduced crop
         crop = _into_crop(self.size, part.crop_width, part.crop_height, flipped=self.flipped)
         inside = (across, 0, -part.left * across, 0, down, -part.top * down)
         seen = _after(inside, _after(crop, places))
-        if image.ndim == 2 or image.shape[2] == 3:  # four channels take half the time of three
+        if image.ndim == 2 or image.shape[2] == 3:  # cv2 takes half the time with four channels
             how = cv2.COLOR_GRAY2RGBA if image.ndim == 2 else cv2.COLOR_RGB2RGBA
             image = cv2.cvtColor(image, how)
         moved = cv2.warpAffine(
@@ -181,7 +183,7 @@ class FastPixels:
 
 
 def _into_crop(size: int, width: int, height: int, *, flipped: bool) -> Map:
-    """From (size, size) to a crop of so many pixels."""
+    """The map from a result of (size, size) to a crop of (width, height)."""
     across, down = width / size, height / size
     return (-across if flipped else across, 0, width if flipped else 0, 0, down, 0)
 
@@ -189,9 +191,9 @@ def _into_crop(size: int, width: int, height: int, *, flipped: bool) -> Map:
 def seen_part(
     moves: list[tuple[str, float]], size: int, width: int, height: int, *, flipped: bool
 ) -> ImagePart:
-    """What a crop of (width, height) shows after `moves`.
+    """The part of a crop of (width, height) that is still visible after `moves`.
 
-    A shift moves up to 45 % of a crop out of sight, which need not be decoded.
+    A shift moves up to 45 % of a crop out of sight; that part need not be decoded.
     """
     places = _into_crop(size, width, height, flipped=flipped)
     for name, amount in moves:
@@ -205,6 +207,6 @@ def seen_part(
 
 
 def _around(places: list[float], most: int) -> tuple[int, int]:
-    """The pixels of 0 to `most` that bilinear interpolation between the places looks at."""
+    """The range of pixels, within 0 to `most`, that bilinear interpolation at the places needs."""
     first = min(max(math.floor(min(places)) - 1, 0), most - 1)
     return first, max(min(math.ceil(max(places)) + 1, most), first + 1)

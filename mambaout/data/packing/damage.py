@@ -1,9 +1,9 @@
-"""Images that cannot be decoded are found before training on a folder or a tar, and are named.
+"""Finds and names images that cannot be decoded, before training on a folder or a tar.
 
-One damaged image ends an evaluation, and with few images a training, hours after the start. A
-large set is not decoded beforehand: that takes as long as packing it, and its training goes on
-where one image in a thousand is damaged (loader.py). `mambaout pack` stores damaged images as they
-are, and counts them.
+One damaged image ends an evaluation, hours after the start; with few images it ends a training too.
+A large set is not decoded beforehand, because that takes as long as packing it, and its training
+continues with up to one damaged image in a thousand (loader.py). `mambaout pack` stores damaged
+images as they are, and counts them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOOK_AHEAD = 256  # images that are read at a time
 
 
 def refuse_damaged(source: Source) -> None:
-    """Decode every image of a small source; DataError names those that cannot be."""
+    """Decode every image of a small source; DataError names those that cannot be decoded."""
     total = len(source.train) + len(source.val)
     if total > MOST_CHECKED:
         return
@@ -47,15 +47,15 @@ def refuse_damaged(source: Source) -> None:
 
 
 def _damage(sample: Sample) -> str | None:
-    """What is wrong with the image, with its path; None where it can be decoded."""
+    """The image's path and what is wrong with it; None if it can be decoded."""
     image = sample.read()
     if not isinstance(image, bytes):
         return None
     try:
         found = picture(EncodedImage(memoryview(image), None))
         found.crop((0, 0, *found.size))
-    except MemoryError:  # of the machine's making, not of the image's
+    except MemoryError:  # the machine's fault, not the image's
         raise
-    except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
+    except Exception as error:  # Pillow's plug-ins raise many kinds of errors for damaged files
         return f"{sample.path} ({' '.join(str(error).split())[:80]})"
     return None

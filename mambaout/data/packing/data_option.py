@@ -1,4 +1,4 @@
-"""--data, for every command that reads any images: its help and its error list the named sets."""
+"""The option --data of every command that reads images; its help and error list the named sets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from mambaout.data.packing.named_sets import NAMED
 from mambaout.errors import WrongRequest
 
-SMOKE_DATA = "digits"  # what --smoke trains on where no --data is given
+SMOKE_DATA = "digits"  # the data of --smoke if no --data is given
 
 
 def add_data_option(
     add: Callable[..., argparse.Action], name: str = "--data", **settings: Any
 ) -> None:
-    """Add it to a parser or a group, by its add_argument."""
+    """Add the option; `add` is the add_argument of a parser or a group."""
     add(name, help=f"{', '.join(NAMED)}, a folder of images, a tar, or Parquet shards", **settings)
 
 
 def given_data(options: argparse.Namespace) -> str:
-    """The --data of a command that has --smoke as well; WrongRequest where there is none."""
+    """The --data of a command that also has --smoke; WrongRequest if neither is given."""
     if options.data:
         return options.data
     if options.smoke:

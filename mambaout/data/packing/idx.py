@@ -1,6 +1,7 @@
-"""idx files, as MNIST and its relatives are published: arrays of bytes, often gzipped.
+"""Reads idx files: arrays of bytes, often gzipped. MNIST and similar sets are published so.
 
-A folder of them holds four: images and labels of train and of t10k, which is read as val.
+A folder holds four of them: the images and labels of train, and those of t10k, which is read as
+val.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ IDX_FILES = {
 
 
 def find_idx_files(folder: Path) -> dict[str, list[Path]] | None:
-    """Images and labels of both splits, gzipped or not; None where there is none of them.
+    """The files of both splits: images and labels, gzipped or not; None if there is none of them.
 
-    DataError where some of the four are there and others are not.
+    Raises DataError if only some of the four exist.
     """
     found: dict[str, list[Path]] = {}
     missing: list[str] = []
@@ -48,7 +49,7 @@ def find_idx_files(folder: Path) -> dict[str, list[Path]] | None:
 
 
 def read_idx_folder(folder: Path, names: tuple[str, ...] | None) -> Source:
-    """The images of the four files, labelled; DataError for a file that is not whole."""
+    """The labelled images of the four files; DataError for an incomplete file."""
     splits: dict[str, list[Sample]] = {}
     files = find_idx_files(folder)
     if files is None:
@@ -71,7 +72,11 @@ def array_samples(images: np.ndarray, labels: np.ndarray) -> list[Sample]:
 
 
 def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
-    """uint8 array: two zero bytes, the type 8, the number of dimensions, each as big-endian u32."""
+    """The uint8 array in an idx file.
+
+    The file begins with two zero bytes, the type 8 and the number of dimensions. Then comes the
+    size of each dimension as a big-endian u32, then the values.
+    """
     wrong = f"{path} is not a whole idx file of bytes in {num_dimensions} dimensions; get it again"
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

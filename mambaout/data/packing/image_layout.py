@@ -1,4 +1,4 @@
-"""What each folder of a tree of images is: a wrapper, a split, a class, or left out."""
+"""Decides the role of each folder in a tree of images: wrapper, split, class, or left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mambaout.numbers import counted
 WITHOUT_IMAGES = ("folder without images", "folders without images")
 OUTSIDE = ("image outside the class folders", "images outside the class folders")
 
-# What tells the classes of validation images that lie in one folder.
+# Files that give the classes of validation images which all lie in one folder.
 IMAGENET_LABELS = "LOC_val_solution.csv"  # of Kaggle: ILSVRC2012_val_00000001,n01751748 111 108 ...
 TINY_LABELS = "val_annotations.txt"  # of Tiny ImageNet: val_0.JPEG, n03444034 and a box
 
@@ -30,7 +30,7 @@ class Layout:
     train: Parts
     val: Parts | None  # None: the source has no validation split
     class_names: list[str]  # of train
-    remarks: list[str] = field(default_factory=list)  # what is to be said of it
+    remarks: list[str] = field(default_factory=list)  # lines for the user
 
     def folder(self, split: str) -> Parts:
         folder = self.train if split == "train" else self.val
@@ -38,14 +38,14 @@ class Layout:
         return folder
 
     def split_of(self, path: Parts) -> str | None:
-        """The split that reads the image; None for one that is left out."""
+        """The split that the image belongs to; None if the image is left out."""
         if path[: len(self.train)] == self.train:
             return "train"
         return "val" if self.val is not None and path[: len(self.val)] == self.val else None
 
 
 def find_layout(tree: Tree) -> Layout:
-    """The layout of the tree, whose `left_out` is completed; DataError where there is none."""
+    """The layout of the tree; DataError if it has none. Completes `tree.left_out` in place."""
     if not tree.files:
         raise DataError(_no_images(tree))
     return _Search(tree).layout()
@@ -75,17 +75,17 @@ def _names(names: list[str]) -> str:
 
 
 class _Search:
-    """The folders of a tree by what they hold, and the rules that find the layout."""
+    """The folders of a tree, sorted by their content, and the rules that find the layout."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.direct = Counter(path[:-1] for path in tree.files)  # images in the folder itself
-        self.below: Counter[Parts] = Counter()  # and in those below it
+        self.below: Counter[Parts] = Counter()  # images in it and in all folders below it
         for folder, number in self.direct.items():
             for depth in range(len(folder) + 1):
                 self.below[folder[:depth]] += number
         self.full: dict[Parts, list[str]] = {}  # the folders in a folder that hold images
-        self.empty: dict[Parts, list[str]] = {}  # those that do not
+        self.empty: dict[Parts, list[str]] = {}  # the folders in a folder that hold none
         for folder in sorted(tree.folders):
             if folder:
                 kind = self.full if self.below[folder] else self.empty
@@ -118,7 +118,7 @@ class _Search:
         if alike := [name for name in names if by_case[name.lower()] > 1]:
             layout.remarks.append(f"classes that differ in letter case alone: {_names(alike)}")
         for folder, empty in self.empty.items():
-            if self.below[folder]:  # else the folder itself is among the empty ones
+            if self.below[folder]:  # otherwise the folder itself is listed as empty
                 for name in empty:
                     self.tree.left_out.add(WITHOUT_IMAGES, "/".join((*folder, name)))
         return layout
@@ -126,7 +126,7 @@ class _Search:
     # -- wrappers and splits ----------------------------------------------------------------------
 
     def _unwrapped(self, folder: Parts, may: Callable[[Parts], bool]) -> Parts:
-        """The folder, or the one that it and others like it are wrapped around."""
+        """The folder inside all wrappers around it; `folder` itself if it is not a wrapper."""
         while len(names := self.full.get(folder, [])) == 1:
             inner = (*folder, names[0])
             if inner not in self.full or not may(inner):
@@ -136,7 +136,8 @@ class _Search:
         return folder
 
     def _is_wrapper(self, folder: Parts) -> bool:
-        """A folder named as a split is one only around splits: test/ around train/ and val/."""
+        """Whether the folder is a wrapper. If it is named like a split, it is a wrapper only if it
+        holds splits, like test/ with train/ and val/ in it."""
         if _split(folder[-1]) is None:
             return True
         inner = [_split(name) for name in self.full[folder]]
@@ -153,7 +154,7 @@ class _Search:
         self.tree.left_out.parts.append(f"{shown('/'.join(folder))}/ ({images}; {reason})")
 
     def _splits(self, top: Parts) -> dict[str, Parts]:
-        """The folder of each split that is there; empty where the classes lie in `top` itself."""
+        """The folder of each split that exists; empty if the classes lie in `top` itself."""
         found: dict[str, list[str]] = {}
         for name in self.full.get(top, []):
             if (split := _split(name)) is not None:
@@ -188,7 +189,8 @@ class _Search:
         return {split: (*top, names[0]) for split, names in found.items()}
 
     def _refuse_likely_splits(self, top: Parts) -> None:
-        """training_set/CLASS and test_set/CLASS would be read as two classes."""
+        """Refuse folders like training_set/CLASS and test_set/CLASS, which would be read as two
+        classes."""
         likely: dict[str, str] = {}
         for name in self.full.get(top, []):
             if self.direct[(*top, name)]:
@@ -204,7 +206,7 @@ class _Search:
             )
 
     def _find_validation(self, layout: Layout, folder: Parts, *, is_test: bool) -> None:
-        """Sets the layout's `val`, or leaves out a test split without labels."""
+        """Set the layout's `val`, or leave out a test split without labels."""
         known = set(layout.class_names)
         inner = self._unwrapped(folder, lambda below: below[-1] not in known)
         names = self.full.get(inner, [])
@@ -236,7 +238,8 @@ class _Search:
     # -- classes ----------------------------------------------------------------------------------
 
     def _classes(self, folder: Parts) -> list[str]:
-        """The names of its class folders; DataError for an image or an empty folder beside them."""
+        """The names of the folder's class folders; DataError for an image or an empty folder beside
+        them."""
         at, names = self.tree.at, self.full.get(folder, [])
         if self.direct[folder]:
             paths = [path for path in self.tree.files if path[:-1] == folder]
@@ -284,7 +287,8 @@ class _Search:
 
 
 def _sorting_command(val: Path) -> str | None:
-    """What moves the validation images of ImageNet or Tiny ImageNet into their classes' folders."""
+    """A command that moves the validation images of ImageNet or Tiny ImageNet into folders of their
+    classes; None for other folders."""
     move = 'mkdir -p "$class" && mv {} "$class/"; done'
     there = shlex.quote(str(val.absolute()))
     if (val / TINY_LABELS).is_file():

@@ -1,7 +1,7 @@
-"""The tree of files in an uncompressed tar, whose images are read where they lie in it.
+"""The tree of files in an uncompressed tar. Images are read from the tar without unpacking it.
 
-Hard and symbolic links are read as what they point at. Nothing is unpacked, so that names like
-/data/x.jpg and ../x.jpg are only names: they are read as data/x.jpg and x.jpg.
+Hard and symbolic links stand for their targets. Because nothing is unpacked, names like /data/x.jpg
+and ../x.jpg are harmless: they are read as data/x.jpg and x.jpg.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ REPLACED = (
     "files that later ones of their names replace",
 )
 
-MOST_LINKS = 40  # from one to the next, as Linux follows them
+MOST_LINKS = 40  # links in a chain that are followed, as many as Linux follows
 
-# The first bytes of what a folder of images is often packed in, and what unpacks it.
+# The first bytes of the usual kinds of archives, and the command that unpacks each kind.
 UNPACK = {
     b"\x1f\x8b": "tar -xf {file} -C {folder}",
     b"BZh": "tar -xf {file} -C {folder}",
@@ -46,7 +46,7 @@ class _Slice(NamedTuple):
 
 
 class _Link(NamedTuple):
-    folder: _Folder  # that it lies in
+    folder: _Folder  # the folder that holds the link
     target: str
 
 
@@ -66,7 +66,7 @@ _Node = _Slice | _Link | _Special | _Folder
 
 
 def walk_tar(archive: Path) -> Tree:
-    """The tree in the tar; DataError, with the remedy, for one that is compressed or damaged."""
+    """The tree in the tar; DataError, with the remedy, if the tar is compressed or damaged."""
     top, replaced = _read_members(archive)
     tree = walk(archive, Entry("", "folder", id(top), top), _entries, _read)
     for name in replaced:
@@ -75,7 +75,7 @@ def walk_tar(archive: Path) -> Tree:
 
 
 def refuse_compressed(archive: Path) -> None:
-    """DataError for an archive that can only be read from its beginning to its end."""
+    """Raise DataError for an archive that can only be read from its beginning to its end."""
     try:
         with open(archive, "rb") as file:
             begin = file.read(8)
@@ -99,7 +99,7 @@ def refuse_compressed(archive: Path) -> None:
 
 
 def _read_members(archive: Path) -> tuple[_Folder, list[str]]:
-    """The top folder, and the names of files that later ones of the same name replace."""
+    """The top folder, and the names of files that a later file of the same name replaces."""
     refuse_compressed(archive)
     top = _Folder()
     replaced: list[str] = []
@@ -130,7 +130,8 @@ def _read_members(archive: Path) -> tuple[_Folder, list[str]]:
 
 
 def _check_end(archive: Path, end: int) -> None:
-    """A tar ends with blocks of zeros; tarfile takes a damaged header for the end, too."""
+    """Raise DataError if the tar does not end with blocks of zeros. The check is needed because
+    tarfile takes a damaged header for the end."""
     with open(archive, "rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
@@ -154,7 +155,7 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _folder(archive: Path, top: _Folder, parts: tuple[str, ...]) -> _Folder:
-    """The folder of that name, made where the tar did not name it before."""
+    """The folder of that name; it is made if the tar has not named it before."""
     at = top
     for part in parts:
         node = at.entries.get(part)
@@ -194,7 +195,7 @@ def _node(archive: Path, top: _Folder, folder: _Folder, member: tarfile.TarInfo)
 
 
 def _followed(link: _Link, links_left: int = MOST_LINKS) -> _Node | None:
-    """What the link leads to; None where that is not in the tar."""
+    """The target of the link; None if it is not in the tar."""
     if link.target.startswith("/") or not links_left:
         return None
     node: _Node | None = link.folder

@@ -1,46 +1,46 @@
-"""Images by class in folders, on disk or in a tar, as a source of labelled images.
+"""Reads images that lie in one folder for each class, on disk or in a tar, as a labelled source.
 
-What is read:
+These are read:
 
     train/CLASS/*, val/CLASS/*   both splits; a folder in a class's folder belongs to the class
     CLASS/*, or train/CLASS/*    the training images; one in five is held out by its path's hash
-    train, training              the name of the training split, in any letter case
-    val, valid, validation, dev, eval, evaluation     that of the validation split
-    test, testing                the validation split where none of these names is there
+    train, training              the names of the training split, in any letter case
+    val, valid, validation, dev, eval, evaluation     the names of the validation split
+    test, testing                the validation split if there is no folder with these names
     WRAPPER/WRAPPER/...          a folder is passed through if one folder in it has all images
     *.jpg *.jpeg *.png ...       files with one of walk.ENDINGS, in any letter case
-    links                        symbolic and hard ones, as what they point at
-    names that are no UTF-8      with \\xe9 and the like for the bytes that are none
+    links                        symbolic and hard links; they stand for their targets
+    names that are not UTF-8     bytes that are not UTF-8 are written as \\xe9 and the like
 
-What is left out, and listed with its number each time the data is opened:
+These are left out, and listed with their number each time the data is opened:
 
     hidden files and folders     .git, .ipynb_checkpoints, .DS_Store, ._x.jpg
-    what systems put there       __MACOSX, @eaDir, lost+found, $RECYCLE.BIN
-    files that are no images     with their endings; and images of other kinds, like .heic
+    folders of the system        __MACOSX, @eaDir, lost+found, $RECYCLE.BIN
+    files that are not images    with their endings; and images of other kinds, like .heic
     special files                pipes, sockets, devices
-    links back                   to a folder that they lie in
-    test                         where there is a validation split, or no class of train in it
-    what lies beside             images and folders beside train, or around the folder of classes
-    folders without images       that are no classes
-    files that are replaced      the earlier of two files of one name in a tar
+    links back                   links to a folder that holds them
+    test                         if there is a validation split, or if it has no class of train
+    files and folders beside     images and folders beside train, or around the folder of classes
+    folders without images       unless they are classes
+    files that are replaced      the earlier of two files with the same name in a tar
 
-What is refused, with its path and the remedy:
+These are refused, and the error names the path and the remedy:
 
-    what cannot be read          folders, files, links that lead nowhere; a damaged, cut or
+    unreadable                   folders, files, links that lead nowhere; a damaged, cut or
                                  compressed tar
-    files that are no images     by their content, whatever their ending says; empty files
-    what has no class            an image beside the class folders, or a split without them
-    what has no image            a class or a split
-    what does not fit            val without train, a class of val that train lacks, two folders of
+    files that are not images    by their content, whatever their ending says; empty files
+    no class                     an image beside the class folders, or a split without them
+    no image                     a class or a split without images
+    contradictions               val without train, a class of val that train lacks, two folders of
                                  names for one split, splits under other names (train_set/,
-                                 test_set/), one class alone, two classes that are one folder
+                                 test_set/), only one class, two classes that are one folder
 
-What is odd is said: classes that val lacks, classes that differ in letter case alone, files that
+A line reports these: classes that val lacks, classes that differ only in letter case, files that
 links put into two places, classes with all images in folders of their own.
 
-The labels count the class folders of train in the order of their names as text, as torchvision's
-ImageFolder does: 0, 1, 10, 2. timm's readers have the natural order, 0, 1, 2, 10; `mambaout pack
-SOURCE OUT --class-order natural` packs with it. Where the two differ, that is said.
+The labels number the class folders of train in the order of their names as text, like torchvision's
+ImageFolder: 0, 1, 10, 2. timm's readers use the natural order, 0, 1, 2, 10; `mambaout pack SOURCE
+OUT --class-order natural` packs with it. If the two orders differ, a line says so.
 """
 
 from __future__ import annotations
@@ -65,21 +65,21 @@ from mambaout.data.packing.walk import Parts, Tree, listed, shown, text_of, walk
 from mambaout.data.shards.files import DataError
 from mambaout.numbers import counted
 
-NAMES_OF_AN_ORDER = 6  # that show how it differs from another
+NAMES_OF_AN_ORDER = 6  # names that show how an order differs from another
 
 ClassOrder = Literal["text", "natural"]
 Read = Callable[[], bytes]
 
 
 class UnpackedTree(NamedTuple):
-    """What was found in a tree of images; `source` makes the list of its samples."""
+    """The result of reading a tree of images; `source` makes the list of its samples."""
 
     source: Callable[[], Source]
-    remark: str  # a line of what was left out and of what is odd, or nothing
+    remark: str  # a line about files that were left out and about oddities, or ""
 
 
 def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[UnpackedTree, str]:
-    """The folder's images, and a key that changes with any of its files."""
+    """The folder's images, and a key that changes if any of its files changes."""
     tree = walk_folder(root)
     digest = sha256()
     for path, entry in tree.files.items():
@@ -89,12 +89,12 @@ def read_image_folder(root: Path, class_order: ClassOrder = "text") -> tuple[Unp
 
 
 def read_image_tar(archive: Path, class_order: ClassOrder = "text") -> Source:
-    """The images of an uncompressed tar, read from it where they lie."""
+    """The images of an uncompressed tar, read from the tar without unpacking it."""
     return _read_tree(walk_tar(archive), class_order).source()
 
 
 def checked(place: Path | str, read: Read) -> bytes:
-    """The file's bytes; DataError if they cannot be had or Pillow does not know their header."""
+    """The file's bytes; DataError if they cannot be read or Pillow does not know their header."""
     try:
         data = read()
     except OSError as error:
@@ -103,7 +103,7 @@ def checked(place: Path | str, read: Read) -> bytes:
         ) from error
     try:
         Image.open(io.BytesIO(data)).close()
-    except Exception as error:  # Pillow's plug-ins raise many kinds for damaged files
+    except Exception as error:  # Pillow's plug-ins raise many kinds of errors for damaged files
         raise DataError(
             f"{shown(place)} is not an image ({type(error).__name__}); replace it or take it out"
         ) from error
@@ -163,7 +163,7 @@ def _read_image(tree: Tree, path: Parts) -> bytes:
 
 
 def _remarks_on_copies(tree: Tree, layout: Layout) -> list[str]:
-    """What is said of files that were met under two names, by links."""
+    """Lines about files that have two names, because of links."""
     read = [path for path in tree.files if layout.split_of(path) is not None]
     if len({tree.files[path].identity for path in read}) == len(read):
         return []
@@ -194,7 +194,7 @@ def _remarks_on_copies(tree: Tree, layout: Layout) -> list[str]:
 
 
 def _natural(name: str) -> tuple:
-    """Sorts as timm's readers do: numbers by their value, letters without their case."""
+    """A sort key like that of timm's readers: numbers by their value, letters without case."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if part.isdecimal() else part for part in parts], name
 

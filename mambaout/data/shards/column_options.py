@@ -1,4 +1,4 @@
-"""--image-column and --label-column, for every command that reads data."""
+"""The options --image-column and --label-column, for every command that reads data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ KINDS = ("image", "label")
 
 
 class GivenColumns(TypedDict, total=False):
-    """The columns that `open_data` and `pack` are told of; a plain dict, which JSON takes."""
+    """The columns that the user names for `open_data` and `pack`; a plain dict, ready for JSON."""
 
     image_column: str
     label_column: str
 
 
 def add_column_options(add: Callable[..., argparse.Action]) -> None:
-    """Add both to a parser or a group, by its add_argument."""
+    """Add both options; `add` is the add_argument of a parser or a group."""
     for kind in KINDS:
         text = f"the {kind}'s column of Parquet shards, where names and types do not tell it"
         add(f"--{kind}-column", metavar="NAME", help=text)

@@ -1,8 +1,8 @@
-"""Which columns of a shard hold the image, the label and the names of the classes.
+"""Finds the columns of a shard that hold the image, the label and the names of the classes.
 
-Hugging Face's convention comes first: `image: struct<bytes, path>` and `label`, then the columns
-that its metadata calls Image and ClassLabel, then the usual names. Where two columns could be
-meant, nobody guesses: --image-column and --label-column say which.
+Hugging Face's convention comes first: `image: struct<bytes, path>` and `label`. Then come the
+columns that its metadata calls Image and ClassLabel, then the usual names. If two columns are
+possible, this file does not guess: the user gives --image-column and --label-column.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LABEL_NAMES = (
     *("category", "target", "targets", "y"),
 )
 
-UNLABELLED = -1  # what Hugging Face writes into the splits whose labels it hides
+UNLABELLED = -1  # Hugging Face writes it as the label if the labels of a split are hidden
 
 
 class Columns(NamedTuple):
@@ -42,10 +42,10 @@ CONVENTION = Columns(ImageColumn("image", is_struct=True), "label")
 def find_columns(
     location: str, schema: pa.Schema, image: str | None = None, label: str | None = None
 ) -> Columns:
-    """The image and the label column of a shard; `image` and `label` are names that were given.
+    """The image column and the label column of a shard.
 
-    Raises DataError, with the candidates, where there is none or where more than one could be
-    meant.
+    `image` and `label` are the names that the user gave. Raises DataError, with the candidates, if
+    there is no such column or more than one is possible.
     """
     features, _ = read_features(schema)
     name = _chosen(
@@ -63,8 +63,8 @@ def find_columns(
 
 
 def check_columns(location: str, schema: pa.Schema, columns: Columns, *, with_label: bool) -> None:
-    """Raises DataError unless the shard has the columns; the label's may be missing but for
-    `with_label`, since a split whose labels are hidden may lack it."""
+    """Raise DataError if the shard lacks a column. The label column is required only
+    `with_label`, because a split with hidden labels may lack it."""
     image, label = columns.image.name, columns.label
     there = {field.name: field.type for field in schema}
     ok = image in there and _is_image(there[image])
@@ -151,7 +151,7 @@ def _is_label(kind: pa.DataType) -> bool:
     return (
         pa.types.is_integer(kind)
         or pa.types.is_boolean(kind)
-        or pa.types.is_null(kind)  # all are
+        or pa.types.is_null(kind)  # all labels are missing
         or _is_text(kind)
     )
 
@@ -166,9 +166,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def read_features(schema: pa.Schema) -> tuple[Mapping[str, Mapping[str, Any]], str | None]:
-    """What Hugging Face's metadata says of each column, and what is odd about the metadata.
+    """Hugging Face's metadata of each column, and a text if the metadata is odd.
 
-    Nothing where there is none, or where it is not what the `datasets` library writes.
+    The mapping is empty if there is no metadata, or if the `datasets` library did not write it.
     """
     text = (schema.metadata or {}).get(HUGGING_FACE)
     if text is None:
@@ -179,7 +179,7 @@ def read_features(schema: pa.Schema) -> tuple[Mapping[str, Mapping[str, Any]], s
             found = {} if found is None else found.get(name)
         found = {} if found is None else found
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}, None
-    except (ValueError, AttributeError):  # no JSON, or a list where an object is wanted
+    except (ValueError, AttributeError):  # not JSON, or a list instead of an object
         return {}, "its huggingface metadata is not what the datasets library writes"
 
 
@@ -188,7 +188,7 @@ def _typed(features: Mapping[str, Mapping[str, Any]], kind: str) -> set[str]:
 
 
 def class_names(schema: pa.Schema, label: str) -> tuple[tuple[str, ...] | None, str | None]:
-    """The names of the classes, if the metadata has them, and what is odd about them."""
+    """The names of the classes, if the metadata has them, and a text if something is odd."""
     features, odd = read_features(schema)
     feature = features.get(label, {})
     if feature.get("_type") != "ClassLabel":
@@ -215,8 +215,8 @@ def read_labels(
 ) -> np.ndarray:
     """The labels of a shard: int64, or an object array of str.
 
-    All are UNLABELLED where the column is missing or empty throughout. Raises DataError for a row
-    without a label among others that have one.
+    All are UNLABELLED if the column is missing or has no value at all. Raises DataError if only
+    some rows have a label.
     """
     if label not in schema.names:
         return np.full(num_rows, UNLABELLED)
@@ -231,7 +231,7 @@ def read_labels(
     if not _is_text(column.type):
         try:
             return column.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid as error:  # an unsigned one past int64
+        except pa.ArrowInvalid as error:  # an unsigned label that is too large for int64
             raise DataError(f"{location}: the column {label} holds no labels: {error}") from error
     words = column.to_pylist()
     if "" in words:

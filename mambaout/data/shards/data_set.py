@@ -1,13 +1,13 @@
-"""Parquet shards in Hugging Face's image convention, and which of their rows are which split.
+"""A data set of Parquet shards in Hugging Face's image convention, and the rows of each split.
 
 A shard has an image column (a struct of bytes and path, or plain bytes) and a label column (whole
-numbers or words): columns.py finds them, shard_files.py the files. `pack` adds `segments: binary`,
-where the restart segments of its JPEGs begin. `read_data_set` describes a folder of shards, local
-or at a URI that pyarrow opens; `EncodedImages` gives any row's bytes.
+numbers or words). columns.py finds the columns, shard_files.py the files. `pack` adds the column
+`segments: binary`, with the restart segments of its JPEGs. `read_data_set` describes a folder of
+shards, local or at a URI that pyarrow opens. `EncodedImages` gives any row's bytes.
 
-minival is cut from the training rows by a hash of the sample's id, and so is a reduced training
-set, and val where no split came for it: whether a sample is in depends on that sample alone, not
-on its place or its neighbours.
+A hash of the sample's id decides whether a training row is in minival. The same holds for a reduced
+training set, and for val if it has no shards of its own. So the split of a sample depends only on
+that sample, not on its place or its neighbours.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "minival", "val"]
 
-VAL_FRACTION = 0.2  # of a data set without a validation split
+VAL_FRACTION = 0.2  # of the training rows, if there is no validation split
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """The shards of a data set and what is known of them before an image is decoded."""
+    """The shards of a data set, and the facts that are known before an image is decoded."""
 
     name: str
-    fingerprint: str  # twelve hex digits of the content, wherever the folder lies
+    fingerprint: str  # twelve hex digits of the content, the same for any copy of the folder
     class_names: tuple[str, ...]
-    # Of "train", and of "val" unless that is held out of train.
+    # The keys are "train", and "val" unless val is held out of train.
     shards: dict[str, tuple[Shard, ...]] = field(repr=False)
     labels: dict[str, np.ndarray] = field(repr=False)  # int64 (rows,), of the same
     cache: Path = field(repr=False)  # where sample ids and small decoded images are kept
-    lossy: str | None = None  # how `pack` re-encoded the images, where it changed their pixels
+    lossy: str | None = None  # how `pack` re-encoded the images, if it changed their pixels
 
     @property
     def num_classes(self) -> int:
@@ -57,13 +57,13 @@ class DataSet:
         return len(self.rows(split, recipe))
 
     def source(self, split: Split) -> str:
-        """Whose shards the rows of `split` lie in."""
+        """The split whose shards hold the rows of `split`: "train" or "val"."""
         return "val" if split == "val" and "val" in self.shards else "train"
 
     def rows(self, split: Split, recipe: Recipe) -> np.ndarray:
-        """The rows of `split`, ascending int64 places in the shards of its source.
+        """The rows of `split`: ascending int64 row numbers in the shards of its source.
 
-        Raises DataError where the split is empty or train_images asks for more than there are.
+        Raises DataError if the split is empty or train_images asks for more images than it has.
         """
         if split == "val":
             if self.source("val") == "val":
@@ -95,7 +95,7 @@ class DataSet:
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """bool of every row of the training shards: is it val, since no split came for that?"""
+        """bool for every row of the training shards: whether it is in val, if val has no shards."""
         if "val" in self.shards:
             return np.zeros(len(self.labels["train"]), bool)
         held_out = uniforms("val", each=self.sample_ids) < VAL_FRACTION
@@ -108,10 +108,10 @@ class DataSet:
 
     @functools.cached_property
     def sample_ids(self) -> np.ndarray:
-        """uint64 of every row of the training shards: the hash of its path, or of its bytes.
+        """uint64 for every row of the training shards: the hash of its path or of its bytes.
 
-        Of the paths if every row has one of its own; else of the encoded images, so that equal
-        ones fall on the same side of every cut.
+        Paths are hashed if every row has a path of its own. Otherwise the encoded images are
+        hashed, so that equal images are always in the same split.
         """
         name = f"ids-2-{self.fingerprint}.npy"
         return stored_array(self.cache / name, lambda: _sample_ids(self.shards["train"]))
@@ -130,10 +130,10 @@ def read_data_set(
 ) -> DataSet:
     """The data set in a folder of Parquet shards, local or at a URI, or in one Parquet file.
 
-    Reads footers and labels, no images, and neither where the same shards were read before on this
-    machine; logs what it leaves out. The columns are named where they cannot be told by names and
-    types. Raises DataError for shards that are missing or of another schema, or a label out of
-    range, naming shard and row.
+    It reads footers and labels but no images. If the same shards were read before on this machine,
+    it reads a stored description instead. It logs what it leaves out. Give the columns if their
+    names and types do not identify them. Raises DataError, which names shard and row, if shards are
+    missing or have another schema, or if a label is out of range.
     """
     files = find_shards(location)
     place = Place(cache, name, location, (image_column, label_column), files.stamps)

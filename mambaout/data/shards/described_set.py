@@ -1,7 +1,7 @@
-"""What the shards of a data set say, by opening each: footers and labels, no images.
+"""Describes a data set by opening each of its shards: it reads footers and labels, but no images.
 
-Each shard is described by itself. The set is what they say together: one fingerprint, one list of
-classes, labels that fit it. Shards that contradict each other are a DataError, which names them.
+Each shard is described by itself. The descriptions are combined to one fingerprint, one list of
+classes, and labels that fit it. If shards contradict each other, a DataError names them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mambaout.data.shards.files import DataError, Footer, Stamp, file_size, read
 from mambaout.data.shards.parquet import footer_bytes, read_footer
 from mambaout.data.shards.shard_files import SplitFiles, described_split
 
-CONTENT = b"mambaout.content"  # what `pack` read, in hex: the same whoever encodes it again
-LOSSY = b"mambaout.lossy"  # how `pack` was told to re-encode, where it changed pixels
+CONTENT = b"mambaout.content"  # a hash in hex of the images that `pack` read
+LOSSY = b"mambaout.lossy"  # the setting with which `pack` re-encoded, if it changed pixels
 
-DESCRIBE_THREADS = 16  # a remote shard's footer and labels are a round trip each
+DESCRIBE_THREADS = 16  # a remote shard's footer and labels take one round trip each
 
-WHOLE_FILE_BYTES = 16 << 20  # of a shard that others wrote, hashed into the fingerprint
+WHOLE_FILE_BYTES = 16 << 20  # a shard by others is hashed whole up to this size (fingerprint)
 
 
 def described_set(
@@ -43,7 +43,7 @@ def described_set(
     image_column: str | None,
     label_column: str | None,
 ) -> Description:
-    """What the shards say, by opening each."""
+    """Open each shard and combine their descriptions. Raises DataError if they contradict."""
     first = files.train[0]
     schema = read_footer(first, _known(files.stamps[first])).schema.to_arrow_schema()
     columns = find_columns(first, schema, image_column, label_column)
@@ -83,9 +83,9 @@ def described_set(
 class DescribedShard(NamedTuple):
     shard: Shard
     identity: bytes  # stands for the content
-    is_whole: bool  # and two shards with the same are copies
+    is_whole: bool  # True: two shards with the same identity are copies
     class_names: tuple[str, ...] | None
-    odd: str | None  # about its metadata
+    odd: str | None  # a text about odd metadata
     lossy: str | None
     labels: np.ndarray  # int64, or an object array of str
 
@@ -97,7 +97,7 @@ class DescribedShard(NamedTuple):
 def _describe(
     location: str, columns: Columns, is_train: bool, stamp: Stamp | None
 ) -> DescribedShard:
-    """What is known of a shard before an image is read."""
+    """The facts about a shard that are known before an image is read."""
     known = _known(stamp)
     metadata = read_footer(location, known)
     schema = metadata.schema.to_arrow_schema()
@@ -111,8 +111,9 @@ def _describe(
         None if stamp is None else Footer(stamp, footer_bytes(location, known)),
     )
     written = metadata.metadata or {}
-    # Whoever packs the same images again, with another pyarrow, has the same data. Of others'
-    # shards the whole file, or the footer: the place, sizes and statistics of every column.
+    # `pack` stores an identity that stays the same if another pyarrow packs the same images. For
+    # other shards the identity is the whole file, or the footer with the place, the sizes and the
+    # statistics of every column.
     identity = written.get(CONTENT) or read_ends(location, WHOLE_FILE_BYTES, known)
     names, odd = class_names(schema, columns.label)
     return DescribedShard(
@@ -143,7 +144,7 @@ def _description(
         digest.update(f"{split} {len(described)}".encode())
         for shard in described:
             digest.update(shard.identity)
-    if columns != CONVENTION:  # the same files with other labels are another data set
+    if columns != CONVENTION:  # the same files with another label column are another data set
         digest.update(repr((columns.image.name, columns.label)).encode())
     every = [shard for described in known.values() for shard in described]
     lossy = {shard.lossy for shard in every}
@@ -171,7 +172,7 @@ def _description(
 
 
 def _check_once(split: str, described: Sequence[DescribedShard]) -> None:
-    """Raises DataError where two of the split's shards hold the same."""
+    """Raise DataError if two shards of the split have the same content."""
     seen: dict[bytes, str] = {}
     for shard, identity, is_whole, *_ in described:
         other = seen.setdefault(identity, shard.location) if is_whole and shard.num_rows else None
@@ -182,7 +183,8 @@ def _check_once(split: str, described: Sequence[DescribedShard]) -> None:
 
 
 def _class_names(every: Sequence[DescribedShard]) -> tuple[str, ...] | None:
-    """The names of the classes that the shards have, none of them or the same ones."""
+    """The class names of the shards, or None if no shard has any. Raises DataError if they
+    differ."""
     named = [shard for shard in every if shard.class_names]
     for other in named[1:]:
         if other.class_names != named[0].class_names:
@@ -198,7 +200,8 @@ def _labels(
     known: dict[str, list[DescribedShard]],
     names: tuple[str, ...] | None,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
-    """int64 labels, and the names of the classes: words are classes in their sorted order."""
+    """int64 labels, and the names of the classes. If labels are words, their sorted order numbers
+    the classes."""
     labels = {
         split: np.concatenate([shard.labels for shard in described])
         for split, described in known.items()
@@ -246,7 +249,8 @@ def _check_labels(
                 f"{place(shards[split], int(wrong[0]))} has label {values[wrong[0]]}, outside 0 to "
                 f"{num_classes - 1}, which {source}; {len(wrong)} rows of {split} are like it"
             )
-    # With names, a part of a large data set may lack a class; without, a gap is a wrong labelling.
+    # With class names, a part of a large data set may lack a class. Without names, a missing number
+    # means that the labels are wrong.
     empty = np.flatnonzero(np.bincount(train, minlength=num_classes) == 0)
     if len(empty) and names is None:
         raise DataError(

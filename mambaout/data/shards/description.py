@@ -1,9 +1,9 @@
-"""What is known of a data set before an image is read, kept on this machine for the next process.
+"""The stored description of a data set: the facts that are known before an image is read.
 
-Several hundred shards are several hundred footers and label columns, and every trial of a study
-needs them. The first process on a machine reads them and writes them here; later ones list the
-shards and read this one file. It is of shards of the same names, sizes and times (of a local file
-its inode too): where one has been replaced, another description is made.
+Several hundred shards have several hundred footers and label columns, and every trial of a study
+needs them. The first process on a machine reads them and writes one file. Later processes list the
+shards and read only this file. It is valid for shards with the same names, sizes and times (and
+inodes, for local files). If a shard has been replaced, a new description is made.
 
 Writes: CACHE/described/SET-STAMPS.npz
 """
@@ -28,25 +28,26 @@ from mambaout.durable import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised by hand where described_set.py comes to another description of the same shards
-# Some stores tell times to the second: of a younger shard another one may come with the same time.
+FORMAT = 1  # raised by hand if described_set.py describes the same shards differently
+# Some stores give times in whole seconds. A shard that is younger than this could still be replaced
+# by another one with the same time.
 YOUNG_SECONDS = 2.0
 
 
 class Description(NamedTuple):
-    """A data set, but for its name and where it lies."""
+    """The facts about a data set, without its name and its location."""
 
     fingerprint: str
     class_names: tuple[str, ...]
     shards: dict[str, tuple[Shard, ...]]
     labels: dict[str, np.ndarray]
     lossy: str | None
-    left_out: list[str]  # of the splits that were looked into
-    remarks: list[str]  # what whoever opens the set is told
+    left_out: list[str]  # splits that were examined but are not used
+    remarks: list[str]  # lines for the user who opens the data set
 
 
 class Place:
-    """Where the description of these shards is kept."""
+    """The place in the cache for the description of these shards."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Place:
         self.path = cache / "described" / f"{self.set}-{facts}.npz"
 
     def read(self) -> Description | None:
-        """The description, if it is there and whole."""
+        """The description; None if it is missing or damaged."""
         try:
             with self.path.open("rb") as file, np.load(file) as arrays:
                 return _unpacked(arrays, self.location, self.stamps)
@@ -74,8 +75,8 @@ class Place:
             return None
 
     def write(self, found: Description) -> None:
-        """Keep the description in the place of earlier ones, where its shards can be told apart
-        from later ones. Processes that do so at once write the same."""
+        """Store the description and remove earlier ones. It is stored only if a later change of
+        the shards can be detected. Processes that write at the same time write the same content."""
         stamps = [stamp for stamp in self.stamps.values() if stamp is not None]
         if len(stamps) < len(self.stamps) or time.time() - _newest(stamps) < YOUNG_SECONDS:
             return
@@ -88,7 +89,7 @@ class Place:
             for other in self.path.parent.glob(f"{self.set}-*.npz"):
                 if other != self.path:
                     other.unlink(missing_ok=True)
-        except OSError as error:  # it is a help; the next process can do without it
+        except OSError as error:  # not fatal: the next process reads the shards again
             log.warning("%s cannot be written: %s", self.path, error)
 
 

@@ -1,4 +1,4 @@
-"""The encoded images of shards, row by row: read a row group at a time, ahead of their use."""
+"""Gives the encoded images of shards, row by row. Row groups are read whole, before their use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pyarrow as pa
 from mambaout.data.shards.files import DataError, Footer
 from mambaout.data.shards.parquet import leaf_columns, read_columns
 
-SEGMENTS = "segments"  # the column of where a re-cut JPEG's restart segments begin, or null
+SEGMENTS = "segments"  # the column with a re-cut JPEG's `segments` (jpeg.py), or null
 
-WINDOW_BYTES = 1 << 30  # of the row groups that an epoch's order shuffles in
-NEIGHBOURS_BYTES = 256 << 20  # of row groups that a process shares with the ones beside it
+WINDOW_BYTES = 1 << 30  # of the row groups whose rows an epoch shuffles together
+NEIGHBOURS_BYTES = 256 << 20  # of row groups that a process shares with neighbouring processes
 
 READ_AHEAD_THREADS = 2
 
@@ -37,7 +37,7 @@ class ImageColumn:
 
     @property
     def path_leaf(self) -> str:
-        """The stored column of the paths, if the images have any."""
+        """The stored column of the paths; None if the images have none."""
         return f"{self.name}.path"
 
 
@@ -49,7 +49,7 @@ class Shard:
     group_rows: tuple[int, ...]  # rows of each row group
     num_bytes: int
     image: ImageColumn = ImageColumn()
-    footer: Footer | None = field(default=None, repr=False, compare=False)  # where it is known
+    footer: Footer | None = field(default=None, repr=False, compare=False)  # None: not known yet
 
     @property
     def num_rows(self) -> int:
@@ -57,7 +57,7 @@ class Shard:
 
 
 def place(shards: Sequence[Shard], row: int) -> str:
-    """ "SHARD row N" of a split's row, for messages."""
+    """The text "SHARD row N" for a row of a split, for messages."""
     for shard in shards:
         if row < shard.num_rows:
             return f"{shard.location} row {row}"
@@ -66,25 +66,27 @@ def place(shards: Sequence[Shard], row: int) -> str:
 
 
 def needed_bytes(num_workers: int) -> int:
-    """What one of `num_workers` processes keeps to read each of its row groups once an epoch.
+    """The bytes that one of `num_workers` processes keeps in memory to read each of its row groups
+    only once an epoch.
 
-    Its share of two windows: the next one is read while the last rows of this one are used. With
-    room for a single window, one process read each row group six times.
+    It is the process's share of two windows, because the next window is read while the last rows of
+    this one are used. With room for only one window, a process read each row group six times.
     """
     return 2 * WINDOW_BYTES // num_workers + NEIGHBOURS_BYTES
 
 
 class EncodedImage(NamedTuple):
-    """A row's image file, and where its restart segments begin, if `pack` re-cut it."""
+    """A row's image file, and its `segments` (jpeg.py) if `pack` re-cut it."""
 
     image: memoryview
     segments: memoryview | None
 
 
 class EncodedImages:
-    """Any row's encoded image; whole row groups are read and the last used ones kept.
+    """Gives any row's encoded image. It reads whole row groups and keeps the last used ones.
 
-    Threads may share it. Row groups read ahead count as kept, and go after those used already.
+    Threads may share it. Row groups that were read ahead are kept too; they are dropped only after
+    those that were used already.
     """
 
     def __init__(self, shards: Sequence[Shard], keep_bytes: int = needed_bytes(1)) -> None:
@@ -93,29 +95,29 @@ class EncodedImages:
         sizes = [rows for shard in shards for rows in shard.group_rows]
         self.group_of = [(shard, g) for shard in shards for g in range(len(shard.group_rows))]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._starts = self.starts.tolist()  # bisect takes 0.1 us, searchsorted of one row 2 us
+        self._starts = self.starts.tolist()  # for one row bisect takes 0.1 us, searchsorted 2 us
         self.kept: OrderedDict[int, _Group] = OrderedDict()
         self.kept_bytes = 0
-        self._ahead: dict[int, int] = {}  # bytes of the row groups read ahead and not used yet
+        self._ahead: dict[int, int] = {}  # {row group: bytes} of groups read ahead, not used yet
         self._reading: dict[int, Future[_Group]] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
     def groups(self, rows: np.ndarray) -> np.ndarray:
-        """int64 row group of each row, counted over all shards."""
+        """The int64 row group of each row, counted over all shards."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def path(self, row: int) -> str | None:
-        """The path that the image of `row` came from, for messages; None where none is stored."""
+        """The stored path of the image of `row`, for messages; None if no path is stored."""
         group = bisect_right(self._starts, row) - 1
         shard, row_group = self.group_of[group]
         try:
             return read_paths(shard, [row_group])[row - self._starts[group]]
-        except DataError:  # what is wrong with the image is to be said whatever else goes wrong
+        except DataError:  # the caller must report its own error even if the path cannot be read
             return None
 
     def __getitem__(self, row: int) -> EncodedImage:
-        """The file that row `row` holds; DataError where it has none or cannot be read."""
+        """The image file in row `row`; DataError if it has none or cannot be read."""
         group = bisect_right(self._starts, row) - 1
         loaded, index = self._loaded(group), row - self._starts[group]
         image = loaded.images[index]
@@ -128,10 +130,10 @@ class EncodedImages:
         return EncodedImage(image, None if loaded.segments is None else loaded.segments[index])
 
     def prefetch(self, groups: Iterable[int]) -> None:
-        """Begin to read these row groups in the background, in this order.
+        """Start to read these row groups in the background, in this order.
 
-        Not those that there is no room for beside what has been read ahead and not been used.
-        An error surfaces where a row of the group is asked for.
+        A group is skipped if it does not fit beside the groups that were read ahead and are not
+        used yet. An error is raised later, when a row of the group is asked for.
         """
         with self._lock:
             for group in groups:
@@ -147,7 +149,7 @@ class EncodedImages:
                 self._reading[group] = self._pool.submit(self._read_and_keep, group)
 
     def close(self) -> None:
-        """Forget what is kept and start no more reads; those under way end by themselves."""
+        """Drop all that is kept, and start no more reads. Running reads end by themselves."""
         with self._lock:
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
@@ -165,7 +167,7 @@ class EncodedImages:
                 self._ahead.pop(group, None)
                 return found
             reading = self._reading.get(group)
-            ours = reading is None or reading.cancel()  # one that waits its turn is read here, now
+            ours = reading is None or reading.cancel()  # a read that has not started is done here
             if reading is None or ours:
                 reading = self._reading[group] = Future()
                 reading.set_running_or_notify_cancel()
@@ -177,7 +179,7 @@ class EncodedImages:
         try:
             return reading.result()
         except BaseException:
-            with self._lock:  # the next one who asks tries again
+            with self._lock:  # so that the next caller tries again
                 if self._reading.get(group) is reading:
                     del self._reading[group]
             raise
@@ -194,7 +196,7 @@ class EncodedImages:
                 f"{shard.group_rows[index]}: the shard was replaced while it was in use"
             )
         with self._lock:
-            if group in self._reading:  # not closed meanwhile
+            if group in self._reading:  # unless it was closed in the meantime
                 del self._reading[group]
                 self.kept[group] = found
                 self.kept_bytes += found.num_bytes
@@ -202,7 +204,8 @@ class EncodedImages:
         return found
 
     def _make_room(self, newest: int) -> None:
-        """Drop the least recently used; what nobody has used yet last, and of that the latest."""
+        """Drop the least recently used groups. Groups that were not used yet are dropped last,
+        beginning with the one read latest."""
         used = [g for g in self.kept if g not in self._ahead]
         unused = [g for g in reversed(self.kept) if g in self._ahead]
         for group in used + unused:
@@ -214,7 +217,7 @@ class EncodedImages:
 
 
 class _Values:
-    """A column's values as slices of its memory: 0.3 us each, a pyarrow scalar takes 2."""
+    """A column's values as slices of its memory: 0.3 us each; a pyarrow scalar takes 2 us."""
 
     def __init__(self, table: pa.Table, column: str, leaf: str | None = None) -> None:
         chunks = table.column(column).chunks
@@ -249,8 +252,8 @@ class _Group(NamedTuple):
 
 def _read_group(shard: Shard, row_group: int) -> _Group:
     location, image = shard.location, shard.image
-    # Others' columns may have that name too: of another type, or an index that is not the file's,
-    # which jpeg.py finds.
+    # A shard by others may have a column of that name: with another type, or with content that does
+    # not fit the file, which jpeg.py detects.
     with_segments = leaf_columns(location, shard.footer).get(SEGMENTS) == "BYTE_ARRAY"
     columns = [image.bytes_leaf] + [SEGMENTS] * with_segments
     table = read_columns(location, columns, [row_group], shard.footer)
@@ -261,7 +264,7 @@ def _read_group(shard: Shard, row_group: int) -> _Group:
 
 
 def read_paths(shard: Shard, row_groups: Sequence[int] | None = None) -> list[str | None]:
-    """The paths that a shard's images came from, of some row groups or of all; None for none."""
+    """The stored paths of a shard's images, of some row groups or of all; None: no path."""
     leaf = shard.image.path_leaf
     if not shard.image.is_struct or leaf not in leaf_columns(shard.location, shard.footer):
         groups = range(len(shard.group_rows)) if row_groups is None else row_groups

@@ -1,6 +1,6 @@
-"""Where shards lie: local paths, gs:// and s3:// URIs, and any range of a file's bytes.
+"""Reads any range of a shard's bytes, from local paths and from gs:// and s3:// URIs.
 
-A read that fails for a moment is tried again. What the bytes hold is parquet.py's.
+A read that fails for a moment is tried again. parquet.py reads the content of the bytes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from mambaout.errors import WrongRequest
 log = logging.getLogger(__name__)
 
 TRIES = 5
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 5.0  # between two tries, doubling; times 0.5 to 1
-RETRY_SECONDS = 120.0  # no new try after so long: gs:// itself goes on for 60 s within each
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 5.0  # between tries; doubled, then times 0.5 to 1
+RETRY_SECONDS = 120.0  # after it there is no new try; within one try gs:// itself retries for 60 s
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
-FOOTER_BYTES = 64 << 10  # fetched from the end of a file: most footers, in one read
+FOOTER_BYTES = 64 << 10  # read from the end of a file at once; most footers are smaller
 
-# Mapped, a photograph takes 18 us to read and not 43. Elsewhere a read that fails would be a bus
-# error and the process's end, where otherwise it is an OSError, and tried again.
+# With a memory map a photograph takes 18 us to read instead of 43 us. It is used only on these file
+# systems. On others a failed read of a map would be a bus error, which ends the process. Without a
+# map it is an OSError, and the read is tried again.
 MAPPED_FILE_SYSTEMS = {"ext4", "xfs", "tmpfs", "btrfs", "overlay"}
 
 T = TypeVar("T")
 
 
 class DataError(WrongRequest):
-    """The data cannot be used as it is; the message names the file and the remedy."""
+    """The data cannot be used as they are; the message names the file and the remedy."""
 
 
 # -- file systems ---------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def _remote(scheme: str) -> pyarrow.fs.FileSystem:
 
 
 def _file_system_of(path: str) -> str | None:
-    """The kind of the file system that the path is on, "ext4", where the machine says it."""
+    """The kind of the path's file system, like "ext4"; None if the machine does not tell."""
     device = os.stat(path).st_dev
     return _mounted().get(f"{os.major(device)}:{os.minor(device)}")
 
@@ -86,10 +87,10 @@ def _mounted() -> dict[str, str]:
 
 
 def tried_again(what: str, attempt: Callable[[], T]) -> T:
-    """What `attempt` returns, called again after an error of the store that may pass.
+    """The result of `attempt`, which is called again after an error of the store that may pass.
 
-    Raises the last OSError once the tries or their time are used up, at once one that will not
-    pass (LASTING), and whatever else `attempt` raises.
+    Raises the last OSError when the tries or their time are used up. An error that will not pass
+    (LASTING) and any other error of `attempt` are raised at once.
     """
     started = time.monotonic()
     for number in range(1, TRIES + 1):
@@ -101,7 +102,7 @@ def tried_again(what: str, attempt: Callable[[], T]) -> T:
             if number == TRIES or time.monotonic() - started > RETRY_SECONDS:
                 raise
             wait = min(FIRST_WAIT_SECONDS * 2 ** (number - 1), LONGEST_WAIT_SECONDS)
-            wait *= random.uniform(0.5, 1)  # workers that failed together come back apart
+            wait *= random.uniform(0.5, 1)  # workers that failed together retry at different times
             log.warning(
                 "%s failed (%s: %s); try %d of %d in %.1f s",
                 what, type(error).__name__, error, number + 1, TRIES, wait,
@@ -114,28 +115,28 @@ def tried_again(what: str, attempt: Callable[[], T]) -> T:
 
 
 class Stamp(NamedTuple):
-    """What tells a file from the one that takes its place, without opening it."""
+    """Facts that differ between a file and a file that replaces it, known without opening it."""
 
     size: int
-    time_ns: int  # of its last change
+    time_ns: int  # of the last change
     inode: int = 0  # of a local file
 
 
 def stamp_of(path: str | Path) -> Stamp:
-    """Of a local file."""
+    """The stamp of a local file."""
     facts = os.stat(path)
     return Stamp(facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
 class Footer(NamedTuple):
-    """Which file is meant, as a listing told, and its end, where that has been read before."""
+    """The stamp of a file, from a listing, and the file's end, if it has been read before."""
 
     stamp: Stamp
     tail: bytes = b""
 
 
 class _Open:
-    """A file that is opened when something is read of it, and anew after an error."""
+    """A file that is opened at the first read, and opened again after an error."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -163,16 +164,16 @@ class _Open:
         return tried_again(f"opening {self.location}", lambda: self._opened().size())
 
     def read(self, start: int, length: int, what: str) -> pa.Buffer:
-        """`length` bytes from `start` on, in one ranged read; OSError where they cannot be had."""
+        """`length` bytes from `start` on, in one ranged read; OSError if they cannot be read."""
 
         def attempt() -> pa.Buffer:
             try:
-                # A stream of its own: other threads read the same file meanwhile.
+                # Each read has its own stream, because other threads read the same file.
                 found = self._opened().get_stream(start, length).read_buffer(length)
                 if found.size < length:
                     raise OSError(f"{found.size} of {length} bytes from {start} on came")
             except OSError:
-                self.file = None  # a handle whose connection broke may never recover
+                self.file = None  # a handle with a broken connection may never recover
                 raise
             return found
 
@@ -180,7 +181,7 @@ class _Open:
 
     @functools.cached_property
     def tail(self) -> bytes:
-        """The footer, as it stands at the end of the file."""
+        """The bytes of the footer at the end of the file."""
         if self.known is not None and self.known.tail:
             return self.known.tail
         length = min(self.size, FOOTER_BYTES)
@@ -192,9 +193,10 @@ class _Open:
 
 
 def open_file(location: str, known: Footer | None = None) -> _Open:
-    """The file, the last ones (KEPT_OPEN) kept open; of a known footer nothing is read."""
+    """The file at `location`. The last files stay open, and a known footer is not read again."""
     files, path = filesystem(location)
-    # A location may come to hold another file. A remote one is looked at when it is listed alone.
+    # Another file may replace the one at a location. A remote file is checked only when its folder
+    # is listed.
     stamp = stamp_of(path) if files is _local() else known and known.stamp
     opened = _kept_open(location, stamp)
     if known is not None and known.stamp == stamp and not (opened.known and opened.known.tail):
@@ -203,7 +205,7 @@ def open_file(location: str, known: Footer | None = None) -> _Open:
 
 
 def _kept_open_most() -> int:
-    """A quarter of the files that the process may open: others are opened beside shards."""
+    """A quarter of the files that the process may open; the rest is for files other than shards."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if allowed == resource.RLIM_INFINITY else min(4096, max(64, allowed // 4))
 
@@ -217,7 +219,7 @@ def _kept_open(location: str, stamp: Stamp | None) -> _Open:
 
 
 def file_size(location: str, known: Footer | None = None) -> int:
-    """Bytes of the file; DataError where it cannot be had."""
+    """The size of the file in bytes; DataError if it cannot be read."""
     try:
         return open_file(location, known).size
     except OSError as error:
@@ -225,7 +227,7 @@ def file_size(location: str, known: Footer | None = None) -> int:
 
 
 def read_range(location: str, start: int, length: int, known: Footer | None = None) -> pa.Buffer:
-    """`length` bytes from `start` on; DataError where they cannot be had."""
+    """`length` bytes from `start` on; DataError if they cannot be read."""
     try:
         return open_file(location, known).read(start, length, f"bytes {start} to {start + length}")
     except OSError as error:
@@ -233,9 +235,10 @@ def read_range(location: str, start: int, length: int, known: Footer | None = No
 
 
 def read_ends(location: str, whole_bytes: int, known: Footer | None = None) -> bytes:
-    """All of a file of at most `whole_bytes`; of a larger one the footer and eight bytes of size.
+    """All bytes of a file of at most `whole_bytes`. For a larger file: the footer, and its size in
+    eight bytes.
 
-    Raises DataError where they cannot be had.
+    Raises DataError if they cannot be read.
     """
     size = file_size(location, known)
     if size <= whole_bytes:
@@ -246,7 +249,7 @@ def read_ends(location: str, whole_bytes: int, known: Footer | None = None) -> b
 
 
 def in_words(error: Exception) -> str:
-    """The error in words; pyarrow's own say enough, a bare TimeoutError() nothing."""
+    """The error in words: pyarrow's errors have a text, but a bare TimeoutError() has none."""
     return str(error) or type(error).__name__
 
 
@@ -254,9 +257,10 @@ def in_words(error: Exception) -> str:
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in the .npy file at `path`, memory mapped; made and written first where missing.
+    """The array in the .npy file at `path`, memory mapped. If the file is missing, `make` makes it.
 
-    Processes that make it at once write the same, each aside, and the last rename stands.
+    Processes that make it at the same time write the same content, each under another name; the
+    last rename stays.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

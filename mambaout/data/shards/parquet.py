@@ -1,8 +1,7 @@
-"""Footers and columns of Parquet files, wherever they lie.
+"""Reads footers and columns of Parquet files, local or remote.
 
-Bytes are fetched first, a column chunk's or a row group's in one ranged read (files.py). What they
-hold is looked at after that, from memory. So an error of the store and a damaged file are told
-apart.
+The bytes of a column chunk or a row group are first fetched in one ranged read (files.py), and then
+parsed from memory. So an error of the store is never confused with a damaged file.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from mambaout.data.shards.files import (
     read_range,
 )
 
-HOLE_BYTES = 1 << 20  # between two wanted columns, read along: cheaper than a second request
+HOLE_BYTES = 1 << 20  # a gap between two columns is read too: cheaper than a second request
 
 
-@functools.lru_cache(maxsize=64)  # of a shard's footer some 30 kB, where its bytes are 5
+@functools.lru_cache(maxsize=64)  # a parsed footer takes some 30 kB, its bytes 5 kB
 def _parsed(tail: bytes) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(tail))
 
 
 def footer_bytes(location: str, known: Footer | None = None) -> bytes:
-    """The footer as it stands in a file of which `read_footer` has read it."""
+    """The bytes of a file's footer, after `read_footer` has read it."""
     return open_file(location, known).tail
 
 
 def read_footer(location: str, known: Footer | None = None) -> pq.FileMetaData:
-    """What the file says of itself; DataError if it is no Parquet file or cannot be had."""
+    """The file's metadata; DataError if it is not a Parquet file or cannot be read."""
     try:
         return _parsed(open_file(location, known).tail)
     except OSError as error:
@@ -51,7 +50,7 @@ def read_footer(location: str, known: Footer | None = None) -> pq.FileMetaData:
 
 
 def _what_it_is(location: str, error: pa.ArrowException) -> str:
-    """What a file is that is no whole Parquet file, and what to do about it."""
+    """Words that say why the file is not a complete Parquet file, and what to do about it."""
     size = file_size(location)
     head = read_range(location, 0, min(size, 64)).to_pybytes() if size else b""
     if head.startswith(b"version https://git-lfs"):
@@ -77,9 +76,9 @@ def read_columns(
     row_groups: Sequence[int] | None = None,
     known: Footer | None = None,
 ) -> pa.Table:
-    """Stored columns of some row groups of a Parquet file, or of all.
+    """The stored columns of some row groups of a Parquet file, or of all.
 
-    Raises DataError, naming the file and the row group, where it is damaged or cannot be had.
+    Raises DataError, which names the file and the row group, if it is damaged or cannot be read.
     """
     footer = read_footer(location, known)
     if row_groups is None:
@@ -113,15 +112,15 @@ def _read_row_group(
             "once the store answers"
         ) from error
     try:
-        # What is in memory and the footer are all it needs: 30 us to open.
+        # The bytes in memory and the footer are all that the reader needs, so opening takes 30 us.
         reader = pq.ParquetFile(pa.PythonFile(part, mode="r"), metadata=footer)
         return reader.read_row_group(group, columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:  # pages that end early are an OSError
+    except (pa.ArrowException, OSError) as error:  # a page that ends early is an OSError
         raise DataError(f"{what} of {location} is damaged: {error}; get it again") from error
 
 
 def _byte_ranges(group: pq.RowGroupMetaData, columns: Sequence[str]) -> list[tuple[int, int]]:
-    """Where the columns lie in the file, neighbours together."""
+    """The byte ranges of the columns in the file; neighbouring columns share one range."""
     ranges: list[tuple[int, int]] = []
     for column in (group.column(i) for i in range(group.num_columns)):
         if column.path_in_schema in columns:
@@ -139,7 +138,7 @@ def _byte_ranges(group: pq.RowGroupMetaData, columns: Sequence[str]) -> list[tup
 
 
 class _Part:
-    """Byte ranges of a file as a file that has only them, for pyarrow to read."""
+    """A file object for pyarrow that holds only some byte ranges of a file."""
 
     closed = False
 

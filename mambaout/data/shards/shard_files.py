@@ -1,14 +1,15 @@
-"""Which Parquet files of a folder are which split, and whether they are all there.
+"""Finds the split of each Parquet file in a folder, and checks that no file is missing.
 
-Read are the layouts that Hugging Face, Spark and people give their files:
+It reads the layouts that Hugging Face, Spark and people use:
 
-    train-00000-of-00010.parquet, data/validation-*.parquet     as `datasets` and `pack` write them
-    train/0000.parquet, default/train/0000.parquet              as Hugging Face converts a data set
-    default/partial-train/0000.parquet                          of a large one, only the first part
-    train.parquet, train/part-00000-*.snappy.parquet            one file, or Spark's
+    train-00000-of-00010.parquet, data/validation-*.parquet     written by `datasets` and `pack`
+    train/0000.parquet, default/train/0000.parquet              converted by Hugging Face
+    default/partial-train/0000.parquet                          the same, only a set's first part
+    train.parquet, train/part-00000-*.snappy.parquet            one file, or files of Spark
     *.parquet                                                   no split: all are training images
 
-A split word counts in any case: in the file's name first, then in the nearest folder's.
+The word for a split may have any letter case. It is looked for in the file's name first, then in
+the name of the nearest folder.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ import pyarrow.fs
 from mambaout.data.shards.files import DataError, Stamp, filesystem, stamp_of, tried_again
 from mambaout.numbers import counted
 
-SPLIT_WORDS = {  # of files and folders, in any letter case; folders of images have the same
+SPLIT_WORDS = {  # in names of files and folders, in any letter case; image folders use them too
     "train": ("train", "training"),
     "val": ("validation", "val", "valid", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
 SPLIT_NAMES = {
     "train": SPLIT_WORDS["train"],
-    # The first of them that there is and that has labels.
+    # The first of these that exists and has labels is val.
     "val": (*SPLIT_WORDS["val"], *SPLIT_WORDS["test"]),
 }
-PARTIAL = "partial-"  # before the name of a split that Hugging Face converted the first part of
+PARTIAL = "partial-"  # prefix of a split of which Hugging Face converted only the first part
 
 METADATA = "metadata.parquet"
 
 _ENDING = ".parquet"
 _NUMBERED = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<total>\d+)(?:-[0-9a-f]{6,})?")
 _COPY_MARK = re.compile(r"^copy of | ?\(\d+\)$| - copy$| copy( \d+)?$", re.IGNORECASE)
-_SHOWN = 4  # of a long list, in a message
+_SHOWN = 4  # items of a long list that a message shows
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,22 @@ class SplitFiles:
     """The locations of a data set's shards by split."""
 
     train: list[str]
-    val: dict[str, list[str]]  # by name, the one to be taken first; may be empty
-    left_out: list[str]  # what was met and is not read, in words
-    stamps: dict[str, Stamp | None]  # of train and val by location; None where it is not told
+    val: dict[str, list[str]]  # by name, in order of preference; may be empty
+    left_out: list[str]  # files that were found but are not read, in words
+    stamps: dict[str, Stamp | None]  # of train and val, by location; None if the store tells none
 
 
 class _File(NamedTuple):
-    path: PurePosixPath  # below the folder that was asked for
+    path: PurePosixPath  # relative to the data set's folder
     split: str | None  # "train", "partial-train", "dev", ...
-    place: PurePosixPath  # the folder of its configuration
+    place: PurePosixPath  # the folder of the file's configuration
 
 
 def find_shards(location: str) -> SplitFiles:
     """The shards in a folder, local or at a URI, or the one Parquet file at `location`.
 
-    Raises DataError where there are none, where they are of more than one data set, or where one
-    is missing or there twice.
+    Raises DataError if there are none, if they belong to more than one data set, or if a shard is
+    missing or there twice.
     """
     if is_parquet_file(location):
         return SplitFiles([location], {}, [], {location: _stamp_of(location)})
@@ -124,14 +125,14 @@ def described_split(split: str, num_shards: int) -> str:
 
 
 def holds_parquet(location: str) -> bool:
-    """Whether `location` is a Parquet file, or a local folder with one in it, at any depth."""
+    """Whether `location` is a Parquet file, or a local folder that holds one at any depth."""
     if "://" in location or is_parquet_file(location):
         return True
     return any(not _is_hidden(path) for path in _walked(location, []))
 
 
 def is_parquet_file(location: str) -> bool:
-    """Whether there is a file of that name; a folder may be called train.parquet too."""
+    """Whether `location` is a Parquet file. A folder may be called train.parquet too."""
     if not location.lower().endswith(_ENDING):
         return False
     files, path = filesystem(location)
@@ -146,7 +147,8 @@ def is_parquet_file(location: str) -> bool:
 
 
 def _listed(location: str, left_out: list[str]) -> dict[PurePosixPath, Stamp | None]:
-    """The Parquet files below `location`, sorted; a folder met twice is added to `left_out`."""
+    """The Parquet files below `location`, sorted. A folder that is found twice is added to
+    `left_out`."""
     files, root = filesystem(location)
     if isinstance(files, pyarrow.fs.LocalFileSystem):
         paths = sorted(_walked(root, left_out), key=str)
@@ -176,19 +178,20 @@ def _stamp_of(location: str) -> Stamp | None:
 def _local_stamp(path: str) -> Stamp | None:
     try:
         return stamp_of(path)
-    except OSError:  # a link to nothing: reading it says so
+    except OSError:  # a link to nothing: reading it gives the error
         return None
 
 
 def _stamp(info: pyarrow.fs.FileInfo) -> Stamp | None:
-    """Of a file of any store, as its listing tells; None where that tells no time."""
+    """The stamp of a file in any store, from its listing; None if the listing has no time."""
     if info.size is None or info.mtime_ns is None:
         return None
     return Stamp(info.size, info.mtime_ns)
 
 
 def _walked(root: str, left_out: list[str]) -> Iterator[PurePosixPath]:
-    """The Parquet files below a local folder; each folder once, however many links lead to it."""
+    """The Parquet files below a local folder. Each folder is read once, even if several links lead
+    to it."""
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
@@ -198,7 +201,7 @@ def _walked(root: str, left_out: list[str]) -> Iterator[PurePosixPath]:
     seen = {os.path.realpath(root): root}
     for directory, below, names in os.walk(root, followlinks=True, onerror=fail):
         relative = PurePosixPath(Path(directory).relative_to(root))
-        # Folders before links to them.
+        # Real folders come before links to them.
         below.sort(key=lambda name: (os.path.islink(os.path.join(directory, name)), name))
         for name in [*below]:
             whole = os.path.join(directory, name)
@@ -219,13 +222,16 @@ def _walked(root: str, left_out: list[str]) -> Iterator[PurePosixPath]:
 
 
 def _is_hidden(path: PurePosixPath) -> bool:
-    """Whether its name, or a folder's, says that it holds no images: .ipynb_checkpoints,
-    _temporary, or metadata.parquet, which Hugging Face puts beside image files."""
+    """Whether the name of the file or of a folder says that it holds no images.
+
+    Such names are .ipynb_checkpoints, _temporary, and metadata.parquet, which Hugging Face puts
+    beside image files.
+    """
     return path.name == METADATA or any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _split_of(path: PurePosixPath) -> tuple[str | None, PurePosixPath]:
-    """The split that the names say, and the folder of the configuration that has it."""
+    """The split in the names of the file and its folders, and the folder of its configuration."""
     known = {name for names in SPLIT_NAMES.values() for name in names}
     folders = [part.lower().removesuffix(_ENDING) for part in path.parts[:-1]]
     words = [word for word in re.split(r"[^a-z]+", path.stem.lower()) if word in known]
@@ -241,7 +247,7 @@ def _split_of(path: PurePosixPath) -> tuple[str | None, PurePosixPath]:
 
 
 def _check_one_set(location: str, split: str, files: Sequence[_File]) -> None:
-    """Raises DataError unless the files are all the shards of one data set, each once."""
+    """Raise DataError unless the files are all the shards of one data set, each once."""
     places = sorted({file.place for file in files}, key=str)
     if len(places) > 1:
         named = [f"{location.rstrip('/')}/{place}" for place in places if place.parts]
@@ -265,7 +271,7 @@ def _check_one_set(location: str, split: str, files: Sequence[_File]) -> None:
 
 
 def _check_numbers(folder: str, split: str, shards: Mapping[str, PurePosixPath]) -> None:
-    """Raises DataError where the numbers in the names of a folder's shards leave one out."""
+    """Raise DataError if a number is missing in the names of a folder's shards."""
     sets: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for stem, path in shards.items():
         parts = _NUMBERED.fullmatch(stem)

@@ -1,6 +1,6 @@
-"""The rules that a cluster file is checked by: `mambaout doctor --cluster FILE`.
+"""The rules that check a cluster file: `mambaout doctor --cluster FILE`.
 
 In:  YAML for `ray up`, KubeRay or a job.
-Out: what is wrong with it, a line each.
+Out: what is wrong with it, one line for each fault.
 Read: cluster_files.py, then one file for each kind.
 """

@@ -1,13 +1,14 @@
-"""What is wrong with a cluster file, before it costs anything: `mambaout doctor --cluster FILE`.
+"""Find the faults of a cluster file before it costs money: `mambaout doctor --cluster FILE`.
 
-| file | held to |
+| file | checked by |
 |---|---|
 | Ray's launcher: `provider`, `available_node_types` | Ray's validator, then launcher_file.py |
 | KubeRay: `RayCluster`, `RayJob` | KubeRay's definitions, if at hand, then kuberay_file.py |
 | a job's runtime environment: `env_vars` | Ray's names of fields, then job_file.py |
 
-The rules are there for what the schemas let pass: three chips of a host, a misspelled TPU, a
-dashboard open to the network, a head that trains. A finding is a sentence: field, value, remedy.
+The rules find faults that the schemas allow: three chips of a host, a misspelled TPU, a dashboard
+that is open to the network, a head that trains. A finding is a sentence with field, value and
+remedy.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from mambaout.launch.files.job_file import check_runtime_env, is_runtime_env
 from mambaout.launch.files.kuberay_file import KINDS, check_resource, definition
 from mambaout.launch.files.launcher_file import check_launcher, google_packages
 
-SCHEMAS_VARIABLE = "MAMBAOUT_SCHEMAS"  # a folder with KubeRay's ray.io_rayclusters.yaml and so on
+SCHEMAS_VARIABLE = "MAMBAOUT_SCHEMAS"  # a folder with KubeRay's ray.io_rayclusters.yaml etc.
 
 LAUNCHER_KEYS = {"cluster_name", "provider", "available_node_types", "head_node_type"}
 
 
 def check(path: Path, schemas: Path | None = None) -> list[str]:
-    """The findings, in the order of the file; empty where nothing was found.
+    """The findings, in the order of the file; empty if there are none.
 
     `schemas` is the folder with KubeRay's resource definitions; None: $MAMBAOUT_SCHEMAS. Without
-    one a Kubernetes file is held to the project's rules alone: `not_checked` says so.
+    this folder, a Kubernetes file is checked only by the project's rules, and `not_checked` says
+    so.
     """
     text, documents, problems = _read(path)
     if problems:
@@ -46,7 +48,7 @@ def check(path: Path, schemas: Path | None = None) -> list[str]:
 
 
 def not_checked(path: Path, schemas: Path | None = None) -> list[str]:
-    """What `check` could not look at here, and what would let it."""
+    """What `check` could not check on this machine, and what it would need."""
     _, documents, problems = _read(path)
     missing = []
     for document in documents if not problems else []:
@@ -74,7 +76,7 @@ def _schemas() -> Path | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """A key given twice is an error: YAML takes the last one and says nothing."""
+    """Makes a key that is given twice an error. YAML itself silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -110,7 +112,7 @@ def _check_document(document: Any, schemas: Path | None) -> list[str]:
     if str(document.get("kind")) in KINDS:
         return check_resource(document, schemas)
     if "apiVersion" in document and "kind" in document:
-        return []  # a claim, an account: Kubernetes' own kinds
+        return []  # Kubernetes' own kinds, such as a claim or an account
     if LAUNCHER_KEYS & set(document):
         return check_launcher(document)
     if is_runtime_env(document):
@@ -143,7 +145,7 @@ _REMEDY = (
 
 
 def _secret_texts(text: str) -> Iterator[str]:
-    """What looks like a secret wherever it stands, in a comment too; its value is not repeated."""
+    """Texts that look like secrets, also in comments. Findings do not repeat the value."""
     for number, line in enumerate(text.splitlines(), 1):
         for what, pattern in _TEXTS.items():
             if re.search(pattern, line):
@@ -151,7 +153,7 @@ def _secret_texts(text: str) -> Iterator[str]:
 
 
 def _secrets(value: Any, where: tuple[str, ...]) -> Iterator[str]:
-    """Fields, variables and assignments whose name says secret, with a value written out."""
+    """Fields, variables and assignments that are named like a secret and hold a plain value."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _secrets(item, (*where, str(index)))
@@ -171,5 +173,5 @@ def _secrets(value: Any, where: tuple[str, ...]) -> Iterator[str]:
 def _is_secret(name: Any, value: Any) -> bool:
     if not (isinstance(name, str) and isinstance(value, str) and value):
         return False
-    # A path and a variable say where a secret is, not what it is.
+    # A path or a variable tells where a secret is, not its value.
     return bool(_SECRET_NAME.search(name)) and not value.startswith(("$", "/", "~"))

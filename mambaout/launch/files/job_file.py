@@ -1,4 +1,4 @@
-"""The rules of a job's runtime environment: what it ships and how it is stopped."""
+"""The rules for a job's runtime environment: which files it sends and how it is stopped."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def is_runtime_env(document: Mapping[str, Any]) -> bool:
 
 
 def least_wait_seconds() -> float:
-    """What a study may take to save its trials and leave, once told to stop."""
+    """The longest time for a study to save its trials and end after a stop."""
     from mambaout.launch.stopping import GRACE_SECONDS, LEAVE_SECONDS
 
     return GRACE_SECONDS + LEAVE_SECONDS
 
 
 def check_runtime_env(env: Mapping[str, Any], where: str = "") -> list[str]:
-    """Findings, each with `where` before its field."""
+    """The findings. Each names its field, with `where` before it."""
     return [f"{where}{finding}" for finding in _findings(env)]
 
 

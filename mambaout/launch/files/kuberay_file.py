@@ -22,15 +22,15 @@ ACCELERATOR, TOPOLOGY, SPOT = (
     f"cloud.google.com/gke-{name}" for name in ("tpu-accelerator", "tpu-topology", "spot")
 )
 TPU = "google.com/tpu"
-# What GKE calls the two TPUs of `--accelerator`: a single host, and a slice of four.
+# GKE's names for the two TPUs of `--accelerator`: a single host, and a slice of four hosts.
 TPUS = {("tpu-v3-device", "2x2"): "v3-8", ("tpu-v3-slice", "4x4"): "v3-32"}
 
 
 def check_resource(resource: Mapping[str, Any], schemas: Path | None) -> list[str]:
-    """Findings of KubeRay's definition, where it is at hand, and of the rules."""
+    """The findings of KubeRay's definition, if available, and of the rules."""
     found = list(_schema(resource, schemas))
     if found:
-        return found  # the rest would stumble over the same fields
+        return found  # the rest would fail on the same fields
     spec = resource.get("spec")
     if not isinstance(spec, Mapping):
         return [f"spec: {spec!r}; a {resource['kind']} is described there; see cluster/"]
@@ -43,7 +43,7 @@ def check_resource(resource: Mapping[str, Any], schemas: Path | None) -> list[st
 
 
 def definition(kind: str, schemas: Path | None) -> Path | None:
-    """KubeRay's own description of the kind, where the folder has it."""
+    """KubeRay's own description of the kind, if the folder has it."""
     path = schemas / KINDS[kind] if schemas else None
     return path if path and path.exists() else None
 
@@ -72,7 +72,7 @@ def _said(error: Any) -> str:
 def _validators(path: Path) -> dict[str, Any]:
     from jsonschema import Draft7Validator
 
-    # The C loader reads a megabyte of definitions in a tenth of the time.
+    # The C loader reads a megabyte of definitions ten times as fast.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found = yaml.load(path.read_text(), loader)
     group = found["spec"]["group"]
@@ -83,8 +83,10 @@ def _validators(path: Path) -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """The same schema, refusing fields that it does not name, and with Kubernetes' own words for
-    a number or a text in JSON schema's."""
+    """The schema, changed so that it refuses unknown fields.
+
+    Kubernetes' own notation for "a number or a text" is translated to JSON schema.
+    """
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -99,7 +101,7 @@ def _closed(schema: Any) -> Any:
     named = isinstance(found.get("properties"), dict)
     if named and found.get("type") == "object" and not keeps:
         properties = found["properties"]
-        # `metadata` is described by Kubernetes, not here.
+        # Kubernetes describes `metadata`; this schema does not.
         if "metadata" in properties and not properties["metadata"].get("properties"):
             properties["metadata"] = {"type": "object"}
         found.setdefault("additionalProperties", False)
@@ -107,7 +109,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _shape(kind: str) -> Any:
-    """What the rules need to be able to read at all, for where KubeRay's definition is not."""
+    """The least structure that the rules need, used if KubeRay's definition is missing."""
     from jsonschema import Draft7Validator
 
     text, number = {"type": "string"}, {"type": "integer"}
@@ -153,7 +155,7 @@ def _fields(required: list[str] | None = None, **properties: Any) -> dict[str, A
 
 
 def _there(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same, and not empty."""
+    """The same schema, but not empty."""
     return schema | {"type": "object"}
 
 
@@ -208,7 +210,7 @@ def _head(head: Mapping[str, Any], where: str, has_token: bool) -> Iterator[str]
             f"{where}.rayStartParams.num-cpus: {cpus}; trials would run on the head, and one that "
             'fills its memory takes the driver and MLflow with it; set "0"'
         )
-    host = params.get("dashboard-host", "0.0.0.0")  # what KubeRay puts there
+    host = params.get("dashboard-host", "0.0.0.0")  # KubeRay's default
     if host not in LOOPBACK and not has_token:
         yield (
             f"{where}.rayStartParams.dashboard-host: {host} lets every pod of the cluster run "
@@ -351,13 +353,13 @@ def _pod(group: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _limits(group: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the first container, which is Ray's."""
+    """The limits of the first container, which is Ray's."""
     containers = _pod(group).get("containers") or [{}]
     return (containers[0].get("resources") or {}).get("limits") or {}
 
 
 def _claims(group: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Claims and where Ray's container has them."""
+    """The volume claims and their paths in Ray's container."""
     pod = _pod(group)
     named = {
         volume["name"]: volume["persistentVolumeClaim"]["claimName"]

@@ -1,4 +1,4 @@
-"""The rules of a file for Ray's cluster launcher (`ray up`): GCP, and machines of one's own."""
+"""The rules for a file of Ray's cluster launcher (`ray up`): GCP and your own machines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from mambaout.launch.resources import CHIPS_PER_HOST, POD_TYPE, SLICE_NAME, WORKER_ID
 
 TPU_TYPES = ("v3-8", "v3-32")
-RUNTIME_VERSION = "tpu-ubuntu2204-base"  # Google's for PyTorch on v4 and older
+RUNTIME_VERSION = "tpu-ubuntu2204-base"  # Google's version for PyTorch on v4 and older
 # docs.cloud.google.com/tpu/docs/regions-zones and Google's price list, 2026-11-22.
 ZONES = {
     "v3-8": ("us-central1-a", "us-central1-b", "us-central1-f", "europe-west4-a", "us-east1-d"),
@@ -28,15 +28,15 @@ OPEN_HOST = re.compile(r"--(dashboard-host|host)[= ](\S+)")
 
 
 def google_packages() -> bool:
-    """Whether Ray's GCP provider, which needs Google's client, can be asked here."""
+    """Whether Ray's GCP provider can be used here. It needs Google's client."""
     return find_spec("googleapiclient") is not None
 
 
 def check_launcher(config: Mapping[str, Any]) -> list[str]:
-    """Findings of Ray's own validator and of the rules."""
+    """The findings of Ray's own validator and of the rules."""
     found = list(_schema(config))
     if found:
-        return found  # the rest would stumble over the same fields
+        return found  # the rest would fail on the same fields
     provider = config["provider"]["type"]
     if provider not in ("gcp", "local"):
         return [
@@ -58,7 +58,7 @@ def _schema(config: Mapping[str, Any]) -> Iterator[str]:
 
     text = Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text()
     schema = json.loads(text)
-    # Ray's own says "an object" of a node; the rules look into it.
+    # Ray's own schema says only "an object" for a node. The rules check its content.
     kinds = schema["properties"]["available_node_types"]["patternProperties"][".*"]
     kinds["properties"]["node_config"]["properties"] = {
         "disks": {"type": "array", "items": {"type": "object"}},
@@ -72,12 +72,12 @@ def _schema(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ray(config: Mapping[str, Any]) -> list[str]:
-    """What Ray says once it has filled in its defaults, as `ray up` does first of all."""
+    """Ray's errors after it has filled in its defaults, which is the first step of `ray up`."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     level, logger = logging.CRITICAL, logging.getLogger("ray.autoscaler")
     before = logger.level
-    logger.setLevel(level)  # it warns of every TPU pod; so does cluster/README.md
+    logger.setLevel(level)  # it warns about every TPU pod; cluster/README.md does too
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             prepared = prepare_config(deepcopy(dict(config)))
@@ -286,7 +286,7 @@ def _compute(where: str, node_type: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scheduling(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a machine; Ray's samples write it as a list of one."""
+    """The scheduling of a machine. Ray's samples write it as a list of one."""
     found = node.get("scheduling") or {}
     parts = found if isinstance(found, list) else [found]
     return {name: value for part in parts for name, value in part.items()}

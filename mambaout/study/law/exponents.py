@@ -5,9 +5,9 @@ the shape and the compute t of the training as
 
     f(x, t) = alpha x^-a + (beta x^b + xi) t^-c + eps
 
-so that the best x grows as t^s with s = c / (a + b). For it t and x must vary apart: several
-lengths of training for each shape of a star, or a grid, where the other dimension moves t. With
-one length and a star, x fixes t and nothing is said of s.
+so the best x grows as t^s with s = c / (a + b). To determine s, t and x must vary independently. A
+star needs several lengths of training for each shape. In a grid, the other dimension changes t.
+With one length of training and a star, x determines t, and s stays unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mambaout.study.law.noise import Interval, SeedNoise
 from mambaout.study.law.power_law import Array
 from mambaout.study.law.scatter import scatter_factors
 
-MIN_VALUES = 3  # of a dimension
+MIN_VALUES = 3  # different values of a dimension that a fit needs
 _NUM_PARAMETERS = 7
 _BOUNDS = (math.log(0.05), math.log(3.0))  # of ln a, ln b, ln c
 _STARTS = tuple(
@@ -37,11 +37,11 @@ _STARTS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeFit:
-    """The exponents s of x ~ t^s; nan where the sizes do not determine them."""
+    """The exponents s of x ~ t^s; nan if the sizes do not determine them."""
 
     depth: Interval
     width: Interval
-    num_depth: int  # sizes that each rests on
+    num_depth: int  # sizes from which each is computed
     num_width: int
     notes: tuple[str, ...] = ()
 
@@ -57,10 +57,10 @@ class ShapeFit:
 def fit_shape(
     sizes: Sequence[Size], noise: SeedNoise, *, num_resamples: int = 100, seed: int = 0
 ) -> ShapeFit:
-    """s for depth and for width from sizes whose `cost` is compute of the training.
+    """Fit s for depth and for width. The sizes' `cost` is the compute of the training.
 
-    TooFew where a dimension has under three values. With one length of training the MACs of an
-    image will do for the cost.
+    Raises TooFew if a dimension has under three values. With one length of training, the cost may
+    be the MACs of one image.
     """
     notes: list[str] = []
     found: dict[str, tuple[Interval, int]] = {}
@@ -106,7 +106,7 @@ def fit_shape(
 def _told_apart(
     sizes: Sequence[Size], own: Callable[[Size], float], other: Callable[[Size], float]
 ) -> list[Size]:
-    """The sizes in which x and t vary apart: the line of a star at several lengths, else a grid."""
+    """The sizes where x and t vary independently: a star's line at several lengths, or a grid."""
     shaped = [size for size in sizes if math.isfinite(own(size)) and math.isfinite(other(size))]
     lines: dict[float, list[Size]] = {}
     for size in shaped:
@@ -126,7 +126,7 @@ def _exponents(
     num_resamples: int,
     seed: int,
 ) -> Array:
-    """s of the fit and of each resample. The misfit is relative, as SoViT's is."""
+    """s of the fit and of each resample. The misfit is relative, as in SoViT."""
     from scipy.optimize import least_squares, nnls
 
     rng = np.random.default_rng(seed)

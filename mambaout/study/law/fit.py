@@ -1,23 +1,26 @@
-"""The law of a study: error = a (C + d)^-b + c over cost, with what it does not know.
+"""The law of a study: error = a (C + d)^-b + c over cost, with its uncertainty.
 
-The form is Zhai et al.'s (arXiv:2106.04560, section 2.2): c is the floor that no cost gets below,
-d the cost-free part of the accuracy. It is fitted to the sizes on the front of error against cost.
+The form is Zhai et al.'s (arXiv:2106.04560, section 2.2): c is the floor, which is the error at
+infinite cost. d stands for the accuracy that costs nothing. The law is fitted to the sizes on the
+front of error against cost.
 
-Noise. It is the report's (noise.py), pooled over recipes: two or three seeds of one size say next
-to nothing of their own spread. Each size counts by the inverse of its variance, because sizes have
-different numbers of seeds.
+Noise. The fit uses the noise of the report (noise.py), pooled over recipes, because two or three
+seeds of one size say almost nothing about their spread. The weight of a size is the inverse of its
+variance, because sizes have different numbers of seeds.
 
-Intervals. Each resample of the bootstrap moves every point by its noise, takes the front again and
-fits again. The noise's own size is drawn anew each time: for the few seeds it is known from (wide
-tails, as Student's t) and for scatter of the sizes beyond their seeds, as far as the residuals
-allow it. Resampling few points with replacement leaves fewer sizes than parameters: it covers too,
-with bands 1.7 to 4.5 times as wide inside the range.
+Intervals. Each resample of the bootstrap moves every point by its noise, computes the front again
+and fits again. The size of the noise is itself drawn anew each time, for two reasons. It is
+estimated from few seeds, which gives wide tails (Student's t). And sizes may scatter by more than
+their seeds, as far as the residuals allow it. The alternative, to resample few points with
+replacement, leaves fewer sizes than parameters. It covers too, but its bands are 1.7 to 4.5 times
+as wide inside the range.
 
 Coverage over simulated studies (100 to 150 each; 4 to 10 sizes of 1 to 3 seeds; held by
 tests/study/test_fit.py): 95 to 99 % for the law inside its range and 94 to 100 % for a new run at
-twice the largest cost; with one seed a size and no val size, eight sizes give 93 and 91 %, the
-least. Where shapes scatter around a common law by 0.9 to 3.5 times the noise of a size's mean, that
-law is covered in 81 to 94 % and new runs in 94 to 99 %: the front follows the better shapes.
+twice the largest cost. The lowest coverage is 93 and 91 %: eight sizes with one seed each, and no
+known size of val. In another simulation, shapes scatter around a common law by 0.9 to 3.5 times the
+noise of a size's mean. Then the intervals cover new runs in 94 to 99 %, and that law in only 81 to
+94 %, because the front follows the better shapes.
 """
 
 from __future__ import annotations
@@ -36,11 +39,11 @@ from mambaout.study.law.power_law import Array
 from mambaout.study.law.scatter import scatter_factors
 
 MIN_SIZES = 4  # the law has four parameters
-_DOMINATED = 2.0  # standard errors above a cheaper size: then off the front, else noise
+_DOMINATED = 2.0  # standard errors; a size so far above a cheaper one is off the front
 
 
 class TooFew(ValueError):
-    """Fewer sizes than a law can be fitted to."""
+    """There are too few sizes to fit a law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +51,11 @@ class Size:
     """One network, or recipe, with all its seeds."""
 
     label: str
-    cost: float  # MACs of one image or of the whole training: the caller says which
+    cost: float  # MACs of one image or of the whole training, as the caller chooses
     errors: tuple[float, ...]  # percent, 100 - top-1, one a seed
     depth: float = math.nan  # blocks
     width: float = math.nan  # channels of the first stage
-    epochs: int | None = None  # of training; None where that is not known
+    epochs: int | None = None  # of training; None if not known
 
     @property
     def seeds(self) -> SeedMean:
@@ -65,7 +68,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An error in percent, its 95 % interval, and a standard deviation: a quarter of its width."""
+    """An error in percent, its 95 % interval, and its sd: a quarter of the interval's width."""
 
     value: float
     low: float
@@ -85,7 +88,7 @@ class Holdout:
 
     @property
     def error(self) -> float:
-        """Points by which it came out worse than predicted."""
+        """How many points the result was worse than predicted."""
         return self.size.error - self.prediction.value
 
     @property
@@ -109,10 +112,10 @@ class Holdout:
 def _on_front(
     costs: Array, errors: Array, variances: Array, margin: float = _DOMINATED
 ) -> NDArray[np.bool_]:
-    """Which sizes (R, n) are on the front, or above it by no more than noise.
+    """Which sizes (R, n) are on the front, or above it only within noise.
 
-    A strict front of noisy means keeps the lucky sizes and drops the unlucky ones, so that a law
-    fitted to it is too good everywhere.
+    A strict front of noisy means keeps the lucky sizes and drops the unlucky ones. A law fitted to
+    such a front would be too good everywhere.
     """
     on = np.ones(errors.shape, bool)
     for j, cost in enumerate(costs):
@@ -134,8 +137,8 @@ class Law:
     c: Interval
     d: Interval
     unit: float  # of cost
-    sizes: tuple[Size, ...]  # that it is fitted to, cheapest first
-    left_out: tuple[Size, ...]  # behind a cheaper one by more than noise
+    sizes: tuple[Size, ...]  # sizes of the fit, cheapest first
+    left_out: tuple[Size, ...]  # worse than a cheaper one by more than noise
     low_cost: float
     high_cost: float
     residual_sd: float  # points, of the sizes around the law
@@ -144,7 +147,7 @@ class Law:
     notes: tuple[str, ...] = ()
     _draws: Array = field(repr=False, compare=False)  # (1 + R, 4), the fit first, per scale
     _scale: float = field(repr=False, compare=False)  # cost that is 1 in the draws
-    _factors: Array = field(repr=False, compare=False)  # (R,): a new run's noise over noise's own
+    _factors: Array = field(repr=False, compare=False)  # (R,): noise of a new run / estimate
     _normals: Array = field(repr=False, compare=False)  # (R,)
 
     def curve(self, costs: Sequence[float]) -> list[Prediction]:
@@ -153,9 +156,9 @@ class Law:
         return [_prediction(column[0], column[1:]) for column in values.T]
 
     def predict(self, cost: float, num_seeds: int = 1, epochs: int | None = None) -> Prediction:
-        """The mean error of `num_seeds` new runs at that cost, their noise included.
+        """The mean error of `num_seeds` new runs at that cost. The interval includes their noise.
 
-        The noise is that of the largest size's length of training, unless `epochs` says another.
+        The noise is that of trainings of `epochs` epochs. The default is the largest size's length.
         """
         values = power_law.value(self._draws, np.array([cost / self._scale]))[:, 0]
         epochs = self.sizes[-1].epochs if epochs is None else epochs
@@ -165,7 +168,7 @@ class Law:
         return _prediction(values[0], values[1:] + spread * self._normals)
 
     def text(self) -> str:
-        """One line for people, with the range it holds in."""
+        """One line for people, with the range in which the law holds."""
         unit = count_text(self.unit)
         shift = f" + {self.d.value:.2g}" if self.d.value > 0 else ""
         floor = f"{self.c.value:.2f} + " if self.c.value > 0 else ""
@@ -187,7 +190,7 @@ def fit_law(
 ) -> Law:
     """The law of the front, with bootstrap intervals and the largest size held out.
 
-    TooFew below four sizes on the front.
+    Raises TooFew if the front has under four sizes.
     """
     sizes = sorted(sizes, key=lambda size: (size.cost, size.error))
     law = _fit(sizes, noise, num_resamples, seed)
@@ -239,7 +242,8 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
     misfit = float((weights[0] * residuals**2).sum())
     factors = scatter_factors(noise.degrees(means), rng, num_resamples, misfit, degrees)
     if np.isfinite(factors).all():
-        # Of hundreds of sizes most are so far behind that no resample brings them to the front.
+        # If there are hundreds of sizes, most are so far behind that no resample has them on the
+        # front.
         spread = np.sqrt(variances[:, near]) * factors[:, None]  # (R, n)
         moved = errors[:, near] + spread * rng.standard_normal(spread.shape)
         masks = _on_front(costs[near], moved, spread**2)
@@ -305,7 +309,7 @@ def _law(
 
 
 def interval_of(values: Array) -> Interval:
-    """The first value, with the 95 % of the others around it."""
+    """The first value, with the interval that holds the middle 95 % of the others."""
     p = _prediction(values[0], values[1:])
     return Interval(p.value, p.low, p.high)
 

@@ -1,15 +1,16 @@
-"""The noise between seeds: how far a mean can be trusted, and which differences are significant.
+"""The noise between seeds: how sure a mean is, and which differences are significant.
 
-A report computes one noise for each metric and hands it to all of its parts: tables, charts, fits
-and sentences. So no two of them can disagree about a difference.
+A report computes one noise for each metric. All of its tables, charts, fits and sentences use this
+noise. So no two of them can disagree about a difference.
 
 The spread is the standard deviation between the seeds of one recipe, pooled over the recipes that
-were trained equally long. A recipe with one seed then has an interval too. Where a length has too
-few second seeds, the spread over all lengths stands in for its own. Intervals are 95 %, by
+were trained equally long. A recipe with one seed then has an interval too. If a length of training
+has too few second seeds, the spread over all lengths is used for it. Intervals are 95 %, by
 Student's t with the degrees of freedom of the pooled spread.
 
-Without any second seed, the binomial spread of val's images stands in, for the fits alone. It does
-not hold what seeds change, and all recipes see the same images, so nothing is significant by it.
+If no recipe has a second seed, the fits use the binomial spread of val's images instead. This
+spread does not contain the effect of seeds, and all recipes see the same images. So no difference
+is called significant by it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from mambaout.study.study import Run
 from mambaout.train.metrics import TOP1
 
 Z95 = 1.959964
-# A spread from fewer degrees of freedom is too uncertain to be preferred to that of all recipes:
-# with four its own 95 % interval still goes from 0.6 to 2.9 times it.
+# A spread from fewer degrees of freedom is too uncertain, so the spread of all recipes is used.
+# Even with four, the 95 % interval of a spread is from 0.6 to 2.9 times its value.
 LEAST_DEGREES = 4
-_LEAST_VARIANCE = 1e-12  # seeds that agree to the last image are not exact
+_LEAST_VARIANCE = 1e-12  # even seeds with equal results have some noise
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SeedMean:
     """A quantity over the seeds of one recipe."""
 
     values: tuple[float, ...]
-    epochs: int | None = None  # of the recipe's training; None where that is not known
+    epochs: int | None = None  # of the recipe's training; None if not known
 
     @property
     def value(self) -> float:
@@ -51,7 +52,7 @@ class SeedMean:
         return bool(self.values)
 
     def text(self, half: float | None = None, digits: int = 2, unit: str = "") -> str:
-        """ "90.07 ± 0.45 % (n=2)", `half` being half the width of the mean's interval."""
+        """ "90.07 ± 0.45 % (n=2)". `half` is half the width of the mean's interval."""
         if not self.values:
             return "-"
         sure = "" if half is None else f" ± {half:.{digits}f}"
@@ -60,7 +61,7 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval; nan bounds where nothing is known of them."""
+    """A value with its 95 % interval. Bounds that are not known are nan."""
 
     value: float
     low: float
@@ -71,17 +72,17 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the value's sign is the same throughout the interval."""
+        """Whether the whole interval has the sign of the value."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first of two means minus the second, in points, and what is known of it."""
+    """The first of two means minus the second, in points, and how sure that is."""
 
     value: float
-    half: float  # of its 95 % interval; nan where nothing is known
-    has_seeds: bool  # whether the interval rests on seeds
+    half: float  # half the 95 % interval; nan if not known
+    has_seeds: bool  # whether the interval comes from seeds
 
     @property
     def low(self) -> float:
@@ -97,12 +98,12 @@ class Difference:
 
     @property
     def is_within_noise(self) -> bool:
-        """Whether it is known to be no larger than luck makes it."""
+        """Whether the noise is known and the difference may be luck."""
         return abs(self.value) <= self.half
 
     @property
     def doubt(self) -> str:
-        """What has to be said beside the number: "" where it is significant."""
+        """The caveat that belongs beside the number; "" if the difference is significant."""
         if self.is_significant:
             return ""
         return "not significant" if self.has_seeds else "not told from luck"
@@ -111,7 +112,7 @@ class Difference:
         """ "1.83 points, beyond seed noise (1.02 is needed)", without the sign."""
         points = f"{abs(self.value):.2f} points"
         if not self.has_seeds:
-            return points  # what that is worth is said once, in the report's warnings
+            return points  # the report's warnings say once how sure it is
         verdict = "beyond" if self.is_significant else "within"
         doubt = f": {self.doubt}" if self.doubt else ""
         return f"{points}, {verdict} seed noise{doubt} ({self.half:.2f} is needed)"
@@ -119,7 +120,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedSpread:
-    """The standard deviation between the seeds of one recipe, and what it is known from."""
+    """The standard deviation between the seeds of one recipe, and the data behind it."""
 
     points: float
     degrees: int  # of freedom
@@ -132,12 +133,12 @@ class SeedSpread:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedNoise:
-    """What the means of one metric scatter by, in points."""
+    """How much the means of one metric scatter, in points."""
 
-    all_lengths: SeedSpread | None  # None where no recipe has two seeds
+    all_lengths: SeedSpread | None  # None if no recipe has two seeds
     by_epochs: Mapping[int, SeedSpread] = field(default_factory=dict)  # with enough seeds
-    num_images: int | None = None  # of val, which stand in where no recipe has two seeds
-    least_points: float = 0.0  # that two means differ by where so few images can tell them apart
+    num_images: int | None = None  # of val; used if no recipe has two seeds
+    least_points: float = 0.0  # smallest difference that the few images can show
 
     # -- how it is known
 
@@ -150,13 +151,13 @@ class SeedNoise:
         return self.has_seeds or self.num_images is not None
 
     def spread(self, epochs: int | None) -> SeedSpread | None:
-        """The spread of that length of training; of all lengths where it has too few seeds."""
+        """The spread of that length of training, or of all lengths if it has too few seeds."""
         return self.all_lengths if epochs is None else self.by_epochs.get(epochs, self.all_lengths)
 
     def degrees(self, means: Sequence[SeedMean], weights: Sequence[float] | None = None) -> float:
-        """Of freedom, of the weighted sum of the means (Welch and Satterthwaite).
+        """The degrees of freedom of the weighted sum of the means (Welch and Satterthwaite).
 
-        Infinite for the binomial, which is not estimated; 0 where nothing is known.
+        Infinite for the binomial spread, which is not estimated; 0 if nothing is known.
         """
         if not self.has_seeds:
             return math.inf if self.is_known else 0.0
@@ -170,7 +171,7 @@ class SeedNoise:
         return sum(parts.values()) ** 2 / sum(v**2 / s.degrees for s, v in parts.items())
 
     def text(self) -> str:
-        """How it is known, for people."""
+        """A sentence for people: from what the noise is known."""
         if self.all_lengths is None:
             if self.num_images is None:
                 return "No recipe has two seeds, so the noise between seeds is not known."
@@ -189,7 +190,7 @@ class SeedNoise:
     def variance_at(
         self, percent: Array | float, num_seeds: int, epochs: int | None = None
     ) -> Array:
-        """Of a mean of so many seeds; `percent` is a top-1, or an error."""
+        """The variance of a mean of `num_seeds` seeds; `percent` is a top-1 or an error."""
         spread = self.spread(epochs)
         found = np.zeros_like(percent, dtype=float)
         if spread is not None:
@@ -203,7 +204,7 @@ class SeedNoise:
         return float(self.variance_at(mean.value, len(mean.values), mean.epochs))
 
     def variances(self, means: Sequence[SeedMean]) -> Array:
-        """For the weights of a fit: all alike where the noise is not known."""
+        """The variances, for the weights of a fit. All are equal if the noise is not known."""
         if not self.is_known:
             return np.ones(len(means))
         return np.array([self.variance(mean) for mean in means])
@@ -213,7 +214,7 @@ class SeedNoise:
         return self.half_width_of_sum([mean], [1.0]) if self.has_seeds and mean else None
 
     def half_width_of_sum(self, means: Sequence[SeedMean], weights: Sequence[float]) -> float:
-        """Half the 95 % interval of the weighted sum of the means; nan without any noise."""
+        """Half the 95 % interval of the weighted sum of the means; nan if no noise is known."""
         if not self.is_known:
             return math.nan
         variance = sum(w**2 * self.variance(m) for m, w in zip(means, weights, strict=True))
@@ -235,9 +236,9 @@ def t95(degrees: float) -> float:
 
 
 def noise_of(means: Iterable[SeedMean], num_images: int | None = None) -> SeedNoise:
-    """The noise of means whose values are those of all seeds.
+    """The noise that follows from means which hold the values of all seeds.
 
-    `num_images` of val stand in where none of them has two seeds.
+    `num_images`, the size of val, is used if none of them has two seeds.
     """
     several = [mean for mean in means if len(mean.values) > 1]
     if not several:
@@ -256,7 +257,7 @@ def noise_of(means: Iterable[SeedMean], num_images: int | None = None) -> SeedNo
 
 def _pooled(means: Sequence[SeedMean]) -> SeedSpread:
     degrees = sum(len(mean.values) - 1 for mean in means)
-    # fsum, so that the order of the recipes changes nothing.
+    # With fsum, the order of the recipes changes nothing.
     squares = math.fsum(statistics.variance(mean.values) * (len(mean.values) - 1) for mean in means)
     return SeedSpread(points=math.sqrt(squares / degrees), degrees=degrees, num_recipes=len(means))
 
@@ -264,7 +265,7 @@ def _pooled(means: Sequence[SeedMean]) -> SeedSpread:
 def noise_of_runs(
     runs: Iterable[Run], metric: str = TOP1, num_images: int | None = None
 ) -> SeedNoise:
-    """The noise of a study's finished runs: seeds are of one recipe."""
+    """The noise of a study's finished runs, grouped by recipe."""
     groups: dict[Recipe, list[float]] = {}
     for run in runs:
         value = run.metrics.get(metric, math.nan)

@@ -1,4 +1,4 @@
-"""Which points no other point beats on both axes: the accuracy-against-cost front."""
+"""The front of accuracy against cost: the points that no other point beats on both axes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, accuracy) points on the Pareto front, cheapest first.
 
-    A point is on it when no other is at least as accurate for at most the cost and better in one
-    of the two. Of equal points the first stays. For an axis where more is better, such as images
-    a second, pass its negative as the cost.
+    A point is off the front if another point is at least as accurate, costs at most as much, and is
+    better in one of the two. Of equal points, the first stays. If more is better on the cost axis,
+    as for images/s, pass the negative.
     """
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i))
     kept: list[int] = []

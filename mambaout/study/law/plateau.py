@@ -1,10 +1,10 @@
-"""Where growing stopped paying: steps of a ladder that gain far less than the smaller ones promise.
+"""Where growing stopped paying: steps of a ladder that gain far less than promised.
 
-The promise is a law without the shift d (error = a C^-b + c): it has three parameters, so that four
-smaller sizes already leave something to judge it by. A step is a plateau when it falls short of
-its promise beyond noise, and what it gained is itself within noise or under a quarter of the
-promise. Where the promise is within noise there is nothing to see. A floor c that the smaller
-sizes already show is no plateau: it is promised.
+The promise is a law of the smaller sizes, without the shift d (error = a C^-b + c). It has three
+parameters, so four smaller sizes leave one degree of freedom to judge the fit. A step is a plateau
+if two things hold. It falls short of its promise by more than noise. And its gain is within noise
+or under a quarter of the promise. If the promise itself is within noise, no plateau can be seen. If
+the smaller sizes already show a floor c, that floor is part of the promise and no plateau.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mambaout.study.law.fit import MIN_SIZES, Size
 from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.scatter import scatter_factors, seed_factors
 
-FALSE_ALARMS = 0.05  # of a ladder without a plateau, over all of its steps
-PAID = 0.25  # share of the promise from which on a step has paid
+FALSE_ALARMS = 0.05  # share of ladders without a plateau, over all steps
+PAID = 0.25  # a step has paid if it gained this share of its promise
 SAME_COST = 1.1  # costs within this factor are one step of the ladder
 
 
@@ -33,7 +33,7 @@ class Plateau:
     second: Size
     gain_points: float  # of top-1
     expected_points: float  # by the law of the sizes up to `first`
-    sigmas: float  # by which it falls short
+    sigmas: float  # how far it falls short
 
     def text(self) -> str:
         factor = self.second.cost / self.first.cost
@@ -48,13 +48,13 @@ class Plateau:
 def plateaus(
     sizes: Sequence[Size], noise: SeedNoise, *, num_resamples: int = 1000, seed: int = 0
 ) -> list[Plateau]:
-    """The steps of the ladder that did not pay; none is looked for before the fifth size.
+    """The steps of the ladder that did not pay. The step to the fifth size is the first one tested.
 
-    Of sizes at one cost the best stands for the step.
+    If several sizes have the same cost, the best of them is used.
     """
     ladder = _ladder(sizes)
     found = []
-    # Every step is another chance of a false alarm.
+    # The allowed rate of false alarms is divided among the steps.
     chance = FALSE_ALARMS / max(len(ladder) - MIN_SIZES, 1)
     for position in range(MIN_SIZES, len(ladder)):
         costs = np.array([size.cost for size in ladder[: position + 1]])
@@ -108,6 +108,6 @@ def _ladder(sizes: Sequence[Size]) -> list[Size]:
 
 
 def _sigma(draws: power_law.Array) -> float:
-    """Half the width of the middle 68 %: a few wild refits do not count."""
+    """Half the width of the middle 68 %, so that a few extreme refits do not count."""
     low, high = np.percentile(draws, (15.87, 84.13))
     return max(float(high - low) / 2, 1e-9)

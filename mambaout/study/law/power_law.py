@@ -1,8 +1,8 @@
 """Least squares for error = a (cost + d)^-b + c, for many data sets at once.
 
-For a given (b, d) the law is linear in (a, c), so only two parameters are searched: a grid over
-both, then smaller and smaller grids around the best point of it. There are no starting values to
-get wrong, and the hundreds of refits of a bootstrap are a few matrix products.
+For a given (b, d) the law is linear in (a, c), so only b and d are searched: first on a grid, then
+on smaller and smaller grids around the best point. The search needs no starting values. The
+hundreds of refits of a bootstrap are a few matrix products.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-EXPONENTS = (0.02, 3.0)  # b: below, the law is a logarithm; above, a wall
-# d in units of the geometric mean cost. With more than that the "power law" is an exponential
-# that forgets its cost within the range it is fitted on, and extrapolates as a flat line.
+EXPONENTS = (0.02, 3.0)  # b; a smaller one is a logarithm, a larger one a step
+# d in units of the geometric mean cost. With a larger d, the "power law" is an exponential. It
+# falls to its floor within the fitted range and extrapolates as a flat line.
 SHIFTS = (0.01, 1.0)
 _ZOOMS = 12
 
 
 def solve(costs: Array, errors: Array, weights: Array, *, shift: bool = True) -> Array:
-    """(a, b, c, d) of every row of `errors`: (R, n) with `weights` (R, n) to (R, 4).
+    """Fit (a, b, c, d) to every row of `errors`: (R, n) with `weights` (R, n) to (R, 4).
 
-    `costs` (n,) should be of order one; a, c, d >= 0. Without `shift` d stays 0. A size of weight
-    0 takes no part.
+    `costs` (n,) should be of order one; a, c, d >= 0. Without `shift` d stays 0. A size of weight 0
+    is ignored.
     """
     log_b = np.log(np.geomspace(*EXPONENTS, 25))
     log_d = np.log(np.geomspace(*SHIFTS, 9)) if shift else np.empty(0)
@@ -72,7 +72,7 @@ def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array, 
     spread = np.maximum(w * ff - f**2, 1e-300)
     a = (w * fy - f * y) / spread
     c = (ff * y - f * fy) / spread
-    a = np.where(c < 0, fy / ff, a)  # through the floor: without one
-    c = np.where(a < 0, y / w, np.maximum(c, 0.0))  # rising: flat
+    a = np.where(c < 0, fy / ff, a)  # the floor would be negative: fit without one
+    c = np.where(a < 0, y / w, np.maximum(c, 0.0))  # the error would rise: fit a flat line
     a = np.maximum(a, 0.0)
     return a, c, yy - 2 * (a * fy + c * y) + a**2 * ff + 2 * a * c * f + c**2 * w

@@ -1,7 +1,7 @@
-"""Predict, then run: what the trained sizes say of a size that has not been trained yet.
+"""Predict, then run: what the trained sizes say about a size that is not trained yet.
 
-Writes STORAGE/NAME/prediction.json before the size is trained, and never again once it has begun,
-so that the outcome cannot have been known.
+Writes STORAGE/NAME/prediction.json before the size is trained. Once the training has begun, the
+file is never written again. So the prediction cannot depend on the outcome.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PREDICTION_FILE = "prediction.json"
 
 
 def predict(folder: StudyFolder) -> str:
-    """Write prediction.json for the recipe that is to be predicted; what it says, for people.
+    """Write prediction.json for the predicted recipe. Returns its content as text for people.
 
-    Keeps the prediction that is there when the recipe's training has begun. Where the sizes give
-    no prediction, the file says why.
+    If the recipe's training has begun, the existing prediction is kept. If the sizes give no
+    prediction, the file says why.
     """
     study, runs = folder.read(), folder.runs()
     mine = [run for run in runs if run.trial.is_predicted]
@@ -69,7 +69,7 @@ def predict(folder: StudyFolder) -> str:
 
 
 def family(recipe: Recipe, runs: Sequence[Run]) -> list[Size]:
-    """The finished recipes that differ from `recipe` in their network alone, as sizes."""
+    """The finished recipes, as sizes, that differ from `recipe` only in the network."""
 
     def but_model(other: Recipe) -> str:
         return content_key(replace(other, model=BASELINE.model))

@@ -1,9 +1,10 @@
-"""ImageNet-1k results that others have published: what a study's points can be held against.
+"""ImageNet-1k results that others have published, to compare a study's points with.
 
-published.csv has a row a model: trained on ImageNet-1k alone, evaluated at 224 px, one run each.
-Where timm has evaluated the weights again, its number stands for the model's, because all of those
-come from one evaluation and one counter of MACs (its crop is named in the source); else the
-owner's, else the MambaOut paper's table. Models whose owners give no MACs are left out.
+published.csv has one row for each model. All models were trained only on ImageNet-1k and evaluated
+at 224 px, one run each. If timm has evaluated a model's weights again, its number is used, because
+all of timm's numbers come from one evaluation and one counter of MACs (the source names the crop).
+Otherwise the owner's number is used, and otherwise the MambaOut paper's table. Models whose owners
+give no MACs are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from mambaout.study.law.fit import Size
 
-VAL_IMAGES = 50_000  # of ImageNet-1k: a run's top-1 is unsure by 0.16 points at 84 %
+VAL_IMAGES = 50_000  # of ImageNet-1k: a top-1 of 84 % is uncertain by 0.16 points
 _FILE = Path(__file__).with_name("published.csv")
 
 
@@ -56,7 +57,7 @@ def published() -> tuple[PublishedModel, ...]:
 
 
 def ladder(family: str) -> list[Size]:
-    """A family's sizes over MACs, for the fits; ValueError for a family that is not there."""
+    """A family's sizes over MACs, for the fits. ValueError if there is no such family."""
     rows = [row for row in published() if row.family == family]
     if not rows:
         names = ", ".join(sorted({row.family for row in published()}))

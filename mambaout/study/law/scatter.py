@@ -1,11 +1,11 @@
-"""How unsure the noise itself is: what the resamples of a fit multiply it by.
+"""How uncertain the noise itself is: the factors by which a fit's resamples multiply it.
 
-The few seeds that a spread is estimated from leave it uncertain, with wide tails, as Student's t.
-The sizes may also scatter around a law for more reasons than seeds. How much is drawn too, as far
-as the residuals of the fit allow it.
+A spread that is estimated from few seeds is uncertain, with wide tails (Student's t). The sizes may
+also scatter around a law for other reasons than seeds. The size of this scatter is drawn too, as
+far as the residuals of the fit allow it.
 
-`noise_degrees` are SeedNoise.degrees: infinite where the noise is not estimated, 0 where nothing is
-known of it. A factor is a true standard deviation of a mean over the estimated one.
+`noise_degrees` are SeedNoise.degrees: infinite if the noise is not estimated, 0 if it is not known.
+A factor is the true standard deviation of a mean, divided by the estimated one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from mambaout.study.law.power_law import Array
 
 _POOL = 1000
-# Scatter of sizes beyond that of seeds, in units of the latter, for which an exponential prior of
-# mean 1 is taken: as likely as not it is there, and four sizes cannot show it.
+# The scatter of sizes beyond their seeds, in units of the seeds' scatter. It has an exponential
+# prior of mean 1, because such scatter is as likely as not, and four sizes cannot show it.
 _SCATTER = np.linspace(0.0, 10.0, 101)
 
 
 def seed_factors(noise_degrees: float, rng: np.random.Generator, count: int) -> Array:
-    """For sizes that scatter by their seeds alone; nan where the noise is not known."""
+    """Factors for sizes that scatter only by their seeds; nan if the noise is not known."""
     if noise_degrees == 0:
         return np.full(count, math.nan)
     if math.isinf(noise_degrees):
@@ -34,10 +34,10 @@ def seed_factors(noise_degrees: float, rng: np.random.Generator, count: int) -> 
 def scatter_factors(
     noise_degrees: float, rng: np.random.Generator, count: int, misfit: float, degrees: int
 ) -> Array:
-    """For sizes that may scatter around a law beyond their seeds.
+    """Factors for sizes that may scatter around a law by more than their seeds.
 
-    `misfit` is the residuals' sum of squares over the variances, with `degrees` of freedom. nan
-    where neither seeds nor residuals say anything.
+    `misfit` is the sum of squared residuals, each divided by its variance; it has `degrees` degrees
+    of freedom. The factors are nan if neither seeds nor residuals give information.
     """
     if noise_degrees == 0:
         if degrees == 0:

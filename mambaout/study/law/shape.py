@@ -1,7 +1,7 @@
 """Deeper or wider: gains by depth and width, shapes at equal cost, SoViT's shape exponents.
 
-All of it is told from sizes that carry depth and width, with the noise of the report (noise.py). An
-interval is 95 %; one that includes 0 means that the data does not tell.
+All of it is computed from sizes with depth and width, and from the noise of the report (noise.py).
+Intervals are 95 %. An interval that includes 0 means that the data do not decide.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from mambaout.study.law.noise import Difference, Interval, SeedNoise
 from mambaout.study.law.power_law import Array
 from mambaout.study.law.scatter import scatter_factors, seed_factors
 
-# -- what a doubling of cost buys -----------------------------------------------------------------
+# -- the gain per doubling of cost -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Points of top-1 that a doubling of cost bought, by what it was spent on."""
+    """The gain in points of top-1 per doubling of cost, by depth and by width."""
 
-    depth: Interval | None  # None where no two sizes differ in depth alone
+    depth: Interval | None  # None if no two sizes differ only in depth
     width: Interval | None
     difference: Interval | None  # width minus depth
-    num_depth: int  # sizes that the depth gain rests on
+    num_depth: int  # sizes from which the depth gain is computed
     num_width: int
 
     @property
     def verdict(self) -> str:
-        """ "wider", "deeper", or "not significant"; "" where one of the two was not varied."""
+        """ "wider", "deeper" or "not significant"; "" if depth or width was not varied."""
         if self.difference is None:
             return ""
         if not self.difference.excludes_zero:
@@ -62,12 +62,13 @@ class Growth:
 
 
 def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
-    """Gains per doubling by depth and by width: one slope each, an offset for each line of sizes.
+    """Gains per doubling by depth and by width. Each is one slope, with an offset for each line.
 
-    A line is sizes of one width (for depth) or of one depth (for width). A size on lines of both
-    kinds counts in both, and its noise then cancels in the difference as it should. Bends of the
-    lines count as noise, so the intervals are of the mean gain over the range. Where no line can
-    bend, a gain is a difference of two means, and is judged as one.
+    A line is a set of sizes with one width (for depth) or with one depth (for width). A size on
+    lines of both kinds counts in both, and its noise then cancels correctly in the difference.
+    Curvature of the lines counts as noise, so the intervals are those of the mean gain over the
+    range. If every line has only two sizes, a gain is a difference of two means, and its interval
+    is that of such a difference.
     """
     means = [size.seeds for size in sizes]
     y = np.array([-mean.value for mean in means])
@@ -109,7 +110,7 @@ def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
 
 @dataclass(frozen=True)
 class _Slope:
-    weights: Array  # (n,): the slope is their product with the sizes' accuracies
+    weights: Array  # (n,): weights @ accuracies is the slope
     lines: tuple[list[int], ...]
 
 
@@ -129,7 +130,7 @@ def _slope(sizes: Sequence[Size], x: Array, fixed: Callable[[Size], float]) -> _
 
 
 def _standard_errors(noise_degrees: float, misfit: float, degrees: int) -> float:
-    """In half a 95 % interval: more of them where the sizes scatter beyond noise."""
+    """Standard errors in half a 95 % interval: more if the sizes scatter by more than noise."""
     rng = np.random.default_rng(0)
     factors = scatter_factors(noise_degrees, rng, 4000, misfit, degrees)
     return float(np.quantile(np.abs(factors * rng.standard_normal(4000)), 0.95))
@@ -145,8 +146,8 @@ class Slice:
     cost: float  # geometric mean
     sizes: tuple[Size, ...]  # deepest for its width first
     parabola: tuple[float, float, float] | None  # error over u = ln(depth / width): u^2, u, 1
-    optimum: Interval | None  # depth / width of least error; None without an interior minimum
-    difference: Difference  # of error, deepest minus widest: above 0 the widest is better
+    optimum: Interval | None  # depth / width of least error; None without an inner minimum
+    difference: Difference  # in error, deepest minus widest; positive if the widest is better
 
     @property
     def best(self) -> Size:
@@ -187,8 +188,8 @@ def iso_mac(
 ) -> list[Slice]:
     """Slices of at least two shapes whose costs are within `tolerance`, cheapest first.
 
-    With three shapes and more a parabola of error over ln(depth / width) is fitted; its minimum
-    counts as an optimum where at least 95 % of the resamples have one between the ends.
+    With three or more shapes, a parabola of error over ln(depth / width) is fitted. Its minimum
+    counts as an optimum if at least 95 % of the resamples have a minimum between the ends.
     """
     shaped = [s for s in sizes if math.isfinite(s.depth) and math.isfinite(s.width)]
     groups: list[list[Size]] = []
@@ -214,7 +215,7 @@ def _slice(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: in
     means = [size.seeds for size in sizes]
     errors = np.array([mean.value for mean in means])
     variances = noise.variances(means)
-    # What shapes differ by is the question, so they scatter by their seeds alone.
+    # The differences between shapes are the question, so only the seeds count as scatter.
     factors = seed_factors(noise.degrees(means), rng, num_resamples)
     moved = errors + factors[:, None] * np.sqrt(variances) * rng.standard_normal(
         (num_resamples, len(errors))

@@ -3,10 +3,10 @@
     found = plan(trials, num_train, num_classes, rates=measured(storage, device), device=device)
     print(plan_table(found))
 
-Counts are exact. Times are forecast from rates (study/price/rates.py): from finished trials on the
-device where there are any, else from a calibration, else from an assumption about the chip; the
-plan says which for every recipe. A search comes to a typical trial of it times their number; a
-trial that is stopped early costs less.
+Counts are exact. Times are forecast from rates (study/price/rates.py). The best source is finished
+trials on the device, then a calibration, then an assumption about the chip. The plan names the
+source for every recipe. A search costs its number of trials times a typical trial. A trial that is
+stopped early costs less.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mambaout.study.price.rates import Forecast, Kind, Rate, assumption
 from mambaout.study.price.trial_price import NumImages, PlanRow, Pricing, checkpoint_bytes
 from mambaout.study.study import Run, Trial
 
-# Beside the trials' own time, on two cores: Ray and the first workers take about 10 s to the first
-# step; between two trials a worker opens the data and writes its outcome (an estimate).
+# Time in addition to the trials' own, on two cores. Ray and the first workers take about 10 s until
+# the first step. Between two trials, a worker opens the data and writes its outcome (an estimate).
 LAUNCH_SECONDS = 10.0
 TRIAL_SECONDS = 2.0
 
-EXTRAPOLATED = 4  # times the MACs of the largest network that was timed: further is a guess
+EXTRAPOLATED = 4  # times the MACs of the largest timed network; beyond, a time is a guess
 
 STUDY_BYTES = 3_000_000  # the report, its figures, and MLflow's copies
 MOST_LINES, WIDTH = 60, 100  # recipes listed in the table; columns of the text below
@@ -38,14 +38,14 @@ MOST_LINES, WIDTH = 60, 100  # recipes listed in the table; columns of the text 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is left of a study to pay for."""
+    """The cost of the trials that a study still has to run."""
 
     rows: Sequence[PlanRow]
     concurrency: int  # trials at a time
-    basis: Sequence[str]  # where the seconds come from, a line each
+    basis: Sequence[str]  # the sources of the seconds, one line each
     num_devices: int = 1  # of a trial
     price_per_hour: float | None = None  # of a device
-    grant_hours: float | None = None  # device-hours that there are to spend
+    grant_hours: float | None = None  # device-hours that may be spent
 
     @property
     def todo(self) -> list[PlanRow]:
@@ -69,12 +69,12 @@ class Plan:
 
     @property
     def most_device_seconds(self) -> float:
-        """With every search at its dearest."""
+        """Device-seconds if every search tries only its most expensive recipe."""
         return self.num_devices * sum(row.num_trials * row.most_seconds for row in self.todo)
 
     @property
     def wall_seconds(self) -> float:
-        """Until the last trial ends, each started in order as soon as a share is free."""
+        """Time until the last trial ends. Each trial starts, in order, when a share is free."""
         if not self.todo:
             return 0.0
         free = [LAUNCH_SECONDS] * self.concurrency
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Once all is done, and a checkpoint more for each trial that runs."""
+        """Disk space when all is done, plus one more checkpoint for each running trial."""
         if not self.todo:
             return 0
         writing = max(checkpoint_bytes(row.recipe, row.params) for row in self.todo)
@@ -121,10 +121,11 @@ def plan(
 ) -> Plan:
     """Price `trials` and `searches` on a data set of `num_train` training images.
 
-    `num_images` (DataSet.num_images) gives every recipe's own splits; without it all train on
-    `num_train` images and val counts for nothing. `runs` are what the study's folder holds, and
-    `finished` keys that other studies have finished: neither is paid for again. `device` is what
-    the driver calls it, or "cpu", or a name of the chip table; `rates` are of that device.
+    `num_images` (DataSet.num_images) gives the splits of each recipe. Without it, all recipes train
+    on `num_train` images and val costs nothing. `runs` are the runs in the study's folder.
+    `finished` are keys of trials that other studies have finished. Neither of them is paid for
+    again. `device` is the driver's name for the device, or "cpu", or a name of the chip table.
+    `rates` belong to that device.
     """
     for name, value in (("concurrency", concurrency), ("num_devices", num_devices)):
         if value < 1:
@@ -207,7 +208,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _groups(rows: Sequence[PlanRow]) -> list[list[PlanRow]]:
-    """The rows of each recipe: its seeds; a search is alone."""
+    """The rows by recipe, one row a seed. A search is a group of its own."""
     found: dict[tuple, list[PlanRow]] = {}
     for row in rows:
         found.setdefault((row.label, row.is_search), []).append(row)

@@ -1,14 +1,13 @@
-"""How long a device takes for an image: measured by trials, calibrated, or assumed.
+"""How long a device takes for one image: measured in trials, calibrated, or assumed.
 
     rates = known_rates(Path("runs"), device)
     Forecast(rates, device).of(recipe, num_classes)     # seconds of a training image, of an
                                                         # evaluation image, and where from
 
-A finished trial of any study on the device is a measurement, and so is a line of rates.jsonl,
-which `--calibrate` writes. Between and beyond the recipes that were measured, what is carried
-over is the ratio of the time taken to the time assumed: a Gaussian process over size, depth,
-batch, augmentation and image size, so that one measurement scales every assumption, many
-interpolate, and repeats of one recipe are averaged.
+A finished trial of any study on the device is a measurement. So is a line of rates.jsonl, which
+`--calibrate` writes. For other recipes, the ratio of measured to assumed time is predicted by a
+Gaussian process over size, depth, batch, augmentation and image size. So one measurement scales
+every assumption, many measurements interpolate, and repeats of one recipe are averaged.
 """
 
 from __future__ import annotations
@@ -35,18 +34,20 @@ from mambaout.train.metrics import EARLIER_DEVICES, IMAGES_PER_SECOND, TRAIN_DEV
 RATES_FILE = "rates.jsonl"
 MOST_RATES = 400
 
-# Assumed where nothing has been measured. On one core of a Xeon with AVX-512, fp32, a training
-# image of MambaOuts from 1M to 1,150M MACs took within a third of 1 ms + 3 * MACs / 25e9 s; a
-# little is taken off for trials that share the machine. Of a chip's peak, a quarter, and half a
-# millisecond an image beside it for input and launches; both are round guesses, not measured.
+# Assumed if nothing has been measured. On one core of a Xeon with AVX-512, in fp32, a training
+# image took 1 ms + 3 * MACs / 25e9 s, within a third, for MambaOuts from 1M to 1,150M MACs. The
+# values below are a little slower, because trials share the machine. On a chip, a quarter of its
+# peak is assumed, plus half a millisecond an image for input and launches. Both are round guesses,
+# not measured.
 CPU_SECONDS_PER_IMAGE = 1.1e-3
 CPU_CORE_MACS_PER_SECOND = 20e9
 CHIP_SECONDS_PER_IMAGE = 0.5e-3
 SHARE_OF_PEAK = 0.25
-# What has no fp32 figure makes an fp32 product of six in bf16, XLA's highest precision.
+# A chip without an fp32 figure computes an fp32 product as six bf16 products (XLA's highest
+# precision).
 BF16_PASSES = 6
-# An evaluation image's time over a training image's: a third of the MACs and no augmentation.
-# Measured on one core, checkpoints and warm-up included: 0.22 to 0.38 over 18 trials.
+# Time of an evaluation image / time of a training image. Evaluation has a third of the MACs and no
+# augmentation. Measured on one core: 0.22 to 0.38 over 18 trials, checkpoints and warm-up included.
 EVAL_SHARE = 0.3
 
 Kind = Literal["measured", "calibrated", "assumed"]
@@ -54,18 +55,18 @@ Kind = Literal["measured", "calibrated", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What one training run, or a few seconds of one, took on a device."""
+    """The time per image that a training run, or some seconds of one, took on a device."""
 
     kind: Kind
     recipe: Recipe
     num_classes: int
-    device: str  # as its driver calls it
+    device: str  # the driver's name for it
     num_devices: int = 1
     train_image_seconds: float  # on all devices of the run together; warm-up left out
     eval_image_seconds: float | None = None  # checkpoints and the warm-up step included
-    slots: int | None = None  # runs that shared the machine, where that is known
-    source: str = ""  # the study; the label of what was calibrated
-    made: str = ""  # UTC, of a calibration
+    slots: int | None = None  # runs that shared the machine; None if not known
+    source: str = ""  # the study, or the label of the calibrated recipe
+    made: str = ""  # time of a calibration, UTC
 
     def to_json(self) -> str:
         body = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -78,13 +79,15 @@ class Rate:
 
 
 def measured(storage: Path, device: str) -> list[Rate]:
-    """What the latest finished trials of all studies in `storage` took on `device`, the last one
-    last; a few hundred of them, since more make no better forecast."""
+    """The rates of the latest finished trials on `device`, of all studies in `storage`.
+
+    The last one comes last. A few hundred are enough, since more make no better forecast.
+    """
     ended: list[tuple[str, Path, dict[str, Any]]] = []
     for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
         text = read_whole(path)
         if text is None:
-            continue  # spoilt by a power loss: the trial is run again
+            continue  # damaged by a power loss; the trial will run again
         outcome = json.loads(text)
         facts = outcome["facts"]
         if outcome["status"] == Ending.FINISHED and _same(facts.get("device", ""), device):
@@ -135,17 +138,19 @@ def num_evaluated(recipe: Recipe, num_minival: int, num_val: int) -> int:
 
 
 def calibrated(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
-    """The latest calibrations of each recipe on `device` in `storage`: those with so many runs
-    sharing the machine, or, where there are none such, all of them."""
+    """The latest calibrations of each recipe on `device` in `storage`.
+
+    Those with `slots` runs sharing the machine are returned, or all if there are none.
+    """
     rates = read_lines(Path(storage) / RATES_FILE, _rate_of)
     found = [rate for rate in rates if rate is not None and _same(rate.device, device)]
     found = [rate for rate in found if rate.slots == slots] or found
-    latest = {content_key(rate.recipe): rate.made for rate in found}  # a file grows at its end
+    latest = {content_key(rate.recipe): rate.made for rate in found}  # the last line is the latest
     return [rate for rate in found if rate.made == latest[content_key(rate.recipe)]]
 
 
 def _rate_of(line: str) -> Rate | None:
-    """The line's rate; None where it is of another version, or damaged: one can do without it."""
+    """The line's rate; None if it is damaged or of another version. A rate is never essential."""
     try:
         return Rate.from_json(line)
     except (ValueError, TypeError, KeyError):
@@ -159,7 +164,7 @@ def add_calibrated(storage: Path, rates: Iterable[Rate]) -> None:
 
 
 def known_rates(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
-    """All that `storage` knows of `device`, with so many runs sharing the machine."""
+    """All rates of `device` in `storage`, with `slots` runs sharing the machine."""
     return measured(storage, device) + calibrated(storage, device, slots)
 
 
@@ -172,29 +177,29 @@ def _same(found: str, wanted: str) -> bool:
 
 @dataclass(frozen=True)
 class Assumption:
-    """What an image is taken to cost before anything is measured."""
+    """The assumed cost of an image, used if nothing has been measured."""
 
     macs_per_second: float  # training MACs
-    seconds_per_image: float  # beside the MACs
+    seconds_per_image: float  # in addition to the time for the MACs
     text: str
-    devices_a_host: int = 8  # a TPU v3's four chips of two cores
+    devices_a_host: int = 8  # a TPU v3 host has four chips of two cores
 
     def train_image_seconds(self, macs: float, num_devices: int = 1) -> float:
-        """On so many devices together, which share the MACs, as their hosts share the rest."""
+        """Seconds on `num_devices` devices. They share the MACs; their hosts share the rest."""
         num_hosts = math.ceil(num_devices / self.devices_a_host)
         computing = TRAIN_FORWARDS * macs / self.macs_per_second / num_devices
         return self.seconds_per_image / num_hosts + computing
 
 
 def assumption(device: str, precision: str = "fp32") -> Assumption:
-    """For a core of a CPU, or for a chip of the chip table; ValueError for any other device."""
+    """The assumption for a CPU core or a chip of the chip table. ValueError for another device."""
     chip = find_chip(device)
     if chip is not None:
         rate = SHARE_OF_PEAK * _peak(chip, precision) / chip.cores / FLOP_PER_MAC
         each = CHIP_SECONDS_PER_IMAGE
         share = f"{SHARE_OF_PEAK:.0%} of the peak of {chip.name} in {precision}"
         return Assumption(rate, each, f"{share} and {each * 1e3:g} ms an image")
-    if device == "cpu" or "thread" in device:  # as Cpu.device_name ends
+    if device == "cpu" or "thread" in device:  # Cpu.device_name ends so
         rate, each = CPU_CORE_MACS_PER_SECOND, CPU_SECONDS_PER_IMAGE
         text = f"{count_text(rate)} training MACs a second and {each * 1e3:g} ms an image on a core"
         return Assumption(rate, each, text)
@@ -205,7 +210,7 @@ def assumption(device: str, precision: str = "fp32") -> Assumption:
 
 
 def _peak(chip: Chip, precision: str) -> float:
-    """FLOP/s of the chip in a precision, its own or made of products of the other one."""
+    """FLOP/s of the chip in a precision, either its own or derived from the other precision."""
     peaks = chip.peak_flops
     if precision in peaks:
         return peaks[precision]
@@ -213,7 +218,7 @@ def _peak(chip: Chip, precision: str) -> float:
 
 
 def _yardstick(device: str, precision: str) -> Assumption:
-    """What measured times are set against: any speed will do where some have been measured."""
+    """The assumption by which measured times are divided. With measurements, any one will do."""
     try:
         return assumption(device, precision)
     except WrongRequest:
@@ -222,16 +227,16 @@ def _yardstick(device: str, precision: str) -> Assumption:
 
 # -- the forecast ----------------------------------------------------------------------------------
 
-# Of the logarithm of time taken / time assumed: how far a device may be off as a whole, how far
-# one recipe may be from the next, and what is left between two runs of one recipe.
+# Standard deviations of the logarithm of measured / assumed time: of a device as a whole, between
+# recipes, and between two runs of one recipe.
 DEVICE_SPREAD, RECIPE_SPREAD, RUN_SPREAD = 2.0, 0.35, 0.12
-# A recipe is near a measured one within this distance, which is about three octaves of MACs.
+# Within this distance, a recipe is near a measured one. It is about three octaves of MACs.
 NEAR = 1.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an image of a recipe takes, over all devices of a run together."""
+    """The time of one image of a recipe, on all devices of a run together."""
 
     train_image_seconds: float
     eval_image_seconds: float
@@ -239,7 +244,7 @@ class Estimate:
 
 
 class Forecast:
-    """Times of recipes on one device, from what rates there are."""
+    """Forecasts the times of recipes on one device from the known rates."""
 
     def __init__(self, rates: Sequence[Rate], device: str, num_devices: int = 1) -> None:
         self.device, self.num_devices = device, num_devices
@@ -247,8 +252,11 @@ class Forecast:
         self._models: dict[tuple[str, str], _Ratios] = {}
 
     def of(self, recipe: Recipe, num_classes: int) -> Estimate:
-        """Measured times count before calibrated ones where a trial near `recipe` was measured;
-        calibrated ones before measured ones far from it; all before the assumption."""
+        """The times of one image of `recipe`.
+
+        The sources in order: measured trials near `recipe`, calibrations, measured trials far from
+        it, and last the assumption.
+        """
         point = features(recipe, num_classes)
         models = [self._model(kind, recipe.precision) for kind in ("measured", "calibrated")]
         known = [model for model in models if model.rates]
@@ -263,12 +271,14 @@ class Forecast:
         return Estimate(assumed * train, EVAL_SHARE * assumed * evaluation, model.rates[0].kind)
 
     def error(self, kind: Kind, precision: str) -> float | None:
-        """Median share by which a run's time per image is forecast wrong from the others'; None
-        with fewer than three recipes."""
+        """Median relative error if each recipe's time per image is forecast from the others.
+
+        None with fewer than three recipes.
+        """
         return self._model(kind, precision).error()
 
     def _model(self, kind: str, precision: str) -> _Ratios:
-        """The rates of one kind and precision: bf16 says nothing of fp32."""
+        """The model of one kind and precision, because bf16 tells nothing about fp32."""
         if (kind, precision) not in self._models:
             fitting = [
                 rate
@@ -285,7 +295,7 @@ def assumed_image_seconds(recipe: Recipe, num_classes: int, device: str) -> floa
 
 
 def features(recipe: Recipe, num_classes: int) -> np.ndarray:
-    """Where a recipe stands among others, in units at which times begin to differ."""
+    """The coordinates of a recipe, in units at which times begin to differ."""
     augment = recipe.augment
     draws = augment.randaugment > 0, augment.mixup > 0 or augment.cutmix > 0
     macs = cost(recipe.model, recipe.image_size, num_classes).macs
@@ -301,12 +311,12 @@ def features(recipe: Recipe, num_classes: int) -> np.ndarray:
 
 
 class _Ratios:
-    """Time taken / time assumed, of training and of evaluation, between measured recipes."""
+    """Measured / assumed time in training and evaluation, interpolated between recipes."""
 
     def __init__(self, rates: Sequence[Rate], device: str) -> None:
         groups: dict[str, list[Rate]] = {}
         for rate in rates:
-            # Optimizer and schedule take no time: recipes that differ in them alone are repeats.
+            # Optimizer and schedule take no time. Recipes that differ only in them are repeats.
             same = (rate.recipe.model, rate.recipe.augment, rate.recipe.global_batch)
             size = (rate.recipe.image_size, rate.num_classes, rate.num_devices)
             groups.setdefault(content_key(*same, *size), []).append(rate)
@@ -326,7 +336,7 @@ class _Ratios:
             seen = [rate.eval_image_seconds for rate in group if rate.eval_image_seconds]
             evaluation.append(_mean_log(each / (EVAL_SHARE * assumed) for each in seen))
         self.train = np.array(train)
-        # A run that did not tell how long it evaluated is taken to be as far off as in training.
+        # If a run has no evaluation time, its training ratio is used for evaluation too.
         self.evaluation = np.where(np.isnan(evaluation), self.train, evaluation)
         kernel = _kernel(self.points, self.points) + np.diag(RUN_SPREAD**2 / self.counts)
         self.inverse = np.linalg.inv(kernel)

@@ -1,7 +1,7 @@
-"""What one trial costs: its images, MACs, seconds and bytes; and each trial of a search.
+"""What a trial, or each trial of a search, costs: images, MACs, seconds and bytes.
 
-A search is priced as a typical recipe, at the middle of its axes, and at most as its dearest:
-what it will try is not known beforehand.
+It is not known beforehand which recipes a search will try. Its price is that of a typical recipe,
+at the middle of its axes. Its highest price is that of its most expensive recipe.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mambaout.study.study import Run, Trial
 
 NumImages = Callable[[Literal["train", "minival", "val"], Recipe], int]  # DataSet.num_images
 
-# A checkpoint: weights and AdamW's two moments in fp32, and the file's own tables; 69,701 bytes
-# beside the weights for 4 blocks and 124,357 for 10. Of a trial there are last.ckpt, previous.ckpt
-# and MLflow's copy; a running trial writes one more before it drops the oldest.
+# A checkpoint holds the weights and AdamW's two moments in fp32, and the file's own tables: 69,701
+# bytes more for 4 blocks and 124,357 for 10. A trial has last.ckpt, previous.ckpt and MLflow's
+# copy. A running trial writes one more before it removes the oldest.
 BYTES_PER_PARAMETER = 3 * 4
 CHECKPOINT_BYTES, CHECKPOINT_BLOCK_BYTES = 34_000, 9_200
 CHECKPOINTS = 3
@@ -38,23 +38,23 @@ State = Literal["finished", "begun", "new"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """What one trial costs, or each trial of a search: of its typical recipe."""
+    """What one trial costs. For a search: what a trial of its typical recipe costs."""
 
     name: str  # "w16-d6-s0"; a search's label
     label: str
     recipe: Recipe
-    num_trials: int = 1  # still to run: of a search all that are left of it
+    num_trials: int = 1  # still to run; for a search, all that are left
     params: int
     macs: int  # one image, one forward
     images: int  # training images of the whole trial, every epoch counted
     train_macs: int  # of the whole trial, backward included
-    seconds: float  # of one trial on its share of the machine, as far as it is not done
-    most_seconds: float  # the same of a search's dearest recipe
-    disk_bytes: int  # of one trial in the end
-    kind: Kind  # where the seconds come from
+    seconds: float  # left of one trial, on its share of the machine
+    most_seconds: float  # the same for a search's most expensive recipe
+    disk_bytes: int  # of one trial at its end
+    kind: Kind  # the source of the seconds
     state: State = "new"
     is_search: bool = False
-    num_confirmations: int = 0  # of `num_trials`, further seeds of the best of a search
+    num_confirmations: int = 0  # how many of `num_trials` are other seeds of a search's best
     stops_early: bool = False
 
     @property
@@ -127,7 +127,7 @@ class Pricing:
         return replace(row, state="begun", seconds=seconds, most_seconds=seconds)
 
     def of_search(self, search: Search, runs: Sequence[Run]) -> PlanRow:
-        """The search at the middle of its axes, and at most at their dearest ends."""
+        """The search, priced at the middle of its axes and at their most expensive ends."""
         confirmations = (len(search.seeds) - 1) * search.num_confirmed
         over = {run.trial.key for run in runs_of(search, runs) if run.status.is_over}
         left = max(0, search.num_trials + confirmations - len(over))
@@ -145,11 +145,11 @@ class Pricing:
         )
 
 
-# -- the recipes that a search is priced by --------------------------------------------------------
+# -- the recipes from which a search is priced -----------------------------------------------------
 
 
 def search_recipes(search: Search) -> list[Recipe]:
-    """A typical recipe of the search, then those among which its dearest is."""
+    """A typical recipe of the search, then the candidates for its most expensive one."""
     return [_legal(search, _middles(search)), *_ends(search)]
 
 
@@ -168,7 +168,7 @@ def _middle(axis: Axis, base: Recipe) -> Any:
 
 
 def _legal(search: Search, values: dict[str, Any]) -> Recipe:
-    """The recipe of the values; the base where they do not go together."""
+    """The recipe of the values, or the base if they do not fit together."""
     try:
         return recipe_of(search, values)
     except WrongRequest:
@@ -176,8 +176,11 @@ def _legal(search: Search, values: dict[str, Any]) -> Recipe:
 
 
 def _ends(search: Search) -> Iterator[Recipe]:
-    """Recipes among which the dearest is: each axis at the end that costs more MACs an image or
-    more images, and those axes together."""
+    """The candidates for the most expensive recipe.
+
+    Each axis stands at the end with more MACs an image or more images: one axis alone, and all of
+    these axes together.
+    """
     middles, dearest = _middles(search), {}
     for axis in search.axes:
         values = axis.values if isinstance(axis, Choice) else (axis.low, axis.high)
@@ -186,7 +189,8 @@ def _ends(search: Search) -> Iterator[Recipe]:
         )
     yield search.base
     yield _legal(search, dearest)
-    # Where all ends together are no recipe (kernel, expansion and ratio have bounds), pairs are.
+    # If all ends together are no valid recipe (kernel, expansion and ratio have bounds), pairs are
+    # used.
     for pair in itertools.combinations(dearest, 2):
         yield _legal(search, middles | {name: dearest[name] for name in pair})
 

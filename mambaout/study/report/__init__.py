@@ -1,7 +1,7 @@
-"""What a study says: its answer, tables and charts. Home of matplotlib.
+"""The report of a study: its answer, tables and charts. Home of matplotlib.
 
 In:  a study's folder.
-Out: report.html, results.md, trials.csv, trials.parquet, charts, the table on the terminal.
+Out: report.html, results.md, trials.csv, trials.parquet, charts, and the terminal's table.
 Read: study_report.py (what is written), reading.py (what is computed once), ranking.py (the order),
 findings.py (the answer in words), sections.py and page.py (the page).
 """

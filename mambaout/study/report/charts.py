@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: MACs, parameters, throughput, and the whole training."""
+"""Charts of accuracy against cost: MACs, parameters, throughput, and the whole training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mambaout.train.metrics import (
 )
 
 MANY = 40  # points
-MAX_WIDTH_COLORS = 6  # more network widths than this share one colour
+MAX_WIDTH_COLORS = 6  # if there are more network widths, all share one colour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class CostAxis:
 
     title: str
     label: str
-    cost: Callable[[Row], float]  # nan where it is not known
+    cost: Callable[[Row], float]  # nan if not known
     ticks: Callable[[float], str]
     more_is_better: bool = False
-    is_measured: bool = False  # and not counted from the recipe
+    is_measured: bool = False  # as opposed to computed from the recipe
 
 
 def _mean(name: str) -> Callable[[Row], float]:
@@ -97,7 +97,7 @@ class _Point:
     row: Row
     x: float
     y: float
-    half: float | None  # of the mean's 95 % interval
+    half: float | None  # half the mean's 95 % interval
     color: str
     marker: str
     name: str
@@ -110,7 +110,7 @@ class _Point:
 def accuracy(found: Standing, axis: CostAxis) -> Figure:
     """Val top-1 against a cost, with 95 % intervals over seeds and the Pareto front.
 
-    The front is chosen on minival: val only says how high what was chosen stands.
+    The front is chosen on minival. Val only gives the accuracy of what was chosen.
     """
     points = _points(found, axis.cost)
     figure, axes = new(axis.title, axis.label, "top-1 on val, %")
@@ -135,7 +135,7 @@ def accuracy(found: Standing, axis: CostAxis) -> Figure:
     _draw(axes, shown, best)
     _legend(axes, shown)
     axes.margins(x=0.12, y=0.12)
-    if len(places := {p.x for p in shown}) == 1:  # no range to take a margin of
+    if len(places := {p.x for p in shown}) == 1:  # there is no range from which to compute a margin
         axes.set_autoscalex_on(False)
         axes.set_xlim(min(places) / 2, max(places) * 2)
     _hold(axes, shown)
@@ -176,9 +176,9 @@ def _points(found: Standing, cost: Callable[[Row], float]) -> list[_Point]:
 
 
 def _draw(axes: Axes, points: Sequence[_Point], best: Sequence[_Point]) -> None:
-    """Dots and error bars, a call a look: a search has thousands of points.
+    """Draw dots and error bars, one call for each style, because a search has thousands of points.
 
-    Where they are many they are small and without an edge, and only the front has error bars.
+    Many points are drawn small and without an edge, and only the front has error bars.
     """
     many = len(points) > MANY
     for color, marker in sorted({(p.color, p.marker) for p in points}):
@@ -209,7 +209,7 @@ def _draw(axes: Axes, points: Sequence[_Point], best: Sequence[_Point]) -> None:
 
 
 def _hold(axes: Axes, points: Sequence[_Point]) -> None:
-    """Keep the axis to the points: an interval from two seeds can be wider than all of them."""
+    """Fit the axis to the points, because an interval of two seeds can be wider than all points."""
     low, high = min(p.y for p in points), max(p.y for p in points)
     room = max(0.35 * (high - low), 0.5)
     bottom, top = axes.get_ylim()
@@ -217,16 +217,16 @@ def _hold(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def _floor(values: Sequence[float]) -> float:
-    """The lowest value that still belongs on the axis: one failed recipe must not flatten the rest.
+    """The lowest value on the axis. One failed recipe must not flatten the rest of the chart.
 
-    What lies further below the median than four times the median below the best falls off.
+    Values below median - 4 * (best - median) fall off.
     """
     middle = statistics.median(values)
     return middle - 4 * max(max(values) - middle, 1.0)
 
 
 def _at_the_bottom(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
-    """Mark points below the axis by an arrow at its lower edge, their value in their name."""
+    """Mark points below the axis by an arrow at its lower edge. Their name includes the value."""
     low, high = axes.get_ylim()
     edge = low + 0.03 * (high - low)
     moved = [replace(p, y=edge, half=None, name=f"{p.name} {percent_text(p.y, 1)}") for p in points]
@@ -239,14 +239,14 @@ def _at_the_bottom(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
 
 
 def _wide(limits: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
-    """Limits of a logarithmic axis that hold the values too, with room for their names."""
+    """The limits of a logarithmic axis, widened to hold the values and their names."""
     return min(limits[0], *(value / 1.3 for value in values)), max(
         limits[1], *(value * 1.3 for value in values)
     )
 
 
 def _width_colors(table: Sequence[Row]) -> dict[int, str]:
-    """A colour for each first width of a network, narrow to wide from light to dark."""
+    """A colour for each width of the first stage, from light (narrow) to dark (wide)."""
     widths = sorted({row.width for row in table if not row.is_baseline})
     if len(widths) > MAX_WIDTH_COLORS:
         return dict.fromkeys(widths, PLAIN)
@@ -254,7 +254,7 @@ def _width_colors(table: Sequence[Row]) -> dict[int, str]:
 
 
 def _legend(axes: Axes, points: Sequence[_Point]) -> None:
-    """What colour, mark and bar mean, where there is more than one."""
+    """Explain colour, mark and error bar, if there is more than one."""
     plain = [p for p in points if not p.row.is_baseline]
     looks = {p.row.width: p.color for p in plain}
     if len(looks) > 1 and len(set(looks.values())) > 1:
@@ -271,9 +271,9 @@ def _legend(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def is_drawn(table: Sequence[Row], axis: CostAxis) -> bool:
-    """Whether there are recipes to compare: of equal cost there is no chart.
+    """Whether there are recipes to compare. If all cost the same, there is no chart.
 
-    What is measured differs a little between equal trainings too, which is no difference in cost.
+    Measured values differ a little even between equal trainings. That is no difference in cost.
     """
     ready = [row for row in table if row.mean(TOP1)]
     priced = [row for row in ready if math.isfinite(axis.cost(row)) and axis.cost(row) > 0]
@@ -284,7 +284,7 @@ def is_drawn(table: Sequence[Row], axis: CostAxis) -> bool:
 
 
 def _work(row: Row) -> Hashable:
-    """What a training's time hangs on."""
+    """The values on which a training's time depends."""
     recipe = row.recipe
     model = replace(recipe.model, drop_path=0.0)
     batch = recipe.global_batch, recipe.image_size, recipe.precision

@@ -1,4 +1,4 @@
-"""Charts over training: the error on minival and the loss, a line a seed."""
+"""Charts over the training: the error on minival and the loss, one line for each seed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mambaout.study.report.picture import (
 from mambaout.study.report.rows import Row
 from mambaout.train.metrics import MACS, MINIVAL_TOP1, TRAIN_LOSS
 
-MAX_NAMES = 12  # with more recipes only the smallest, the largest and the baseline are named
-MAX_RECIPES = 60  # more recipes than this are drawn as the best, the worst and some between
+MAX_NAMES = 12  # if more, only the smallest, the largest and the baseline are named
+MAX_RECIPES = 60  # if more, the best, the worst and some between are drawn
 
 
 def learning_curves(table: Sequence[Row]) -> Figure:
@@ -48,7 +48,7 @@ def training_loss(table: Sequence[Row]) -> Figure:
 
 
 def drawn(table: Sequence[Row]) -> list[Row]:
-    """The recipes whose curves are drawn, of a table ranked best first."""
+    """The recipes of the table whose curves are drawn. The table is ranked best first."""
     if len(table) <= MAX_RECIPES:
         return list(table)
     steps = (len(table) - 1) / (MAX_RECIPES - 1)
@@ -77,18 +77,18 @@ def _curves(
             ]
             line = [(x, y) for x, y in line if y > 0]  # an error of 0 has no logarithm
             if line:
-                alone = "." if len(line) == 1 else None  # a line of one point is not seen
+                alone = "." if len(line) == 1 else None  # a line of one point is invisible
                 axes.plot(
                     *zip(*line, strict=True), color=color, linewidth=1.1, label=label, marker=alone
                 )
-                label = None  # one entry a recipe
+                label = None  # one entry for each recipe
                 end = {Ending.DIVERGED: "x", Ending.STOPPED: "|"}.get(run.status)
                 if end:
                     axes.plot(*line[-1], marker=end, color=color, markersize=7)
     if not axes.lines:
         return nothing_yet(figure, axes), axes
     lengths = {row.epochs for row in rows}
-    if max(lengths) >= 3 * min(lengths):  # else the short trainings are a smear at the left
+    if max(lengths) >= 3 * min(lengths):  # else short trainings are crowded at the left
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,7 +1,7 @@
-"""Recipes that differ in their network alone: the ladders that laws and slopes are read from.
+"""Recipes that differ only in the network: the ladders for laws and slopes.
 
-A ladder has one length of training; recipes that differ in the length too stand in one ladder a
-length, so that the two axes are never mixed.
+A ladder has one length of training. If recipes differ in the length too, there is one ladder for
+each length. So the two axes are never mixed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from mambaout.train.metrics import MACS, TOP1
 
 @dataclass(frozen=True)
 class Family:
-    """Finished recipes of one length that differ in depths and widths, fewest MACs first."""
+    """Finished recipes with one length of training and different depths and widths.
+
+    The recipe with the fewest MACs comes first.
+    """
 
     epochs: int
     rows: tuple[Row, ...]
-    title: str = ""  # in place of the epochs
+    title: str = ""  # replaces the epochs in the text
 
     @property
     def sizes(self) -> list[Size]:
@@ -41,7 +44,7 @@ class Family:
 
 
 def size(row: Row, cost: float) -> Size:
-    """A row as the laws take it."""
+    """A row as a size, for the laws."""
     return Size(
         label=row.label,
         cost=cost,
@@ -55,8 +58,8 @@ def size(row: Row, cost: float) -> Size:
 def families(table: Sequence[Row]) -> list[Family]:
     """The ladders, shortest training first.
 
-    Of several groups of recipes that have anything else in common it is the largest; the baseline
-    recipe is not part of it.
+    Recipes are grouped by everything but shape and length. If there are several groups, the largest
+    is taken. The baseline recipe is not part of it.
     """
     ready = [row for row in table if row.mean(TOP1) and row.mean(MACS) and not row.is_baseline]
     keys = {row.recipe: _besides_shape(row.recipe) for row in ready}
@@ -73,13 +76,16 @@ def families(table: Sequence[Row]) -> list[Family]:
 
 
 def longest(found: Sequence[Family]) -> Family | None:
-    """The ladder with the most recipes; of equally large ones that of the longest training."""
+    """The ladder with the most recipes. In a tie, the one with the longest training."""
     return max(found, key=lambda family: (len(family.rows), family.epochs), default=None)
 
 
 def _besides_shape(recipe: Recipe) -> Recipe:
-    """The recipe with what a ladder varies taken out: depths, widths, and the drop path that
-    follows size in the paper; epochs, and the warm-up that follows them."""
+    """The recipe without the fields that a ladder varies.
+
+    These are depths, widths, and the drop path, which follows the size in the paper. They are also
+    the epochs, and the warm-up, which follows the epochs.
+    """
     model, schedule = BASELINE.model, BASELINE.schedule
     return replace(
         recipe,

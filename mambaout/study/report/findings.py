@@ -1,4 +1,4 @@
-"""The study's answer in words, computed from its runs and no surer than they are."""
+"""The study's answer in words, computed from its runs and only as sure as they allow."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from mambaout.study.report.tables import interval_text
 from mambaout.study.report.transfer import transfer_said
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, PARAMS, TOP1
 
-CLOSE_POINTS = 1.0  # of top-1: how far behind the best a cheaper variant may be to be named
+CLOSE_POINTS = 1.0  # of top-1; a cheaper variant this close to the best is named
 MOST_NAMES = 6  # in a list inside a sentence
 
 
 def answer(reading: Reading) -> list[str]:
-    """Paragraphs that answer the study's question as far as its runs do.
+    """Paragraphs that answer the study's question, as far as its runs allow.
 
-    What speaks against the numbers comes first. Near chance nothing else is said, and without a
-    second seed nothing that would need one.
+    Doubts about the numbers come first. If the study is near chance, there is no other paragraph.
+    Without a second seed, there is no statement that needs one.
     """
     found = reading.standing
     table, ready = found.rows, found.ready
@@ -57,7 +57,7 @@ def answer(reading: Reading) -> list[str]:
 
 
 def _best(found: Standing) -> str:
-    """Which recipe is best, at what cost, and how sure that is."""
+    """Which recipe is best, what it costs, and how sure that is."""
     best = found.best or found.ready[0]
     others = [row for row in found.ready if row is not best]
     near = [row for row in others if found.is_within_noise(row)]
@@ -93,7 +93,7 @@ def _best(found: Standing) -> str:
 
 
 def _value(ready: Sequence[Row]) -> list[str]:
-    """The cheapest recipe that is nearly as good on minival, where that is not the best itself."""
+    """The cheapest recipe that is nearly as good on minival, unless it is the best itself."""
     priced = [row for row in ready if row.mean(MACS) and row.mean(MINIVAL_TOP1)]
     if len(priced) < 2:
         return []
@@ -118,7 +118,7 @@ def _value(ready: Sequence[Row]) -> list[str]:
 
 
 def _bigger(family: Family, found: Standing, *, alone: bool) -> list[str]:
-    """Whether more MACs gave more accuracy, over recipes that differ in the network alone."""
+    """Whether more MACs gave more accuracy, over recipes that differ only in the network."""
     steps = family.rows
     if len(steps) < 2:
         return []
@@ -160,7 +160,7 @@ def _bigger(family: Family, found: Standing, *, alone: bool) -> list[str]:
 
 
 def _predicted(reading: Reading) -> list[str]:
-    """What was predicted of the largest size before it was trained, and what came of it."""
+    """The prediction for the largest size, made before its training, and the outcome."""
     said, row = reading.prediction, reading.predicted
     if said is None or "predicted" not in said:
         return [str(said["text"])[:1].upper() + str(said["text"])[1:] + "."] if said else []
@@ -190,7 +190,7 @@ def _baseline(found: Standing) -> list[str]:
         f"The baseline recipe reaches {interval_text(base, TOP1, found.noise, ' %')} on val at "
         f"{count_text(base.mean(MACS).value)} MACs{base.cut}"
     )
-    # Of the same length of training where there are any.
+    # With the same length of training, if there are any.
     rivals = [row for row in rivals if row.epochs == base.epochs] or rivals
     rival = min(rivals, key=lambda row: abs(math.log(_ratio(row, base))))
     if abs(math.log(_ratio(rival, base))) > math.log(1.5):
@@ -242,7 +242,7 @@ def _ratio(first: Row, second: Row) -> float:
 
 
 def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Spearman's rho; 0 where one side does not vary."""
+    """Spearman's rho; 0 if one side does not vary."""
 
     def ranks(values: Sequence[float]) -> list[float]:
         ordered = sorted(values)
@@ -255,9 +255,9 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def gain_per_doubling(*lines: Sequence[Row]) -> float:
-    """Points of top-1 a doubling of MACs: least squares with one slope and an offset a line.
+    """Points of top-1 per doubling of MACs: least squares, one slope, an offset for each line.
 
-    nan where the MACs of no line vary.
+    nan if the MACs vary in no line.
     """
     above, below = 0.0, 0.0
     for line in lines:

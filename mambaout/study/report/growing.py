@@ -1,4 +1,4 @@
-"""In words: should a network grow deeper or wider, and does the length of training matter."""
+"""Sentences on two questions: deeper or wider, and does the length of training matter?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mambaout.study.report.reading import GrowthFinding, Reading
 
 
 def deeper_or_wider(reading: Reading) -> list[str]:
-    """The direct answer, where the study has grown networks by both."""
+    """The direct answer, if the study varies both depth and width."""
     told = [one for one in reading.grown if one.growth.difference is not None]
     if not told or not reading.standing.has_verdict:
         return []
@@ -26,7 +26,7 @@ def deeper_or_wider(reading: Reading) -> list[str]:
 
 
 def one_way(reading: Reading) -> list[str]:
-    """What growing bought, where there is no verdict on deeper against wider."""
+    """The gain from growing, if there is no verdict on deeper or wider."""
     return [] if deeper_or_wider(reading) else _gains_alone(reading)
 
 
@@ -67,7 +67,7 @@ def _lengths(which: Sequence[GrowthFinding]) -> str:
 
 
 def _gains(one: GrowthFinding, *, sure: bool = True) -> str:
-    """What depth and width bought; without intervals and verdict where nothing is `sure`."""
+    """The gains by depth and by width; without intervals and verdict unless `sure`."""
     growth, signed = one.growth, _signed if sure else _value
     parts = [
         f"{signed(gain)} points by {axis}"
@@ -128,7 +128,7 @@ def _value(gain: Interval) -> str:
 
 
 def stopped_paying(reading: Reading) -> list[str]:
-    """Steps of a ladder that gained far less than the smaller ones promise."""
+    """Steps of a ladder that gained far less than the smaller sizes promise."""
     found = [
         f"{one.family.where[:1].upper()}{one.family.where[1:]}, {plateau.text()}."
         for one in reading.grown
@@ -138,7 +138,7 @@ def stopped_paying(reading: Reading) -> list[str]:
 
 
 def at_equal_macs(reading: Reading) -> list[str]:
-    """Deep against wide within each slice of about equal MACs."""
+    """Deep compared with wide, in each slice of about equal MACs."""
     return [
         f"{one.family.name}: " + "; ".join(piece.text() for piece in one.slices) + "."
         for one in reading.grown

@@ -1,4 +1,4 @@
-"""Names beside the points of a chart that cover neither each other nor the points."""
+"""Place names beside the points of a chart, so that they cover no name and no point."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from mambaout.study.report.picture import FAINT, INK
 
 LABEL_SIZE = 8  # points
-MOST_NAMES = 24  # more points than this and only the first have a name
-_DISTANCES = (12, 20, 32, 46, 60)  # dots from a point's middle, near ones first
-_CHOICE = 12  # free places to choose among; later ones are too far away
+MOST_NAMES = 24  # if there are more points, only the first ones get a name
+_DISTANCES = (12, 20, 32, 46, 60)  # dots from the centre of a point, the nearest first
+_CHOICE = 12  # free places to compare; later ones are too far away
 _DIRECTIONS = (0, 180, 90, 270, 35, 145, 215, 325)  # degrees
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A point with a name; `half` of its error bar, where it has one."""
+    """A point with a name, and `half` the length of its error bar, if it has one."""
 
     name: str
     x: float
@@ -38,13 +38,13 @@ def place_labels(
     line: Sequence[Spot] = (),
     first: Sequence[Spot] = (),
 ) -> None:
-    """Name the spots, each at the first free place around it; `first` choose before the others.
+    """Name each spot at the first free place around it. The spots of `first` choose first.
 
-    Places off the `line` are preferred. Where no place is free the name is left out: the table
-    has it.
+    Places away from the `line` are preferred. If no place is free, the name is left out, because
+    the table has it.
     """
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # fixes the axes' place, which the search below measures in
+    canvas.draw()  # fixes the position of the axes, which the search below needs
     figure.set_layout_engine("none")
     frame = axes.get_window_extent()
     taken = np.array([box for spot in spots for box in _marks(axes, spot)]).reshape(-1, 4)
@@ -94,7 +94,7 @@ def _around() -> Iterator[tuple[float, float]]:
 
 
 def _marks(axes: Axes, spot: Spot) -> Iterator[tuple[float, float, float, float]]:
-    """What a point's dot and its error bar cover."""
+    """The boxes that a point's dot and error bar cover."""
     x, y = axes.transData.transform((spot.x, spot.y))
     yield x - 7, y - 7, x + 7, y + 7
     if spot.half:

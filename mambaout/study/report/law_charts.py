@@ -1,4 +1,4 @@
-"""Charts of how networks grow: the fitted laws with their bands, deep against wide, equal MACs."""
+"""Charts of growing networks: fitted laws with bands, deep against wide, equal MACs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mambaout.train.metrics import TOP1
 
 
 def law_chart(reading: Reading, cost: str = IMAGE_MACS) -> Figure:
-    """Error against a cost: a law a length of training, its band, and the largest held out."""
+    """Error against cost: one law with its band for each length, and the held-out largest size."""
     title = "Law of error over MACs" if cost == IMAGE_MACS else "Law of error over training MACs"
     figure, axes = new(title, f"{cost} (log)", "val error, % (log)")
     axes.set_xscale("log")
@@ -103,7 +103,7 @@ def _curve(axes: Axes, law: Law, color: str) -> None:
 
 
 def _predicted(axes: Axes, reading: Reading) -> None:
-    """What was predicted of the largest size before it was trained, and its outcome."""
+    """Draw the prediction for the largest size, made before its training, and the outcome."""
     said, row = reading.prediction, reading.predicted
     if said is None or "predicted" not in said:
         return
@@ -137,7 +137,7 @@ def _predicted(axes: Axes, reading: Reading) -> None:
 
 
 def growth_chart(reading: Reading) -> Figure:
-    """Points of top-1 that a doubling of MACs bought by depth and by width, by length."""
+    """Points of top-1 per doubling of MACs, by depth and by width, for each length of training."""
     figure, axes = new(
         "Deeper or wider, by length of training", "epochs of training", "points a doubling of MACs"
     )
@@ -168,7 +168,7 @@ def growth_chart(reading: Reading) -> Figure:
 
 
 def iso_chart(reading: Reading) -> Figure:
-    """Error against depth over width, a panel a length, a line for shapes of about equal MACs."""
+    """Error against depth / width: a panel for each length, a line for each slice of equal MACs."""
     grown = [one for one in reading.grown if one.slices]
     ordered = sorted((piece for one in grown for piece in one.slices), key=lambda one: one.cost)
     costs = list(dict.fromkeys(map(_group, ordered)))

@@ -1,6 +1,6 @@
-"""A study on ImageNet-1k beside what others have published: a chart, and what it says.
+"""A study on ImageNet-1k beside published results: a chart and its sentences.
 
-Only where the study's images have 1000 classes: top-1 on other data is not comparable.
+Only for studies with 1000 classes, because top-1 on other data is not comparable.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def published_chart(found: Standing) -> Figure:
         )
         spots += [Spot(row.label, x, y) for row, (x, y) in zip(ready[:8], own, strict=False)]
     tops = [m.top1 for m in published()] + [y for _, y in own]
-    axes.set_ylim(max(min(tops), 70) - 1, max(tops) + 1)  # what has not learned yet falls off
+    axes.set_ylim(max(min(tops), 70) - 1, max(tops) + 1)  # untrained models fall off
     log_ticks(axes, count_text)
     legend_below(figure, axes, ncols=4)
     place_labels(figure, axes, spots, line)
@@ -84,7 +84,7 @@ def published_chart(found: Standing) -> Figure:
 
 
 def published_said() -> list[str]:
-    """What the published MambaOut ladder says by itself."""
+    """What the published MambaOut sizes show by themselves."""
     said = []
     small, local = _model("MambaOut-Small"), _model("LocalVMamba-S")
     said.append(

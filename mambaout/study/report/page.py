@@ -1,8 +1,7 @@
-"""The study's report as one HTML file: no script, nothing fetched, readable from phone to desktop.
+"""The study's report as one HTML file: no scripts, no downloads, readable on phone and desktop.
 
-Reads from top to bottom as an answer: the question, what the runs say, the sections with their
-charts and tables, the ranked table, every trial with the command that runs it again, and how to
-read the numbers.
+From top to bottom, the page has the question, the answer, the sections with charts and tables, the
+ranked table, every trial with the command that runs it again, and how to read the numbers.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from mambaout.study.speeds import device_of
 from mambaout.study.study import Run
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, TOP1, TRAIN_DEVICE_HOURS
 
-MAX_BYTES = 990_000  # of the page: one that can be committed and mailed
+MAX_BYTES = 990_000  # of the page, so that it can be committed and mailed
 MAX_ROWS = 100  # of the ranked table
-MAX_TRIALS = 200  # with their command; all have it in trials.csv
+MAX_TRIALS = 200  # shown with their command; trials.csv has all
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; `long` columns are sentences, which wrap."""
+    """A table of text. Columns in `long` hold sentences, which wrap."""
 
     header: Sequence[str]
     cells: Sequence[Sequence[str]]
@@ -39,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: what is said, then tables, then charts by file name."""
+    """A part of the page: paragraphs, then tables, then charts by file name."""
 
     title: str
     said: Sequence[str] = ()
@@ -81,9 +80,10 @@ def page(
 ) -> str:
     """The page's HTML.
 
-    `study` is what study.json holds, `said` the answer's paragraphs, `ranked` has a row of cells a
-    row of `table`, `charts` PNG bytes and `captions` text by file name, `commands` and
-    `checkpoints` (paths from the page, of the trials that have one) by trial key.
+    `study` is the content of study.json. `said` holds the answer's paragraphs. `ranked` has one row
+    of cells for each row of `table`. `charts` (PNG bytes) and `captions` (text) are by file name.
+    `commands` and `checkpoints` are by trial key. A checkpoint is a path from the page; a trial
+    without one is missing.
     """
     runs = [run for row in table for run in row.runs]
     top = [
@@ -143,7 +143,7 @@ def _section(section: Section, charts: Mapping[str, bytes], captions: Mapping[st
 
 
 def _answer(said: Sequence[str]) -> str:
-    """The paragraphs, the one that answers in bold: the first that is not a reservation."""
+    """The paragraphs. The answer is in bold; it is the first paragraph that is not a doubt."""
     start = int(said[0].startswith("Provisional"))
     bold = _paragraphs(said[start : start + 1]).replace("<p>", '<p class="lead">')
     return _paragraphs(said[:start]) + bold + _paragraphs(said[start + 1 :])
@@ -169,7 +169,7 @@ def _figure(name: str, body: bytes, caption: str) -> str:
 
 
 def _table(table: Table) -> str:
-    """A small table: its first column is a name, which stays in view."""
+    """A small table. Its first column is a name, which stays in view."""
 
     def line(tag: str, texts: Sequence[str]) -> str:
         return "".join(
@@ -184,7 +184,7 @@ def _table(table: Table) -> str:
 
 
 def _ranked(table: Sequence[Row], ranked: RankedTable) -> str:
-    # The name leads, so that it can stay in view while a narrow screen scrolls the rest.
+    # The name comes first, so that it stays in view while a narrow screen scrolls the rest.
     order = [1, 0, *range(2, len(ranked.header))]
     kinds_of = {NAME: "text name", NOTE: "text note"}
     classes = [kinds_of.get(name, "") for name in ranked.header]

@@ -1,4 +1,4 @@
-"""The report page's style sheet: it stands in the page, so that the page needs no other file."""
+"""The style sheet of the report. It is part of the page, so the page needs no other file."""
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe3e9; --tint: #f5f7fa;

@@ -1,8 +1,8 @@
-"""What all charts share: their size, colours and axes, and the PNG they become.
+"""What all charts share: size, colours, axes, and the conversion to PNG.
 
-Drawn narrow, 4.8 inches, so that their text is still readable on a phone. Home of matplotlib with
-the chart files beside it, without pyplot: no global state, so a driver can draw while its trials
-run.
+Charts are narrow, 4.8 inches, so that their text can be read on a phone. This file and the chart
+files beside it are the home of matplotlib. They do not use pyplot, which has global state. So a
+driver can draw while its trials run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from PIL import Image
 WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
 INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
 PLAIN = "#2563a8"
-DEEP, WIDE = "#2563a8", "#b7791f"  # wherever depth and width are held against each other
-NUM_COLORS = 128  # of a PNG; what is lost are shades at the edges of lines
+DEEP, WIDE = "#2563a8", "#b7791f"  # wherever depth is compared with width
+NUM_COLORS = 128  # of a PNG; only shades at the edges of lines are lost
 MARKERS = "os^DvP"  # shortest training first
 
 
@@ -51,7 +51,7 @@ def stacked(title: str, xlabel: str, count: int) -> tuple[Figure, list[Axes]]:
 
 
 def grid(title: str, ylabel: str, count: int) -> tuple[Figure, list[Axes]]:
-    """`count` panels, two a line, with one vertical axis."""
+    """`count` panels, two in each row, with one vertical axis."""
     lines = (count + 1) // 2
     figure = Figure(figsize=(WIDTH, 1.0 + 1.5 * lines), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(lines, 2, sharey=True, squeeze=False).flat)
@@ -76,7 +76,7 @@ def _dress(axes: Axes) -> None:
 
 
 def log_ticks(axes: Axes, text: Callable[[float], str]) -> None:
-    """Ticks of a logarithmic cost axis; fewer digits a decade the longer it is."""
+    """Ticks of a logarithmic cost axis. The longer the axis, the fewer ticks in a decade."""
     low, high = axes.get_xlim()
     subs = (1, 2, 5) if high / low < 1000 else (1,)
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
@@ -85,7 +85,7 @@ def log_ticks(axes: Axes, text: Callable[[float], str]) -> None:
 
 
 class _OnceEach(Formatter):
-    """Tick texts. On a short axis neighbours can round to the same text, which then stands once."""
+    """Tick texts. On a short axis, neighbours can round to the same text, which is shown once."""
 
     def __init__(self, text: Callable[[float], str]) -> None:
         self.text = text
@@ -128,7 +128,7 @@ def legend_below(figure: Figure, axes: Axes, ncols: int = 3) -> None:
 
 
 def shades(count: int) -> list[str]:
-    """Colours from light to dark, for an order of `count` things."""
+    """`count` colours from light to dark, for things in an order."""
     colors = colormaps["viridis"]
     return [hexadecimal(colors(0.72 - 0.66 * i / max(count - 1, 1))) for i in range(count)]
 
@@ -146,10 +146,10 @@ def nothing_yet(figure: Figure, axes: Axes) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG; equal figures give equal bytes, for no date or version is in it.
+    """The figure as a PNG. Equal figures give equal bytes, because it has no date or version.
 
-    With a palette of 128 colours it takes a quarter of the bytes of one with every shade (22 for
-    77 kB), which is what keeps a report of fifteen charts under 1 MB.
+    A palette of 128 colours needs about a quarter of the bytes of all shades (22 instead of 77 kB).
+    This keeps a report of fifteen charts under 1 MB.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -1,7 +1,7 @@
 """The order of a study's recipes, and the reasons not to trust it.
 
-Recipes are ranked on minival, training images that are held out to choose on. Val is the test
-set: it is shown and ranks nothing.
+Recipes are ranked on minival: training images that are held out to choose on. Val is the test set.
+It is shown, but ranks nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mambaout.study.study import Run
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
 SURE = 0.95
-# A network this much better than chance has learned something, however small the data:
-# a tenth of the way from chance to 100 %, or twice chance where the classes are many.
+# A network this much better than chance has learned something, even on small data: a tenth of the
+# way from chance to 100 %, or twice chance if there are many classes.
 LEARNED_SHARE, LEARNED_FACTOR = 0.1, 2.0
-# Study and outcome facts that are read here; each may be missing.
+# Facts of studies and outcomes that are read here. Each may be missing.
 NUM_MINIVAL, NUM_VAL, NUM_CLASSES = "num_minival", "num_val", "num_classes"
 CHANCE_TOP1 = "chance_top1"  # percent: the share of the most frequent class
 _AUGMENTS = ("randaugment", "mixup", "cutmix", "erasing")
@@ -36,12 +36,12 @@ _AUGMENTS = ("randaugment", "mixup", "cutmix", "erasing")
 
 @dataclass(frozen=True, kw_only=True)
 class Chance:
-    """What a network that has learned nothing reaches."""
+    """The accuracy of a network that has learned nothing."""
 
     top1: float  # percent
     num_classes: int
-    is_share: bool  # whether it is the most frequent class's share, and not 1 / num_classes
-    num_recipes: int  # of the study: the best of many that guess is lucky
+    is_share: bool  # the most frequent class's share, else 1 / num_classes
+    num_recipes: int  # of the study; the best of many that guess is lucky
 
     @property
     def text(self) -> str:
@@ -50,9 +50,9 @@ class Chance:
         return f"guessing among {self.num_classes} classes gives {percent_text(self.top1, 1)}"
 
     def bound(self, num_images: int) -> float:
-        """Top-1 in percent that a result on so many images has to exceed, not to be chance.
+        """The top-1 in percent above which a result on `num_images` images is not chance.
 
-        One in 20 studies whose recipes all guess has one above it.
+        If all recipes of a study guess, one in 20 such studies has a recipe above it.
         """
         learned = min(LEARNED_FACTOR * self.top1, self.top1 + LEARNED_SHARE * (100 - self.top1))
         if not num_images:
@@ -64,17 +64,17 @@ class Chance:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A study's recipes in order, and how far the order can be trusted."""
+    """A study's recipes in order, and how sure the order is."""
 
     rows: tuple[Row, ...]  # best first, those without a finished seed last
     noise: SeedNoise  # of val
     minival_noise: SeedNoise
     searches: tuple[Search, ...]
-    confirmed: frozenset[Recipe]  # recipes of searches that have all of several seeds
-    chance: Chance | None  # None where the number of classes is not known
+    confirmed: frozenset[Recipe]  # recipes of searches that have all their seeds, if several
+    chance: Chance | None  # None if the number of classes is not known
     near_chance: frozenset[Recipe]
-    num_minival: int | None  # the fewest of any recipe
-    speeds: Speeds = field(default_factory=Speeds)  # whose runs are those of `rows`
+    num_minival: int | None  # the smallest minival of any recipe
+    speeds: Speeds = field(default_factory=Speeds)  # its runs are those of `rows`
 
     @cached_property
     def ready(self) -> list[Row]:
@@ -82,19 +82,19 @@ class Standing:
 
     @cached_property
     def best(self) -> Row | None:
-        """The recipe that minival prefers; None before any has finished."""
+        """The best recipe on minival; None before any has finished."""
         return next((row for row in self.rows if row.mean(MINIVAL_TOP1)), None)
 
     @property
     def best_run(self) -> Run | None:
-        """The seed of the best recipe that is highest on minival."""
+        """The run of the best recipe's seed that is highest on minival."""
         runs = self.best.finished if self.best else ()
         scored = [run for run in runs if math.isfinite(run.metrics.get(MINIVAL_TOP1, math.nan))]
         return max(scored, key=lambda run: run.metrics[MINIVAL_TOP1], default=None)
 
     @cached_property
     def guessing(self) -> bool:
-        """Whether the study as a whole is near chance: its best recipe, or half of all."""
+        """Whether the study is near chance: its best recipe is, or half of all recipes are."""
         best = self.best
         if best is None:
             return False
@@ -102,20 +102,20 @@ class Standing:
 
     @property
     def has_verdict(self) -> bool:
-        """Whether differences between recipes can be told from luck at all."""
+        """Whether the study can tell a difference between recipes from luck at all."""
         return self.noise.has_seeds and not self.guessing
 
     def is_elsewhere(self, row: Row) -> bool:
-        """Whether a seed of the row trained on another device than the study's."""
+        """Whether a seed of the row was trained on another device than the study's."""
         return any(run.trial.key in self.speeds.elsewhere for run in row.runs)
 
     def score(self, row: Row) -> float:
-        """Minival's mean, less half its interval: one lucky seed does not beat a sure mean."""
+        """Minival's mean minus half its interval, so one lucky seed does not beat a sure mean."""
         return score(row, self.minival_noise)
 
     @cached_property
     def ranks(self) -> list[int | None]:
-        """Of `rows`, from 1; equal recipes share a rank, and one without a result has none."""
+        """The ranks of `rows`, from 1. Equal recipes share a rank; None without a result."""
         found: list[int | None] = []
         before = None
         for place, row in enumerate(self.rows, 1):
@@ -125,7 +125,7 @@ class Standing:
         return found
 
     def is_within_noise(self, row: Row) -> bool:
-        """Whether minival cannot tell the row from the best one, as far as the noise is known."""
+        """Whether the noise is known and minival cannot tell the row from the best one."""
         best = self.best
         if best is None or row is best or not row.mean(MINIVAL_TOP1):
             return False
@@ -142,7 +142,7 @@ class Standing:
     # -- in words
 
     def warnings(self) -> list[str]:
-        """What speaks against the order, the gravest first; a study without doubts has none."""
+        """Doubts about the order, the most serious first. Empty if there are none."""
         if not self.ready:
             return []
         said = [self._guessing()] if self.guessing else []
@@ -181,7 +181,7 @@ class Standing:
         epochs = max(recipe.schedule.total_epochs for recipe in recipes)
         rate = max(recipe.optim.peak_lr for recipe in recipes)
         on = [n for n in _AUGMENTS if any(getattr(r.augment, n) > 0 for r in recipes)]
-        # A field that is an axis of the search cannot be set beside it.
+        # A field that is an axis of the search cannot also be set by hand.
         axes = {axis.name for search in self.searches for axis in search.axes}
 
         def option(name: str, value: str = "") -> list[str]:
@@ -214,9 +214,9 @@ class Standing:
         )
         assert self.best is not None
         assert self.num_minival is not None
-        # Of the training images before `train_images` takes a part of them.
+        # The share of all training images, before `train_images` takes a part of them.
         fraction = self.best.recipe.minival_fraction * LEAST_MINIVAL / max(self.num_minival, 1)
-        if fraction < 0.5:  # the most that a recipe takes
+        if fraction < 0.5:  # the largest share that a recipe takes
             share = math.ceil(100 * fraction) / 100
             return f"{text} A larger one: --minival-fraction {min(share, 0.49):g}."
         return f"{text} The data has too few images for a minival of {LEAST_MINIVAL}."
@@ -241,13 +241,13 @@ def score(row: Row, noise: SeedNoise) -> float:
 
 
 def half_width(top1: float, num_images: int) -> float:
-    """Half of Wilson's 95 % interval, in points, of a top-1 in percent on so many images."""
+    """Half of Wilson's 95 % interval, in points, for a top-1 in percent on `num_images` images."""
     z, p, n = NormalDist().inv_cdf((1 + SURE) / 2), top1 / 100, max(num_images, 1)
     return 100 * z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
 
 
 def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Standing:
-    """The runs in order; `study` is what study.json holds."""
+    """The runs in order. `study` is the content of study.json."""
     speeds, study = own_speeds(list(runs)), study or {}
     table = rows(speeds.runs)
     searches = tuple(search_from_json(body) for body in study.get("searches", ()))
@@ -257,7 +257,7 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
     def order(row: Row) -> tuple[Any, ...]:
         has_result = bool(row.mean(TOP1))
         macs = row.train_macs if math.isfinite(row.train_macs) else math.inf
-        # Of recipes that are equal on minival the one that costs less comes first.
+        # If recipes are equal on minival, the cheaper one comes first.
         return (not has_result, row.recipe not in confirmed, -score(row, noise), macs)
 
     ordered = tuple(sorted(table, key=order))
@@ -281,7 +281,7 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
 
 
 def _least_points(ordered: Sequence[Row], num_minival: int | None) -> float:
-    """Points that a minival of under 100 images cannot tell apart; 0 for a larger one."""
+    """The points that a minival of under 100 images cannot resolve; 0 for a larger one."""
     best = next((mean for row in ordered if (mean := row.mean(MINIVAL_TOP1))), None)
     if best is None or num_minival is None or num_minival >= LEAST_MINIVAL:
         return 0.0
@@ -317,14 +317,14 @@ def _chance(study: Mapping[str, Any], ready: Sequence[Row]) -> Chance | None:
 
 
 def _images(row: Row) -> int:
-    """The images of minival and val together; 0 where their number is not known."""
+    """The images of minival and val together; 0 if not known."""
     return sum(int(row.facts.get(name, 0)) for name in (NUM_MINIVAL, NUM_VAL))
 
 
 def _is_near(row: Row, chance: Chance) -> bool:
-    """Whether a network that guesses could have reached the row's top-1, minival and val pooled.
+    """Whether guessing could have reached the row's top-1 on minival and val together.
 
-    Seeds do not count as more images: they are seen the same ones.
+    More seeds do not count as more images, because all seeds are tested on the same images.
     """
     parts = [
         (row.mean(metric).value, int(row.facts.get(name, 0)))

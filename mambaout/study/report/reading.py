@@ -1,4 +1,4 @@
-"""All that a report reads out of a study's runs, computed once for its text, charts and tables."""
+"""All results that a report needs, computed once for its text, charts and tables."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS
 
 IMAGE_MACS, TRAINING_MACS = "MACs of one image", "MACs of the whole training"
-SLICE_TOLERANCE = 0.25  # shapes whose MACs are within this share count as equally dear
+SLICE_TOLERANCE = 0.25  # shapes whose MACs differ by at most this share count as equal
 
 
 @dataclass(frozen=True)
 class FamilyLaw:
-    """The law of one ladder, or why there is none."""
+    """The law of one ladder, or the reason why there is none."""
 
     name: str  # "12 epochs", "all lengths"
-    cost: str  # what C is: "MACs of one image"
+    cost: str  # the meaning of C: "MACs of one image"
     rows: tuple[Row, ...]
     sizes: tuple[Size, ...]  # of the rows, with that cost
     law: Law | None
-    reason: str = ""  # where there is no law
+    reason: str = ""  # why there is no law
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthFinding:
-    """What one ladder says of how networks should grow."""
+    """What one ladder shows about how networks should grow."""
 
     family: Family
     growth: Growth
@@ -50,15 +50,15 @@ class GrowthFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A study's runs, read."""
+    """A study's runs with everything that was computed from them."""
 
-    study: Mapping[str, Any] = field(default_factory=dict)  # what study.json holds
-    runs: tuple[Run, ...]  # with every speed, also those of other devices
+    study: Mapping[str, Any] = field(default_factory=dict)  # the content of study.json
+    runs: tuple[Run, ...]  # with all speeds, including those of other devices
     standing: Standing  # the recipes in order
     families: tuple[Family, ...]  # shortest training first
     laws: tuple[FamilyLaw, ...]
-    grown: tuple[GrowthFinding, ...]  # one a family of at least two recipes
-    exponents: ShapeFit | str  # or why there are none
+    grown: tuple[GrowthFinding, ...]  # one for each family of at least two recipes
+    exponents: ShapeFit | str  # a str says why there are none
     searches: tuple[SearchFinding, ...] = ()
     prediction: Mapping[str, Any] | None = None  # prediction.json
 
@@ -69,7 +69,7 @@ class Reading:
 
     @property
     def noise(self) -> SeedNoise:
-        """Of val: the one that all of the report is judged and drawn by."""
+        """The noise of val, which all parts of the report use."""
         return self.standing.noise
 
     @property
@@ -84,7 +84,7 @@ def read(folder: StudyFolder) -> Reading:
 
 
 def read_prediction(folder: StudyFolder) -> dict[str, Any] | None:
-    """What prediction.json holds, where the study predicts a result."""
+    """The content of prediction.json; None if the study predicts no result."""
     text = read_whole(folder.path / PREDICTION_FILE)
     return None if text is None else json.loads(text)
 
@@ -116,7 +116,7 @@ def reading(
 
 
 def _tuned(searches: Sequence[SearchFinding]) -> list[Family]:
-    """The best recipes of the searches as a ladder, where each tuned a network of its own."""
+    """The best recipes of the searches as a ladder, if each search tuned another network."""
     best = [one.best_row for one in searches if one.best_row is not None]
     if len({row.recipe.model.dims + row.recipe.model.depths for row in best}) < 2:
         return []
@@ -135,9 +135,9 @@ def _grown(family: Family, noise: SeedNoise) -> GrowthFinding:
 
 
 def _exponents(found: Sequence[Family], noise: SeedNoise) -> ShapeFit | str:
-    """SoViT's exponents over all lengths: compute and shape must vary apart.
+    """SoViT's exponents over all lengths, because compute and shape must vary independently.
 
-    Only for a study that has ended: the fit takes longer than all the rest of a report.
+    Only for a study that has ended, because the fit takes longer than the rest of the report.
     """
     rows = [row for family in found for row in family.rows if row.train_macs > 0]
     try:
@@ -147,7 +147,7 @@ def _exponents(found: Sequence[Family], noise: SeedNoise) -> ShapeFit | str:
 
 
 def _laws(found: Sequence[Family], noise: SeedNoise) -> list[FamilyLaw]:
-    """One law a length over the MACs of an image, and one over the MACs of the whole training."""
+    """For each length, a law over the MACs of an image; and one law over those of the training."""
     laws = [
         _law(family.name, IMAGE_MACS, family.rows, family.sizes, noise)
         for family in found

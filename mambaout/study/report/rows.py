@@ -1,4 +1,4 @@
-"""A study's runs by recipe, and the numbers over their seeds."""
+"""A study's runs, grouped by recipe, with means over their seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def cut(self) -> str:
-        """How a baseline was shortened: ", after 3 of its 300 epochs"; "" where it was not."""
+        """How a baseline was shortened: ", after 3 of its 300 epochs"; "" if it was not."""
         epochs, whole = self.recipe.schedule.epochs, BASELINE.schedule.epochs
         return f", after {epochs} of its {whole} epochs" if epochs < whole else ""
 
@@ -40,10 +40,10 @@ class Row:
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
-        """The finished seeds that the means are over.
+        """The finished seeds over which the means are taken.
 
-        Where a search chose the recipe on its first seed and other seeds have finished since, the
-        others alone: the first was the highest of many, so that a mean with it is too high.
+        If a search chose the recipe on its first seed and other seeds have finished since, only the
+        others count. The first seed was the highest of many, so a mean with it would be too high.
         """
         chosen_by = {
             origin.search
@@ -55,13 +55,13 @@ class Row:
         return others or self.finished
 
     def mean(self, name: str) -> SeedMean:
-        """The final metric `name` over the counted seeds; values that are not finite left out."""
+        """The final metric `name` over the counted seeds, without values that are not finite."""
         found = (run.metrics.get(name, math.nan) for run in self.counted)
         return SeedMean(tuple(filter(math.isfinite, found)), self.epochs)
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What its first finished run says of data and machine; empty where none has finished."""
+        """The first finished run's facts about data and machine; empty if none finished."""
         return next((run.facts for run in self.finished), {})
 
     @property
@@ -78,7 +78,7 @@ class Row:
 
     @cached_property
     def train_macs(self) -> float:
-        """Multiply-adds of one whole training, evaluations left out; nan where no run ended."""
+        """Multiply-adds of one whole training without evaluations; nan if no run has ended."""
         if "num_train" not in self.facts or "num_classes" not in self.facts:
             return math.nan
         num_train, num_classes = (int(self.facts[n]) for n in ("num_train", "num_classes"))
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def state(self) -> str:
-        """What became of the seeds: "" where all finished."""
+        """How the seeds ended; "" if all have finished."""
         if all(run.status is Ending.UNFINISHED and not run.records for run in self.runs):
             return "not begun"
         parts = []

@@ -1,4 +1,4 @@
-"""What the searches of a study came to: their best recipes, edges, and importances."""
+"""The results of a study's searches: their best recipes, edges and importances."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from mambaout.study.search.space import values_of
 from mambaout.study.study import Run
 from mambaout.train.metrics import MACS, TOP1
 
-MOST_TOLD = 2  # searches whose best values stand in the answer; the table has all
-MANY_SPOTS = 40  # in a cloud: they are drawn smaller
+MOST_TOLD = 2  # searches whose best values the answer names; the table has all
+MANY_SPOTS = 40  # if a chart has more, they are drawn smaller
 MOST_SHOWN = 5  # recipes of a search's table
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFinding:
-    """One search and what came of it."""
+    """One search and its results."""
 
     search: Search
     rows: tuple[Row, ...]  # its recipes
     best: Best | None
-    edges: tuple[str, ...]  # where the best lies at an end of what was tried
-    importances: Mapping[str, float] | None  # None where too few recipes have finished
+    edges: tuple[str, ...]  # axes on which the best lies at an end of the tried range
+    importances: Mapping[str, float] | None  # None if too few recipes have finished
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether its best has other seeds than the one that chose it."""
+        """Whether its best recipe has other seeds than the one on which it was chosen."""
         row = self.best_row
         return row is not None and len(row.counted) < len(row.finished)
 
@@ -54,7 +54,7 @@ class SearchFinding:
 
 
 def searched(study: Mapping[str, Any], runs: Sequence[Run]) -> list[SearchFinding]:
-    """The searches that study.json names, read from the runs alone."""
+    """The results of the searches in study.json, computed from the runs alone."""
     return [_searched(search_from_json(body), runs) for body in study.get("searches", ())]
 
 
@@ -75,7 +75,7 @@ def _searched(search: Search, runs: Sequence[Run]) -> SearchFinding:
 
 
 def search_answer(found: Sequence[SearchFinding]) -> list[str]:
-    """Which recipe each search came to, and where it may not be the best there is."""
+    """The best recipe of each search, and on which axes a better one may exist."""
     said = []
     for one in found:
         if one.best is None:
@@ -125,7 +125,7 @@ SEARCH_CHARTS = {
 
 
 def axes_chart(found: Sequence[SearchFinding]) -> Figure:
-    """What was tried: the first goal over each axis."""
+    """The tried recipes: the first goal over each axis."""
     axes_of = list({axis.name: axis for one in found for axis in one.search.axes}.values())
     metric = found[0].search.goals[0][0]
     figure, panels = grid("What was tried", metric, len(axes_of))
@@ -213,13 +213,13 @@ def _share(one: SearchFinding, name: str) -> float:
 
 
 def _by_importance(told: Sequence[SearchFinding]) -> list[str]:
-    """The axes of the searches, the most important over all of them first."""
+    """The axes of the searches. The most important one over all searches comes first."""
     names = dict.fromkeys(name for one in told for name in one.importances or ())
     return sorted(names, key=lambda name: -sum(_share(one, name) for one in told))
 
 
 def importance_chart(found: Sequence[SearchFinding]) -> Figure:
-    """Importances by axis, a bar a search, the most important axis on top."""
+    """Importances by axis: one bar for each search, the most important axis on top."""
     told = [one for one in found if one.importances]
     names = _by_importance(told)[::-1]
     figure, axes = new(

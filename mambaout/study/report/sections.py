@@ -1,6 +1,6 @@
-"""The parts of the report between its answer and its tables: charts, and what is said of them.
+"""The parts of the report between its answer and its tables: charts with their text.
 
-A part that a study has nothing for is left out.
+A part is left out if the study has no data for it.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ ONE_SEED = (
     "No recipe has a second seed. The intervals here hold only what the number of val images and "
     "the scatter of the sizes show; seeds would make them wider."
 )
-MOST_LEFT_OUT = 4  # sizes that a law leaves out and that are named
+MOST_LEFT_OUT = 4  # of the sizes that a law leaves out, so many are named
 
 
 def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
-    """The charts that the study has something for, by file name, to be drawn."""
+    """The functions that draw the study's charts, by file name."""
     table = reading.table
     curves = {
         "learning_curves.png": partial(learning_curves, table),
@@ -80,7 +80,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         found["varied.png"] = partial(varied_chart, reading.standing, fields)
     if any(one.best for one in reading.searches):
         found["axes.png"] = partial(axes_chart, reading.searches)
-    if reading.standing.guessing:  # a chart of luck against cost, or a law of it, says nothing
+    if reading.standing.guessing:  # a chart or a law of luck means nothing
         return found | curves
     found |= {
         name: partial(accuracy, reading.standing, axis)
@@ -94,7 +94,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         found["importances.png"] = partial(importance_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
         found["published.png"] = partial(published_chart, reading.standing)
-    # One number alone, what width bought at one length, stands in the text already.
+    # A single number, such as the gain by width at one length, is in the text already.
     if sum(bool(one.growth.depth) + bool(one.growth.width) for one in reading.grown) > 1:
         found["growth.png"] = partial(growth_chart, reading)
     if any(one.slices for one in reading.grown):
@@ -148,7 +148,7 @@ def _few(reading: Reading) -> list[str]:
 
 
 def _laws(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
-    """The fitted laws, each beside how it predicts the largest size from the others."""
+    """The fitted laws, each with its prediction of the largest size from the others."""
     if not reading.laws or reading.standing.guessing:
         return []
     header = ("ladder", "law", "scatter", "largest held out", "remarks")
@@ -173,7 +173,7 @@ def _laws(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Sect
 
 
 def _notes(law: Law) -> list[str]:
-    """The law's remarks, a long list of names by its number."""
+    """The law's remarks. A long list of names is replaced by their number."""
     count = len(law.left_out)
     if count <= MOST_LEFT_OUT:
         return list(law.notes)

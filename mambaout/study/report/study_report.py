@@ -1,12 +1,12 @@
-"""What a study says: a ranked table, a page with charts, and files that others can read.
+"""The report of a study: a ranked table, a page with charts, and files for other programs.
 
 Run:    mambaout report NAME
 Writes: report.html (one file, works offline, under 1 MB), results.md, trials.csv, trials.parquet
         and the page's charts as PNG into the study's folder
 
-Works at any time, also while trials run: what has not finished stands below what has. Numbers
-over seeds are means with 95 % intervals. Where the numbers cannot carry an answer, near chance or
-with one seed each, there is none.
+Works at any time, also while trials run. Unfinished recipes stand below finished ones. Numbers over
+seeds are means with 95 % intervals. If the results are near chance, or if each recipe has one seed,
+the numbers cannot support an answer, and the report gives none.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ __all__ = ["NotWritten", "ranked_table", "summary", "write_report"]
 
 
 class NotWritten(WrongRequest):
-    """The study's folder cannot be written to."""
+    """The report cannot write to the study's folder."""
 
 
 def write_report(folder: StudyFolder) -> list[Path]:
-    """Write the report's files into the study's folder, each whole or not at all; their paths.
+    """Write the report's files, each whole or not at all, and return their paths.
 
-    Charts of an earlier report that this one does not draw are removed. Raises NotWritten where
-    the folder cannot be written to.
+    Charts of an earlier report that this one does not draw are removed. Raises NotWritten if the
+    folder is not writable.
     """
     study, runs = folder.read(), folder.runs()
     data = _data_name(study, runs)
     columns = study.get("columns", {})
     commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in runs}
     lines = trial_lines(folder, runs, commands)
-    # The numbers are written first: a fit or a chart that fails costs none of them.
+    # The numbers are written first, so that a failed fit or chart loses none of them.
     tables = {"trials.csv": csv_text(lines).encode(), "trials.parquet": parquet_bytes(lines)}
     _write(folder, tables)
     found = reading(runs, study=study, prediction=read_prediction(folder))
@@ -103,7 +103,7 @@ def _write(folder: StudyFolder, files: Mapping[str, bytes]) -> None:
 
 
 def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
-    """What a launch ends with: the ranked table, what it means, and where the best trial lies."""
+    """The last output of a launch: the ranked table, its meaning, and the best trial's folder."""
     found = standing(folder.runs() if runs is None else runs, folder.read())
     lines = [terminal_text(ranked_cells(found))]
     run = found.best_run
@@ -121,7 +121,7 @@ def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
 
 
 def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
-    """What --data was: as study.json has it, else as a run does, else a place to fill in."""
+    """The value of --data, from study.json, else from a run, else a placeholder."""
     for facts in (study, *(run.facts for run in runs)):
         if facts.get("data_name"):
             return str(facts["data_name"])

@@ -1,4 +1,4 @@
-"""The ranked table of recipes, as cells: for a terminal, for Markdown, for the page."""
+"""The ranked table of recipes as cells, for a terminal, for Markdown and for the page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mambaout.train.metrics import (
 TERMINAL_ROWS = 40
 MARKDOWN_ROWS = 100
 MOST_VARIED = 4  # columns of varied fields
-TERMINAL_COLUMNS = 100  # of the sentences under a table
-NAME, NOTE = "recipe", "note"  # columns of words; numbers stand to the right
+TERMINAL_COLUMNS = 100  # width of the sentences under a table
+NAME, NOTE = "recipe", "note"  # columns of words; numbers are right-aligned
 NEAR_CHANCE, WITHIN_NOISE, CONFIRMED = "near chance", "within noise of #1", "confirmed"
 CHOSEN = "chosen"
 OTHER_DEVICE = "other device"
 TRAIN_MACS = "train MACs"
 
-# Columns that say what a recipe costs by its content: where all recipes agree on one, it is told
-# once under the table. The text that is told, and the cell.
+# Columns of costs that follow from the recipe. If all recipes agree on one, it is told once under
+# the table. Each entry: the text under the table, and the cell.
 _COSTS: Mapping[str, tuple[str, Callable[[Row], str]]] = {
     "MACs": ("{} MACs", lambda row: count_text(row.mean(MACS).value)),
     "params": ("{} parameters", lambda row: count_text(row.mean(PARAMS).value)),
@@ -44,12 +44,12 @@ _COSTS: Mapping[str, tuple[str, Callable[[Row], str]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RankedTable:
-    """The cells of the table, a row a recipe, best first, and the sentences that go with it."""
+    """The table's cells, one row for each recipe, best first, and its sentences."""
 
     header: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
-    shared: str  # what all recipes have in common; "" for nothing
-    legend: tuple[str, ...]  # what the columns and marks mean
+    shared: str  # what all recipes share; "" if nothing
+    legend: tuple[str, ...]  # the meaning of columns and marks
     warnings: tuple[str, ...]
 
     @property
@@ -70,7 +70,7 @@ def ranked_cells(found: Standing) -> RankedTable:
     shared = []
     for name, (told, cell) in _COSTS.items():
         if name == TRAIN_MACS and _is_multiple_of_macs(found.rows):
-            continue  # it would say what MACs say
+            continue  # it would repeat the MACs
         texts = [cell(row) for row in found.rows]
         known = {text for text in texts if text != "-"}
         if len(found.rows) > 1 and len(known) == 1:
@@ -142,7 +142,7 @@ def _legend(found: Standing, notes: Sequence[str], others: Sequence[str]) -> lis
 
 
 def interval_text(row: Row, metric: str, noise: SeedNoise, unit: str = "") -> str:
-    """The mean over seeds and half its 95 % interval, where the noise is known."""
+    """The mean over seeds, with half its 95 % interval if the noise is known."""
     mean = row.mean(metric)
     return mean.text(noise.half_width(mean), unit=unit)
 
@@ -165,7 +165,7 @@ def _minival_text(row: Row, found: Standing) -> str:
 
 
 def ranked_table(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> str:
-    """The runs by recipe, best first, as text for a terminal; `study` is what study.json holds."""
+    """The runs by recipe, best first, as text for a terminal. `study` is study.json's content."""
     return terminal_text(ranked_cells(standing(runs, study)))
 
 
@@ -201,6 +201,6 @@ def markdown_table(table: RankedTable) -> str:
 def markdown_lines(
     header: Sequence[str], cells: Sequence[Sequence[str]], left: Container[int]
 ) -> str:
-    """A table in Markdown; columns that are not in `left` stand to the right."""
+    """A table in Markdown. Columns that are not in `left` are right-aligned."""
     marks = [":---" if i in left else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, marks, *cells))

@@ -1,4 +1,4 @@
-"""A learning rate carried from one width to another by muP's rule, beside the common rate."""
+"""Compares a learning rate that muP's rule carries to another width with the common rate."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from mambaout.train.metrics import TOP1
 
 
 def pairs(table: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The finished recipes with a carried rate, each with the one that differs in that alone;
-    thinnest first. Where both rates are the same, at the base's width, there is nothing to tell."""
+    """The finished recipes with a carried rate, each with the recipe that differs only in the rate.
+
+    The thinnest comes first. At the base's width both rates are equal, so there is no pair.
+    """
     ready = [row for row in table if row.mean(TOP1)]
     common = {row.recipe: row for row in ready if row.recipe.optim.lr_base_dim is None}
     found = []
@@ -25,7 +27,7 @@ def pairs(table: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def transfer_said(found: Standing) -> list[str]:
-    """Which of the two is better at each width, and how sure that is."""
+    """Which of the two rates is better at each width, and how sure that is."""
     told, noise = pairs(found.rows), found.noise
     if not told:
         return []

@@ -1,4 +1,4 @@
-"""Every trial of a study for other programs: the command that runs it again, CSV and Parquet."""
+"""All trials of a study as CSV and Parquet, with the commands that run them again."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
 from mambaout.train.metrics import FINAL_METRICS, MINIVAL_TOP1
 from mambaout.variants import VARIANTS
 
-TRAIN_MACS = "train_macs"  # of the whole training; not a metric of a run but of its recipe
+TRAIN_MACS = "train_macs"  # of the whole training; it follows from the recipe
 _OWN = {"label", "key", "seed", "data", "origin", "search", "status"}
-_NOT_FACTS = {*_OWN, *FINAL_METRICS}  # columns of their own
-LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # of runs without a result too
+_NOT_FACTS = {*_OWN, *FINAL_METRICS}  # they have their own columns
+LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # runs without a result have them too
 
 
 def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None = None) -> str:
-    """The command that trains the trial alone, into a new folder: the nearest variant and what
-    differs from BASELINE.
+    """The command that trains only this trial, into a new folder.
 
-    `columns` are the options that say how `data` is read: {"label_column": "fine_label"}.
+    It names the nearest variant and the fields that differ from BASELINE.
+
+    `columns` are the options for reading `data`: {"label_column": "fine_label"}.
     """
     flat = flat_fields(trial.recipe)
     options = min((_differing(flat, start) for start in _starts().values()), key=len)
@@ -36,7 +37,7 @@ def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None
     words += ["--out", f"again/{trial.name}", "--seed", str(trial.seed)]
     for option, column in (columns or {}).items():
         words += [f"--{option.replace('_', '-')}", column]
-    for field in ("peak_lr", "warmup_epochs"):  # given alone, batch and epochs would move them
+    for field in ("peak_lr", "warmup_epochs"):  # else they follow batch and epochs
         if field in following(_starts()[name], options):
             options[field] = flat[field]
     for field, value in options.items():
@@ -58,7 +59,7 @@ def _differing(flat: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
 
 
 def checkpoint_path(folder: StudyFolder, trial: Trial) -> str | None:
-    """Where the trial's checkpoint lies, from the study's folder; None where there is none."""
+    """The path of the trial's checkpoint, relative to the study's folder; None if there is none."""
     path = folder.run_directory(trial) / CHECKPOINT_FILE
     return path.relative_to(folder.path).as_posix() if path.exists() else None
 
@@ -66,10 +67,9 @@ def checkpoint_path(folder: StudyFolder, trial: Trial) -> str | None:
 def trial_lines(
     folder: StudyFolder, runs: Sequence[Run], commands: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """One line a trial: label, key, seed, origin, outcome, final metrics, paths, facts, recipe,
-    command.
+    """One line for each trial, with its results, paths, facts, recipe and command.
 
-    Paths are seen from the study's folder. Every line has the same names; what a trial lacks is
+    Paths are relative to the study's folder. All lines have the same names. A missing value is
     None.
     """
     facts = sorted({name for run in runs for name in run.facts} - _NOT_FACTS)
@@ -109,7 +109,7 @@ def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parquet_bytes(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """The same table typed; a column of several types is text."""
+    """The same table with types. A column with several types is text."""
     import pandas
 
     def typed(values: list[Any]) -> list[Any]:

@@ -12,9 +12,9 @@ from mambaout.study.report.rows import Row
 from mambaout.study.search.best import runs_of
 from mambaout.study.search.space import values_of
 
-# A network's shape is told by the recipe's name, its MACs and its parameters; epochs have a column.
+# The recipe's name, MACs and parameters already show the network's shape. Epochs have a column.
 _SHOWN_ELSEWHERE = {"depths", "dims", "epochs"}
-# Fields that the sweeps move along with another one: shown where they vary by themselves.
+# Fields that sweeps change together with another one. They are shown if they vary on their own.
 _FOLLOWS = {
     "warmup_epochs": "epochs",
     "warmup_lr": "peak_lr",
@@ -25,7 +25,7 @@ _FOLLOWS = {
 
 @dataclass(frozen=True)
 class VariedField:
-    """One field, with its value in each row of a table; None where the row has none."""
+    """One field with its value in each row of a table; None if the row has no value."""
 
     name: str
     values: tuple[Any, ...]
@@ -41,10 +41,10 @@ class VariedField:
 
 
 def varied(table: Sequence[Row], searches: Sequence[Search]) -> list[VariedField]:
-    """The axes of the searches, else the fields that differ between the recipes.
+    """The axes of the searches; without searches, the fields that differ between the recipes.
 
-    The baseline recipe differs in everything, so it does not decide; it has its values all the
-    same.
+    The baseline recipe differs in everything, so it is ignored when the fields are chosen. Its
+    values are still shown.
     """
     compared = [not row.is_baseline for row in table]
     found = _axes(table, searches) if searches else _fields(table)

@@ -1,4 +1,4 @@
-"""Accuracy over what a study varies besides the network: a panel a field."""
+"""Charts of accuracy over each varied field outside the network, one panel for each field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mambaout.study.report.varied import VariedField, varied
 from mambaout.train.metrics import MINIVAL_TOP1
 
 MOST_PANELS = 4
-LOG_RATIO = 4  # of the largest to the smallest value: from here on the axis is logarithmic
+LOG_RATIO = 4  # largest / smallest value from which the axis is logarithmic
 
 
 def charted_fields(table: Sequence[Row]) -> list[VariedField]:

@@ -1,8 +1,8 @@
 """What to try next. Home of Optuna (memory.py, importances.py).
 
-In:  the axes of a `Search`, and how its trials ended.
+In:  the axes of a `Search`, and the results of its trials.
 Out: the next trial (an Agenda), and the best recipe so far.
 Read: space.py, best.py, memory.py, candidates.py, ledger.py, search_agenda.py, chain.py,
-study_agenda.py. ladder.py makes shapes of one cost, and catalogue.py has those that the studies
-choose from.
+study_agenda.py. ladder.py makes shapes of equal cost. catalogue.py holds the shapes from which the
+studies choose.
 """

@@ -1,7 +1,7 @@
-"""What a study runs next, decided from what has come out so far.
+"""Which trial a study runs next, decided from the results so far.
 
-The launcher asks `next` whenever a worker is free and tells of every trial that ends. An agenda
-keeps nothing that is not in the study's folder: made anew after a kill, it goes on where it was.
+The launcher calls `next` whenever a worker is free, and `ended` for every trial that ends. An
+agenda keeps all its state in the study's folder. After a kill, a new agenda continues from there.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ class Agenda(Protocol):
     """The trials of a study, one by one."""
 
     def next(self) -> Trial | None:
-        """A trial to start now (begun in an earlier launch or new), or None: none before another
-        ends, or none any more, which `over` tells apart."""
+        """A trial to start now (new, or begun in an earlier launch), or None.
+
+        None means that another trial must end first, or that no trial is left. `over` tells which.
+        """
         ...
 
     @property
     def over(self) -> bool:
-        """Nothing will come out of `next` any more, whatever the running trials do."""
+        """Whether `next` will return no trial any more, whatever the running trials do."""
         ...
 
     @property
     def num_undecided(self) -> int:
-        """Trials still to come whose recipe is not known yet, for the ETA."""
+        """How many trials to come have no recipe yet; the ETA uses it."""
         ...
 
     def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
-        """Take in a running trial's objective at `epoch`; why to stop it early, or None."""
+        """Record a running trial's objective at `epoch`. Returns why to stop it early, or None."""
         ...
 
     def ended(self, run: Run) -> None:
-        """Take in that a trial is over: by its own ending, or given up after a failure."""
+        """Record that a trial is over: it has ended, or was given up after a failure."""
         ...

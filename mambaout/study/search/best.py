@@ -1,6 +1,6 @@
-"""What a search came to: its best recipe, how near that is to an edge, and ranges that widen.
+"""The result of a search: its best recipe, its distance to an edge, and ranges that widen.
 
-Pure values, from runs alone; the report and the search itself read them here.
+All of it is computed from runs alone. The report and the search both use it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mambaout.study.origin import searches_of
 from mambaout.study.search.space import DIGITS, Values, base_values, recipe_of, values_of
 from mambaout.study.study import Run
 
-# The axes that a search may widen by itself: none of them changes what a trial costs, so a search
-# never comes to more than its price.
+# The axes that a search may widen by itself. None of them changes the cost of a trial, so a search
+# never costs more than its price.
 WIDENED = {*Optim.__dataclass_fields__, *Augment.__dataclass_fields__} | {
     "drop_path", "warmup_epochs", "warmup_lr", "final_lr",
 }  # fmt: skip
-EDGE = 0.05  # of the range: a value this near to an end of it counts as the end
+EDGE = 0.05  # share of the range; a value this near to an end is at the end
 WIDEN_FACTOR, WIDEN_SHARE = 2.0, 0.25  # of a logarithmic range's end; of another range's length
 
 # -- results --------------------------------------------------------------------------------------
@@ -31,25 +31,25 @@ WIDEN_FACTOR, WIDEN_SHARE = 2.0, 0.25  # of a logarithmic range's end; of anothe
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The recipe that a search came to."""
+    """The best recipe of a search."""
 
     label: str
     recipe: Recipe
     values: Values  # of the axes
-    scores: tuple[float, ...]  # of the first goal, one a seed: without the one it was chosen on,
-    # where there are others, since that one was the highest of many
+    scores: tuple[float, ...]  # of the first goal, one a seed. The seed that the recipe was
+    # chosen on is left out if there are others: it was the highest of many
 
     @property
     def mean(self) -> float:
         return sum(self.scores) / len(self.scores)
 
 
-Name = TypeVar("Name", bound=Hashable)  # of a recipe: itself, or the key of its first seed
+Name = TypeVar("Name", bound=Hashable)  # a recipe, or the key of its first seed
 Results = Mapping[Name, Mapping[int, tuple[float, ...]]]  # recipe -> seed -> the goals' values
 
 
 def scores_of(search: Search, run: Run) -> tuple[float, ...] | None:
-    """The run's values of the search's goals; None where it has none to choose on."""
+    """The run's values of the search's goals; None if it has no value to choose on."""
     if run.status is not Ending.FINISHED:
         return None
     scores = tuple(run.metrics.get(metric, math.nan) for metric, _ in search.goals)
@@ -65,8 +65,10 @@ def ranked(search: Search, results: Results[Name]) -> list[Name]:
 
 
 def chosen(search: Search, results: Results[Name]) -> Name | None:
-    """The best recipe: by the mean over the seeds among those that have them all,
-    so that no lucky first seed is compared with a mean; by the first seed where none has them.
+    """The best recipe.
+
+    It has the best mean over seeds among the recipes that have all seeds. So no lucky first seed is
+    compared with a mean. If no recipe has all seeds, the first seed decides.
     """
     order = ranked(search, results)
     whole = [name for name in order if set(search.seeds) <= results[name].keys()]
@@ -81,12 +83,12 @@ def chosen(search: Search, results: Results[Name]) -> Name | None:
 
 
 def runs_of(search: Search, runs: Sequence[Run]) -> list[Run]:
-    """The runs that the search asked for, also where another part of the study had them first."""
+    """The runs that the search asked for, even if another part of the study asked first."""
     return [run for run in runs if search.label in searches_of(run.trial.origins)]
 
 
 def best(search: Search, runs: Sequence[Run]) -> Best | None:
-    """What the search came to, from the study's runs; None before one of its own has finished."""
+    """The search's best recipe, from the study's runs; None before one of its runs finishes."""
     own = runs_of(search, runs)
     results: dict[Recipe, dict[int, tuple[float, ...]]] = {}
     for run in own:
@@ -119,7 +121,7 @@ def at_edge(search: Search, values: Values) -> list[str]:
 
 
 def edge_of(axis: Axis, value: Any) -> str | None:
-    """ "lower" or "upper" where the value is at that end of the axis's range."""
+    """ "lower" or "upper" if the value is at that end of the axis's range, else None."""
     if isinstance(axis, Choice):
         return None
     share = _share(axis, value)
@@ -129,7 +131,7 @@ def edge_of(axis: Axis, value: Any) -> str | None:
 
 
 def _share(axis: LogRange | LinearRange | WholeRange, value: float) -> float:
-    """Where the value lies in the range, 0 to 1."""
+    """The position of the value in the range, from 0 to 1."""
     low, high = axis.low, axis.high
     if isinstance(axis, LogRange):
         return math.log(value / low) / math.log(high / low)
@@ -137,7 +139,7 @@ def _share(axis: LogRange | LinearRange | WholeRange, value: float) -> float:
 
 
 def widened(search: Search, axis: Axis, side: str) -> Axis | None:
-    """The axis with more room on that side, as much of it as the field allows; None for none."""
+    """The axis, widened on that side as far as the field allows; None if it cannot be widened."""
     if isinstance(axis, Choice) or axis.name not in WIDENED:
         return None
     end = axis.low if side == "lower" else axis.high
@@ -154,7 +156,7 @@ def widened(search: Search, axis: Axis, side: str) -> Axis | None:
 
 
 def _further(axis: LogRange | LinearRange | WholeRange, end: float, side: str) -> Iterator[Any]:
-    """Ends beyond `end`, the one that is wanted first, then nearer ones."""
+    """Possible new ends beyond `end`: first the wanted one, then nearer ones."""
     sign = -1 if side == "lower" else 1
     if isinstance(axis, LogRange):
         for power in (1.0, 0.5, 0.25):
@@ -167,12 +169,12 @@ def _further(axis: LogRange | LinearRange | WholeRange, end: float, side: str) -
             yield further if isinstance(axis, WholeRange) else round(further, 10)
         return
     yield float(f"{end + sign * wanted:.{DIGITS}g}")
-    yield 0.0 if side == "lower" else 1.0  # where most fields end
+    yield 0.0 if side == "lower" else 1.0  # the bounds of most fields
     yield float(f"{end + sign * wanted / 2:.{DIGITS}g}")
 
 
 def widened_at(search: Search, values: Values) -> Search:
-    """`search` with more room around `values` wherever they are at an edge that can move."""
+    """`search` with a wider range on each axis whose value is at an edge that can move."""
     axes = list(search.axes)
     for i, axis in enumerate(axes):
         side = edge_of(axis, values[axis.name]) if axis.name in values else None
@@ -182,7 +184,7 @@ def widened_at(search: Search, values: Values) -> Search:
 
 
 def holding(search: Search, values: Values) -> Search:
-    """`search` with its ranges widened until they hold `values`, where they can be."""
+    """`search` with its ranges widened, if possible, until they hold `values`."""
     axes = []
     for axis in search.axes:
         while (side := _outside(axis, values.get(axis.name))) is not None:
@@ -201,9 +203,9 @@ def _outside(axis: Axis, value: Any) -> str | None:
 
 
 def as_run(search: Search, runs: Sequence[Run]) -> Search:
-    """`search` with the ranges it has in fact used: widened until they hold every recipe tried.
+    """`search` with the ranges that it really used, which hold every recipe tried.
 
-    A search widens by fixed steps, so this is read off the trials alone.
+    A search widens by fixed steps, so the trials alone show how far it widened.
     """
     for run in runs_of(search, runs):
         search = holding(search, values_of(search, run.trial.recipe))
@@ -211,8 +213,10 @@ def as_run(search: Search, runs: Sequence[Run]) -> Search:
 
 
 def edges(search: Search, runs: Sequence[Run]) -> list[str]:
-    """The axes on which the search's best recipe is at an edge of what was tried and more could
-    have been: its optimum is not known to be one."""
+    """The axes on which the best recipe is at an edge of the tried range, and the range can widen.
+
+    On such an axis, the true optimum may lie outside the range.
+    """
     found = best(search, runs)
     if found is None:
         return []

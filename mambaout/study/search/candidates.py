@@ -1,4 +1,4 @@
-"""Values that a search may try next, the sampler's before what is left of the space."""
+"""Values that a search may try next: first the sampler's, then the rest of the space."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mambaout.study.search.space import Values, points
 if TYPE_CHECKING:
     from mambaout.study.search.memory import Memory
 
-# Suggestions that were tried already before the sampler is not asked any more, and random points
-# after them before a space that cannot be listed counts as exhausted.
+# After so many suggestions that were tried already, the sampler is not asked any more. Random
+# points follow. After so many of these, a space that cannot be listed counts as exhausted.
 SAMPLER_TRIES, RANDOM_TRIES = 12, 200
 
 

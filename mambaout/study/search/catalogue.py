@@ -1,4 +1,4 @@
-"""The shapes that scaling studies choose from: a grid of small ones, and the published ones.
+"""The shapes for scaling studies: a grid of small ones, and the published ones.
 
 small_shapes("w8-d4", "w16-d10")  # 16 channels in the first stage and 10 blocks
 published_shapes()                # femto, kobe, ..., and shapes of Femto's MACs
@@ -20,11 +20,11 @@ SMALL_SHAPES: dict[str, ModelConfig] = {
     for blocks in ADDED_BLOCKS
     for shape in (deepen(widen(ONE_BLOCK_A_STAGE, factor), blocks),)
 }
-ISO_DEPTHS = (12, 24, 36)  # of shapes that cost what Femto costs, which has 18 blocks
+ISO_DEPTHS = (12, 24, 36)  # of shapes with Femto's MACs; Femto has 18 blocks
 
 
 def small_shapes(*labels: str) -> dict[str, ModelConfig]:
-    """Some of the grid, w8-d4 to w32-d22: for images that are few or small."""
+    """Shapes of the grid, w8-d4 to w32-d22. They suit images that are few or small."""
     return {label: SMALL_SHAPES[label] for label in labels}
 
 

@@ -1,4 +1,4 @@
-"""The agenda of a whole study: its recipes, its searches, and last the recipe it predicts."""
+"""The agenda of a whole study: its recipes, its searches, then the recipe that it predicts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mambaout.study.study import Run, StudyFolder, Trial
 class Chain:
     """Recipes first, then the searches in their order, then the predicted trials; an Agenda.
 
-    A search that follows another one begins when that is done; one that follows none begins as
-    soon as those before it leave a worker idle. The predicted trials begin when all else is over.
+    A search that follows another search begins when that search is done. Any other search begins as
+    soon as the parts before it leave a worker idle. The predicted trials begin when all else is
+    over.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Chain:
         self._predicted = [trial for trial in predicted if not folder.run(trial).status.is_over]
         self._running: set[str] = set()
         self._ledger, self._before_predicted = ledger, before_predicted
-        self._last_begun = False  # the predicted trials may be given out
+        self._last_begun = False  # whether the predicted trials may start
         ledger.given |= {trial.key for trial in self._fixed}
         ledger.reserved |= {trial.key for trial in predicted}
 

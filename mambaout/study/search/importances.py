@@ -1,4 +1,4 @@
-"""Which axis of a search matters, told by Optuna from the recipes that have finished."""
+"""Which axis of a search matters. Optuna computes it from the finished recipes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from mambaout.study.search.space import values_of
 from mambaout.study.study import Run
 
 LEAST_FOR_IMPORTANCES = 12  # finished recipes, and three an axis
-TOP_SHARE, LEAST_TOP = 0.25, 4  # PED-ANOVA tells the best quarter from all
+TOP_SHARE, LEAST_TOP = 0.25, 4  # PED-ANOVA compares the best quarter with all
 
 
 def importances(runs: Sequence[Run], search: Search) -> dict[str, float] | None:
-    """How much each axis decides whether a recipe is among the search's best quarter, the shares
-    adding up to 1, the largest first (PED-ANOVA); None where too few recipes have finished.
+    """How much each axis decides whether a recipe is in the search's best quarter (PED-ANOVA).
 
-    From the first seeds that were trained to the end: stopped ones are at another epoch.
+    The shares add up to 1, and the largest comes first. None if too few recipes have finished.
+
+    Only first seeds that were trained to the end count, because stopped ones ended at another
+    epoch.
     """
     quiet()
     import optuna
@@ -54,7 +56,7 @@ def importances(runs: Sequence[Run], search: Search) -> dict[str, float] | None:
 
 
 def _spanning(axis: Axis, values: Sequence[Any]) -> Axis:
-    """The axis with a range that holds `values`, whatever it was widened to."""
+    """The axis with a range that holds `values`, even if the search has widened it."""
     if isinstance(axis, Choice):
         return axis
     return replace(axis, low=min(axis.low, *values), high=max(axis.high, *values))

@@ -1,13 +1,13 @@
-"""Shapes that spend a budget: widths solved for it, legal and aligned by construction.
+"""Shapes that cost a given budget of MACs. All of them are legal and aligned.
 
     iso(variant("femto"), 1.15e9, depths=(12, 18, 24, 36))     # an iso-MAC slice
 
-A budget is met in two steps: the continuous problem is solved for how much wider or thinner, then
-the few aligned shapes around that solution are compared, and of those within the tolerance the
-one truest to the base's proportions is taken. Widths are multiples of 8, hidden sizes too; blocks
-are added to stage 3, as in the paper's own ladder.
+A budget is met in two steps. First the continuous problem gives the factor by which the widths grow
+or shrink. Then the few aligned shapes near that solution are compared. Of those within the
+tolerance, the shape nearest to the base's proportions is taken. Widths and hidden sizes are
+multiples of 8. Blocks are added to stage 3, as in the paper's own ladder.
 
-At 224 px 1 % is met from half of Femto to four times Base.
+At 224 px, the shapes meet a budget within 1 %, from half of Femto's MACs to four times Base's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mambaout.variants import ALIGNMENT, NUM_STAGES, VARIANTS, ModelConfig, deep
 PAPER_LADDER: tuple[str, ...] = tuple(VARIANTS)  # femto, kobe, tiny, small, base
 TOLERANCE = 0.01
 
-DEEP_STAGE = 2  # counted from 0: where `deepen` puts its blocks
-MOST_STEPS = 2  # of ALIGNMENT channels that a stage may be off the nearest to its proportion
-FACTORS = (1e-3, 1e3)  # of MACs, between which that of the widths is looked for
+DEEP_STAGE = 2  # counted from 0; `deepen` adds its blocks to this stage
+MOST_STEPS = 2  # of ALIGNMENT channels, from a stage's exact proportion
+FACTORS = (1e-3, 1e3)  # bounds for the factor of the MACs
 BISECTIONS = 60
 
 
@@ -38,9 +38,9 @@ def label(config: ModelConfig) -> str:
 def iso(
     base: ModelConfig, budget: float, *, depths: Sequence[int], tolerance: float = TOLERANCE
 ) -> dict[str, ModelConfig]:
-    """Shapes of `budget` MACs, by label: for each number of blocks the widths that spend it.
+    """Shapes that cost `budget` MACs, by label: one for each number of blocks.
 
-    Raises ValueError, naming the nearest shape and its distance, where none is within tolerance.
+    Raises ValueError if no shape is within the tolerance. The message names the nearest one.
     """
     shapes = [_widened(_with_blocks(base, num_blocks), budget, tolerance) for num_blocks in depths]
     return {label(shape): shape for shape in shapes}
@@ -66,7 +66,7 @@ def _widened(base: ModelConfig, budget: float, tolerance: float) -> ModelConfig:
     aligned = replace(base, hidden_multiple=math.lcm(base.hidden_multiple, ALIGNMENT))
     dims = _proportions(aligned, budget)
     nearest, nearest_off = aligned, math.inf
-    for steps in range(MOST_STEPS + 1):  # as few steps off the proportions as will do
+    for steps in range(MOST_STEPS + 1):  # no more steps off the proportions than needed
         fitting: list[tuple[float, ModelConfig]] = []
         for shape in _around(aligned, dims, steps):
             off = abs(cost(shape).macs / budget - 1)
@@ -91,10 +91,10 @@ def _above(share: float) -> float:
 
 
 def _proportions(base: ModelConfig, budget: float) -> tuple[float, ...]:
-    """The widths that would spend the budget if they were not whole."""
+    """The exact widths, not rounded, that would cost the budget."""
 
     def scaled(factor: float) -> tuple[float, ...]:
-        """MACs grow about as `factor`: width counts twice."""
+        """MACs grow about in proportion to `factor`, because they grow with the width squared."""
         return tuple(dim * factor**0.5 for dim in base.dims)
 
     low, high = map(math.log, FACTORS)
@@ -108,8 +108,10 @@ def _proportions(base: ModelConfig, budget: float) -> tuple[float, ...]:
 
 
 def _spent_between(base: ModelConfig, dims: tuple[float, ...]) -> float:
-    """The MACs at widths that are not whole: at those rounded to 2 channels, much finer than the
-    steps that are searched."""
+    """The MACs at widths that are not whole.
+
+    The widths are rounded to 2 channels, which is much finer than the steps of the search.
+    """
     fine = tuple(max(2, 2 * round(dim / 2)) for dim in dims)
     return cost(replace(base, dims=fine, hidden_multiple=1)).macs
 
@@ -121,7 +123,7 @@ def _around(base: ModelConfig, dims: tuple[float, ...], steps: int) -> Iterator[
     stages = [[unit + step for step in reach if unit + step >= 1] for unit in middle]
     ordered = [small <= large for small, large in itertools.pairwise(base.dims)]
     for units in itertools.product(*stages):
-        # A stage stays no narrower than the one before where the base has it so.
+        # A stage that is at least as wide as the one before in the base is so here too.
         pairs = zip(itertools.pairwise(units), ordered, strict=True)
         if any(keeps and small > large for (small, large), keeps in pairs):
             continue
@@ -129,6 +131,6 @@ def _around(base: ModelConfig, dims: tuple[float, ...], steps: int) -> Iterator[
 
 
 def _distortion(shape: ModelConfig, dims: tuple[float, ...]) -> float:
-    """How far a shape is from the exact proportions: squared log ratios, a mean over stages."""
+    """How far a shape is from the exact proportions: the mean squared log ratio over stages."""
     pairs = zip(shape.dims, dims, strict=True)
     return sum(math.log(has / ideal) ** 2 for has, ideal in pairs) / NUM_STAGES

@@ -1,21 +1,21 @@
-"""A search's memory: recipes that Optuna suggests, asked and told so that a kill loses nothing.
+"""A search's memory: the recipes that Optuna suggested and their results. A kill loses nothing.
 
-    STORAGE/NAME/optuna.db    an Optuna study a search; `optuna-dashboard sqlite:///...` opens it
+    STORAGE/NAME/optuna.db    one Optuna study per search; `optuna-dashboard sqlite:///...` opens it
 
-The database is the search's memory. The sampler works on a copy of it and is made anew for every
-suggestion, from the search's seed and the suggestion's number: a suggestion depends on what has
-come out so far and on nothing else, so a relaunched driver suggests what an uninterrupted one
-would have. What the database shows of a recipe:
+The database is the search's memory. The sampler works on a copy of it. The copy is made anew for
+every suggestion, from the search's seed and the suggestion's number. So a suggestion depends only
+on the results so far, and a relaunched driver suggests the same as an uninterrupted one. The states
+of a recipe in the database:
 
 | state | the recipe's first seed |
 |---|---|
-| RUNNING | has been given out and has not come back; the next launch goes on with it |
+| RUNNING | was started and has not ended; the next launch goes on with it |
 | COMPLETE | was trained to the end; the values are the final ones |
-| PRUNED | was stopped early; the value is the one of the epoch where it was |
+| PRUNED | was stopped early; the value is that of the epoch at which it was stopped |
 | FAIL | diverged, was given up, or has a speed of another device; the samplers leave it out |
 
-The other seeds, which only the best recipes get, are no trials of Optuna's: the study's attribute
-"confirmed" has them.
+Only the best recipes get the other seeds. These are not Optuna trials. The study's attribute
+"confirmed" holds them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import optuna
 
 OPTUNA_FILE = "optuna.db"
-LOCK_SECONDS = 60  # to wait where another program, a dashboard, holds the database
+LOCK_SECONDS = 60  # to wait while another program (a dashboard) locks the database
 
 RUNNING, COMPLETE, PRUNED, FAIL = "RUNNING", "COMPLETE", "PRUNED", "FAIL"  # Optuna's names
 OPTUNA_STATES: Mapping[Ending, str] = {
@@ -54,12 +54,12 @@ OPTUNA_STATES: Mapping[Ending, str] = {
     Ending.BROKEN: FAIL,
 }
 
-# Successive halving: at the first rung and at every third epoch number after it, the best third of
-# the recipes that have got there goes on.
+# Successive halving: at each rung, the best third of the recipes that have reached it goes on. Each
+# rung's epoch is three times that of the rung before.
 REDUCTION = 3
 NUM_RUNGS = 2
 
-STARTUP_SHARE, STARTUP_RANGE = 1 / 4, (4, 10)  # of a search's trials: random ones before TPE
+STARTUP_SHARE, STARTUP_RANGE = 1 / 4, (4, 10)  # of a search: its random trials before TPE
 POPULATION_SHARE, POPULATION_RANGE = 1 / 5, (6, 50)  # of NSGA-II; Optuna's 50 suits long searches
 
 
@@ -73,7 +73,7 @@ class KnownTrial:
     values: Values
     state: str  # by Optuna's name
     scores: tuple[float, ...] | None
-    stopped: str | None  # why it is to be stopped early, where that has been decided
+    stopped: str | None  # why it must stop early, if that has been decided
 
     @property
     def is_running(self) -> bool:
@@ -88,7 +88,7 @@ class Memory:
     """The Optuna study of one search: the database, and the sampler's copy of it."""
 
     def __init__(self, store: optuna.storages.BaseStorage, search: Search, data: str) -> None:
-        """Open or make it; ValueError where what is there belongs to another search."""
+        """Open or make the Optuna study. ValueError if it belongs to another search."""
         import optuna
 
         self.search = search  # with the ranges in use
@@ -138,7 +138,7 @@ class Memory:
             self._copy.set_study_system_attr(self._copy_id, name, value)
         self._store_ids: list[int] = []
         for trial in self._store.get_all_trials(self._id, deepcopy=True):
-            # One range for all: the sampler leaves out what lies in another one.
+            # All trials get one range, because the sampler ignores a trial with another range.
             trial.distributions = dict(self._distributions)
             self._copy.create_new_trial(self._copy_id, trial)
             self._store_ids.append(trial._trial_id)
@@ -166,7 +166,7 @@ class Memory:
         )
 
     def suggest(self, number: int, attempt: int = 0, *, at_random: bool = False) -> dict[str, Any]:
-        """The sampler's values for recipe `number`; other ones at another `attempt`."""
+        """The sampler's values for recipe `number`. Each `attempt` gives other values."""
         import optuna
 
         if self._asked is None:
@@ -175,7 +175,7 @@ class Memory:
         sampler = (
             optuna.samplers.RandomSampler(seed=seed) if at_random else _sampler(self.search, seed)
         )
-        # Made anew: an Optuna study keeps its own list of the trials from ask to tell.
+        # Made anew, because an Optuna study keeps its own list of the trials from ask to tell.
         study = optuna.Study(self.search.label, self._copy, sampler=sampler)
         trial = self._copy.get_trial(self._asked)
         space = sampler.infer_relative_search_space(study, trial)
@@ -188,8 +188,10 @@ class Memory:
         return {axis.name: rounded(axis, values[axis.name]) for axis in self.search.axes}
 
     def add(self, values: Values, *, key: str, label: str) -> int:
-        """Write down that the recipe with `values` is given out; its number here. One transaction:
-        a kill leaves the whole of it or nothing."""
+        """Record that the recipe with `values` starts. Returns its number.
+
+        This is one transaction. A kill leaves all of it or nothing.
+        """
         import optuna
 
         if self._asked is None:
@@ -225,10 +227,11 @@ class Memory:
     def report(
         self, number: int, epoch: float, value: float, *, may_stop: bool = True
     ) -> str | None:
-        """Write down the recipe's value at `epoch`; why to stop it there, or None.
+        """Record the recipe's value at `epoch`. Returns why to stop it there, or None.
 
-        Told twice of an epoch, or of one that a recipe trained on to before it could be stopped,
-        it says the same and writes nothing: what it knows does not hang on who was faster.
+        An epoch may be reported twice. A recipe may also train some epochs further before it can be
+        stopped. In both cases the answer stays the same and nothing is written. So the memory does
+        not depend on timing.
         """
         import optuna
 
@@ -257,7 +260,7 @@ class Memory:
         return self._copy.get_trial(number).user_attrs.get("stopped")
 
     def tell(self, number: int, ending: Ending, scores: Sequence[float] | None) -> None:
-        """Write down how the recipe ended; `scores`: the values of the goals, where it has them."""
+        """Record how the recipe ended. `scores` are its values of the goals, or None."""
         import optuna
 
         state = FAIL if ending is Ending.FINISHED and scores is None else OPTUNA_STATES[ending]
@@ -280,7 +283,7 @@ class Memory:
 
     @property
     def first_rung(self) -> int:
-        """The first epoch at which recipes are compared: after every warm-up of the search."""
+        """The first epoch at which recipes are compared. Every warm-up is over by then."""
         warmups = [self.search.base.schedule.warmup_epochs]
         for axis in self.search.axes:
             if axis.name == "warmup_epochs":
@@ -292,12 +295,12 @@ class Memory:
 
 
 def open_store(path: Path) -> optuna.storages.BaseStorage:
-    """The database at `path`, made where there is none."""
+    """The database at `path`, which is made if there is none."""
     quiet()
     import optuna
     from sqlalchemy.pool import NullPool
 
-    # NullPool: no connection stays open after its transaction, for the end of the process to close.
+    # NullPool closes each connection after its transaction. None is left for the process's end.
     engine = {"connect_args": {"timeout": LOCK_SECONDS}, "poolclass": NullPool}
     return optuna.storages.RDBStorage(sqlite_uri(path), engine_kwargs=engine)
 
@@ -310,7 +313,7 @@ def quiet() -> None:
 
 
 def _definition(search: Search, data: str) -> dict[str, Any]:
-    """What the suggestions and their results hang on. More trials or seeds are no other search."""
+    """What suggestions and results depend on. More trials or seeds make no other search."""
     body = search.to_json()
     names = ("base", "axes", "goals", "sampler", "sampler_seed", "early_stop")
     return {name: body[name] for name in names} | {"data": data, "code version": CODE_VERSION}
@@ -353,7 +356,10 @@ def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
-    """Without steps: the base may lie between them, and suggestions are rounded to them."""
+    """The axis as a distribution without steps.
+
+    The base may lie between two steps. Suggestions are rounded to the steps afterwards.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     match axis:

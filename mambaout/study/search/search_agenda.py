@@ -1,7 +1,7 @@
 """How a search goes: which recipe is next, when its ranges widen, which ones get more seeds.
 
-The recipes and what came of them are in a memory (memory.py) that outlives the process; everything
-here is worked out from it and from the run directories.
+The recipes and their results are in a memory (memory.py) that outlives the process. Everything here
+is computed from the memory and from the run directories.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class SearchAgenda:
         self.ledger = ledger
         self.notice: str | None = None  # why there are fewer trials than asked for
         self.begun = False
-        # Both by the key of a recipe's first seed, in the order they were decided on.
+        # Both by the key of a recipe's first seed, in the order in which recipes were chosen.
         self._keys: dict[str, int] = {}  # the recipes' numbers in the memory
         self._trials: dict[str, Trial] = {}
-        self._open: set[str] = set()  # keys of first seeds given out or waited for
+        self._open: set[str] = set()  # keys of first seeds that run or are waited for
         self._left: list[Trial] = []  # begun in an earlier launch
         self._results: dict[str, dict[int, tuple[float, ...]]] = {}  # key -> seed -> goals
-        self._confirming: list[Trial] | None = None  # other seeds to give out; None: not yet known
+        self._confirming: list[Trial] | None = None  # other seeds to start; None: not yet known
         self._confirmed_open: set[str] = set()
         self._exhausted = False
-        self._on_another_device = False  # this launch: its trials cannot be compared
-        self._carried: dict[str, Any] = {}  # of this search's axes, to be tried second
-        self._taken: dict[str, Any] = {}  # of other fields, for all recipes but the base
+        self._on_another_device = False  # in this launch, whose trials cannot be compared
+        self._carried: dict[str, Any] = {}  # values of this search's axes, tried second
+        self._taken: dict[str, Any] = {}  # values of other fields, for all recipes but the base
         self._read()
 
     # -- what an earlier launch left
@@ -73,7 +73,7 @@ class SearchAgenda:
             if known.is_running:
                 self._take_up(trial, known.stopped)
             elif known.has_failed and self.folder.run(trial).status is Ending.UNFINISHED:
-                self._open.add(trial.key)  # given up by an earlier launch: once more
+                self._open.add(trial.key)  # an earlier launch gave it up; it is tried once more
                 self._left.append(trial)
         if self._keys:
             self.begun = True
@@ -86,7 +86,7 @@ class SearchAgenda:
         self._open.add(trial.key)
         run = self.folder.run(trial)
         if run.status is Ending.UNFINISHED:
-            # Epochs that the killed driver had not seen, or had not come to act on.
+            # Epochs that the killed driver did not see, or did not act on.
             for record in run.records:
                 if (value := record.values.get(self.search.goals[0][0])) is not None:
                     stopped = self.observe(trial, record.epoch, value) or stopped
@@ -99,10 +99,10 @@ class SearchAgenda:
             self._left.append(trial)
 
     def begin(self, carried: Values) -> None:
-        """Start, from the base and then from `carried`, the best of the search that this follows.
+        """Start with the base, then `carried`: the best recipe of the search that this one follows.
 
-        What that search has tuned and this one leaves alone is kept for all recipes but the base.
-        A search that an earlier launch began goes on as it was.
+        The earlier search may have tuned fields that this one does not vary. All recipes but the
+        base keep these tuned values. A search that an earlier launch began continues unchanged.
         """
         self.begun = True
         noted = self.memory.note("carried")
@@ -152,12 +152,12 @@ class SearchAgenda:
 
     @property
     def _ends_early(self) -> bool:
-        """Whether fewer recipes than asked for are tried in this launch."""
+        """Whether this launch tries fewer recipes than the study asked for."""
         return self._exhausted or self._on_another_device
 
     @property
     def done(self) -> bool:
-        """Over, and nothing of it is running."""
+        """Whether the search is over and none of its trials is running."""
         return self.over and not self._open and not self._confirmed_open
 
     @property
@@ -169,8 +169,11 @@ class SearchAgenda:
         return recipes + confirmed * (len(self.search.seeds) - 1)
 
     def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
-        """The base goes to its end, and so does what is another part's trial as well: only what
-        was suggested here may be stopped."""
+        """Report the trial to the memory, which may stop it early.
+
+        Only a trial that this search alone suggested may be stopped. The base, and any trial of
+        another part of the study, run to their end.
+        """
         if not self.search.early_stop or (key := trial.key) not in self._open:
             return None
         ours = all(
@@ -188,7 +191,7 @@ class SearchAgenda:
 
     @property
     def carries(self) -> Values:
-        """The best recipe's values, for the search that follows."""
+        """The best recipe's values, for the search that follows this one."""
         key = chosen(self.search, self._results)
         if key is None:
             return {}
@@ -203,7 +206,7 @@ class SearchAgenda:
         return max(0, self.search.num_trials - len(self._keys))
 
     def _decide(self) -> Trial | None:
-        """Decide on the next recipe; its trial, where it is to be started by this agenda."""
+        """Choose the next recipe. Returns its trial if this agenda must start it."""
         self._widen()
         index = len(self._keys)
         found = self._untried(index)
@@ -225,7 +228,7 @@ class SearchAgenda:
         )
 
     def _untried(self, index: int) -> tuple[Values, Recipe] | None:
-        """The values and recipe number `index`, none that this search has had."""
+        """The values and the recipe for number `index`, which this search has not had yet."""
         base = base_values(self.search)
         if index == 0:
             return base, self.search.base
@@ -239,7 +242,7 @@ class SearchAgenda:
         return None
 
     def _new(self, values: Values) -> Recipe | None:
-        """The recipe with `values`, or None where it cannot be or has been decided on before."""
+        """The recipe with `values`; None if it is not valid or was chosen before."""
         try:
             recipe = self._recipe(values)
         except WrongRequest:  # values that do not go together
@@ -251,7 +254,7 @@ class SearchAgenda:
         return recipe_of(self.search, {**self._taken, **values})
 
     def _widen(self) -> None:
-        """Once half of the trials are in: more room where the best of them is at an edge."""
+        """Widen the ranges at whose edge the best recipe lies, once half of the trials are in."""
         if len(self.search.goals) > 1 or self.memory.note("widened") is not None:
             return
         if len(self._keys) - len(self._open) < math.ceil(self.search.num_trials / 2):
@@ -270,7 +273,7 @@ class SearchAgenda:
         trial = self._trials[run.trial.key]
         self._open.discard(trial.key)
         number, scores = self._keys[trial.key], self._scores(run)
-        if self.memory.known(number).has_failed:  # one that was given up and was run once more
+        if self.memory.known(number).has_failed:  # it was given up once and has run again
             if scores is None:
                 return
             values = self.memory.known(number).values
@@ -283,7 +286,7 @@ class SearchAgenda:
     # -- goals that are a measurement of the device
 
     def _scores(self, run: Run) -> tuple[float, ...] | None:
-        """The run's values of the goals; None where a speed among them is another device's."""
+        """The run's values of the goals; None if one is a speed of another device."""
         scores = scores_of(self.search, run)
         goal = speed_goals([self.search]).get(self.search.label)
         device = device_of(run)
@@ -319,7 +322,7 @@ class SearchAgenda:
             self._confirming = [t for t in trials if not self._is_over(t, self._confirmed_open)]
 
     def _confirmations(self) -> list[Trial]:
-        """The other seeds of the best recipes, one of each before the next."""
+        """The other seeds of the best recipes: one seed of each recipe, then the next seed."""
         best = ranked(self.search, self._results)[: self.search.num_confirmed]
         numbers = {key: number for number, key in enumerate(self._trials)}
         found = []
@@ -357,7 +360,7 @@ class SearchAgenda:
         )
 
     def _is_over(self, trial: Trial, waiting: set[str]) -> bool:
-        """Whether the trial's run is there already, in which case it is taken in."""
+        """Whether the trial's run exists already. If so, its result is recorded."""
         run = self.ledger.ended.get(trial.key)
         if run is None:
             self.folder.adopt(trial)
@@ -370,8 +373,10 @@ class SearchAgenda:
         return True
 
     def _to_start(self, trial: Trial, waiting: set[str]) -> bool:
-        """Whether the trial is to be started from here: not where it is over already, nor where
-        another part of the study has it."""
+        """Whether this agenda must start the trial.
+
+        It must not if the trial is over, or if another part of the study starts it.
+        """
         if self._is_over(trial, waiting):
             return False
         self.ledger.write(trial, self.folder)

@@ -1,9 +1,10 @@
 """The space of a search: which recipes its axes span, and whether it can be run.
 
-Pure values, without Optuna: a study is checked, listed, priced and reported from here.
+The functions are pure and need no Optuna. A study is checked, listed, priced and reported with
+them.
 
-Two axes are no fields of a recipe: "width" is the factor of `variants.widen`, "blocks" the number
-that `variants.deepen` adds. Every other name is a recipe's flat field.
+Two axes are not fields of a recipe. "width" is the factor of `variants.widen`. "blocks" is the
+number of blocks that `variants.deepen` adds. Every other axis is named after a field of the recipe.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from mambaout.train.metrics import (
 
 GOALS = (MINIVAL_TOP1, MACS, PARAMS, ACTIVATIONS, IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS)
 
-DIGITS = 4  # significant ones that a suggested float keeps, so that a command can be read
+DIGITS = 4  # significant digits of a suggested float, to keep commands readable
 
 NARROW = "narrow the axis, or list the values that fit"
 
@@ -66,7 +67,7 @@ def values_of(search: Search, recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_of(search: Search, values: Values) -> Recipe:
-    """The base with `values`; ValueError where they do not go together."""
+    """The base with `values`. ValueError if they do not fit together."""
     from mambaout.variants import deepen, widen
 
     fields = {name: value for name, value in values.items() if name not in (WIDTH, BLOCKS)}
@@ -80,7 +81,7 @@ def recipe_of(search: Search, values: Values) -> Recipe:
 
 
 def rounded(axis: Axis, value: Any) -> Any:
-    """The axis's value nearest to `value`: on its grid, or of a few digits."""
+    """The value of the axis nearest to `value`: on its grid, or with few digits."""
     if isinstance(axis, Choice):
         return value
     value = min(max(value, axis.low), axis.high)
@@ -93,7 +94,7 @@ def rounded(axis: Axis, value: Any) -> Any:
 
 
 def points(search: Search) -> Iterator[dict[str, Any]] | None:
-    """Every point of a finite space, or None where the space is not, or too large to list."""
+    """Every point of a finite space; None if the space is infinite or too large to list."""
     grids = [grid for axis in search.axes if (grid := _grid(axis)) is not None]
     if len(grids) < len(search.axes) or math.prod(map(len, grids)) > MAX_LISTED:
         return None
@@ -115,7 +116,7 @@ def _grid(axis: Axis) -> list[Any] | None:
 
 
 def check(search: Search) -> None:
-    """ValueError, with the value and a remedy, for a search that cannot be run as it is."""
+    """Raise ValueError, with the value and a remedy, if the search cannot be run."""
     where = f"search {search.label!r}"
     if not search.axes:
         raise WrongRequest(f"{where} has no axes")
@@ -148,7 +149,7 @@ def check(search: Search) -> None:
 
 
 def check_all(searches: Sequence[Search], labels: Iterable[str] = ()) -> None:
-    """ValueError for searches that cannot be run, or not in this order, beside recipes `labels`."""
+    """Raise ValueError if the searches cannot be run in this order beside the recipes `labels`."""
     before: list[str] = []
     for search in searches:
         check(search)
@@ -229,9 +230,9 @@ def _check_axis(search: Search, axis: Axis, where: str) -> None:
 
 
 def corners(search: Search) -> Iterator[Recipe]:
-    """The recipes of every axis at its ends, alone and with every other axis at its ends.
+    """The recipes with one axis at an end, and those with two axes at their ends.
 
-    Raises ValueError at the first whose values do not go together.
+    Raises ValueError at the first recipe whose values do not fit together.
     """
     base = base_values(search)
     ends = {axis.name: _ends(axis) for axis in search.axes}
@@ -244,7 +245,7 @@ def corners(search: Search) -> Iterator[Recipe]:
 
 
 def _ends(axis: Axis) -> list[Any]:
-    """The ends of an axis; all of its values where they are few, or where an odd one could be."""
+    """The ends of an axis. All its values if they are few, or if a single one could be invalid."""
     grid = _grid(axis)
     if isinstance(axis, Choice) or (isinstance(axis, WholeRange) and grid and len(grid) <= 16):
         return list(grid or ())
@@ -264,8 +265,11 @@ def tuning(
     early_stop: bool = False,
     sampler_seed: int = 0,
 ) -> tuple[Search, ...]:
-    """One search a recipe, all with the same axes and number of trials: the fewest MACs first,
-    and each starts from its own recipe, then from the best of the one before it."""
+    """One search for each recipe, all with the same axes and number of trials.
+
+    The recipe with the fewest MACs comes first. Each search tries its own recipe first, and then
+    the best values of the search before it.
+    """
 
     def macs(label: str) -> int:
         return cost(recipes[label].model, recipes[label].image_size).macs

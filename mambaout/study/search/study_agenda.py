@@ -1,4 +1,4 @@
-"""The agenda of a study, made from its trials, its searches and their memory."""
+"""Makes the agenda of a study from its trials, its searches and their memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def agenda(
 ) -> Chain:
     """What the study runs next: `trials` in their order, the searches, the predicted recipe.
 
-    `before_predicted` is called once, when all else is over and before the first predicted trial
-    is given out. ValueError where a search cannot be run, or not in this folder.
+    `before_predicted` is called once: when all else is over, before the first predicted trial
+    starts. ValueError if a search cannot be run, or cannot be run in this folder.
     """
     check_all(study.searches, study.recipes)
     for search in study.searches:

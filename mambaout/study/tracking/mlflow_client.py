@@ -1,7 +1,7 @@
-"""MLflow's own client, made quiet and brief, and a server asked through it.
+"""MLflow's own client, with less output and shorter waits, and a check of a server through it.
 
-Whatever lets MLflow in lets us in: a user and a password in the address, the MLFLOW_TRACKING_*
-variables, ~/.mlflow/credentials, ~/.netrc, certificates, Databricks, plug-ins.
+Every way to log in to MLflow works here too: a user and a password in the address, the
+MLFLOW_TRACKING_* variables, ~/.mlflow/credentials, ~/.netrc, certificates, Databricks, plug-ins.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# MLflow reports usage to its makers unless told not to; a study says nothing about itself.
+# MLflow reports usage to its makers by default. This turns it off.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With a server it prints two lines a run, into the middle of the study's table.
+# With a server, MLflow prints two lines for each run, in the middle of the study's table.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
@@ -45,12 +45,13 @@ CREDENTIALS = (
 
 
 def open_client(uri: str) -> MlflowClient:
-    # MLflow's own patience is 7 retries of up to 120 s each, during which nobody would serve the
-    # trials; and a retried request to make a run makes two. A value from outside stands.
+    # By default MLflow makes 7 retries of up to 120 s each. During that time, nobody would serve
+    # the trials. A retried request to make a run also makes two runs. A value that the user has set
+    # is kept.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    # The first touch of a sqlite store makes its tables, step by step and aloud; and it logs the
-    # whole trace of an error that it raises as well.
+    # The first access to a sqlite store makes its tables and logs each step. MLflow also logs the
+    # whole trace of an error that it raises anyway.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     path = sqlite_path(uri)
@@ -66,10 +67,10 @@ def open_client(uri: str) -> MlflowClient:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a lock on `folder` itself, which leaves no file; the kernel frees it at any end."""
+    """Lock `folder` itself, which leaves no file. The kernel frees the lock if the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks on folders: as it was without
+        with suppress(OSError):  # a file system without locks on folders; go on without a lock
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -77,7 +78,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def ask_server(uri: str) -> None:
-    """Raise a TrackingError with the remedy where no MLflow answers at `uri`, or lets us in."""
+    """Raise a TrackingError with the remedy if no MLflow answers at `uri` or access is denied."""
     shown = hidden(uri)
     if is_server(uri):
         try:
@@ -97,7 +98,7 @@ def ask_server(uri: str) -> None:
         open_client(uri).search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(_why(error, shown, remedy)) from None
-    except Exception as error:  # a plug-in's or a cloud's own kind
+    except Exception as error:  # a plug-in or a cloud has its own errors
         raise TrackingError(
             f"tracking uri {shown}: MLflow cannot use it ({hidden(first_line(error))}); {remedy}"
         ) from None
@@ -115,7 +116,7 @@ def _why(error: MlflowException, shown: str, remedy: str) -> str:
     if isinstance(cause, Timeout):
         seconds = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
         return f"no tracking server answers at {shown} within {seconds} s; {remedy}"
-    if isinstance(cause, RetryError):  # it answered, each time with an error of its own
+    if isinstance(cause, RetryError):  # it answered, each time with an error
         said = next((str(e) for e in _chain(cause) if isinstance(e, ResponseError)), "HTTP 5xx")
         return f"{shown} answers with an error ({said}); look into the log of that server"
     if cause is not None:

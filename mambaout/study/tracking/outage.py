@@ -1,4 +1,4 @@
-"""Calls to something that may be away: reported once an outage, tried again after a pause."""
+"""Calls to a service that may be down. An outage is reported once; calls are retried later."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Guards calls to `name`, whose outages show as `errors`; other errors travel.
+    """Guards calls to `name`. `errors` mean an outage; any other error is raised.
 
-    Its reports show no password that stands in an address.
+    Its reports hide passwords in addresses.
     """
 
     def __init__(self, name: str, errors: tuple[type[Exception], ...]) -> None:
@@ -27,7 +27,7 @@ class Patience:
         self._pause, self._again_at, self._away = FIRST_PAUSE_SECONDS, 0.0, False
 
     def guarded(self, act: Callable[[], T]) -> T | None:
-        """`act()`; None where it failed, or where a pause after a failure is not over."""
+        """Call `act`. None if it fails, or if the pause after a failure is not over."""
         if time.monotonic() < self._again_at:
             return None
         try:

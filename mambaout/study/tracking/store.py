@@ -1,7 +1,7 @@
-"""Whether MLflow can keep a study's runs at an address: asked before anything starts.
+"""Check, before anything starts, whether MLflow can keep a study's runs at an address.
 
-A sqlite file and a database are looked at without mlflow, whose import takes seconds. A server is
-asked by MLflow's own client, so that whatever lets MLflow in lets the check in.
+A sqlite file or a database is checked without mlflow, because its import takes seconds. A server is
+checked with MLflow's own client, so every way to log in to MLflow works for the check too.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mambaout.study.tracking.outage import first_line
 
 __all__ = ["TrackingError", "check_tracking", "default_tracking_uri"]
 
-ANSWER_SECONDS = 10  # that a database may take
-CREATION_SECONDS = 60  # that another process may take to make the tables of a new sqlite file
-QUIET_SECONDS = 3  # without a write: nobody is making them
+ANSWER_SECONDS = 10  # the longest time for a database to answer
+CREATION_SECONDS = 60  # the longest time for another process to make a sqlite file's tables
+QUIET_SECONDS = 3  # after such a time without a write, nobody is making tables
 MLFLOW_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # of every version
 TABLES_SHOWN = 3
 # Python's name of a database driver -> its name on PyPI.
@@ -49,14 +49,15 @@ ELSEWHERE = "give another with --tracking-uri"
 
 
 def check_tracking(uri: str) -> None:
-    """Raise a TrackingError with the remedy where the store cannot be used; creates nothing."""
+    """Raise a TrackingError with the remedy if the store cannot be used. Creates nothing."""
     scheme = uri.partition(":")[0] if ":" in uri else ""
     if scheme.startswith("sqlite"):
         _check_sqlite_uri(uri)
     elif (user_info := uri.partition("?")[0].rpartition("@")[0].partition("://")[2]) and set(
         user_info
     ) & set("@/#"):
-        # The address would end early, and its error would show a part of the password as the host.
+        # The address would end too early. The error would then show a part of the password as the
+        # host.
         raise TrackingError(
             f"tracking uri {hidden(uri)}: in a user's name or password write %40 for @, %2F for / "
             "and %23 for #"
@@ -102,8 +103,8 @@ def _check_sqlite(path: Path) -> None:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # it is to be made
-    except OSError as error:  # a name that is too long, a folder that is another user's
+        pass  # the file will be made
+    except OSError as error:  # a name that is too long, a folder of another user
         raise TrackingError(
             f"tracking store {path} cannot be reached ({error.strerror}); choose another with "
             "--storage or --tracking-uri"
@@ -145,7 +146,7 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _schema(path: Path) -> tuple[set[str], str | None]:
-    """The tables of a sqlite file, and the revision that its alembic_version holds."""
+    """The tables of a sqlite file, and the revision in its alembic_version."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         tables = {name for (name,) in names}
@@ -156,7 +157,7 @@ def _schema(path: Path) -> tuple[set[str], str | None]:
 
 
 def _is_being_made(path: Path) -> bool:
-    """Whether another process may be making the tables now: it goes through every old schema."""
+    """Whether another process may be making the tables now, one old schema after another."""
     newest = max(
         each.stat().st_mtime
         for each in (path, path.with_name(f"{path.name}-journal"))
@@ -170,7 +171,7 @@ def _check_writable(store: Path, folder: Path) -> None:
     while not holder.exists():
         holder = holder.parent
     try:
-        # Asking for permissions is not enough: root has them on a read-only file system too.
+        # To check permissions is not enough: root has them on a read-only file system too.
         with tempfile.TemporaryFile(dir=holder):
             pass
     except OSError as error:
@@ -184,7 +185,7 @@ def _check_writable(store: Path, folder: Path) -> None:
 
 
 def _check_schema(what: str, uri: str, tables: Collection[str], revision: str | None) -> None:
-    """`tables` are those of the database, `revision` is what its alembic_version holds."""
+    """`tables` are the tables of the database. `revision` is the content of its alembic_version."""
     own = {name for name in tables if not name.startswith(("alembic_", "sqlite_"))}
     if not own:
         return
@@ -208,9 +209,10 @@ def _check_schema(what: str, uri: str, tables: Collection[str], revision: str | 
 
 @cache
 def _revisions() -> tuple[str, frozenset[str]]:
-    """The schema that the installed MLflow makes, and every one that it knows.
+    """The schema that the installed MLflow makes, and all schemas that it knows.
 
-    Read from its migration scripts as text: to load them is to import mlflow.
+    They are read from its migration scripts as text, because loading the scripts would import
+    mlflow.
     """
     package = importlib.util.find_spec("mlflow")
     assert package is not None
@@ -229,7 +231,7 @@ def _revisions() -> tuple[str, frozenset[str]]:
 
 
 def _check_database(uri: str) -> None:
-    """One try with SQLAlchemy, which MLflow uses: MLflow itself would try for minutes."""
+    """Try once with SQLAlchemy, which MLflow uses. MLflow itself would try for minutes."""
     import sqlalchemy.exc
 
     shown = hidden(uri)

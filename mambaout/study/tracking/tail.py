@@ -1,4 +1,4 @@
-"""The records that a running trial has added since they were last taken."""
+"""The records that a running trial has added since the last reading."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mambaout.train.metrics import Record
 
 
 class Tail:
-    """Reads a records.jsonl from where the last accepted reading ended.
+    """Reads a records.jsonl from the end of the last accepted reading.
 
-    A file that a resume has cut back, or that was replaced, is read from its start again: records
-    may come twice, none is missed.
+    If a resume has shortened the file, or if it was replaced, it is read from its start again.
+    Records may then come twice, but none is missed.
     """
 
     def __init__(self) -> None:
-        self._offset, self._last_line = 0, b""  # of what was accepted
+        self._offset, self._last_line = 0, b""  # of the accepted reading
         self._read: tuple[int, bytes] = (0, b"")
 
     def new(self, path: Path) -> list[Record]:
-        """The whole lines after the accepted ones; a line still being written is left."""
+        """The complete lines after the accepted ones. A line still being written is left."""
         self._read = (self._offset, self._last_line)
         if not path.exists():
             return []
@@ -37,5 +37,5 @@ class Tail:
         return [parsed(line, Record.from_json, path) for line in lines]
 
     def accept(self) -> None:
-        """The records of the last `new` are dealt with."""
+        """Mark the records of the last `new` as done."""
         self._offset, self._last_line = self._read

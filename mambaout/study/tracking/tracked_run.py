@@ -1,4 +1,4 @@
-"""What MLflow is to hold of a trial: the params, tags, values and status of its run."""
+"""What MLflow must hold for a trial: the params, tags, values and status of its run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ KEY_TAG = "mambaout.key"
 ROLE_TAG = "mambaout.role"  # "study" on the parent run, "trial" on its children
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
-EPOCH = "epoch"  # series: how far a running trial is
-MAX_TEXT = 4000  # characters of a tag or a param, below MLflow's bounds
+EPOCH = "epoch"  # a series: the progress of a running trial
+MAX_TEXT = 4000  # characters of a tag or a param; MLflow allows more
 
 MlflowStatus = Literal["FINISHED", "FAILED", "KILLED"]
-MLFLOW_STATUSES: Mapping[Ending, MlflowStatus] = {  # KILLED is one that can go on
+MLFLOW_STATUSES: Mapping[Ending, MlflowStatus] = {  # KILLED means that it can go on
     Ending.FINISHED: "FINISHED",
     Ending.STOPPED: "KILLED",
     Ending.UNFINISHED: "KILLED",
@@ -37,7 +37,7 @@ def params_of(trial: Trial) -> dict[str, str]:
 
 
 def tags_of(trial: Trial, parent_id: str) -> dict[str, str]:
-    """What a run is found by and shown under, from its beginning on."""
+    """The tags by which a run is found and shown. A run has them from its beginning."""
     searches = searches_of(trial.origins)
     return {
         KEY_TAG: trial.key,
@@ -63,12 +63,12 @@ def values_of(record: Record) -> dict[str, float]:
 
 
 def finals_of(run: Run) -> dict[str, float]:
-    """The final metrics; minival/top1 and the like are in their series already."""
+    """The final metrics, without those like minival/top1 that are already in a series."""
     return {name: float(value) for name, value in run.metrics.items() if "/" not in name}
 
 
 def last_values(run: Run) -> dict[str, float]:
-    """What MLflow shows of each metric once everything is logged: its last value."""
+    """The last value of each metric, which MLflow shows when everything is logged."""
     last: dict[str, float] = {}
     for record in run.records:
         last |= values_of(record)
@@ -76,7 +76,7 @@ def last_values(run: Run) -> dict[str, float]:
 
 
 def same(one: float, other: float | None) -> bool:
-    """Whether a value came back from MLflow as it went in; its databases hold no infinity."""
+    """Whether MLflow returns the value that was logged. Its databases cannot hold infinity."""
     if other is None or math.isnan(one) or math.isnan(other):
         return other is not None and math.isnan(one) and math.isnan(other)
     largest = sys.float_info.max
@@ -89,7 +89,7 @@ def batches(values: list, size: int) -> Iterator[list]:
 
 
 def lacking(expected: dict[str, str], there: dict[str, str], *, but: Iterable[str] = ()) -> list:
-    """The names and texts of `expected` that are not `there`, or are there with another text."""
+    """The items of `expected` that `there` lacks or holds with another text."""
     return [(k, v) for k, v in expected.items() if there.get(k) != v and k not in but]
 
 

@@ -1,11 +1,11 @@
-"""A study's experiment and parent run in MLflow, and the one living run of each of its trials.
+"""A study's experiment and parent run in MLflow, and the one active run of each trial.
 
-What somebody deleted or restored in MLflow since the last launch is put in order here:
+Somebody may have deleted or restored runs in MLflow since the last launch. The rules:
 
 - A deleted run stays deleted, and its trial gets a new one. A deleted parent run is replaced by a
   new one, and the trials' runs are moved under it.
-- Of two living runs of one trial, where one was restored, the fuller one stays; the other is
-  deleted.
+- If a run was restored and a trial has two active runs, the fuller run stays. The other one is
+deleted.
 - A deleted experiment is restored, with its runs.
 
 A study gets an experiment of its own, `mambaout/NAME`, because MLflow's page compares the runs
@@ -52,9 +52,9 @@ class TrackedStudy:
             path.parent.mkdir(parents=True, exist_ok=True)
             artifact_root = path.parent / "mlartifacts"
         elif not is_database(uri):
-            artifact_root = None  # a server has its own
+            artifact_root = None  # a server chooses its own
         self._client: MlflowClient | None = None
-        self.runs: dict[str, MlflowRun] = {}  # by key: the trial's one living run
+        self.runs: dict[str, MlflowRun] = {}  # by key: the trial's one active run
         self.experiment_id = self._find_experiment(artifact_root)
         self.look_up()
         self.run_id = self._find_parent()
@@ -66,7 +66,7 @@ class TrackedStudy:
         return self._client
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray pickles the callback that holds the tracker; a connection does not travel.
+        # Ray pickles the callback that holds the tracker. A connection cannot be pickled.
         return self.__dict__ | {"_client": None}
 
     def _find_experiment(self, artifact_root: Path | str | None) -> str:
@@ -90,7 +90,7 @@ class TrackedStudy:
         return experiment_id
 
     def _search(self, mine: str) -> list[MlflowRun]:
-        """Every living run of the experiment that is `mine`."""
+        """Every active run of the experiment that matches the filter `mine`."""
         runs: list[MlflowRun] = []
         page = None
         while True:
@@ -101,10 +101,10 @@ class TrackedStudy:
                 return runs
 
     def look_up(self, key: str | None = None) -> None:
-        """Learn the living runs of one trial, or of all, from MLflow; leave one a trial.
+        """Read the active runs of one trial, or of all, from MLflow, and leave one for each trial.
 
-        A second one is there where somebody restored a deleted one, or where a request that timed
-        out has made a run all the same.
+        A trial has a second run if somebody restored a deleted one. It also has one if a request
+        timed out but still made a run.
         """
         mine = f"tags.`{ROLE_TAG}` = 'trial'" + (f" and tags.`{KEY_TAG}` = '{key}'" if key else "")
         found: dict[str, list[MlflowRun]] = {}
@@ -124,7 +124,7 @@ class TrackedStudy:
                     )
 
     def _find_parent(self) -> str:
-        """The parent run, made where there is none, with all of the trials' runs under it."""
+        """The parent run, with the runs of all trials under it. It is made if there is none."""
         found = self._search(f"tags.`{ROLE_TAG}` = 'study'")
         if found:
             named = Counter(run.data.tags.get(PARENT_TAG) for run in self.runs.values())
@@ -150,29 +150,30 @@ class TrackedStudy:
         return run_id
 
     def living(self, run_id: str) -> MlflowRun | None:
-        """The run, or None where somebody has deleted it."""
+        """The run, or None if somebody has deleted it."""
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # `mlflow gc` has been here
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # `mlflow gc` has removed it
                 return None
             raise
         return run if run.info.lifecycle_stage == "active" else None
 
     def keep_parent(self) -> None:
-        """Another parent run, where somebody has deleted it since."""
+        """Make another parent run if somebody has deleted it."""
         if self.living(self.run_id) is None:
             self.run_id = self._find_parent()
 
     def describe(self, folder: StudyFolder) -> None:
-        """Put study.json on the parent run; a TrackingError where it cannot take a file.
+        """Put study.json on the parent run. TrackingError if the store takes no file.
 
-        For the start of a launch: what cannot be written at the end shows before a trial begins.
+        Called at the start of a launch, so that a store without write access fails before a trial
+        begins.
         """
         root = self.client.get_run(self.run_id).info.artifact_uri
         try:
             self.client.log_artifact(self.run_id, str(folder.path / STUDY_FILE))
-        except Exception as error:  # each kind of artifact store has errors of its own
+        except Exception as error:  # each kind of artifact store has its own errors
             raise TrackingError(
                 f"MLflow at {hidden(self.uri)} cannot keep files in {hidden(str(root))} "
                 f"({hidden(first_line(error))}); let this process write there, or a server into "

@@ -1,9 +1,9 @@
 """A study in MLflow: one parent run, one child run a trial, found again by the trial's key.
 
-The run directories are the truth and MLflow is a view of them: whatever is not logged yet is
-read from records.jsonl at the next call. So a killed driver, a resumed trial, a tracking server
-that was away for an hour and runs that somebody deleted in MLflow all end in the same runs, each
-exactly once.
+The run directories are the source and MLflow is a view of them. Records that are not logged yet are
+read from records.jsonl at the next call. So MLflow always ends with the same runs, each exactly
+once: also after a killed driver, a resumed trial, a server that was down for an hour, or runs that
+somebody deleted in MLflow.
 """
 
 from __future__ import annotations
@@ -59,27 +59,27 @@ __all__ = ["Tracker", "check_tracking", "compare_url", "default_tracking_uri", "
 log = logging.getLogger(__name__)
 
 MAX_METRICS_A_BATCH = 1000  # MLflow's own bound on log_batch
-ERRORS = (MlflowException, OSError, sqlite3.Error, SQLAlchemyError)  # of a store that is away
+ERRORS = (MlflowException, OSError, sqlite3.Error, SQLAlchemyError)  # of a store that is down
 
 T = TypeVar("T")
 
 
 @dataclass
 class _FollowedTrial:
-    """What the tracker knows of one trial's run."""
+    """What the tracker knows about one trial's run."""
 
     trial: Trial
     tags: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None  # None until MLflow has the run
-    asked_for: bool = False  # MLflow was asked to make the run and has not said that it did
+    asked_for: bool = False  # MLflow was asked to make the run and has not confirmed it
     start_ms: int = 0
     steps: dict[str, set[int]] = field(default_factory=dict)  # by metric name, as MLflow has them
-    tail: Tail = field(default_factory=Tail)  # what of records.jsonl is logged
+    tail: Tail = field(default_factory=Tail)  # the part of records.jsonl that is logged
     latest: tuple[int, int] = (0, 0)  # step and time of the last record, for the final metrics
-    ending: tuple[Run, Path] | None = None  # an end that MLflow has not taken yet
+    ending: tuple[Run, Path] | None = None  # an end that MLflow has not stored yet
 
     def forget(self) -> None:
-        """Begin again, with another run."""
+        """Start again with another run."""
         self.run_id, self.asked_for = None, False
         self.steps, self.tail = {}, Tail()
 
@@ -87,9 +87,9 @@ class _FollowedTrial:
 class Tracker:
     """Writes one study to MLflow.
 
-    The constructor and `describe` raise a TrackingError where MLflow cannot keep the study. After
-    them no call raises for a store that is away: it is reported once, and made good at a later
-    call or a later launch, so that tracking never costs a trial.
+    The constructor and `describe` raise a TrackingError if MLflow cannot keep the study. After
+    that, no call raises an error if the store is down. The outage is reported once, and a later
+    call or launch logs what is missing. So an outage of MLflow never stops a trial.
     """
 
     def __init__(
@@ -99,8 +99,10 @@ class Tracker:
         question: str,
         artifact_root: Path | str | None = None,
     ) -> None:
-        """`artifact_root` is for a database; beside a sqlite file it is `mlartifacts`, and a
-        server has its own."""
+        """`artifact_root` is only for a database.
+
+        For a sqlite file it is `mlartifacts` beside the file. A server chooses its own.
+        """
         self.uri = uri
         self.study_name = study_name
         self._followed: dict[str, _FollowedTrial] = {}
@@ -110,7 +112,7 @@ class Tracker:
 
     @contextmanager
     def _or_refused(self) -> Iterator[None]:
-        """A TrackingError where MLflow does not do what the context asks of it."""
+        """Raise a TrackingError if MLflow fails inside the context."""
         try:
             yield
         except ERRORS as error:
@@ -125,7 +127,7 @@ class Tracker:
 
     @property
     def _known(self) -> dict[str, MlflowRun]:
-        """By key, the one living run of each trial that MLflow has."""
+        """By key, the one active run of each trial in MLflow."""
         return self._study.runs
 
     @property
@@ -134,23 +136,23 @@ class Tracker:
 
     @property
     def run_id(self) -> str:
-        """Of the study's parent run."""
+        """The id of the study's parent run."""
         return self._study.run_id
 
     # -- one trial
 
     def begin(self, trial: Trial, tags: Mapping[str, str] | None = None) -> None:
-        """Find the trial's run by its key, or create it; `tags` are set on it either way.
+        """Find the trial's run by its key, or create it. `tags` are set in both cases.
 
-        A run that is found goes on: back to RUNNING, its series continued.
+        A run that is found gets the status RUNNING again, and its series continue.
         """
         followed = self._followed.setdefault(trial.key, _FollowedTrial(trial))
         followed.tags |= {name: str(value) for name, value in (tags or {}).items()}
-        followed.run_id = followed.ending = None  # an end not logged yet was not the end
+        followed.run_id = followed.ending = None  # an end that is not logged yet is dropped
         self._patience.guarded(lambda: self._begin(followed))
 
     def _begin(self, followed: _FollowedTrial, *, reopen: bool = True) -> int:
-        """Find or create the trial's run; how many params and tags were not there."""
+        """Find or create the trial's run. Returns how many params and tags were missing."""
         trial = followed.trial
         if followed.asked_for:
             self._study.look_up(trial.key)
@@ -167,7 +169,7 @@ class Tracker:
             for name in run.data.metrics:
                 history = self._client.get_metric_history(run.info.run_id, name)
                 followed.steps[name] = {metric.step for metric in history}
-        # MLflow lets nobody change a param. A name is changed where the trial goes on.
+        # MLflow allows no change of a param. The name is changed if the trial continues.
         params = [(k, v) for k, v in params_of(trial).items() if k not in run.data.params]
         stale = lacking(tags, run.data.tags, but=() if reopen else [NAME_TAG])
         if params or stale:
@@ -184,7 +186,7 @@ class Tracker:
         return len(params) + len(stale)
 
     def _in_its_run(self, followed: _FollowedTrial, act: Callable[[str], T]) -> T:
-        """`act` with the trial's run; once more with a new one where somebody has deleted it."""
+        """Call `act` with the trial's run; once more with a new run if somebody has deleted it."""
         if followed.run_id is None:
             self._begin(followed)
         assert followed.run_id is not None
@@ -198,7 +200,7 @@ class Tracker:
             return act(followed.run_id)
 
     def catch_up(self, trial: Trial, run_directory: Path) -> int:
-        """Log what the trial's records.jsonl holds beyond what MLflow has; the number of values."""
+        """Log the records that MLflow does not have yet. Returns the number of values."""
         followed = self._followed.setdefault(trial.key, _FollowedTrial(trial))
         path = Path(run_directory) / RECORDS_FILE
         done = self._patience.guarded(
@@ -216,11 +218,12 @@ class Tracker:
             stamp = followed.start_ms + int(record.seconds * 1000)
             followed.latest = max(followed.latest, (record.step, stamp))
             for name, value in values_of(record).items():
-                # After a kill the steps since the checkpoint are trained again: once is enough.
+                # After a kill, the steps since the checkpoint are trained again. They are logged
+                # once.
                 steps = new.setdefault(name, set())
                 if record.step not in steps | followed.steps.get(name, set()):
-                    # The time axis is training time, pauses left out; and a value logged twice
-                    # is the same row to MLflow, which keeps one.
+                    # The time axis is training time without pauses. So a value that is logged twice
+                    # is the same row for MLflow, which keeps one.
                     metrics.append(Metric(name, value, stamp, record.step))
                     steps.add(record.step)
         for batch in batches(metrics, MAX_METRICS_A_BATCH):
@@ -233,7 +236,7 @@ class Tracker:
     def end(self, trial: Trial, run: Run, run_directory: Path) -> None:
         """Log the trial's final metrics and files and close its run.
 
-        FINISHED where the trial finished, KILLED where it can go on, FAILED otherwise.
+        The status is FINISHED if the trial finished, KILLED if it can go on, else FAILED.
         """
         followed = self._followed.setdefault(trial.key, _FollowedTrial(trial))
         followed.ending = (run, Path(run_directory))
@@ -241,7 +244,7 @@ class Tracker:
             self._make_good(but=followed)
 
     def _end(self, followed: _FollowedTrial, *, anew: bool = True) -> int:
-        """Log the end; how many things were not there. Files that are there stay unless `anew`."""
+        """Log the end. Returns how many things were missing. Only `anew` replaces files."""
         return self._in_its_run(followed, lambda run_id: self._log_end(followed, run_id, anew))
 
     def _log_end(self, followed: _FollowedTrial, run_id: str, anew: bool) -> int:
@@ -250,7 +253,7 @@ class Tracker:
         num_new = self._catch_up(followed, directory / RECORDS_FILE)
         there = self._client.get_run(run_id)
         step, stamp = followed.latest
-        # One millisecond on, so that a name which is a series too ends on its final value.
+        # One millisecond later, so that a metric which is also a series ends on its final value.
         finals = [
             Metric(name, value, stamp + 1, step)
             for name, value in finals_of(run).items()
@@ -262,7 +265,7 @@ class Tracker:
         status, before = MLFLOW_STATUSES[run.status], there.info.status
         files = [RECIPE_FILE, OUTCOME_FILE, CHECKPOINT_FILE]
         if run.status is Ending.UNFINISHED and not anew:
-            files.remove(CHECKPOINT_FILE)  # another one after every epoch
+            files.remove(CHECKPOINT_FILE)  # it changes after every epoch
         sizes = {} if anew or before != status else self._sizes(run_id)
         paths = [directory / name for name in files if (directory / name).exists()]
         paths = [path for path in paths if sizes.get(path.name) != path.stat().st_size]
@@ -272,26 +275,27 @@ class Tracker:
             self._client.set_terminated(run_id, status)
         self._known[followed.trial.key] = self._client.get_run(run_id)
         followed.ending = None
-        if run.status is Ending.UNFINISHED:  # it has not ended: only its records can be missing
+        if run.status is Ending.UNFINISHED:  # it has not ended, so only its records can be missing
             return num_new
         return num_new + len(finals) + len(tags) + len(paths) + (before != status)
 
     def _sizes(self, run_id: str) -> dict[str, int | None]:
-        """The files of a run, in bytes."""
+        """The files of a run, with their sizes in bytes."""
         return {file.path: file.file_size for file in self._client.list_artifacts(run_id)}
 
     # -- the study
 
     def describe(self, folder: StudyFolder) -> None:
-        """Put study.json on the parent run; a TrackingError where it cannot take a file.
+        """Put study.json on the parent run. TrackingError if the store takes no file.
 
-        For the start of a launch: what cannot be written at the end shows before a trial begins.
+        Called at the start of a launch, so that a store without write access fails before a trial
+        begins.
         """
         with self._or_refused():
             self._study.describe(folder)
 
     def attach(self, files: Iterable[Path]) -> None:
-        """Put the files on the parent run, in place of earlier ones of the same name."""
+        """Put the files on the parent run. They replace earlier files of the same name."""
         paths = [str(path) for path in files]
 
         def put() -> bool:
@@ -303,11 +307,11 @@ class Tracker:
         self._patience.guarded(put)
 
     def sync(self, folder: StudyFolder, *, closely: bool = True) -> int:
-        """Bring every trial that has begun into MLflow; how many were missing or incomplete.
+        """Log every begun trial to MLflow. Returns how many were missing or incomplete.
 
-        What MLflow holds is compared with the run directory: params, tags, each value of each
-        series, final metrics, files, status. Only what lacks is logged. Not `closely`, the last
-        value of a series stands for all of it, which spares a request for each of them.
+        MLflow's content is compared with the run directory: params, tags, each value of each
+        series, final metrics, files, status. Only what is missing is logged. Without `closely`,
+        only the last value of each series is compared, which saves one request for each series.
         """
         missing = 0
         for run in folder.runs():
@@ -323,7 +327,7 @@ class Tracker:
         return self._begin(followed, reopen=False) + self._end(followed, anew=False)
 
     def _whole(self, known: MlflowRun, run: Run) -> bool:
-        """Whether the run looks whole, by what one search tells of it."""
+        """Whether the run looks complete, as far as one search request shows."""
         tags = tags_of(run.trial, self.run_id) | end_tags_of(run)
         return (
             known.info.status == MLFLOW_STATUSES[run.status]
@@ -333,10 +337,10 @@ class Tracker:
         )
 
     def set_aside(self, keys: Iterable[str]) -> None:
-        """Delete the runs of these trials, which are to be trained anew.
+        """Delete the runs of these trials, because they will be trained anew.
 
-        MLflow keeps a deleted run, out of sight, until `mlflow gc`. A TrackingError where it does
-        not answer.
+        MLflow keeps a deleted run, hidden, until `mlflow gc`. TrackingError if MLflow does not
+        answer.
         """
         with self._or_refused():
             for key in keys:
@@ -346,7 +350,7 @@ class Tracker:
                 self._followed.pop(key, None)
 
     def close(self, status: MlflowStatus = "FINISHED") -> bool:
-        """End the parent run; False, and a report, where MLflow still lacks something."""
+        """End the parent run. If MLflow still lacks something, report it and return False."""
 
         def finish() -> bool:
             self._study.keep_parent()
@@ -356,7 +360,7 @@ class Tracker:
         self._patience.end_pause()
         try:
             self._make_good()
-        finally:  # a trial whose end cannot be logged does not keep the study from its own
+        finally:  # the study ends even if a trial's end cannot be logged
             closed = self._patience.guarded(finish)
         owed = [f.trial.name for f in self._followed.values() if f.ending]
         if owed or not closed:
@@ -369,7 +373,7 @@ class Tracker:
         return bool(closed) and not owed
 
     def _make_good(self, but: _FollowedTrial | None = None) -> None:
-        """Log the ends that are owed; what one of them raises is raised after the others."""
+        """Log the ends that are still missing. An error is raised after all were tried."""
         failed: list[Exception] = []
         for followed in self._followed.values():
             if followed.ending and followed is not but:

@@ -1,7 +1,7 @@
-"""MLflow's UI served for as long as the command runs, and no longer.
+"""Serve MLflow's UI as long as the command runs.
 
-The server is a family of processes in a session of its own: the end of `mambaout ui` ends them
-all, whether it comes by Ctrl-C, by SIGTERM or by a closed terminal.
+The server consists of several processes in a session of their own. When `mambaout ui` ends, by
+Ctrl-C, SIGTERM or a closed terminal, all of them end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from urllib.request import urlopen
 from mambaout.errors import WrongRequest
 from mambaout.study.tracking.views import ui_command, ui_variables
 
-END_SECONDS = 5.0  # that the server has to end by itself
+END_SECONDS = 5.0  # that the server gets to end by itself
 
 
 def check_port(port: int) -> None:
-    """ValueError where another program has the port."""
+    """Raise ValueError if another program uses the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -36,7 +36,7 @@ def check_port(port: int) -> None:
 
 
 def serve(uri: str, port: int) -> int:
-    """Serve the UI until a signal comes or the server ends by itself; the exit status."""
+    """Serve the UI until a signal comes or the server ends. Returns the exit status."""
     seen: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -79,7 +79,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         try:
             os.killpg(server.pid, number)
             while time.monotonic() < deadline:
-                server.poll()  # or what has ended would still count
+                server.poll()  # otherwise an ended process would still count
                 os.killpg(server.pid, 0)
                 time.sleep(0.05)
         except ProcessLookupError:

@@ -1,9 +1,9 @@
 """How MLflow's page shows a study: its trials side by side, accuracy against cost.
 
 MLflow keeps a shared view of an experiment as a tag, `mlflow.sharedViewState.NAME`, whose value is
-the page's state; `?viewStateShareKey=NAME` in the address opens it. Nothing of this is in
-MLflow's documentation: it was read from the page of version 3.17 and a test looks at it in a
-browser. A page of another version that does not know it shows its own default columns.
+the page's state; `?viewStateShareKey=NAME` in the address opens it. MLflow's documentation does not
+describe this. It was read from the page of version 3.17, and a test checks it in a browser. If the
+page of another version does not know the state, it shows its default columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mambaout.train.metrics import (
     TRAIN_DEVICE_HOURS,
 )
 
-LAUNCHED_TAG = "mambaout.launched"  # on the experiment: when a driver last took the study up
+LAUNCHED_TAG = "mambaout.launched"  # on the experiment: when the study was last launched
 VIEW = "trials"
 PREFIX = "mambaout/"  # of an experiment's name
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -40,7 +40,7 @@ _COLUMNS = {  # in this order, width in px
     f"metrics.`{TOP1}`": 80,  # on val
     f"metrics.`{MACS}`": 100,
     f"metrics.`{IMAGES_PER_SECOND}`": 150,
-    f"tags.`{DEVICE}`": 150,  # whose speed that is: trials can be taken over from other machines
+    f"tags.`{DEVICE}`": 150,  # the device of the speed; trials can come from other machines
     f"metrics.`{PARAMS}`": 90,
     f"metrics.`{TRAIN_DEVICE_HOURS}`": 150,
     "params.`depths`": 80,
@@ -48,14 +48,15 @@ _COLUMNS = {  # in this order, width in px
     "params.`seed`": 60,
     "tags.`outcome`": 90,
 }
-_FIRST = {"attributes.`Run Name`": 150, "runDateAndNestInfo": 130}  # columns that always show
+_FIRST = {"attributes.`Run Name`": 150, "runDateAndNestInfo": 130}  # columns that are always shown
 
-# MLflow starts seven more processes for jobs on chat traces, half a gigabyte that no study needs.
+# By default MLflow starts seven more processes for jobs on chat traces: half a gigabyte that no
+# study needs.
 _QUIET = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true")
 
 
 def trials_view(trial_filter: str) -> str:
-    """The state of the page that lists the runs of `trial_filter`, highest on minival first."""
+    """The state of the page that lists the runs of `trial_filter`, best on minival first."""
     state = {
         "searchFilter": trial_filter,
         "orderByKey": f"metrics.`{MINIVAL_TOP1}`",
@@ -77,7 +78,7 @@ def experiment_name(study_name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPages:
-    """Where a browser finds a study."""
+    """The addresses of a study's pages."""
 
     name: str
     trials: str  # side by side: accuracy, MACs, throughput
@@ -85,10 +86,10 @@ class StudyPages:
 
 
 def study_pages(uri: str, port: int = 5000) -> list[StudyPages]:
-    """The pages of every study in a store, the one launched last at the end.
+    """The pages of every study in a store. The study launched last comes last.
 
-    `port` is where `ui_command` serves a store that is no server; a server's own address is in
-    `uri`. No study at all is a TrackingError.
+    If the store is no server, `ui_command` serves it at `port`. A server's own address is in `uri`.
+    TrackingError if there is no study.
     """
     check_tracking(uri)
     path = sqlite_path(uri)
@@ -116,7 +117,7 @@ def study_pages(uri: str, port: int = 5000) -> list[StudyPages]:
 
 
 def compare_url(uri: str, port: int = 5000, study_name: str | None = None) -> str:
-    """The page that shows a study's trials side by side; without a name, the last study's."""
+    """The page with a study's trials side by side. The default is the last study."""
     pages = {page.name: page for page in study_pages(uri, port)}
     name = study_name or list(pages)[-1]
     if name not in pages:
@@ -125,10 +126,10 @@ def compare_url(uri: str, port: int = 5000, study_name: str | None = None) -> st
 
 
 def ui_command(uri: str, port: int = 5000) -> list[str]:
-    """The command that serves MLflow's UI, to this machine alone, for a store that is no server.
+    """The command that serves MLflow's UI, only on this machine, for a store that is no server.
 
-    The store's address is not in it but in `ui_variables`: everyone on a machine reads the
-    commands that run there, and the address of a database has a password.
+    The store's address is not in the command but in `ui_variables`. Everyone on a machine can read
+    the running commands, and the address of a database contains a password.
     """
     if is_server(uri):
         raise WrongRequest(f"{hidden(uri)} is a server already; open it in a browser")
@@ -137,6 +138,6 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
 
 
 def ui_variables(uri: str) -> dict[str, str]:
-    """What the environment of `ui_command` is to have."""
+    """The environment variables that `ui_command` needs."""
     path = sqlite_path(uri)
     return {"MLFLOW_BACKEND_STORE_URI": uri if path is None else sqlite_uri(path)}

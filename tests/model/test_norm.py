@@ -71,7 +71,7 @@ def test_what_it_does_not_take_goes_to_torch(x, monkeypatch):
 @pytest.mark.parametrize(
     "layer",
     [
-        LayerNorm([4, 8]),  # pyright: ignore[reportArgumentType] - as users write it
+        LayerNorm([4, 8]),
         LayerNorm(8, bias=False),
         LayerNorm(8, elementwise_affine=False),
     ],

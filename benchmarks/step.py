@@ -1,11 +1,12 @@
 """The training step and inference compared with timm's MambaOut, on equal weights and images.
 
-Run:    python benchmarks/step.py --json results/step.json    (--device cuda where a GPU is)
-Costs:  about 10 min on 2 quiet cores
-Prints: a line a cell: timm's images/s, and ours over timm's, the median of --rounds rounds with the
-        lowest and the highest; the rounds of the two alternate
+Run:    python benchmarks/step.py --dtype fp32 --json results/step-fp32.json
+        python benchmarks/step.py --device cuda --dtype bf16      where a GPU is
+Costs:  about 4 min on 2 quiet cores
+Prints: two lines a variant: timm's images/s, and ours over timm's, the median of --rounds rounds
+        with the lowest and the highest; the rounds of the two alternate
 
-| cell | network | image | batch |
+| variant | network | image | batch |
 |---|---|---|---|
 | femto, tiny | published | 224 px | 16, 8 |
 | w16-d10, w32-d4, w8-d4 | of the study on a laptop: width of the first stage, blocks | 28 px | 64 |
@@ -26,11 +27,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,7 @@ from mambaout.train.facts import git_commit
 from mambaout.variants import VARIANTS, ModelConfig
 
 SMALL = ModelConfig(stem_stride=2)
-PRECISIONS = ("fp32", "bf16")
-PARTS = ("train", "forward")
+PARTS = ("train", "infer")
 # Relative to the largest value. After 18 blocks, another order of the same sums differs by so much.
 OUTPUTS_OFF, GRADIENTS_OFF = 1e-5, 2e-5
 
@@ -125,7 +127,7 @@ class Contender:
         F.cross_entropy(self.logits().float(), self.labels).backward()
         self.optimizer.step()
 
-    def forward(self) -> None:
+    def infer(self) -> None:
         self.model.eval()
         with torch.no_grad():
             self.logits()
@@ -199,16 +201,14 @@ def seconds(work: Callable[[], None], device: str, num_threads: int) -> float:
     return clock() - began
 
 
-def measured(
-    cell: Cell, precision: str, options: argparse.Namespace, num_threads: int
-) -> list[dict[str, Any]]:
-    """A row for training and one for inference of each contender but timm."""
-    found = contenders(cell, precision, options.device)
+def measured(cell: Cell, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for training and one for inference, for each contender except timm."""
+    found = contenders(cell, options.dtype, options.device)
     times: dict[tuple[str, str], list[float]] = {}
     for index in range(options.rounds + 1):
         for name, one in found.items():
             for part in PARTS:
-                taken = seconds(getattr(one, part), options.device, num_threads)
+                taken = seconds(getattr(one, part), options.device, options.threads)
                 if index > 0:  # the first warms up
                     times.setdefault((name, part), []).append(taken)
     rows = []
@@ -229,56 +229,51 @@ def measured(
     return rows
 
 
+def ratio_to_timm(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Our ratio in training and in inference by variant; the compiled network's where there is
+    one."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["contender"].startswith("ours"):
+            found.setdefault(row["variant"], {})[row["part"]] = row["ratio"]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=CELLS)
-    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS)
-    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--variants", nargs="*", default=list(CELLS), choices=CELLS)
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.device == "cuda":
-        options.threads = [torch.get_num_threads()]
-        device = torch.cuda.get_device_name()
-    else:
-        device = cpu_name(torch.get_num_threads())
+    on_gpu = options.device == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else cpu_name(options.threads)
+    machine = {"device": device, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
     rows: list[dict[str, Any]] = []
-    for name in options.cells:
+    torch.set_num_threads(options.threads)
+    for name in options.variants:
         cell = CELLS[name]
-        for precision in options.precisions:
-            torch.set_num_threads(1)
-            equal = check_equal(cell, precision, options.device)
-            for threads in options.threads:
-                torch.set_num_threads(threads)
-                for row in measured(cell, precision, options, threads):
-                    rows.append(
-                        {
-                            "cell": name,
-                            "precision": precision,
-                            "threads": threads,
-                            "batch": cell.batch,
-                            **row,
-                            **equal,
-                        }
-                    )
-                    print(
-                        f"{name:8} {precision} {threads} threads {row['part']:8} "
-                        f"{row['contender']}: {row['ratio']:.2f} times timm "
-                        f"({row['lowest']:.2f} to {row['highest']:.2f}), which has "
-                        f"{row['timm_images_per_second']:,.1f} images/s",
-                        flush=True,
-                    )
+        equal = check_equal(cell, options.dtype, options.device)
+        for row in measured(cell, options):
+            rows.append({"variant": name, "batch": cell.batch, **row, **equal})
+            print(
+                f"{name:8} {options.dtype} {row['part']:5} {row['contender']}: "
+                f"{row['ratio']:.2f} times timm ({row['lowest']:.2f} to {row['highest']:.2f}), "
+                f"which has {row['timm_images_per_second']:,.1f} images/s",
+                flush=True,
+            )
     if options.json:
         body = {
-            "command": "python benchmarks/step.py " + " ".join(sys.argv[1:]),
-            "commit": git_commit(),
-            "device": device,
-            "torch": torch.__version__,
-            "rounds": options.rounds,
+            "ratio_to_timm": ratio_to_timm(rows),
             "rows": rows,
+            "machine": machine | {"torch": torch.__version__, "timm": version("timm")},
+            "command": " ".join(["python benchmarks/step.py", *sys.argv[1:]]),
+            "commit": git_commit(),
+            "rounds": options.rounds,
         }
         options.json.write_text(json.dumps(body, indent=1) + "\n")
     return 0

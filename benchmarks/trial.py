@@ -177,10 +177,11 @@ def main() -> int:
         )
     if options.json:
         body = {
-            "command": "python benchmarks/trial.py " + " ".join(sys.argv[1:]),
-            "commit": git_commit(),
-            "device": cpu_name(1),
+            "ratio_to_timm": {each["recipe"]: each["cpu_seconds_ratio"] for each in rows},
             "rows": rows,
+            "machine": {"device": cpu_name(1), "cores": os.cpu_count()},
+            "command": " ".join(["python benchmarks/trial.py", *sys.argv[1:]]),
+            "commit": git_commit(),
         }
         options.json.write_text(json.dumps(body, indent=1) + "\n")
     return 0

@@ -15,13 +15,14 @@ import logging
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mambaout.cache import CACHE_VARIABLE, default_cache, locked
-from mambaout.durable import replacing
+from mambaout.durable import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -141,21 +142,18 @@ def _compile(source: CFile, library: Path) -> None:
     if compiler is None:
         raise NotNative(f"there is no C compiler, `cc`: {INSTALL}")
     try:
-        with replacing(
-            library
-        ) as part:  # another machine may share the folder: the last writer's file stays
+        with tempfile.TemporaryDirectory() as folder:
             # The link is a step of its own, without these flags. With -fopenmp it would load a
             # second OpenMP, which does not use torch's number of threads. With -ffast-math it would
             # change how the whole process rounds.
-            made = part.with_suffix(".o")
-            try:
-                compiled = [compiler, *FLAGS, *source.flags, "-c", "-o", str(made)]
-                _run(compiler, [*compiled, str(source.path)])
-                _run(compiler, [compiler, "-shared", "-o", str(part), str(made), "-lm"])
-                with part.open("ab") as file:  # nothing that loads it reads past its own end
-                    file.write(sha256(part.read_bytes()).digest())
-            finally:
-                made.unlink(missing_ok=True)
+            made, linked = Path(folder, "made.o"), Path(folder, "linked.so")
+            compiled = [compiler, *FLAGS, *source.flags, "-c", "-o", str(made)]
+            _run(compiler, [*compiled, str(source.path)])
+            _run(compiler, [compiler, "-shared", "-o", str(linked), str(made), "-lm"])
+            body = linked.read_bytes()
+        # The system's loader ignores the digest at the end. Another machine may share the folder:
+        # the last writer's file stays.
+        write_whole(library, body + sha256(body).digest())
     except subprocess.TimeoutExpired as error:
         raise NotNative(f"{compiler} took over {COMPILE_SECONDS:g} s") from error
 

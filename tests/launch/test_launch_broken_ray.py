@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     # MLflow 3.17 calls what SQLAlchemy 2.1 is about to drop.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
-    # Ray's nodes are processes that its own objects close when they are collected.
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
 
@@ -110,37 +106,21 @@ sys.exit(main(tiny))
 """
 
 
-Launched = Callable[[str, Path], subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def launched() -> Iterator[Launched]:
-    """Launch the sweep with something broken. One Ray is for all: starting it takes longest."""
-    from ray.cluster_utils import Cluster
-
-    Path("/tmp/ray").mkdir(exist_ok=True)  # Ray's own test cluster takes it for granted
+def launched(what: str, storage: Path) -> subprocess.CompletedProcess[str]:
+    """Launch the sweep with something broken."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"PYTHONPATH": PATHS, "TINY_LABELS": "thin,wide", "TINY_EPOCHS": "2"}
-    cluster = Cluster()
-    cluster.add_node(num_cpus=2, include_dashboard=False, env_vars={"PYTHONPATH": PATHS})
-
-    def launch(what: str, storage: Path) -> subprocess.CompletedProcess[str]:
-        words = ["--data", "digits", "--storage", str(storage), "--max-concurrent", "1"]
-        words += ["--address", str(cluster.address)]
-        return subprocess.run(
-            [sys.executable, "-c", BROKEN, what, *words],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    yield launch
-    cluster.shutdown()
+    words = ["--data", "digits", "--storage", str(storage), "--max-concurrent", "1"]
+    return subprocess.run(
+        [sys.executable, "-c", BROKEN, what, *words],
+        env=environment | {"PYTHONPATH": PATHS, "TINY_LABELS": "thin,wide", "TINY_EPOCHS": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
-def test_a_bug_in_the_table_is_raised_once_the_results_are_saved(tmp_path, digits, launched):
+def test_a_bug_in_the_table_is_raised_once_the_results_are_saved(tmp_path, digits):
     storage = tmp_path / "runs"
     done = launched("summary", storage)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -151,9 +131,7 @@ def test_a_bug_in_the_table_is_raised_once_the_results_are_saved(tmp_path, digit
     assert set(map(tuple, mlflow_runs(storage).values())) == {("FINISHED",)}
 
 
-def test_a_bug_in_the_event_loop_stops_the_study_which_says_how_to_go_on(
-    tmp_path, digits, launched
-):
+def test_a_bug_in_the_event_loop_stops_the_study_which_says_how_to_go_on(tmp_path, digits):
     storage = tmp_path / "runs"
     done = launched("agenda", storage)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -166,7 +144,7 @@ def test_a_bug_in_the_event_loop_stops_the_study_which_says_how_to_go_on(
 
 
 def test_a_wrong_request_that_comes_out_after_trials_began_is_one_line_and_status_1(
-    tmp_path, digits, launched
+    tmp_path, digits
 ):
     storage = tmp_path / "runs"
     done = launched("request", storage)

@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 .PHONY: demo setup check test cluster cluster-stop clean
 
 demo: setup  ## set-up, then the main job on embedded data
-	@echo "The main job, small: five networks learn 5,000 handwritten digits. About 2 minutes on 2 cores; 50 MB in runs/."
+	@echo "The main job, small: five networks learn 5,000 handwritten digits. About a minute on 2 cores; 50 MB in runs/."
 	$(BIN)/python sweeps/scale.py --smoke
 
 setup: .venv/.installed  ## a virtual environment with the tested set

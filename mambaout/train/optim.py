@@ -16,7 +16,8 @@ from mambaout.train.backend import Backend
 # from tracing. Nothing traces them here.
 for _name in ("add_param_group", "zero_grad", "state_dict"):
     _plain = getattr(getattr(torch.optim.Optimizer, _name), "__wrapped__", None)
-    setattr(_plain, "__dynamo_disable", _plain)
+    if _plain is not None:  # another torch may decorate them in another way
+        setattr(_plain, "__dynamo_disable", _plain)
 
 # If the rate is a tensor, torch's update divides by it, so it must not be 0. This rate moves no
 # weight either.

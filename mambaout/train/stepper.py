@@ -17,7 +17,8 @@ from mambaout.chips import find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.layers import FUSIBLE
 from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
-from mambaout.model.gated_block import LOSS, c_files, is_compiled
+from mambaout.model.gated_block import LOSS
+from mambaout.model.gated_passes import c_files, is_compiled
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
 from mambaout.train.optim import fresh_gradients
@@ -158,5 +159,5 @@ def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
     if backend.device.type != "cpu" or recipe.model.mixer != FUSIBLE:
         return False
     is_low, kernel_size = recipe.precision == "bf16", recipe.model.kernel_size
-    native.prepare((c_files(kernel_size)[int(is_low)],), LOSS)
+    native.prepare(c_files(kernel_size, is_low), LOSS)
     return is_compiled(kernel_size, is_low)

@@ -95,8 +95,9 @@ def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: 
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
-    call: Any = _forward_op if torch.compiler.is_compiling() else _Block.apply
-    return call(x.float(), *weights, drop, epsilon, is_low, keep)[0]
+    inputs = x.float(), *weights, drop, epsilon, is_low, keep
+    out: Any = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _Block.apply(*inputs)
+    return out
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -114,21 +115,40 @@ NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # the output has no gradi
 
 
 class _Block(torch.autograd.Function):
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return gated_passes.forward(*inputs)
+    """The block in eager mode. It leaves out the images that drop path drops."""
 
-    setup_context = staticmethod(_keep)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
+        *weights, drop, epsilon, is_low, keep = others
+        active = _active(drop)
+        part, factors = (x, drop) if active is None else (x[active], drop[active])
+        out, *kept = gated_passes.forward(part, *weights, factors, epsilon, is_low, keep)
+        if keep:
+            norm_weight, _, fc1_weight, fc1_bias, conv_weight, _, fc2_weight, _ = weights
+            of_weights = norm_weight, fc1_weight, fc1_bias, conv_weight, fc2_weight
+            ctx.save_for_backward(active, part, *of_weights, factors, *kept)
+        return out if active is None else x.index_copy(0, active, out)
 
     @staticmethod
     @once_differentiable
     # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, out_grad: Tensor | None, *_: None
+        ctx: Any, out_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
-        if out_grad is None:
-            return NO_GRADIENT
-        return (*gated_passes.backward(out_grad, *ctx.saved_tensors), *NOT_DIFFERENTIABLE)
+        active, *saved = ctx.saved_tensors
+        part = out_grad if active is None else out_grad[active]
+        x_grad, *others = gated_passes.backward(part, *saved)
+        if active is not None:
+            x_grad = out_grad.index_copy(0, active, x_grad)
+        return (x_grad, *others, *NOT_DIFFERENTIABLE)
+
+
+def _active(drop: Tensor | None) -> Tensor | None:
+    """The images that are not dropped, at least one of them; None: all."""
+    if drop is None:
+        return None
+    active = drop.nonzero()[:, 0]
+    return None if len(active) == len(drop) else active if len(active) else drop.new_zeros(1).long()
 
 
 _forward_op = torch.library.custom_op(

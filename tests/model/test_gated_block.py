@@ -140,6 +140,26 @@ def on_threads(work: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
     return found
 
 
+@pytest.mark.parametrize("low", [False, True])
+def test_what_drop_path_drops_is_left_out(low):
+    block, x, grad = block_of(16), torch.randn(4, 9, 9, 16), torch.randn(4, 9, 9, 16)
+    drop = torch.tensor([0.0, 1.5, 0.0, 1.5])
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        x.requires_grad_()
+        out = block(x, drop)
+        node: Any = out.grad_fn
+        assert {len(kept) for kept in node.saved_tensors[-4:]} == {2 * 81}  # of two images
+        out.backward(grad)
+        assert x.grad is not None
+        for dropped in (0, 2):
+            assert torch.equal(out[dropped], x[dropped])
+            assert torch.equal(x.grad[dropped], grad[dropped])
+        all_dropped = block(x, torch.zeros(4))
+        all_dropped.sum().backward()
+    assert torch.equal(all_dropped, x)
+    assert not any(torch.isnan(gradient(p)).any() for p in block.parameters())
+
+
 @pytest.mark.parametrize("images_bytes", [1, 3 * 196 * 256 * 4])
 @pytest.mark.parametrize("low", [False, True])
 def test_images_in_chunks_give_what_they_give_at_once(low, images_bytes, monkeypatch):

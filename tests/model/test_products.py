@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from needs import needs_c
 
@@ -19,6 +19,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((found.double() - wanted).abs().max() / wanted.abs().max()).item()
 
 
+@settings(deadline=None)  # the first call may compile the C file
 @given(rows=SIDES, inner=SIDES, columns=SIDES)
 def test_any_shape_is_multiplied_right(rows, inner, columns):
     draws = torch.Generator().manual_seed(rows * 10_000 + inner * 100 + columns)

@@ -95,7 +95,7 @@ def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: 
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
-    inputs = x.float(), *weights, drop, epsilon, is_low, keep
+    inputs: Any = (x.float(), *weights, drop, epsilon, is_low, keep)
     out: Any = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _Block.apply(*inputs)
     return out
 
@@ -122,7 +122,8 @@ class _Block(torch.autograd.Function):
         *weights, drop, epsilon, is_low, keep = others
         active = _active(drop)
         part, factors = (x, drop) if active is None else (x[active], drop[active])
-        out, *kept = gated_passes.forward(part, *weights, factors, epsilon, is_low, keep)
+        of_part: Any = (part, *weights, factors, epsilon, is_low, keep)
+        out, *kept = gated_passes.forward(*of_part)
         if keep:
             norm_weight, _, fc1_weight, fc1_bias, conv_weight, _, fc2_weight, _ = weights
             of_weights = norm_weight, fc1_weight, fc1_bias, conv_weight, fc2_weight

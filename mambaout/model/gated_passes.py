@@ -236,7 +236,7 @@ def backward(
                 )
             )
         norm_weight_grad, norm_bias_grad, fc2_bias_grad = (each.sum(0) for each in of_norm)
-        conv_weight_grad = conv_weight_grad.sum(0).t().reshape(conv_weight.shape)
+        conv_weight_grad = conv_weight_grad.sum(0).t().contiguous().view(conv_weight.shape)
         return [
             *(x_grad, norm_weight_grad, norm_bias_grad),
             *(products.turned(fc1_grad), fc1_bias_grad.sum(0)),

@@ -103,8 +103,11 @@ class LowProducts:
         weight = weight.to(torch.bfloat16)
         return weight.t() if turned else weight
 
-    def multiply(self, left: Tensor, factor: Tensor, out: Tensor) -> None:
-        torch.mm(left, factor, out=out)
+    def multiply(self, left: Tensor, factor: Tensor, out: Tensor, *, add: bool = False) -> None:
+        if add:
+            out.addmm_(left, factor)
+        else:
+            torch.mm(left, factor, out=out)
 
     def add_outer(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         out += left.t() @ right

@@ -1,7 +1,7 @@
 """The memory and the time of --recompute, beside timm's checkpointing, on equal weights and images.
 
 Run:    python benchmarks/recompute.py --json results/recompute.json
-Costs:  about 6 min on 2 quiet cores
+Costs:  5 min of one core
 Prints: one line a contender: the memory of an image, the time of a step over that of the same
         network without recomputation, and over timm's; the median of --rounds rounds with the
         lowest and the highest; the rounds of the contenders alternate

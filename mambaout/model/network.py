@@ -119,7 +119,10 @@ class Stage(nn.Module):
         for i, block in enumerate(self.blocks):
             scale = None if scales is None else scales[:, i]
             if recompute:  # a block draws nothing, so there is no random state to keep
-                x = checkpoint(block, x, scale, use_reentrant=False, preserve_rng_state=False)
+                again: Any = checkpoint(
+                    block, x, scale, use_reentrant=False, preserve_rng_state=False
+                )
+                x = again
             else:
                 x = block(x, scale)
         return x
@@ -169,6 +172,7 @@ class MambaOut(nn.Module):
         if not set(stages) <= set(ALL_STAGES):
             raise ValueError(f"stages {sorted(stages)}: a network has the stages {ALL_STAGES}")
         for number, stage in zip(ALL_STAGES, self.stages, strict=True):
+            assert isinstance(stage, Stage)
             stage.recompute = number in stages
 
     def forward(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ def test_recomputed_stages_give_the_same_bits(stages, precision, blocks):
 def calls_of_each_stage(model: MambaOut) -> list[int]:
     calls = [0] * len(model.stages)
     handles = []
-    for index, stage in enumerate(model.stages):
+    stages: list[Any] = list(model.stages)
+    for index, stage in enumerate(stages):
 
         def count(*_: object, index: int = index) -> None:
             calls[index] += 1

@@ -240,3 +240,20 @@ def test_a_later_open_opens_no_shard_and_a_set_without_a_description_opens_all(t
     assert [rows[case]["row_groups"] for case in rows] == [3 * 4] * 3
     assert rows["later"]["bytes"] == 0
     assert "a later open takes" in capsys.readouterr().out
+
+
+# -- recomputation --------------------------------------------------------------------------------
+
+
+def test_recomputed_stages_hold_less_and_change_no_bit():
+    recompute = module("recompute")
+    found = recompute.with_recompute(recompute.CELLS["w8-d4"], "fp32", "cpu")
+    assert list(found) == [
+        "timm", "timm, checkpointing", "ours", "ours, 1", "ours, 1,2", "ours, all",
+    ]  # fmt: skip
+    recompute.check_same_bits(found)
+    kept = {name: recompute.of_an_image(one, recompute.kept_bytes) for name, one in found.items()}
+    assert kept["timm"] > kept["ours"] > kept["ours, 1"] > kept["ours, 1,2"] > kept["ours, all"]
+    assert kept["timm"] > 2 * kept["timm, checkpointing"]
+    peak = recompute.of_an_image(found["ours"], lambda one: recompute.peak_bytes(one, "cpu"))
+    assert peak >= kept["ours"]

@@ -6,7 +6,6 @@ TorchTPU, the successor of torch_xla on chips newer than v3, could be the next.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import resource
@@ -23,7 +22,7 @@ from mambaout.chips import CHIPS, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
-from mambaout.train import versions
+from mambaout.train import versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 
 BackendName = Literal["cpu", "cuda", "xla"]
@@ -226,11 +225,11 @@ class Xla(Backend):
         return None if self._on_tpu else Cpu().peak_memory_bytes()
 
     def move(self, model: Network) -> Network:
-        # torch_xla turns a layer norm into a batch norm over the flattened map. The partitioner
-        # cannot split that: every device would get the whole batch.
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                setattr(module, "forward", functools.partial(_layer_norm, module))  # noqa: B010
+        from torch_xla.core.xla_op_registry import register
+
+        # Also because torch_xla turns a layer norm into a batch norm over the flattened map. The
+        # partitioner cannot split that: every device would get the whole batch.
+        xla_operations.use_in(model, register)
         return model.to(self.device)
 
     def place(self, rows: Tensor) -> Tensor:
@@ -262,13 +261,6 @@ class Xla(Backend):
         return super().is_out_of_memory(error) or (
             isinstance(error, RuntimeError) and any(t in str(error) for t in _XLA_MEMORY_TEXTS)
         )
-
-
-def _layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm` over the last dimension, written out; in fp32, like under CUDA's autocast."""
-    centred = x.float() - x.float().mean(-1, keepdim=True)
-    deviation = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
-    return centred * deviation * norm.weight + norm.bias
 
 
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:

@@ -110,7 +110,7 @@ def test_any_number_of_threads_gives_the_same_bits(low):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                weights = block._weights()
+                weights = block.weights()
                 assert weights is not None
                 x_grad = x.clone().requires_grad_()
                 out = gated_block(x_grad, weights, None, 1e-6)
@@ -188,7 +188,7 @@ def test_a_view_of_any_strides_is_read_right():
 )
 def test_what_it_cannot_take_its_modules_do(change):
     block, x = change(block_of(16), torch.randn(2, 4, 4, 16))
-    weights = block._weights()
+    weights = block.weights()
     assert weights is not None
     assert not can_take(x, weights, None)
     assert block(x, None).shape == x.shape

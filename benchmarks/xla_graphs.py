@@ -126,9 +126,7 @@ def works(cell: Cell, side: str, precision: str, runtime: Backend) -> dict[str, 
         network.to(runtime.device)
     else:
         runtime.move(network)
-    return {
-        part: end(network, recipe, pixels, labels, runtime) for part, end in ends.items()
-    }
+    return {part: end(network, recipe, pixels, labels, runtime) for part, end in ends.items()}
 
 
 def set_drop_path(network: Any, recipe: Recipe) -> None:
@@ -162,9 +160,7 @@ def our_training(
     batch = Batch(pixels, labels, num_valid=BATCH)
 
     def train() -> None:
-        parts = placed(
-            batch, recipe, backend=runtime, step=state.step, micro_batch=BATCH, seed=0
-        )
+        parts = placed(batch, recipe, backend=runtime, step=state.step, micro_batch=BATCH, seed=0)
         sums = train_step(state, parts, recipe, backend=runtime, lr=1e-3 + state.step * 1e-5)
         runtime.cut_graph()
         del sums

@@ -24,6 +24,7 @@ from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
 from mambaout.train import versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
+from mambaout.train.xla_operations import Operation
 
 BackendName = Literal["cpu", "cuda", "xla"]
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -79,6 +80,10 @@ class Backend(ABC):
         if precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def operations(self) -> dict[str, Operation]:
+        """Those of xla_operations.py; only for backends that compile."""
+        raise NotImplementedError
 
     def cut_graph(self) -> None:  # noqa: B027 - eager backends have nothing to cut
         """End the current graph, run it, and begin the next one; only for backends that compile."""
@@ -225,12 +230,15 @@ class Xla(Backend):
         return None if self._on_tpu else Cpu().peak_memory_bytes()
 
     def move(self, model: Network) -> Network:
-        from torch_xla.core.xla_op_registry import register
-
         # Also because torch_xla turns a layer norm into a batch norm over the flattened map. The
         # partitioner cannot split that: every device would get the whole batch.
-        xla_operations.use_in(model, register)
+        xla_operations.use_in(model, self.operations())
         return model.to(self.device)
+
+    def operations(self) -> dict[str, Operation]:
+        from torch_xla.core.xla_op_registry import register
+
+        return xla_operations.registered(register)
 
     def place(self, rows: Tensor) -> Tensor:
         spec = ("data",) + (None,) * (rows.ndim - 1)

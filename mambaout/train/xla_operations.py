@@ -1,6 +1,7 @@
 """The network's blocks, norms, convolutions and activations written in XLA's own instructions.
 
-    use_in(network, register)  # `register` is torch_xla.core.xla_op_registry.register
+    operations = registered(register)  # torch_xla.core.xla_op_registry.register
+    use_in(network, operations)
 
 torch_xla writes them with about twice as many instructions: a convolution is transposed to channels
 first and back, its bias is broadcast and transposed, each sum of tensors has a factor of 1, a mean
@@ -31,9 +32,8 @@ Operation = Callable[..., Any]
 Register = Callable[[str, Callable[..., Instruction]], Operation]
 
 
-def use_in(network: nn.Module, register: Register) -> None:
+def use_in(network: nn.Module, operations: dict[str, Operation]) -> None:
     """Make the network's modules use the operations, in place."""
-    operations = registered(register)
     whole = set[nn.Module]()  # the parts of blocks that are computed in one
     for module in network.modules():
         forward = None
@@ -42,9 +42,9 @@ def use_in(network: nn.Module, register: Register) -> None:
         if isinstance(module, GatedCNNBlock) and module.weights() is not None:
             forward = functools.partial(_block, operations, module)
             whole.update(module.modules())
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm) and _is_usual_norm(module):
             forward = functools.partial(_normed, operations, module)
-        elif isinstance(module, MapConv) and module.padding_mode == "zeros":
+        elif isinstance(module, MapConv) and _is_usual_conv(module):
             forward = functools.partial(_convolved, operations, module)
         elif isinstance(module, nn.GELU) and module.approximate == "none":
             forward = functools.partial(_activated, operations)
@@ -57,9 +57,23 @@ def registered(register: Register) -> dict[str, Operation]:
     """The operations by name."""
     functions = (
         *(norm, norm_backward, conv, conv_backward, gelu, gelu_backward),
-        *(gate, gate_backward, join, join_backward),
+        *(gate, gate_backward, join, join_backward, adamw),
     )
     return {each.__name__: register(f"mambaout_{each.__name__}", each) for each in functions}
+
+
+def _is_usual_norm(module: nn.LayerNorm) -> bool:
+    return len(module.normalized_shape) == 1 and None not in (module.weight, module.bias)
+
+
+def _is_usual_conv(module: MapConv) -> bool:
+    return (
+        module.groups in (1, module.in_channels)
+        and module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and module.bias is not None
+    )
 
 
 def _block(
@@ -206,7 +220,11 @@ def norm(x: Instruction, weight: Instruction, bias: Instruction, *, epsilon: flo
 
 
 def norm_backward(
-    grad: Instruction, x: Instruction, weight: Instruction, mean: Instruction, deviation: Instruction
+    grad: Instruction,
+    x: Instruction,
+    weight: Instruction,
+    mean: Instruction,
+    deviation: Instruction,
 ) -> Instruction:
     """The gradients of x, weight and bias."""
     kind, x, grad = x.shape().dtype, _as(x, "f32"), _as(grad, "f32")
@@ -219,9 +237,7 @@ def norm_backward(
     level = _sum(weighted, last) * _number(x, share)
     slope = _sum(weighted * normed, last) * _number(x, share)
     of_x = weighted - _spread(level, sizes) - normed * _spread(slope, sizes)
-    return _outputs(
-        _as(of_x * spread_deviation, kind), _sum(product, others), _sum(grad, others)
-    )
+    return _outputs(_as(of_x * spread_deviation, kind), _sum(product, others), _sum(grad, others))
 
 
 Settings = tuple[tuple[int, int], tuple[int, int], int]  # stride, padding, groups
@@ -297,20 +313,22 @@ def _convolution_gradients(
 
 
 def gelu(x: Instruction) -> Instruction:
-    return _as(_gelu(_as(x, "f32")), x.shape().dtype)
+    kind, x = x.shape().dtype, _as(x, "f32")
+    return _as(_gelu(x, _one_plus_erf(x)), kind)
 
 
 def gelu_backward(grad: Instruction, x: Instruction) -> Instruction:
-    return _as(_as(grad, "f32") * _gelu_slope(_as(x, "f32")), x.shape().dtype)
+    kind, x = x.shape().dtype, _as(x, "f32")
+    return _as(_as(grad, "f32") * _gelu_slope(x, _one_plus_erf(x)), kind)
 
 
-def _gelu(x: Instruction) -> Instruction:
-    return x * _number(x, 0.5) * _one_plus_erf(x)
+def _gelu(x: Instruction, one_plus_erf: Instruction) -> Instruction:
+    return x * _number(x, 0.5) * one_plus_erf
 
 
-def _gelu_slope(x: Instruction) -> Instruction:
+def _gelu_slope(x: Instruction, one_plus_erf: Instruction) -> Instruction:
     density = (x * x * _number(x, -0.5)).exp() * _number(x, 1 / math.sqrt(2 * math.pi))
-    return _one_plus_erf(x) * _number(x, 0.5) + x * density
+    return one_plus_erf * _number(x, 0.5) + x * density
 
 
 def gate(
@@ -321,7 +339,7 @@ def gate(
     kind, gate, rest, mixed, settings = _gate_parts(h, bias, weight)
     v = _convolution(mixed, weight, settings)
     v = v + _last(_as(conv_bias, kind), v.shape().sizes)
-    return _outputs(_as(_gelu(gate) * _value(rest, v), kind), v)
+    return _outputs(_as(_gelu(gate, _one_plus_erf(gate)) * _value(rest, v), kind), v)
 
 
 def gate_backward(
@@ -330,14 +348,15 @@ def gate_backward(
     """The gradients of h, bias, weight and conv_bias."""
     kind, gate, rest, mixed, settings = _gate_parts(h, bias, weight)
     grad = _as(grad, "f32")
-    of_value = grad * _gelu(gate)
+    erf = _one_plus_erf(gate)
+    of_value = grad * _gelu(gate, erf)
     sizes = of_value.shape().sizes
     num_rest, hidden = sizes[-1] - weight.shape().sizes[0], sizes[-1]
     of_v = of_value.slice_in_dim(num_rest, hidden, 3)
     of_mixed, of_weight, of_conv_bias = _convolution_gradients(
         _as(of_v, kind), mixed, weight, settings
     )
-    parts = [grad * _value(rest, v) * _gelu_slope(gate)]
+    parts = [grad * _value(rest, v) * _gelu_slope(gate, erf)]
     if num_rest:
         parts.append(of_value.slice_in_dim(0, num_rest, 3))
     of_h = _concatenated(*parts, _as(of_mixed, "f32"))
@@ -372,13 +391,52 @@ def join(
     return _as(x, "f32") + branch
 
 
-def join_backward(
-    grad: Instruction, scale: Instruction | None = None, *, kind: str
-) -> Instruction:
+def join_backward(grad: Instruction, scale: Instruction | None = None, *, kind: str) -> Instruction:
     """The gradients of branch and bias."""
     if scale is not None:
         grad = grad * scale.broadcast_in_dim(grad.shape().sizes, [0])
     return _outputs(_as(grad, kind), _sum(grad, [0, 1, 2]))
+
+
+def adamw(
+    *tensors: Instruction, decays: bool, beta1: float, beta2: float, epsilon: float
+) -> Instruction:
+    """An update of all weights of a group, with the arguments and the results in this order: what
+    the decay keeps of a weight, the rate and the number of this step, all (1,); then weights, both
+    moments and gradients. The results are without the first three; the gradients are zeros."""
+    kept, rate, step = (each.reshape(()) for each in tensors[:3])
+    count = (len(tensors) - 3) // 4
+    weights, firsts, seconds, grads = (
+        tensors[3 + part * count : 3 + (part + 1) * count] for part in range(4)
+    )
+    one = _number(rate, 1.0)
+    # With both moments' bias corrected, r m / (sqrt(v) / c + e) is r c m / (sqrt(v) + c e).
+    correction = (one - _number(rate, beta2) ** step).sqrt()
+    numbers = {
+        "kept": kept,
+        "rate": rate * correction / (one - _number(rate, beta1) ** step),
+        "epsilon": _number(rate, epsilon) * correction,
+        "beta2": _number(rate, beta2),
+        "new1": _number(rate, 1 - beta1),
+        "new2": _number(rate, 1 - beta2),
+        "zero": _number(rate, 0.0),
+    }
+
+    @functools.cache  # one for all weights of a shape
+    def of(name: str, sizes: tuple[int, ...]) -> Instruction:
+        return numbers[name].broadcast_in_dim(sizes, ())
+
+    results: list[list[Instruction]] = [[], [], [], []]
+    for weight, first, second, grad in zip(weights, firsts, seconds, grads, strict=True):
+        sizes = tuple(weight.shape().sizes)
+        first = first + (grad - first) * of("new1", sizes)
+        second = second * of("beta2", sizes) + grad * grad * of("new2", sizes)
+        change = first / (second.sqrt() + of("epsilon", sizes)) * of("rate", sizes)
+        left = weight * of("kept", sizes) if decays else weight
+        updated = (left - change, first, second, of("zero", sizes))
+        for part, result in zip(results, updated, strict=True):
+            part.append(result)
+    return _outputs(*(result for part in results for result in part))
 
 
 def _one_plus_erf(x: Instruction) -> Instruction:

@@ -108,13 +108,12 @@ def take_step(
     kept = 1 - lr * weight_decay  # decay uses the whole rate, also for a group with a share of it
     rates: dict[float, Any] = {g["share"]: lr * g["share"] for g in optimizer.param_groups}
     if backend.compiles:
-        kept = backend.place_whole(torch.tensor([kept]))
         for share, rate in rates.items():
             rates[share] = backend.place_whole(torch.tensor([rate]))
     for group in optimizer.param_groups:
         group["lr"] = rates[group["share"]]
     if backend.compiles:
-        _compiled_step(optimizer, kept, backend)
+        _compiled_step(optimizer, backend.place_whole(torch.tensor([kept])), backend)
         return
     for group in optimizer.param_groups:
         if group["decays"]:

@@ -140,6 +140,7 @@ class _XlaConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -159,6 +160,7 @@ class _XlaGelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -177,6 +179,7 @@ class _XlaGate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -195,6 +198,7 @@ class _XlaJoin(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:

@@ -113,7 +113,7 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = rates[group["share"]]
     if backend.compiles:
-        _compiled_step(optimizer, backend.place_whole(torch.tensor([kept])), backend)
+        _compiled_step(optimizer, kept, backend)
         return
     for group in optimizer.param_groups:
         if group["decays"]:
@@ -123,7 +123,7 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _compiled_step(optimizer: torch.optim.Optimizer, kept: Tensor, backend: Backend) -> None:
+def _compiled_step(optimizer: torch.optim.Optimizer, kept: float, backend: Backend) -> None:
     """One operation a group. `optimizer.step()` would record 20 for each parameter.
 
     The gradients become 0. They are not removed: without gradients to add to, the next step would
@@ -132,6 +132,10 @@ def _compiled_step(optimizer: torch.optim.Optimizer, kept: Tensor, backend: Back
     groups = [group for group in optimizer.param_groups if group["params"]]
     step = optimizer.state[groups[0]["params"][0]]["step"]  # all parameters share it
     step.add_(1)
+    (beta1, beta2), epsilon = groups[0]["betas"], groups[0]["eps"]
+    # A tensor: other numbers are no other graph.
+    numbers = torch.tensor([kept, beta1, beta2, 1 - beta1, 1 - beta2, epsilon])  # ADAMW_NUMBERS
+    numbers = backend.place_whole(numbers)
     for group in groups:
         parameters = group["params"]
         states = [optimizer.state[parameter] for parameter in parameters]
@@ -142,11 +146,7 @@ def _compiled_step(optimizer: torch.optim.Optimizer, kept: Tensor, backend: Back
             *(parameter.grad for parameter in parameters),
         ]
         new = backend.operations()["adamw"](
-            *(kept, group["lr"], step, *old),
-            decays=group["decays"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            epsilon=group["eps"],
+            *(numbers, group["lr"], step, *old), decays=group["decays"]
         )
         for tensor, value in zip(old, new, strict=True):
             tensor.copy_(value)

@@ -205,29 +205,28 @@ def join_backward(grad: Instruction, scale: Instruction | None = None, *, kind: 
     return _outputs(_as(grad, kind), _sum(grad, [0, 1, 2]))
 
 
-def adamw(
-    *tensors: Instruction, decays: bool, beta1: float, beta2: float, epsilon: float
-) -> Instruction:
-    """An update of all weights of a group, with the arguments and the results in this order: what
-    the decay keeps of a weight, the rate and the number of this step, all (1,); then weights, both
-    moments and gradients. The results are without the first three; the gradients are zeros."""
-    kept, rate, step = (each.reshape(()) for each in tensors[:3])
+ADAMW_NUMBERS = ("kept", "beta1", "beta2", "new1", "new2", "epsilon")
+
+
+def adamw(*tensors: Instruction, decays: bool) -> Instruction:
+    """An update of all weights of a group, with the arguments and the results in this order: the
+    ADAMW_NUMBERS (6,), the rate (1,) and the number of this step (1,); then weights, both moments
+    and gradients. The results are without the first three; the gradients are zeros."""
+    given, rate, step = tensors[0], *(each.reshape(()) for each in tensors[1:3])
     count = (len(tensors) - 3) // 4
     weights, firsts, seconds, grads = (
         tensors[3 + part * count : 3 + (part + 1) * count] for part in range(4)
     )
-    one = _number(rate, 1.0)
-    # With both moments' bias corrected, r m / (sqrt(v) / c + e) is r c m / (sqrt(v) + c e).
-    correction = (one - _number(rate, beta2) ** step).sqrt()
     numbers = {
-        "kept": kept,
-        "rate": rate * correction / (one - _number(rate, beta1) ** step),
-        "epsilon": _number(rate, epsilon) * correction,
-        "beta2": _number(rate, beta2),
-        "new1": _number(rate, 1 - beta1),
-        "new2": _number(rate, 1 - beta2),
-        "zero": _number(rate, 0.0),
+        name: given.slice_in_dim(index, index + 1, 0).reshape(())
+        for index, name in enumerate(ADAMW_NUMBERS)
     }
+    # With both moments' bias corrected, r m / (sqrt(v) / c + e) is r c m / (sqrt(v) + c e).
+    one = _number(rate, 1.0)
+    correction = (one - numbers["beta2"] ** step).sqrt()
+    numbers["rate"] = rate * correction / (one - numbers["beta1"] ** step)
+    numbers["epsilon"] = numbers["epsilon"] * correction
+    numbers["zero"] = _number(rate, 0.0)
 
     @functools.cache  # one for all weights of a shape
     def of(name: str, sizes: tuple[int, ...]) -> Instruction:

@@ -21,7 +21,7 @@ from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
 from mambaout.model.c_calls import is_as_built
 from mambaout.model.gated_block import GatedWeights, can_take, gated_block
-from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
+from mambaout.model.mixers import MIXERS, DepthwiseConv, MapConv, nhwc
 from mambaout.model.norm import LayerNorm
 from mambaout.recompute import ALL_STAGES
 from mambaout.variants import ModelConfig, variant
@@ -35,17 +35,17 @@ class Stem(nn.Module):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
+        self.conv1 = MapConv(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
         self.norm1 = LayerNorm(dim // 2, eps=NORM_EPS)
         self.act = nn.GELU()
-        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)
+        self.conv2 = MapConv(dim // 2, dim, 3, stride=2, padding=1)
         self.norm2 = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last from the first convolution on: otherwise norm1 copies the largest map.
         x = x.contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
-        x = self.act(self.norm1(nhwc(self.conv1(x))))  # (B, H/2, W/2, dim/2)
-        return self.norm2(nhwc(self.conv2(nchw(x))))  # (B, H/4, W/4, dim)
+        x = self.act(self.norm1(self.conv1(nhwc(x))))  # (B, H/2, W/2, dim/2)
+        return self.norm2(self.conv2(x))  # (B, H/4, W/4, dim)
 
 
 class Downsample(nn.Module):
@@ -53,11 +53,11 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1)
+        self.conv = MapConv(dim, dim_out, 3, stride=2, padding=1)
         self.norm = LayerNorm(dim_out, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(nhwc(self.conv(nchw(x))))  # (B, H, W, dim) -> (B, H/2, W/2, dim_out)
+        return self.norm(self.conv(x))  # (B, H, W, dim) -> (B, H/2, W/2, dim_out)
 
 
 class GatedCNNBlock(nn.Module):
@@ -78,7 +78,7 @@ class GatedCNNBlock(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x (B, H, W, dim) to the same shape; `scale` (B,) is each image's drop path factor."""
-        weights = self._weights()
+        weights = self.weights()
         if weights is not None and can_take(x, weights, scale):
             return gated_block(x, weights, scale, self.norm.eps)
         gate, rest, mixed = self.fc1(self.norm(x)).split(self.widths, dim=-1)  # (B, H, W, width)
@@ -88,9 +88,9 @@ class GatedCNNBlock(nn.Module):
             branch = branch * scale.to(branch.dtype).view(-1, 1, 1, 1)
         return x + branch
 
-    def _weights(self) -> GatedWeights | None:
-        """The parameters for gated_block.py; None if the modules must compute the block, because
-        one of them was replaced or has hooks."""
+    def weights(self) -> GatedWeights | None:
+        """The parameters, for code that computes the block in one; None if the modules must do it,
+        because one of them was replaced or has hooks."""
         norm, fc1, act, conv, fc2 = self.norm, self.fc1, self.act, self.conv, self.fc2
         kinds = (LayerNorm, nn.Linear, nn.GELU, DepthwiseConv, nn.Linear)
         modules = (norm, fc1, act, conv, fc2)

@@ -6,7 +6,6 @@ TorchTPU, the successor of torch_xla on chips newer than v3, could be the next.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import resource
@@ -23,8 +22,9 @@ from mambaout.chips import CHIPS, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
-from mambaout.train import versions
+from mambaout.train import versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
+from mambaout.train.xla_operations import Operation
 
 BackendName = Literal["cpu", "cuda", "xla"]
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -80,6 +80,10 @@ class Backend(ABC):
         if precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def operations(self) -> dict[str, Operation]:
+        """Those of xla_operations.py; only for backends that compile."""
+        raise NotImplementedError
 
     def cut_graph(self) -> None:  # noqa: B027 - eager backends have nothing to cut
         """End the current graph, run it, and begin the next one; only for backends that compile."""
@@ -226,12 +230,15 @@ class Xla(Backend):
         return None if self._on_tpu else Cpu().peak_memory_bytes()
 
     def move(self, model: Network) -> Network:
-        # torch_xla turns a layer norm into a batch norm over the flattened map. The partitioner
-        # cannot split that: every device would get the whole batch.
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                setattr(module, "forward", functools.partial(_layer_norm, module))  # noqa: B010
+        # Also because torch_xla turns a layer norm into a batch norm over the flattened map. The
+        # partitioner cannot split that: every device would get the whole batch.
+        xla_operations.use_in(model, self.operations())
         return model.to(self.device)
+
+    def operations(self) -> dict[str, Operation]:
+        from torch_xla.core.xla_op_registry import register
+
+        return xla_operations.registered(register)
 
     def place(self, rows: Tensor) -> Tensor:
         spec = ("data",) + (None,) * (rows.ndim - 1)
@@ -262,13 +269,6 @@ class Xla(Backend):
         return super().is_out_of_memory(error) or (
             isinstance(error, RuntimeError) and any(t in str(error) for t in _XLA_MEMORY_TEXTS)
         )
-
-
-def _layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm` over the last dimension, written out; in fp32, like under CUDA's autocast."""
-    centred = x.float() - x.float().mean(-1, keepdim=True)
-    deviation = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
-    return centred * deviation * norm.weight + norm.bias
 
 
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:

@@ -19,10 +19,6 @@ for _name in ("add_param_group", "zero_grad", "state_dict"):
     if _plain is not None:  # another torch may decorate them in another way
         setattr(_plain, "__dynamo_disable", _plain)
 
-# If the rate is a tensor, torch's update divides by it, so it must not be 0. This rate moves no
-# weight either.
-LEAST_RATE = 1e-12
-
 
 def optimizer(
     model: nn.Module, recipe: Recipe, backend: Backend, saved: dict[str, Any] | None = None
@@ -55,14 +51,17 @@ def optimizer(
         betas=(optim.beta1, optim.beta2),
         eps=optim.adam_eps,
         weight_decay=0.0,  # `take_step` applies the decay
-        capturable=backend.compiles,
     )
+    step = None
     for index, parameter in enumerate((*decayed, *kept, *hidden)):
         if saved is not None:
-            found.state[parameter] = _moments(backend, **saved["state"][index])
+            state = _moments(backend, **saved["state"][index])
         else:
             zeros = (torch.zeros(parameter.shape) for _ in range(2))
-            found.state[parameter] = _moments(backend, torch.zeros(()), *zeros)
+            state = _moments(backend, torch.zeros(()), *zeros)
+        if backend.compiles:  # one count for all parameters
+            step = state["step"] = state["step"] if step is None else step
+        found.state[parameter] = state
     fresh_gradients(found, backend)
     return found
 
@@ -102,23 +101,55 @@ def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
 def take_step(
     optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, backend: Backend
 ) -> None:
-    """Take one AdamW update at the learning rate `lr`; changes the weights in place."""
+    """Take one AdamW update at the learning rate `lr`, and clear the gradients.
+
+    It changes the weights in place.
+    """
     kept = 1 - lr * weight_decay  # decay uses the whole rate, also for a group with a share of it
     rates: dict[float, Any] = {g["share"]: lr * g["share"] for g in optimizer.param_groups}
     if backend.compiles:
-        kept = backend.place_whole(torch.tensor([kept]))
         for share, rate in rates.items():
-            rates[share] = backend.place_whole(torch.tensor([max(rate, LEAST_RATE)]))
+            rates[share] = backend.place_whole(torch.tensor([rate]))
     for group in optimizer.param_groups:
         group["lr"] = rates[group["share"]]
+    if backend.compiles:
+        _compiled_step(optimizer, kept, backend)
+        return
+    for group in optimizer.param_groups:
         if group["decays"]:
             for parameter in group["params"]:
                 parameter.mul_(kept)
-    if backend.compiles:
-        optimizer.step()
-        return
-    for group in optimizer.param_groups:
         _fused_step(optimizer, group)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _compiled_step(optimizer: torch.optim.Optimizer, kept: float, backend: Backend) -> None:
+    """One operation a group. `optimizer.step()` would record 20 for each parameter.
+
+    The gradients become 0. They are not removed: without gradients to add to, the next step would
+    be another graph.
+    """
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    step = optimizer.state[groups[0]["params"][0]]["step"]  # all parameters share it
+    step.add_(1)
+    (beta1, beta2), epsilon = groups[0]["betas"], groups[0]["eps"]
+    # A tensor: other numbers are no other graph.
+    numbers = torch.tensor([kept, beta1, beta2, 1 - beta1, 1 - beta2, epsilon])  # ADAMW_NUMBERS
+    numbers = backend.place_whole(numbers)
+    for group in groups:
+        parameters = group["params"]
+        states = [optimizer.state[parameter] for parameter in parameters]
+        old = [
+            *parameters,
+            *(state["exp_avg"] for state in states),
+            *(state["exp_avg_sq"] for state in states),
+            *(parameter.grad for parameter in parameters),
+        ]
+        new = backend.operations()["adamw"](
+            *(numbers, group["lr"], step, *old), decays=group["decays"]
+        )
+        for tensor, value in zip(old, new, strict=True):
+            tensor.copy_(value)
 
 
 def _fused_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:

@@ -116,9 +116,6 @@ def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) ->
     if recipe.optim.clip_norm is not None:
         clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
     take_step(state.optimizer, lr, recipe.optim.weight_decay, backend)
-    # If the backend compiles, they are set to 0, not removed: without gradients to add to, the next
-    # step would be another graph.
-    state.optimizer.zero_grad(set_to_none=not backend.compiles)
     state.step += 1
 
 

@@ -273,7 +273,7 @@ def test_derivatives_of_torch_func_and_in_forward_mode_are_given():
 
 
 def test_the_operators_are_what_torch_library_asks_for():
-    weights = block_of(8)._weights()
+    weights = block_of(8).weights()
     assert weights is not None
     free = [weight.detach() for weight in weights]
     for low, keep in ((False, True), (True, True), (False, False)):

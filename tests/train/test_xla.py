@@ -118,7 +118,7 @@ def test_nothing_is_compiled_after_the_first_step(uninterrupted):
 def test_a_resume_and_a_trial_of_other_rates_compile_nothing(uninterrupted):
     _, found = uninterrupted
     assert found["a resume"] == 0
-    assert found["other rates"] == 0  # learning rate, weight decay, drop path
+    assert found["other rates"] == 0  # learning rate, weight decay, beta2, drop path
     assert found["seldom measured"] == 0
 
 

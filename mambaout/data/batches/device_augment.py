@@ -147,13 +147,23 @@ def prepare_eval(images: Tensor) -> Tensor:
     return x.sub_(mean).div_(deviation)
 
 
-@functools.lru_cache
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     """The mean and the deviation of pixel values 0 to 255, each (3, 1, 1)."""
+    # torch.compile makes numbers of them. It would copy tensors from the host in each step.
+    found = _scales if torch.compiler.is_compiling() else _kept_scales
+    return found(device)
+
+
+def _scales(device: torch.device) -> tuple[Tensor, Tensor]:
     mean, deviation = (
-        (255 * torch.tensor(values)).view(3, 1, 1).to(device) for values in (PIXEL_MEAN, PIXEL_STD)
+        torch.stack([torch.full((1, 1), value, device=device) for value in values])
+        for values in (_MEAN, _DEVIATION)
     )
     return mean, deviation
+
+
+_MEAN, _DEVIATION = ((255 * torch.tensor(values)).tolist() for values in (PIXEL_MEAN, PIXEL_STD))
+_kept_scales = functools.lru_cache(_scales)
 
 
 def prepare_train(

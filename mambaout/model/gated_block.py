@@ -301,7 +301,8 @@ def _backward(
             )
         )
         norm_weight_grad, norm_bias_grad, fc2_bias_grad = (each.sum(0) for each in of_norm)
-        conv_weight_grad = conv_weight_grad.sum(0).t().reshape(conv_weight.shape)
+        # Contiguous, as `_backward_shapes` says: torch.compile relies on the strides.
+        conv_weight_grad = conv_weight_grad.sum(0).t().contiguous().view(conv_weight.shape)
         return [
             *(x_grad, norm_weight_grad, norm_bias_grad, fc1_weight_grad, fc1_bias_grad.sum(0)),
             *(conv_weight_grad, conv_bias_grad.sum(0), fc2_weight_grad, fc2_bias_grad),

@@ -123,8 +123,8 @@ class _Group(NamedTuple):
     averages: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
+    decayed: list[Tensor]  # the parameters that decay, also those without a gradient
     rate: Any  # float, or float32 (1,)
-    decays: bool
     beta1: float
     beta2: float
     epsilon: float
@@ -139,8 +139,8 @@ def _group(optimizer: torch.optim.Optimizer, group: dict[str, Any], rate: Any) -
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [state["step"] for state in states],
+        group["params"] if group["decays"] else [],
         rate,
-        group["decays"],
         *group["betas"],
         group["eps"],
     )
@@ -150,9 +150,8 @@ def _update(groups: list[_Group], kept: Any, fused: bool = False) -> None:
     """What `optimizer.step()` does, after the decay. The first call of `optimizer.step` would
     import torch._dynamo, which takes 0.8 s in each process."""
     for group in groups:
-        if group.decays:
-            for parameter in group.parameters:
-                parameter.mul_(kept)
+        for parameter in group.decayed:
+            parameter.mul_(kept)
         adamw(
             group.parameters,
             group.gradients,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mambaout.chips import CHIPS, find_chip
+from mambaout.command_line import NOT_ON_XLA
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
@@ -28,10 +29,6 @@ from mambaout.train import compiler, versions
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 
 BackendName = Literal["cpu", "cuda", "xla"]
-NOT_ON_XLA = (
-    "--compile and --no-compile are for a CPU and a GPU; XLA always compiles, with a compiler of "
-    "its own, so leave the option out"
-)
 Network = TypeVar("Network", bound=torch.nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")

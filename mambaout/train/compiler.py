@@ -45,9 +45,9 @@ def why_not(device_type: str) -> str | None:
 
     It compiles a function of one operation, which takes a few seconds at the first time.
     """
-    missing = _missing(device_type)
-    if missing is not None:
-        return missing
+    lacking = missing(device_type)
+    if lacking is not None:
+        return lacking
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def why_not(device_type: str) -> str | None:
     # Not more processes than a trial's cores. One means that nothing is started for it.
     os.environ.setdefault(PROCESSES_VARIABLE, str(torch.get_num_threads()))
     try:
-        _configure()
+        configure()
         x = torch.ones(8, device=device_type)
         compiled(_twice)(x)
     except Exception as error:  # a broken compiler can raise any kind of error
@@ -69,12 +69,14 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
     return 2 * x
 
 
-def _missing(device_type: str) -> str | None:
+def missing(device_type: str) -> str | None:
     """What torch.compile needs and is not there, and the remedy."""
     if device_type == "cuda":
         if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
             found = ".".join(map(str, torch.cuda.get_device_capability()))
-            return f"the GPU's compute capability is {found}, and Triton needs 7.0; --no-compile"
+            return (
+                f"the GPU's compute capability is {found}, and Triton needs 7.0; give --no-compile"
+            )
         if find_spec("triton") is None:
             return "the package triton is missing; install torch's wheel for CUDA on Linux"
         if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang"))):
@@ -86,7 +88,8 @@ def _missing(device_type: str) -> str | None:
     return None
 
 
-def _configure() -> None:
+def configure() -> None:
+    """Set torch.compile's limit, and silence what it says of TF32."""
     import torch._dynamo
 
     config: Any = torch._dynamo.config

@@ -20,8 +20,8 @@ little. With more threads, wall time is measured. On a GPU, CUDA events measure 
 
 On a GPU, or with --compiled, the contenders are timm and ours, each eager and compiled, each with
 images and weights in torch's usual layout and in channels_last. Beside `base` there is `ours,
-aligned`: base with hidden channels rounded up to a multiple of 8, 1 % more MACs. It is another
-network, so its results are not compared.
+aligned`: base with hidden channels rounded up to a multiple of 8, which is 0.3 % more MACs. It is
+another network, so its results are not compared.
 
 Before the measurement, each cell checks that all are equal in fp32: outputs within 1e-5 of the
 largest, and gradients within 2e-5 of each parameter's largest; on a GPU within 1e-4 and 1e-3,

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+import xla_runs
 from needs import needs_cxx
 from xla_runs import BF16, OTHER, RECIPE, compilations, first_gradients, losses
 
 from mambaout.__main__ import main
 from mambaout.cache import default_cache
 from mambaout.model.gated_block import modules_alone
-from mambaout.model.network import build
+from mambaout.model.network import GatedCNNBlock, Head, Stem, build
 from mambaout.recipe import Recipe, tuned
 from mambaout.train import checkpoint, compiler
 from mambaout.train.backend import Cpu, backend
@@ -122,6 +123,19 @@ def test_an_earlier_version_s_checkpoint_is_of_an_eager_run(digits, tiny_recipe,
 # -- with inductor --------------------------------------------------------------------------------
 
 
+class OneBlockNetwork(torch.nn.Module):
+    """Stem, one block and head, as C++ for a whole network would take a minute to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes, dim = 10, RECIPE.model.dims[0]
+        self.stem, self.head = Stem(dim, RECIPE.model.stem_stride), Head(dim, 10)
+        self.block = GatedCNNBlock(dim, RECIPE.model)
+
+    def forward(self, images: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.stem(images), scales[:, 1]))
+
+
 @pytest.mark.slow
 @needs_cxx
 def test_inductors_gradients_are_eager_s_and_its_cache_is_read(monkeypatch):
@@ -132,6 +146,7 @@ def test_inductors_gradients_are_eager_s_and_its_cache_is_read(monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     compiler.why_not.cache_clear()
     torch._dynamo.reset()
+    monkeypatch.setattr(xla_runs, "build", lambda config, num_classes: OneBlockNetwork())
     scalar = config.patch({"cpp.simdlen": 1})  # its C++ compiles in a third of the time
     with scalar, modules_alone():  # the modules, as on a GPU
         wanted = first_gradients(RECIPE, Cpu(), 16)

@@ -1,7 +1,7 @@
 """The training step and inference compared with timm's MambaOut, on equal weights and images.
 
 Run:    python benchmarks/step.py --dtype fp32 --json results/step-fp32.json
-        python benchmarks/step.py --device cuda --dtype bf16 --json results/step-gpu-bf16.json
+        python benchmarks/step.py --device cuda --dtype bf16 --json rows.json
 Costs:  about 4 min on 2 quiet cores; on a GPU not measured, most of it compiling
 Prints: two lines a contender: its images/s, and its ratio to timm's, the median of --rounds rounds
         with the lowest and the highest; the rounds of all contenders alternate

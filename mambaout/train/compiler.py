@@ -103,12 +103,16 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-@functools.cache
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """`function` as one compiled graph. Other shapes and other plain numbers are other graphs.
 
     A part that cannot be compiled is an error: it would break the graph and cost its gain unseen.
     """
+    return _compiled(function)
+
+
+@functools.cache
+def _compiled(function: Any) -> Any:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 

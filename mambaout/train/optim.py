@@ -115,7 +115,7 @@ def take_step(
         _update(groups, kept, fused=True)  # one pass over memory: a third of the time on a CPU
 
 
-class _Group(NamedTuple):
+class _AdamGroup(NamedTuple):
     """What AdamW needs of a parameter group."""
 
     parameters: list[Tensor]
@@ -130,10 +130,11 @@ class _Group(NamedTuple):
     epsilon: float
 
 
-def _group(optimizer: torch.optim.Optimizer, group: dict[str, Any], rate: Any) -> _Group:
+def _group(optimizer: torch.optim.Optimizer, group: dict[str, Any], rate: Any) -> _AdamGroup:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state[parameter] for parameter in parameters]
-    return _Group(
+    beta1, beta2 = group["betas"]
+    return _AdamGroup(
         parameters,
         [parameter.grad for parameter in parameters],
         [state["exp_avg"] for state in states],
@@ -141,12 +142,13 @@ def _group(optimizer: torch.optim.Optimizer, group: dict[str, Any], rate: Any) -
         [state["step"] for state in states],
         group["params"] if group["decays"] else [],
         rate,
-        *group["betas"],
+        beta1,
+        beta2,
         group["eps"],
     )
 
 
-def _update(groups: list[_Group], kept: Any, fused: bool = False) -> None:
+def _update(groups: list[_AdamGroup], kept: Any, fused: bool = False) -> None:
     """What `optimizer.step()` does, after the decay. The first call of `optimizer.step` would
     import torch._dynamo, which takes 0.8 s in each process."""
     for group in groups:

@@ -291,7 +291,7 @@ def test_the_operators_say_the_strides_that_they_give(low):
     free = [weight.detach() for weight in weights]
     x, drop, low_type = torch.randn(2, 3, 4, 8), torch.ones(2), (torch.float32, torch.bfloat16)[low]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-        inputs = (x, *free, drop, 1e-6, low, True)
+        inputs: tuple[Any, ...] = (x, *free, drop, 1e-6, low, True)
         found = module._forward(*inputs)
         assert_alike(found, module._forward_shapes(*inputs))
         assert found[1].dtype == low_type

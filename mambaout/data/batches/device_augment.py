@@ -150,8 +150,7 @@ def prepare_eval(images: Tensor) -> Tensor:
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     """The mean and the deviation of pixel values 0 to 255, each (3, 1, 1)."""
     # torch.compile makes numbers of them. It would copy tensors from the host in each step.
-    found = _scales if torch.compiler.is_compiling() else _kept_scales
-    return found(device)
+    return _scales(device) if torch.compiler.is_compiling() else _kept_scales(device)
 
 
 def _scales(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -163,7 +162,13 @@ def _scales(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 _MEAN, _DEVIATION = ((255 * torch.tensor(values)).tolist() for values in (PIXEL_MEAN, PIXEL_STD))
-_kept_scales = functools.lru_cache(_scales)
+
+
+@functools.lru_cache
+def _kept_scales(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Sent from the host: if XLA computed them, its first step would be another graph.
+    mean, deviation = (scale.to(device) for scale in _scales(torch.device("cpu")))
+    return mean, deviation
 
 
 def prepare_train(

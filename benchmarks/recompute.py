@@ -25,13 +25,14 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from step import CELLS, Cell, Contender, contenders, seconds
+from step import CELLS, Cell, Contender, contender, contenders, seconds
 from torch import Tensor
 
 from mambaout.memory import MIB
@@ -52,9 +53,8 @@ def with_recompute(cell: Cell, precision: str, device: str) -> dict[str, Contend
         plain = found[name]
         model: Any = copy.deepcopy(plain.model)
         change(model)
-        fused = True if name == OURS else None
-        optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
-        return Contender(model, plain.images, plain.labels, precision, optimizer)
+        config = replace(cell.config, drop_path=0.0)
+        return contender(name, model, config, plain.images, plain.labels, precision)
 
     wanted = {
         TIMM: found[TIMM],
@@ -124,10 +124,7 @@ def of_an_image(one: Contender, measure: Callable[[Contender], int]) -> float:
     batch = len(one.images)
     sizes = (batch // 2, batch)
     few, more = (
-        measure(
-            Contender(one.model, one.images[:size], one.labels[:size], one.precision, one.optimizer)
-        )
-        for size in sizes
+        measure(replace(one, images=one.images[:size], labels=one.labels[:size])) for size in sizes
     )
     return (more - few) / (sizes[1] - sizes[0]) / MIB
 

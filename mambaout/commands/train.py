@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambaout.command_line import writable_folder
+from mambaout.command_line import add_compile_option, writable_folder
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     STAGE_HELP,
@@ -77,6 +77,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--recipe", metavar="FILE", help=text)
     add("--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="default 0")
     add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
+    add_compile_option(add)
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
     add_recompute_option(add)
@@ -114,7 +115,7 @@ def _run_train(options: argparse.Namespace) -> int:
     per_epoch, _, where = all_of(
         lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
         lambda: data.num_images("minival", recipe),
-        lambda: backend(options.backend, cache=default_cache() / "xla"),
+        lambda: backend(options.backend, cache=default_cache() / "xla", compiles=options.compile),
     )
     recipe = _on_device(chosen, where, out, options)
     if options.stage is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave, start
 from mambaout.launch.failures import one_line
+from mambaout.launch.request import check_share
 from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.worker import WorkerSetup
 from mambaout.numbers import counted, hours_text, rate_text
@@ -45,7 +46,8 @@ def device_of(part: Share) -> str:
         return cpu_name(part.cpus)  # without torch, so that a plan is printed at once
     from mambaout.train.backend import backend
 
-    return backend(part.backend).device_name
+    compiles = None if part.backend == "xla" else False  # it would try the compiler now
+    return backend(part.backend, compiles=compiles).device_name
 
 
 def run_calibration(
@@ -63,6 +65,7 @@ def run_calibration(
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
+        check_share(request, part)
         if part.num_hosts > 1:
             raise WrongRequest(
                 f"--calibrate trains on one machine, and {part.accelerator} is {part.num_hosts}: "

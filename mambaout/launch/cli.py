@@ -145,6 +145,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         columns=columns,
         recompute=options.recompute,
         stage=str(Path(options.stage).absolute()) if options.stage else None,
+        compiles=options.compile,
         storage=storage,
         name=name,
         tracking_uri=tracking_uri,

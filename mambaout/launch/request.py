@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.code_version import CODE_VERSION
+from mambaout.command_line import NOT_ON_XLA
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.errors import WrongRequest
 from mambaout.launch.progress import Job
@@ -39,6 +40,7 @@ class Request:
     columns: GivenColumns = field(default_factory=GivenColumns)  # also passed to open_data
     stage: str | None = None  # folder on each machine to which the shards are copied
     recompute: Stages = ()  # every trial computes these stages again in the backward pass
+    compiles: bool | None = None  # with torch.compile; None: on a GPU
     address: str | None = None
     accelerator: str | None = None
     max_concurrent: int | None = None
@@ -96,8 +98,10 @@ def about_others(folder: StudyFolder) -> str:
 
 def check_share(request: Request, part: Share) -> None:
     """Raise ValueError if a recipe's batch does not split over the share's devices, or if they
-    cannot recompute stages."""
+    cannot recompute stages or take --compile."""
     check_recompute(request.recompute, part.backend)
+    if part.backend == "xla" and request.compiles is not None:
+        raise WrongRequest(f"{NOT_ON_XLA} on {part.accelerator}")
     recipes = {f"trial {trial.label}": trial.recipe for trial in request.trials}
     recipes |= {f"search {one.label}": one.base for one in request.study.searches}
     for what, recipe in recipes.items():

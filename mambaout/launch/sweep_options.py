@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from mambaout.command_line import Parser
+from mambaout.command_line import Parser, add_compile_option
 from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
 from mambaout.errors import WrongRequest
@@ -71,6 +71,7 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     text = "copy the shards to this folder of each machine first, for example /dev/shm"
     add("--stage", metavar="DIR", help=text)
     add_recompute_option(add)
+    add_compile_option(add)
     where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
     add("--tracking-uri", metavar="URI", help=where)
     add_recipe_options(parser)

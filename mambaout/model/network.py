@@ -155,6 +155,8 @@ class MambaOut(nn.Module):
             raise WrongRequest(f"num_classes={num_classes}: a classifier needs at least 1")
         self.config = config
         self.num_classes = num_classes
+        # torch.compile makes a graph for each value of a number that is read, also of a rate.
+        self.drops_paths = config.drop_path > 0
         self.stem = Stem(config.dims[0], config.stem_stride)
         self.stages = nn.ModuleList(
             Stage(dim_in, dim, config, depth)
@@ -198,7 +200,7 @@ class MambaOut(nn.Module):
         return maps
 
     def _scales_by_stage(self, x: Tensor, scales: Tensor | None) -> list[Tensor | None]:
-        if not self.training or self.config.drop_path == 0:
+        if not self.training or not self.drops_paths:
             return [None] * len(self.stages)
         shape = (len(x), self.config.num_blocks)
         if scales is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ for _name in ("add_param_group", "zero_grad", "state_dict"):
     _plain = getattr(getattr(torch.optim.Optimizer, _name), "__wrapped__", None)
     if _plain is not None:  # another torch may decorate them in another way
         setattr(_plain, "__dynamo_disable", _plain)
+
+# If the rate is a tensor, torch's update divides by it, so it must not be 0. This rate moves no
+# weight either.
+LEAST_RATE = 1e-12
 
 
 def optimizer(
@@ -59,7 +63,7 @@ def optimizer(
         else:
             zeros = (torch.zeros(parameter.shape) for _ in range(2))
             state = _moments(backend, torch.zeros(()), *zeros)
-        if backend.compiles:  # one count for all parameters
+        if backend.keeps_gradients:  # one count for all parameters
             step = state["step"] = state["step"] if step is None else step
         found.state[parameter] = state
     fresh_gradients(found, backend)
@@ -89,9 +93,9 @@ def _moments(
 
 
 def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
-    """Clear the gradients. If the backend compiles, they become zeros to add to."""
+    """Clear the gradients. If the backend keeps them, they become zeros to add to."""
     optimizer.zero_grad(set_to_none=True)
-    if backend.compiles:
+    if backend.keeps_gradients:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = backend.place_whole(torch.zeros(parameter.shape))
@@ -105,25 +109,25 @@ def take_step(
 
     It changes the weights in place.
     """
-    kept = 1 - lr * weight_decay  # decay uses the whole rate, also for a group with a share of it
+    kept: Any = 1 - lr * weight_decay  # a group with a share of the rate decays with all of it
     rates: dict[float, Any] = {g["share"]: lr * g["share"] for g in optimizer.param_groups}
     if backend.compiles:
         for share, rate in rates.items():
-            rates[share] = backend.place_whole(torch.tensor([rate]))
-    for group in optimizer.param_groups:
-        group["lr"] = rates[group["share"]]
-    if backend.compiles:
-        _compiled_step(optimizer, kept, backend)
+            rates[share] = backend.place_whole(torch.tensor([max(rate, LEAST_RATE)]))
+    if backend.keeps_gradients:
+        _xla_step(optimizer, kept, rates, backend)
         return
-    for group in optimizer.param_groups:
-        if group["decays"]:
-            for parameter in group["params"]:
-                parameter.mul_(kept)
-        _fused_step(optimizer, group)
+    groups = [_group(optimizer, group, rates[group["share"]]) for group in optimizer.param_groups]
+    if backend.compiles:
+        backend.compiled(_update)(groups, backend.place_whole(torch.tensor([kept])))
+    else:
+        _update(groups, kept, fused=True)  # one pass over memory: a third of the time on a CPU
     optimizer.zero_grad(set_to_none=True)
 
 
-def _compiled_step(optimizer: torch.optim.Optimizer, kept: float, backend: Backend) -> None:
+def _xla_step(
+    optimizer: torch.optim.Optimizer, kept: float, rates: dict[float, Tensor], backend: Backend
+) -> None:
     """One operation a group. `optimizer.step()` would record 20 for each parameter.
 
     The gradients become 0. They are not removed: without gradients to add to, the next step would
@@ -146,33 +150,70 @@ def _compiled_step(optimizer: torch.optim.Optimizer, kept: float, backend: Backe
             *(parameter.grad for parameter in parameters),
         ]
         new = backend.operations()["adamw"](
-            *(numbers, group["lr"], step, *old), decays=group["decays"]
+            *(numbers, rates[group["share"]], step, *old), decays=group["decays"]
         )
         for tensor, value in zip(old, new, strict=True):
             tensor.copy_(value)
 
 
-def _fused_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """Do what `optimizer.step()` does for one group. The first call of `optimizer.step` would
-    import torch._dynamo, which takes 0.8 s in each process."""
+class _AdamGroup(NamedTuple):
+    """What AdamW needs of a parameter group."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    averages: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    decayed: list[Tensor]  # the parameters that decay, also those without a gradient
+    rate: Any  # float, or float32 (1,)
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
+def _group(optimizer: torch.optim.Optimizer, group: dict[str, Any], rate: Any) -> _AdamGroup:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state[parameter] for parameter in parameters]
-    adamw(
+    beta1, beta2 = group["betas"]
+    return _AdamGroup(
         parameters,
         [parameter.grad for parameter in parameters],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
-        [],
         [state["step"] for state in states],
-        fused=True,  # one pass over memory: a third of the time on a CPU
-        amsgrad=False,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        lr=group["lr"],
-        weight_decay=0.0,
-        eps=group["eps"],
-        maximize=False,
+        group["params"] if group["decays"] else [],
+        rate,
+        beta1,
+        beta2,
+        group["eps"],
     )
+
+
+def _update(groups: list[_AdamGroup], kept: Any, fused: bool = False) -> None:
+    """What `optimizer.step()` does, after the decay. The first call of `optimizer.step` would
+    import torch._dynamo, which takes 0.8 s in each process."""
+    for group in groups:
+        for parameter in group.decayed:
+            parameter.mul_(kept)
+        adamw(
+            group.parameters,
+            group.gradients,
+            group.averages,
+            group.squares,
+            [],
+            group.steps,
+            # In one graph for all parameters torch.compile fuses what it is given as lists.
+            foreach=True if torch.compiler.is_compiling() else None,
+            fused=fused or None,
+            capturable=not fused,
+            amsgrad=False,
+            beta1=group.beta1,
+            beta2=group.beta2,
+            lr=group.rate,
+            weight_decay=0.0,
+            eps=group.epsilon,
+            maximize=False,
+        )
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -83,6 +83,7 @@ class Stepper:
             "num_devices": self.backend.num_devices,
             "num_hosts": self.backend.num_hosts,
             "fuses_blocks": self.fuses_blocks,
+            "compiles": self.backend.compiles,
         }
 
     def go_on_with(self, micro_batch: int) -> None:

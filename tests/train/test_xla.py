@@ -90,6 +90,7 @@ def test_the_first_steps_on_any_number_of_devices_equal_the_eager_cpus(
         "num_devices": num_devices,
         "num_hosts": 1,
         "fuses_blocks": False,
+        "compiles": True,
     }
     if num_devices < 8:
         # 8 bits of mantissa: a product is off by up to 2**-9.

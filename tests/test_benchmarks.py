@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
@@ -240,3 +241,36 @@ def test_a_later_open_opens_no_shard_and_a_set_without_a_description_opens_all(t
     assert [rows[case]["row_groups"] for case in rows] == [3 * 4] * 3
     assert rows["later"]["bytes"] == 0
     assert "a later open takes" in capsys.readouterr().out
+
+
+# -- start-up, and a study's overhead --------------------------------------------------------------
+
+
+def test_a_phase_inside_another_is_counted_once():
+    watch = module("startup").Stopwatch()
+
+    def busy(seconds: float) -> None:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    inner = watch.timing(lambda: busy(0.05), "inner")
+    watch.timing(lambda: (busy(0.1), inner()), "outer")()
+    assert watch.seconds["outer"][0] == pytest.approx(0.1, abs=0.03)
+    assert watch.seconds["inner"][0] == pytest.approx(0.05, abs=0.03)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_time_of_a_childs_child_is_counted():
+    times = module("study_overhead").ProcessTimes()
+    times.start()
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    busy = "import time\nwhile time.process_time() < 1.2: pass"
+    subprocess.run([sys.executable, "-c", code, busy], check=True)
+    assert 0.9 < sum(times.stop().values()) < 1.5
+
+
+def test_no_two_rounds_of_a_study_share_a_recipe():
+    rounds = [module("study_overhead").recipes(8, 2, index) for index in range(4)]
+    assert len({recipe for each in rounds for recipe in each.values()}) == 32
+    assert len({label for each in rounds for label in each}) == 32

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +146,10 @@ class ProcessTimes(threading.Thread):
         """CPU seconds by kind of process."""
         self._over.set()
         self.join()
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for kind, seconds in self._seen.values():
-            found[kind] += seconds
-        return dict(found)
+            found[kind] = found.get(kind, 0.0) + seconds
+        return found
 
 
 def _kind(pid: int, name: str) -> str:
@@ -178,8 +177,8 @@ def took(way: str, folder: Path, todo: dict[str, Recipe]) -> dict[str, Any]:
     began = time.perf_counter()
     with open(folder / "log.txt", "w") as log:
         for command in commands_of(way, folder, todo):
-            done_ = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            if done_.returncode != 0:
+            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            if ended.returncode != 0:
                 raise SystemExit(f"{' '.join(command)} failed: see {folder / 'log.txt'}")
     seconds = time.perf_counter() - began
     by_kind = times.stop()

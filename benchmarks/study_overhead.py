@@ -197,7 +197,7 @@ def took(way: str, folder: Path, todo: dict[str, Recipe]) -> dict[str, Any]:
 
 def rows_of(rounds: list[dict[str, dict[str, Any]]], num_trials: int) -> list[dict[str, Any]]:
     rows = []
-    for way in WAYS:
+    for way in rounds[0]:
         row: dict[str, Any] = {"way": way, "n": len(rounds), "trials": num_trials}
         for clock in ("cpu_seconds", "seconds"):
             values = sorted(each[way][clock] for each in rounds)
@@ -225,6 +225,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=WAYS)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=8, help="5 s each, and 3 s at the end")
     parser.add_argument("--rounds", type=int, default=3)
@@ -240,17 +241,18 @@ def main() -> int:
     if ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise SystemExit("this needs Linux: orphans of Ray would not be counted")
     out = options.out.absolute()
-    for way in WAYS:  # packs the data, makes MLflow's tables, compiles the C and Python's files
+    ways = ["study", *(way for way in WAYS[1:] if way in options.ways)]
+    for way in ways:  # packs the data, makes MLflow's tables, compiles the C and Python's files
         took(way, out / "warm-up" / way, recipes(1, 1, 999))
     rounds = []
     for index in range(options.rounds):
         todo = recipes(options.trials, options.epochs, index)
-        order = WAYS[index % len(WAYS) :] + WAYS[: index % len(WAYS)]
+        order = ways[index % len(ways) :] + ways[: index % len(ways)]
         found = {way: took(way, out / f"round-{index}" / way, todo) for way in order}
-        if any(found[way]["results"] != found["study"]["results"] for way in WAYS):
+        if any(found[way]["results"] != found["study"]["results"] for way in ways):
             raise SystemExit(f"the ways come to other results: see {out / f'round-{index}'}")
         rounds.append(found)
-        for way in WAYS:
+        for way in ways:
             one = found[way]
             kinds = one["cpu_seconds_by_process"].items()
             parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in kinds)
@@ -260,7 +262,7 @@ def main() -> int:
                 flush=True,
             )
     body = {
-        "overhead_percent": {over: overhead(rounds, over) for over in WAYS[1:]},
+        "overhead_percent": {over: overhead(rounds, over) for over in ways[1:]},
         "rows": rows_of(rounds, options.trials),
         "machine": {"device": cpu_name(1), "cores": os.cpu_count()},
         "command": " ".join(["python benchmarks/study_overhead.py", *sys.argv[1:]]),

@@ -161,6 +161,13 @@ def import_seconds(checkout: Path, out: Path) -> dict[str, float]:
     return {name: own for name, own in Counter(packages).most_common() if own >= 0.01}
 
 
+def commit_of(checkout: Path, out: Path) -> str:
+    code = "from mambaout.train.facts import git_commit; print(git_commit())"
+    env = environment_of(checkout, out)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout[:-1]
+
+
 def rows_of(side: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for number, run in enumerate(("first run", "second run of the process")):
@@ -196,7 +203,6 @@ def main() -> int:
 
     from mambaout.recipe import canonical_json
     from mambaout.train.cpu import cpu_name
-    from mambaout.train.facts import git_commit
 
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -227,7 +233,7 @@ def main() -> int:
             "heavy_packages": heavy,
             "machine": {"device": cpu_name(1), "cores": os.cpu_count()},
             "command": " ".join(["python benchmarks/startup.py", *sys.argv[1:]]),
-            "commit": git_commit(),
+            "commits": {side: commit_of(checkout, out) for side, checkout in sides.items()},
         }
         options.json.write_text(json.dumps(body, indent=1) + "\n")
     return 0

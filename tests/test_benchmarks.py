@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
@@ -248,16 +247,11 @@ def test_a_later_open_opens_no_shard_and_a_set_without_a_description_opens_all(t
 
 def test_a_phase_inside_another_is_counted_once():
     watch = module("startup").Stopwatch()
-
-    def busy(seconds: float) -> None:
-        end = time.process_time() + seconds
-        while time.process_time() < end:
-            pass
-
-    inner = watch.timing(lambda: busy(0.05), "inner")
-    watch.timing(lambda: (busy(0.1), inner()), "outer")()
-    assert watch.seconds["outer"][0] == pytest.approx(0.1, abs=0.03)
-    assert watch.seconds["inner"][0] == pytest.approx(0.05, abs=0.03)
+    inner = watch.timing(lambda: sum(range(100_000)), "inner")
+    watch.timing(lambda: (inner(), inner()), "outer")()
+    assert watch.seconds.keys() == {"start of Python", "outer", "inner"}
+    spent = sum(cpu for cpu, _ in watch.seconds.values())
+    assert spent == pytest.approx(watch._last[0])  # of the whole process, so far
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -265,12 +259,29 @@ def test_the_time_of_a_childs_child_is_counted():
     times = module("study_overhead").ProcessTimes()
     times.start()
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-    busy = "import time\nwhile time.process_time() < 1.2: pass"
+    busy = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(1)"
     subprocess.run([sys.executable, "-c", code, busy], check=True)
-    assert 0.9 < sum(times.stop().values()) < 1.5
+    assert sum(times.stop().values()) >= 0.5
 
 
 def test_no_two_rounds_of_a_study_share_a_recipe():
     rounds = [module("study_overhead").recipes(8, 2, index) for index in range(4)]
     assert len({recipe for each in rounds for recipe in each.values()}) == 32
     assert len({label for each in rounds for label in each}) == 32
+
+
+# -- recomputation --------------------------------------------------------------------------------
+
+
+def test_recomputed_stages_hold_less_and_change_no_bit():
+    recompute = module("recompute")
+    found = recompute.with_recompute(recompute.CELLS["w8-d4"], "fp32", "cpu")
+    assert list(found) == [
+        "timm", "timm, checkpointing", "ours", "ours, 1", "ours, 1,2", "ours, all",
+    ]  # fmt: skip
+    recompute.check_same_bits(found)
+    kept = {name: recompute.of_an_image(one, recompute.kept_bytes) for name, one in found.items()}
+    assert kept["timm"] > kept["ours"] > kept["ours, 1"] > kept["ours, 1,2"] > kept["ours, all"]
+    assert kept["timm"] > 2 * kept["timm, checkpointing"]
+    peak = recompute.of_an_image(found["ours"], lambda one: recompute.peak_bytes(one, "cpu"))
+    assert peak >= kept["ours"]

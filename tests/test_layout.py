@@ -37,6 +37,7 @@ BOTTOM = {
     "chips",
     "accounting",
     "memory",
+    "recompute",
     "numbers",
     "native",
 }

@@ -36,11 +36,12 @@ def add_account(commands: argparse._SubParsersAction) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from mambaout.accounting import account_table
-    from mambaout.memory import tpu_table
+    from mambaout.memory import recompute_table, tpu_table
 
     shapes = _shapes(options.variants, given_fields(options))
     print(account_table(shapes, options.image_size, options.num_classes))
-    print(f"\n{tpu_table(shapes, options.image_size, options.num_classes)}")
+    for table in (recompute_table, tpu_table):
+        print(f"\n{table(shapes, options.image_size, options.num_classes)}")
     return 0
 
 

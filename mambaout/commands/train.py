@@ -30,6 +30,7 @@ from mambaout.fields import WrongValues, all_of
 from mambaout.numbers import clock_text, percent_text, rate_text
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
+from mambaout.recompute import add_recompute_option, check_recompute
 from mambaout.rules import (
     PRECISION,
     AppliedRule,
@@ -79,6 +80,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    add_recompute_option(add)
     text = "end after step N, with status 0; resumable (default: train to the end)"
     add("--max-steps", type=whole_number(1), metavar="N", help=text)
     text = "steps between records and lines of progress (default 50)"
@@ -89,8 +91,11 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_train(options: argparse.Namespace) -> int:
-    choice, data_name, out = all_of(
-        lambda: recipe_choice(options), lambda: given_data(options), lambda: _out_of(options)
+    choice, data_name, out, _ = all_of(
+        lambda: recipe_choice(options),
+        lambda: given_data(options),
+        lambda: _out_of(options),
+        lambda: check_recompute(options.recompute, options.backend),
     )
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.batches.makers import warm_workers
@@ -134,6 +139,7 @@ def _run_train(options: argparse.Namespace) -> int:
             max_steps=options.max_steps,
             log_every_steps=options.log_every_steps,
             num_workers=load_workers(options.workers, where.name),
+            recompute=options.recompute,
             stop=stop,
             began=lambda: began.append(True),
         )
@@ -160,8 +166,8 @@ def _run_train(options: argparse.Namespace) -> int:
         case Diverged(step=step):
             print(f"diverged: the loss was not finite at step {step}; try a smaller --peak-lr")
             return 1
-        case OutOfMemory(micro_batch=size, error=error):
-            print(f"out of memory even with a micro-batch of {size}: {error}")
+        case OutOfMemory():
+            print(outcome.text)
             return 1
 
 

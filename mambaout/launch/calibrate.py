@@ -22,6 +22,7 @@ from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.worker import WorkerSetup
 from mambaout.numbers import counted, hours_text, rate_text
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
+from mambaout.recompute import check_recompute
 from mambaout.study.price.rates import Rate, add_calibrated, assumed_image_seconds, features
 from mambaout.study.price.trial_price import search_recipes
 from mambaout.train.cpu import cpu_name
@@ -67,6 +68,7 @@ def run_calibration(
                 f"--calibrate trains on one machine, and {part.accelerator} is {part.num_hosts}: "
                 "calibrate with --accelerator tpu-v3-8; the plan of a slice goes by that too"
             )
+        check_recompute(request.recompute, part.backend)
         # One machine is loaded fully. The other machines of a cluster do not change its speed.
         slots = max(part.slots([node]) for node in nodes)
         slots = min(slots, request.max_concurrent or slots)
@@ -215,6 +217,7 @@ def _calibrate(setup: WorkerSetup, recipe: str, fingerprint: str, seconds: float
         backend,
         seconds=seconds,
         num_workers=setup.num_workers,
+        recompute=setup.recompute,
     )
     backend.free_memory()
     return asdict(found)

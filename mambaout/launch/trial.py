@@ -126,6 +126,7 @@ def train_trial(
         seed=trial.seed,
         sinks=[report],
         num_workers=task.num_workers,
+        recompute=task.recompute,
         checkpoint_seconds=CHECKPOINT_SECONDS,
         stop=stop,
     )

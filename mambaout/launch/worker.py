@@ -16,6 +16,7 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.request import Request
 from mambaout.launch.resources import Share
 from mambaout.launch.tpu import check_devices, prepare
+from mambaout.recompute import Stages
 
 if TYPE_CHECKING:
     from mambaout.data.shards.data_set import DataSet
@@ -35,6 +36,7 @@ class WorkerSetup:
     num_workers: int
     columns: GivenColumns = field(default_factory=GivenColumns)  # also passed to open_data
     stage: str | None = None  # folder on each machine to which the shards are copied
+    recompute: Stages = ()
     gpus: float = 0
     chips: int = 0  # of a TPU, of each host
     num_hosts: int = 1
@@ -48,6 +50,7 @@ class WorkerSetup:
             data=request.data,
             columns=request.columns,
             stage=request.stage,
+            recompute=request.recompute,
             backend=part.backend,
             cpus=part.cpus,
             num_workers=part.num_workers,

@@ -15,21 +15,17 @@ and calls them as they are. Such a call costs 0.3 ms more, which is the time of 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mambaout.model import gated_passes
 from mambaout.model.c_calls import can_read, is_watched
-from mambaout.model.norm import FLAGS, NormCall, norm_function
-from mambaout.native import LONG, NUMBER, POINTER, CFile, function
+from mambaout.model.gated_passes import is_compiled
 
-SOURCE = Path(__file__).with_name("gated_block.c")
 _IN_USE = True
 LOSS = "training on this CPU is about 1.5 times slower"
 
@@ -45,49 +41,6 @@ class GatedWeights(NamedTuple):
     conv_bias: Tensor
     fc2_weight: Tensor  # (dim, hidden)
     fc2_bias: Tensor
-
-
-class _GatedCall(ctypes.Structure):
-    _fields_ = [
-        *((name, LONG) for name in ("images", "height", "width", "hidden", "mixed", "threads")),
-        *((name, POINTER) for name in ("weight", "bias", "first_bias", "drop", "h", "y", "v")),
-        *((name, POINTER) for name in ("y_grad", "h_grad")),
-        *((name, POINTER) for name in ("weight_grad", "bias_grad", "first_bias_grad")),
-    ]
-
-
-class _Functions(NamedTuple):
-    """The functions of the C files for one kernel size and precision."""
-
-    gated: Any
-    joined: Any  # None in fp32
-    norm: Any
-
-
-def c_files(kernel_size: int) -> tuple[CFile, CFile]:
-    """The C files for blocks with that kernel size: the one for fp32, the one for bf16."""
-    flags = (*FLAGS, f"-DK={kernel_size}")
-    return CFile(SOURCE, (*flags, "-DLOW=0")), CFile(SOURCE, (*flags, "-DLOW=1"))
-
-
-@functools.cache
-def _functions(kernel_size: int, is_low: bool) -> _Functions | None:
-    source = c_files(kernel_size)[int(is_low)]
-    gated = function(source, "gated", [ctypes.POINTER(_GatedCall)], NUMBER)
-    norm = norm_function(is_low)
-    if gated is None or norm is None:
-        return None
-    joined = function(source, "joined", [POINTER] * 5 + [LONG] * 4) if is_low else None
-    return _Functions(gated, joined, norm)
-
-
-def is_compiled(kernel_size: int, is_low: bool) -> bool:
-    """Whether the C code for that kernel size can be used here; compiles it if needed."""
-    return _functions(kernel_size, is_low) is not None
-
-
-# What torch.compiler.assume_constant_result does. That imports torch._dynamo, which takes 1.6 s.
-setattr(is_compiled, "_dynamo_marked_constant", True)  # noqa: B010 - not in its type
 
 
 @contextlib.contextmanager
@@ -142,193 +95,9 @@ def gated_block(x: Tensor, weights: GatedWeights, drop: Tensor | None, epsilon: 
     is_low = torch.is_autocast_enabled("cpu")
     keep = torch.is_grad_enabled()
     drop = None if drop is None else drop.float().contiguous()
-    call: Any = _forward_op if torch.compiler.is_compiling() else _Block.apply
-    return call(x.float(), *weights, drop, epsilon, is_low, keep)[0]
-
-
-def _forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor,
-    drop: Tensor | None,
-    epsilon: float,
-    is_low: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The block's output, and the tensors that its backward pass needs beside x: the outputs of
-    norm, mean and deviation, first linear layer and convolution; without `keep` they are empty."""
-    low = torch.bfloat16 if is_low else torch.float32
-    c = _required(conv_weight, is_low)
-    x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias = (
-        each.contiguous() for each in (x, norm_weight, norm_bias, fc1_bias, conv_bias, fc2_bias)
-    )
-    images, height, width, dim = x.shape
-    positions, hidden, mixed = height * width, fc2_weight.shape[1], len(conv_bias)
-    threads = torch.get_num_threads()
-    normed = x.new_empty(images * positions, dim, dtype=low)
-    stats, out = x.new_empty(images * positions, 2), torch.empty_like(x)
-    c.norm(
-        NormCall(
-            *(images, positions, dim, threads, epsilon, x.data_ptr()),
-            *(norm_weight.data_ptr(), norm_bias.data_ptr(), fc2_bias.data_ptr(), _address(drop)),
-            *(normed.data_ptr(), stats.data_ptr(), out.data_ptr()),
-        )
-    )
-    h = normed @ fc1_weight.to(low).t()  # (B * H * W, 2 hidden), without the bias: `gated` adds it
-    y = h.new_empty(len(h), hidden)
-    v = h.new_empty((len(h), mixed) if keep else 0)
-    weight = _by_place(conv_weight)
-    _check(
-        c.gated(
-            _GatedCall(
-                *(images, height, width, hidden, mixed, threads),
-                *(weight.data_ptr(), conv_bias.data_ptr(), fc1_bias.data_ptr()),
-                None if is_low else _address(drop),
-                *(h.data_ptr(), y.data_ptr(), v.data_ptr() if keep else None),
-            )
-        )
-    )
-    product = fc2_weight.to(low).t()
-    if is_low:
-        branch = y @ product
-        c.joined(
-            *(x.data_ptr(), branch.data_ptr(), fc2_bias.data_ptr(), _address(drop)),
-            *(out.data_ptr(), images, positions, dim, threads),
-        )
-    else:
-        out.view(-1, dim).addmm_(y, product)  # adds to x + drop * bias, which `norm` wrote
-    if not keep:
-        normed, stats, h = (x.new_empty(0) for _ in range(3))  # an operator's outputs must differ
-    return out, normed, stats, h, v
-
-
-def _forward_shapes(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor,
-    drop: Tensor | None,
-    epsilon: float,
-    is_low: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    low = torch.bfloat16 if is_low else torch.float32
-    out = x.new_empty(x.shape)
-    if not keep:
-        return out, x.new_empty(0), x.new_empty(0), x.new_empty(0), x.new_empty(0, dtype=low)
-    rows = x.numel() // x.shape[-1]
-    return (
-        out,
-        x.new_empty(rows, x.shape[-1], dtype=low),
-        x.new_empty(rows, 2),
-        x.new_empty(rows, fc1_weight.shape[0], dtype=low),
-        x.new_empty(rows, conv_weight.shape[0], dtype=low),
-    )
-
-
-def _backward(
-    out_grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor,
-    conv_weight: Tensor,
-    fc2_weight: Tensor,
-    drop: Tensor | None,
-    normed: Tensor,
-    stats: Tensor,
-    h: Tensor,
-    v: Tensor,
-) -> list[Tensor]:
-    """The gradients of x and of the eight parameters, in `_forward`'s order."""
-    # Autocast may differ from the forward pass, which would change the types that C reads.
-    with torch.autocast("cpu", enabled=False):
-        low, is_low = h.dtype, h.dtype == torch.bfloat16
-        c = _required(conv_weight, is_low)
-        x, out_grad = x.contiguous(), out_grad.resolve_neg().contiguous()
-        norm_weight, fc1_bias = norm_weight.contiguous(), fc1_bias.contiguous()
-        images, height, width, dim = x.shape
-        positions, hidden, mixed = height * width, fc2_weight.shape[1], conv_weight.shape[0]
-        threads = torch.get_num_threads()
-        branch_grad = out_grad.view(-1, dim).to(low)  # without the factor `drop`: C applies it
-        y_grad = branch_grad @ fc2_weight.to(low)
-        y, h_grad = torch.empty_like(y_grad), torch.empty_like(h)
-        weight = _by_place(conv_weight)
-        conv_weight_grad = x.new_empty(images, *weight.shape)
-        conv_bias_grad, fc1_bias_grad = x.new_empty(images, mixed), x.new_empty(images, 2 * hidden)
-        _check(
-            c.gated(
-                _GatedCall(
-                    *(images, height, width, hidden, mixed, threads),
-                    *(weight.data_ptr(), None, fc1_bias.data_ptr(), _address(drop)),
-                    *(
-                        h.data_ptr(),
-                        y.data_ptr(),
-                        v.data_ptr(),
-                        y_grad.data_ptr(),
-                        h_grad.data_ptr(),
-                    ),
-                    *(
-                        each.data_ptr()
-                        for each in (conv_weight_grad, conv_bias_grad, fc1_bias_grad)
-                    ),
-                )
-            )
-        )
-        fc2_weight_grad = (branch_grad.t() @ y).float()
-        del y, y_grad
-        normed_grad = h_grad @ fc1_weight.to(low)
-        fc1_weight_grad = (h_grad.t() @ normed).float()
-        del h_grad
-        x_grad, of_norm = torch.empty_like(x), x.new_empty(3, images, dim)
-        c.norm(
-            NormCall(
-                *(images, positions, dim, threads, 0.0, x.data_ptr()),
-                *(norm_weight.data_ptr(), None, None, _address(drop)),
-                *(normed_grad.data_ptr(), stats.data_ptr(), x_grad.data_ptr(), out_grad.data_ptr()),
-                *(each.data_ptr() for each in of_norm),
-            )
-        )
-        norm_weight_grad, norm_bias_grad, fc2_bias_grad = (each.sum(0) for each in of_norm)
-        conv_weight_grad = conv_weight_grad.sum(0).t().reshape(conv_weight.shape)
-        return [
-            *(x_grad, norm_weight_grad, norm_bias_grad, fc1_weight_grad, fc1_bias_grad.sum(0)),
-            *(conv_weight_grad, conv_bias_grad.sum(0), fc2_weight_grad, fc2_bias_grad),
-        ]
-
-
-def _backward_shapes(
-    out_grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor,
-    conv_weight: Tensor,
-    fc2_weight: Tensor,
-    drop: Tensor | None,
-    normed: Tensor,
-    stats: Tensor,
-    h: Tensor,
-    v: Tensor,
-) -> list[Tensor]:
-    dim, mixed = fc2_weight.shape[0], conv_weight.shape[0]
-    vectors = x.new_empty(dim), x.new_empty(dim)
-    return [
-        *(x.new_empty(x.shape), *vectors, x.new_empty(fc1_weight.shape)),
-        *(x.new_empty(fc1_bias.shape), x.new_empty(conv_weight.shape), x.new_empty(mixed)),
-        *(x.new_empty(fc2_weight.shape), x.new_empty(dim)),
-    ]
+    inputs: Any = (x.float(), *weights, drop, epsilon, is_low, keep)
+    out: Any = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _Block.apply(*inputs)
+    return out
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -346,27 +115,51 @@ NO_GRADIENT = (None,) * (9 + len(NOT_DIFFERENTIABLE))  # the output has no gradi
 
 
 class _Block(torch.autograd.Function):
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _forward(*inputs)
+    """The block in eager mode. It leaves out the images that drop path drops."""
 
-    setup_context = staticmethod(_keep)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
+        *weights, drop, epsilon, is_low, keep = others
+        active = _active(drop)
+        part, factors = (x, drop) if active is None else (x[active], drop[active])
+        of_part: Any = (part, *weights, factors, epsilon, is_low, keep)
+        out, *kept = gated_passes.forward(*of_part)
+        if keep:
+            norm_weight, _, fc1_weight, fc1_bias, conv_weight, _, fc2_weight, _ = weights
+            of_weights = norm_weight, fc1_weight, fc1_bias, conv_weight, fc2_weight
+            ctx.save_for_backward(active, part, *of_weights, factors, *kept)
+        return out if active is None else x.index_copy(0, active, out)
 
     @staticmethod
     @once_differentiable
     # The type of once_differentiable has only positional arguments.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, out_grad: Tensor | None, *_: None
+        ctx: Any, out_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
-        if out_grad is None:
-            return NO_GRADIENT
-        return (*_backward(out_grad, *ctx.saved_tensors), *NOT_DIFFERENTIABLE)
+        active, *saved = ctx.saved_tensors
+        part = out_grad if active is None else out_grad[active]
+        x_grad, *others = gated_passes.backward(part, *saved)
+        if active is not None:
+            x_grad = out_grad.index_copy(0, active, x_grad)
+        return (x_grad, *others, *NOT_DIFFERENTIABLE)
 
 
-_forward_op = torch.library.custom_op("mambaout::gated_block", _forward, mutates_args=())
-_forward_op.register_fake(_forward_shapes)
-_backward_op = torch.library.custom_op("mambaout::gated_block_backward", _backward, mutates_args=())
-_backward_op.register_fake(_backward_shapes)
+def _active(drop: Tensor | None) -> Tensor | None:
+    """The images that are not dropped, at least one of them; None: all."""
+    if drop is None:
+        return None
+    active = drop.nonzero()[:, 0]
+    return None if len(active) == len(drop) else active if len(active) else drop.new_zeros(1).long()
+
+
+_forward_op = torch.library.custom_op(
+    "mambaout::gated_block", gated_passes.forward, mutates_args=()
+)
+_forward_op.register_fake(gated_passes.forward_shapes)
+_backward_op = torch.library.custom_op(
+    "mambaout::gated_block_backward", gated_passes.backward, mutates_args=()
+)
+_backward_op.register_fake(gated_passes.backward_shapes)
 
 
 def _op_backward(ctx: Any, out_grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -376,23 +169,3 @@ def _op_backward(ctx: Any, out_grad: Tensor | None, *_: None) -> tuple[Tensor | 
 
 
 _forward_op.register_autograd(_op_backward, setup_context=_keep)
-
-
-def _required(conv_weight: Tensor, is_low: bool) -> _Functions:
-    found = _functions(conv_weight.shape[-1], is_low)
-    assert found is not None, "`can_take` has said that the C is there"
-    return found
-
-
-def _by_place(conv_weight: Tensor) -> Tensor:
-    """(mixed, 1, k, k) as (k * k, mixed): the channels of one place lie side by side."""
-    return conv_weight.reshape(len(conv_weight), -1).t().contiguous()
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _check(status: int) -> None:
-    if status < 0:
-        raise MemoryError("no memory for a row of a block's convolution")

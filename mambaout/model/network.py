@@ -10,10 +10,12 @@ channels last, and a convolution takes the permuted view without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
@@ -21,6 +23,7 @@ from mambaout.model.c_calls import is_as_built
 from mambaout.model.gated_block import GatedWeights, can_take, gated_block
 from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
 from mambaout.model.norm import LayerNorm
+from mambaout.recompute import ALL_STAGES
 from mambaout.variants import ModelConfig, variant
 
 NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code and in timm
@@ -107,12 +110,21 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = nn.Identity() if dim_in is None else Downsample(dim_in, dim)
         self.blocks = nn.ModuleList(GatedCNNBlock(dim, config) for _ in range(depth))
+        self.recompute = False  # a block keeps only its input, and backward computes it again
 
     def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
         """`scales` (B, blocks of this stage) are the drop path factors; None: no drop path."""
         x = self.downsample(x)
+        recompute = self.recompute and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            x = block(x, None if scales is None else scales[:, i])
+            scale = None if scales is None else scales[:, i]
+            if recompute:  # a block draws nothing, so there is no random state to keep
+                again: Any = checkpoint(
+                    block, x, scale, use_reentrant=False, preserve_rng_state=False
+                )
+                x = again
+            else:
+                x = block(x, scale)
         return x
 
 
@@ -152,6 +164,16 @@ class MambaOut(nn.Module):
         )
         self.head = Head(config.dims[-1], num_classes)
         self.apply(_initialise)
+
+    def set_recompute(self, stages: Collection[int]) -> None:
+        """From now on, compute the blocks of `stages` (1 to 4) again in the backward pass, and
+        those of the other stages not. It saves memory, costs time and changes no result.
+        """
+        if not set(stages) <= set(ALL_STAGES):
+            raise ValueError(f"stages {sorted(stages)}: a network has the stages {ALL_STAGES}")
+        for number, stage in zip(ALL_STAGES, self.stages, strict=True):
+            assert isinstance(stage, Stage)
+            stage.recompute = number in stages
 
     def forward(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W).

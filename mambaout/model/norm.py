@@ -35,11 +35,15 @@ class NormCall(ctypes.Structure):
     ]
 
 
+def norm_file(is_low: bool) -> CFile:
+    """norm.c with its output in bf16 (`is_low`) or fp32."""
+    return CFile(SOURCE, (*FLAGS, f"-DLOW={int(is_low)}"))
+
+
 @functools.cache
 def norm_function(is_low: bool) -> Any:
-    """`norm` of norm.c, with its output in bf16 (`is_low`) or fp32; None if C cannot run here."""
-    source = CFile(SOURCE, (*FLAGS, f"-DLOW={int(is_low)}"))
-    return function(source, "norm", [ctypes.POINTER(NormCall)])
+    """`norm` of norm.c, or None if C cannot run here."""
+    return function(norm_file(is_low), "norm", [ctypes.POINTER(NormCall)])
 
 
 class LayerNorm(nn.LayerNorm):

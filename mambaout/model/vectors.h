@@ -2,33 +2,38 @@
 // or (LOW) bfloat16. n, the number of channels left, cuts them: past it a vector is 0 and nothing is
 // written. NAME(x) is x with LOW, V and T in its name; T tells apart what else is made more than once.
 
-typedef float VEC __attribute__((vector_size(V * 4), aligned(4)));
+// may_alias: a load through a pointer. gcc 12 splits a memcpy in two, which is ten times slower.
+typedef float VEC __attribute__((vector_size(V * 4), aligned(4), may_alias));
 typedef int INTS __attribute__((vector_size(V * 4), aligned(4)));
 typedef unsigned BITS __attribute__((vector_size(V * 4), aligned(4)));
 typedef unsigned short HALVES __attribute__((vector_size(V * 2), aligned(2)));
 
+static inline INTS NAME(below)(int n) {  // all bits of the first n lanes
+    INTS lanes;
+    for (int i = 0; i < V; i++) lanes[i] = i;
+    return lanes < n;
+}
+
 // The first n lanes from memory, the others 0; n >= V is a whole vector.
 static inline VEC NAME(loadf)(const float *from, int n) {
-    VEC x = {};
-    if (n >= V) { memcpy(&x, from, sizeof x); return x; }
+    if (n >= V) return *(const VEC *)from;
 #if defined __AVX512VL__ && V == 16
     return (VEC)_mm512_maskz_loadu_ps((1 << n) - 1, from);
 #elif defined __AVX512VL__
     return (VEC)_mm256_maskz_loadu_ps((1 << n) - 1, from);
 #else
-    memcpy(&x, from, n * sizeof *from);
-    return x;
+    return (VEC)_mm256_maskload_ps(from, (__m256i)NAME(below)(n));
 #endif
 }
 
 static inline void NAME(storef)(float *to, VEC x, int n) {
-    if (n >= V) { memcpy(to, &x, sizeof x); return; }
+    if (n >= V) { *(VEC *)to = x; return; }
 #if defined __AVX512VL__ && V == 16
     _mm512_mask_storeu_ps(to, (1 << n) - 1, (__m512)x);
 #elif defined __AVX512VL__
     _mm256_mask_storeu_ps(to, (1 << n) - 1, (__m256)x);
 #else
-    memcpy(to, &x, n * sizeof *to);
+    _mm256_maskstore_ps(to, (__m256i)NAME(below)(n), (__m256)x);
 #endif
 }
 
@@ -68,9 +73,7 @@ static inline void NAME(add)(float *to, VEC x, int n) {
 }
 
 static inline VEC NAME(first)(VEC x, int n) {  // the others 0
-    INTS lanes;
-    for (int i = 0; i < V; i++) lanes[i] = i;
-    return (VEC)((INTS)x & (lanes < n));
+    return (VEC)((INTS)x & NAME(below)(n));
 }
 
 static inline float NAME(total)(VEC x) {

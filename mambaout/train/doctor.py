@@ -27,7 +27,7 @@ from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.data.images.c_files import C_FILES
 from mambaout.errors import WrongRequest
-from mambaout.model.gated_block import c_files
+from mambaout.model.gated_passes import c_files
 from mambaout.model.network import build
 from mambaout.native import why_not
 from mambaout.numbers import percent_text, rate_text
@@ -112,7 +112,7 @@ def _versions() -> list[tuple[str, str]]:
 def _machine() -> list[tuple[str, str]]:
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tpu = {name: value for name, value in os.environ.items() if name.startswith(("PJRT_", "TPU_"))}
-    cache = default_cache()
+    cache, kernel_size = default_cache(), VARIANTS["tiny"].kernel_size
     rows = [
         ("processor", cpu_name(torch.get_num_threads())),
         ("cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}"),
@@ -125,7 +125,8 @@ def _machine() -> list[tuple[str, str]]:
         ("JPEGs", why_not(C_FILES) or "crops decoded by jpeg_crop.c"),
         (
             "blocks on the CPU",
-            why_not(c_files(VARIANTS["tiny"].kernel_size)) or "computed by gated_block.c",
+            why_not((*c_files(kernel_size, False), *c_files(kernel_size, True)))
+            or "computed by gated_block.c",
         ),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]

@@ -17,8 +17,10 @@ from mambaout.chips import find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.layers import FUSIBLE
 from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
-from mambaout.model.gated_block import LOSS, c_files, is_compiled
+from mambaout.model.gated_block import LOSS
+from mambaout.model.gated_passes import c_files, is_compiled
 from mambaout.recipe import Recipe
+from mambaout.recompute import Stages, check_recompute
 from mambaout.train.backend import Backend
 from mambaout.train.optim import fresh_gradients
 from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, placed, update
@@ -42,9 +44,19 @@ class PlacedBatch:
 class Stepper:
     """Takes the steps of one run with the largest micro-batch that fits."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, seed: int, backend: Backend) -> None:
-        """Raises WrongRequest if the global batch does not split over the devices."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        seed: int,
+        backend: Backend,
+        recompute: Stages = (),
+    ) -> None:
+        """Raises WrongRequest if the global batch does not split over the devices, or if they
+        cannot recompute stages."""
+        check_recompute(recompute, backend.name)
         self.recipe, self.seed, self.backend = recipe, seed, backend
+        self.recompute = recompute
         self._macs = cost(recipe.model, recipe.image_size, num_classes).macs
         self._chip = find_chip(backend.device_name)
         self._sizes = micro_batches(recipe, backend.num_devices)
@@ -57,6 +69,7 @@ class Stepper:
             recipe.precision,
             lanes=lanes_of(self._chip),
             fused=self.fuses_blocks,
+            recompute=recompute,
         )
         self.micro_batch = first_micro_batch(
             need, self._sizes, backend.usable_bytes(), backend.num_devices
@@ -158,5 +171,5 @@ def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
     if backend.device.type != "cpu" or recipe.model.mixer != FUSIBLE:
         return False
     is_low, kernel_size = recipe.precision == "bf16", recipe.model.kernel_size
-    native.prepare((c_files(kernel_size)[int(is_low)],), LOSS)
+    native.prepare(c_files(kernel_size, is_low), LOSS)
     return is_compiled(kernel_size, is_low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,10 @@ from needs import needs_c
 from torch import Tensor, nn
 
 from mambaout import build, native
-from mambaout.model import gated_block as module
-from mambaout.model.gated_block import GatedWeights, c_files, can_take, gated_block, modules_alone
+from mambaout.model import gated_passes, products
+from mambaout.model.gated_block import GatedWeights, can_take, gated_block, modules_alone
 from mambaout.model.network import GatedCNNBlock
+from mambaout.model.norm import norm_function
 from mambaout.variants import VARIANTS, ModelConfig
 
 SMALL = ModelConfig(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), stem_stride=2)
@@ -101,49 +103,99 @@ def test_in_bf16_it_is_no_farther_from_the_truth_than_its_modules_are(dim):
     assert max(errors) < 0.05
 
 
-@pytest.mark.parametrize("low", [False, True])
-def test_any_number_of_threads_gives_the_same_bits(low):
-    block = block_of(48)
-    x = torch.randn(5, 9, 9, 48)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                weights = block._weights()
-                assert weights is not None
-                x_grad = x.clone().requires_grad_()
-                out = gated_block(x_grad, weights, None, 1e-6)
-            node: Any = out.grad_fn
-            kept = [*node.saved_tensors]
-            found.append([out.detach(), kept[-1], kept[-2]])
-    finally:
-        torch.set_num_threads(before)
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    monkeypatch.setattr(gated_passes, "CHUNK_BYTES", 2 * 81 * 256 * 4)  # two images at a time
+    block, x, drop = block_of(48), torch.randn(5, 9, 9, 48), torch.tensor([0, 1, 1.5, 1, 2])
+    found = on_threads(lambda: results(block, x, drop))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_in_bf16_what_is_ours_has_the_same_bits_on_any_number_of_threads():
+    block, x = block_of(48), torch.randn(5, 9, 9, 48)
+
+    def kept() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            weights = block._weights()
+            assert weights is not None
+            out = gated_block(x.clone().requires_grad_(), weights, None, 1e-6)
+        node: Any = out.grad_fn
+        return [out.detach(), *node.saved_tensors[-2:]]
+
+    found = on_threads(kept)
     # The matrix products are torch's, and are the same here; the convolution's are ours.
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+def on_threads(work: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
+    """What `work` gives on 1, 2 and 3 threads."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(work())
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_what_drop_path_drops_is_left_out(low):
+    block, x, grad = block_of(16), torch.randn(4, 9, 9, 16), torch.randn(4, 9, 9, 16)
+    drop = torch.tensor([0.0, 1.5, 0.0, 1.5])
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        x.requires_grad_()
+        out = block(x, drop)
+        node: Any = out.grad_fn
+        assert {len(kept) for kept in node.saved_tensors[-4:]} == {2 * 81}  # of two images
+        out.backward(grad)
+        assert x.grad is not None
+        for dropped in (0, 2):
+            assert torch.equal(out[dropped], x[dropped])
+            assert torch.equal(x.grad[dropped], grad[dropped])
+        all_dropped = block(x, torch.zeros(4))
+        all_dropped.sum().backward()
+    assert torch.equal(all_dropped, x)
+    assert not any(torch.isnan(gradient(p)).any() for p in block.parameters())
+
+
+@pytest.mark.parametrize("images_bytes", [1, 3 * 196 * 256 * 4])
+@pytest.mark.parametrize("low", [False, True])
+def test_images_in_chunks_give_what_they_give_at_once(low, images_bytes, monkeypatch):
+    block, x, drop = block_of(48), torch.randn(5, 14, 14, 48), torch.tensor([0, 1, 1.5, 1, 2])
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        at_once = results(block, x, drop)
+        monkeypatch.setattr(gated_passes, "CHUNK_BYTES", images_bytes)
+        found = results(block, x, drop)
+        with torch.no_grad():
+            inferred = block(x, drop)
+    torch.testing.assert_close(inferred, found[0])
+    # In bf16 the weights' gradients of each chunk are rounded.
+    assert max(off(found, [each.double() for each in at_once])) < (1e-2 if low else 1e-6)
+
+
 def test_without_avx_512_it_is_the_same_to_rounding(monkeypatch):
     block, x = block_of(48), torch.randn(2, 14, 14, 48)
     wide = results(block, x, None)
-    narrow = tuple(
-        replace_flags(file, "-mno-avx512f", "-mno-avx512vl", "-mno-avx512bw", "-mno-avx512dq")
-        for file in c_files(7)
-    )
-    monkeypatch.setattr(module, "c_files", lambda kernel_size: narrow)
-    module._functions.cache_clear()
+    names = ("f", "vl", "bw", "dq")
+    without = (*native.FLAGS, *(f"-mno-avx512{name}" for name in names))
+    monkeypatch.setattr(native, "FLAGS", without)
+    forget_c()
     try:
         errors = off(results(block, x, None), [each.double() for each in wide])
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.isfinite(block(x, None)).all()
     finally:
-        module._functions.cache_clear()
+        forget_c()
     assert max(errors) < 1e-5
 
 
-def replace_flags(file: native.CFile, *flags: str) -> native.CFile:
-    return native.CFile(file.path, (*file.flags, *flags))
+def forget_c() -> None:
+    """Forget the compiled functions, so that the next call compiles the files again."""
+    for remembered in (native._library, gated_passes._functions, products._functions):
+        remembered.cache_clear()
+    norm_function.cache_clear()
 
 
 def test_its_gelu_is_off_by_less_than_6e_7_up_to_9():
@@ -266,7 +318,8 @@ def test_without_a_compiler_its_modules_do_it_and_the_remedy_is_named(tmp_path):
         "import logging; logging.basicConfig(); import torch\n"
         "from mambaout import build, native; from mambaout.model.gated_block import *\n"
         "model = build('femto', 3); model(torch.zeros(1, 3, 32, 32))\n"
-        "native.prepare(c_files(7), LOSS)"
+        "from mambaout.model.gated_passes import c_files\n"
+        "native.prepare(c_files(7, False), LOSS)"
     )
     environment = os.environ | {
         "MAMBAOUT_CACHE": str(tmp_path),

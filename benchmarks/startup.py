@@ -151,7 +151,9 @@ def import_seconds(checkout: Path, out: Path) -> dict[str, float]:
     code = "from mambaout.__main__ import main; import mambaout.train.loop"
     command = [sys.executable, "-X", "importtime", "-c", code]
     env = environment_of(checkout, out)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=env, cwd=checkout, capture_output=True, text=True, check=True
+    )
     found: Counter[str] = Counter()
     for own, name in re.findall(r"import time: +(\d+) \| +\d+ \| +(\S+)", done.stderr):
         found[name.partition(".")[0]] += int(own)
@@ -165,7 +167,10 @@ def commit_of(checkout: Path, out: Path) -> str:
     code = "from mambaout.train.facts import git_commit; print(git_commit())"
     env = environment_of(checkout, out)
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout[:-1]
+    done = subprocess.run(
+        command, env=env, cwd=checkout, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 def rows_of(side: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -287,6 +287,34 @@ def test_a_later_open_opens_no_shard_and_a_set_without_a_description_opens_all(t
     assert "a later open takes" in capsys.readouterr().out
 
 
+# -- start-up, and a study's overhead --------------------------------------------------------------
+
+
+def test_a_phase_inside_another_is_counted_once():
+    watch = module("startup").Stopwatch()
+    inner = watch.timing(lambda: sum(range(100_000)), "inner")
+    watch.timing(lambda: (inner(), inner()), "outer")()
+    assert watch.seconds.keys() == {"start of Python", "outer", "inner"}
+    spent = sum(cpu for cpu, _ in watch.seconds.values())
+    assert spent == pytest.approx(watch._last[0])  # of the whole process, so far
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_time_of_a_childs_child_is_counted():
+    times = module("study_overhead").ProcessTimes()
+    times.start()
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    busy = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(1)"
+    subprocess.run([sys.executable, "-c", code, busy], check=True)
+    assert sum(times.stop().values()) >= 0.5
+
+
+def test_no_two_rounds_of_a_study_share_a_recipe():
+    rounds = [module("study_overhead").recipes(8, 2, index) for index in range(4)]
+    assert len({recipe for each in rounds for recipe in each.values()}) == 32
+    assert len({label for each in rounds for label in each}) == 32
+
+
 # -- recomputation --------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ from mambaout.rules import (
     precision_rule,
     rule_lines,
 )
+from mambaout.train.imports import import_training
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _run_train(options: argparse.Namespace) -> int:
         from mambaout.data.batches.makers import warm_workers
 
         warm_workers()  # at the same time as this process's own imports
+    import_training()
     from mambaout.cache import default_cache
     from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from mambaout.data.batches.loader import TrainBatches
+from mambaout.data.batches.loader import EvaluationBatches, TrainBatches
 from mambaout.data.batches.makers import HostShare, warm_workers
 from mambaout.data.shards.data_set import DataSet
 from mambaout.recipe import Recipe
@@ -81,16 +81,20 @@ def train(
     share = HostShare(backend.host, backend.num_hosts)
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=share)
     batches.undecodable |= directory.undecodable
+    eval_batch = evaluation_batch(recipe, stepper.micro_batch, backend)
     reporter = Reporter(
         directory=directory,
         milestones=milestones,
         batches=batches,
         sinks=sinks,
-        eval_batch=evaluation_batch(recipe, stepper.micro_batch, backend),
+        eval_batch=eval_batch,
         num_workers=num_workers,
+        minival=EvaluationBatches(
+            *(data, "minival", recipe), batch_size=eval_batch, num_workers=num_workers, host=share
+        ),
     )
     if backend.compiles:  # compile now: later the devices would wait for it
-        warm_evaluation(state.model, recipe, backend, reporter.eval_batch)
+        warm_evaluation(state.model, recipe, backend, eval_batch)
     if reporter.has_lost(state.step):
         log.warning("%s: the record of step %d is lost; evaluating again", out, state.step)
         reporter.report(state, meter, {MICRO_BATCH: stepper.micro_batch})

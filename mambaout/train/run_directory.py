@@ -70,6 +70,7 @@ class RunDirectory:
 
     @cached_property
     def commit(self) -> str:
+        """The commit of the running code. It is read once, because the files may change later."""
         return git_commit()
 
     @property
@@ -297,6 +298,7 @@ class RunDirectory:
         facts = {
             **facts,
             **host_facts(),
+            "git_commit": self.commit,
             **self.identity,
             "data_name": self.data.name,
             "data_lossy": self.data.lossy,

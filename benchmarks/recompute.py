@@ -32,7 +32,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from step import CELLS, Cell, Contender, contender, contenders, seconds
+from step import CELLS, Cell, Contender, contenders, seconds
+from step import contender as contender_of
 from torch import Tensor
 
 from mambaout.memory import MIB
@@ -54,7 +55,7 @@ def with_recompute(cell: Cell, precision: str, device: str) -> dict[str, Contend
         model: Any = copy.deepcopy(plain.model)
         change(model)
         config = replace(cell.config, drop_path=0.0)
-        return contender(name, model, config, plain.images, plain.labels, precision)
+        return contender_of(name, model, config, plain.images, plain.labels, precision)
 
     wanted = {
         TIMM: found[TIMM],

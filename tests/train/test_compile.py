@@ -83,7 +83,9 @@ def test_a_whole_run_compiles_three_graphs_and_equals_eager(aot_eager, digits, t
     assert graphs_of(in_two_parts) == 0
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert weights_off(tmp_path / "parts", tmp_path / "whole") == 0
-    assert graphs_of(lambda: run("other", OTHER)) == 0
+    rates = tuned(OTHER, beta2=RECIPE.optim.beta2)
+    assert graphs_of(lambda: run("other rates", rates)) == 0
+    assert graphs_of(lambda: run("other betas", OTHER)) == 1  # the update's
 
     # A resume on the other setting is said, and goes on to the same results.
     caplog.set_level(logging.INFO, "mambaout")

@@ -3,5 +3,6 @@ and 3.
 
 In:  a `ModelConfig`, the weights of a classifier, images with boxes, masks or maps of classes.
 Out: modules with torchvision's way of calling, and files that timm and onnxruntime read.
-Read: backbone.py, mask_rcnn.py (its parts: anchors.py, roi_align.py, roi_heads.py).
+Read: backbone.py; mask_rcnn.py with its parts proposals.py and roi_heads.py; upernet.py with
+resizing.py.
 """

@@ -88,8 +88,8 @@ HOMES = {
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
     "torchvision.models": {"dense"},
-    "onnx": {"dense"},
-    "onnxruntime": {"dense"},
+    "onnx": {"model/onnx_file.py"},
+    "onnxruntime": {"model/onnx_file.py"},
 }
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
-from mambaout.model.network import MambaOut
+from mambaout.model.network import MambaOut, Trunk
 from mambaout.model.torch_file import printable, read_torch
 from mambaout.recipe import BASELINE, Recipe, canonical_json, recipe_from_json
 from mambaout.variants import VARIANTS
@@ -37,6 +37,7 @@ SAFETENSORS = ".safetensors"
 EMA_SETS = ("state_dict_ema", "model_ema")
 PLAIN_SETS = ("state_dict", "model")
 CLASSIFIER = "head.fc"  # the only layer whose shape depends on the number of classes
+HEAD = "head."  # the names of the whole head begin so
 SHOWN_NAMES = 3  # names of tensors in an error
 
 # From the authors' names to ours, which are timm's. The first pattern that fits counts.
@@ -250,7 +251,7 @@ def _code_version_in(saved: Mapping[str, Any]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def difference(model: MambaOut, weights: Weights) -> WeightDifference:
+def difference(model: Trunk, weights: Weights) -> WeightDifference:
     """The differences between `weights` and the parameters of `model`."""
     wanted, found = model.state_dict(), weights.tensors
     misfits = {}
@@ -285,8 +286,23 @@ def load_weights(model: MambaOut, weights: Weights) -> None:
     model.load_state_dict(dict(weights.tensors))
 
 
+def load_trunk(trunk: Trunk, weights: Weights) -> int:
+    """Load `weights` without a classifier's head into `trunk`, in place: all or none.
+
+    Returns the number of tensors that were left out. A ValueError says what does not fit.
+    """
+    kept = {name: t for name, t in weights.tensors.items() if not name.startswith(HEAD)}
+    if differing := difference(trunk, replace(weights, tensors=kept)):
+        raise WrongRequest(
+            f"{weights.path} does not fit the backbone (dims {trunk.config.dims}, depths "
+            f"{trunk.config.depths}): {differing.text}"
+        )
+    trunk.load_state_dict(kept)
+    return len(weights.tensors) - len(kept)
+
+
 def save_weights(
-    model: MambaOut,
+    model: Trunk,
     path: Path | str,
     recipe: Recipe | None = None,
     *,
@@ -304,7 +320,7 @@ def save_weights(
     metadata = {
         "format": "pt",
         "model": canonical_json(model.config),
-        "num_classes": str(model.num_classes),
+        **({"num_classes": str(model.num_classes)} if isinstance(model, MambaOut) else {}),
         _IS_EMA: "true" if is_ema else "false",
         **(facts or {}),
     }

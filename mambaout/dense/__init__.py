@@ -1,0 +1,8 @@
+"""Detection and segmentation on the backbone: Mask R-CNN and UperNet, as in the paper's Tables 2
+and 3.
+
+In:  a `ModelConfig`, the weights of a classifier, images with boxes, masks or maps of classes.
+Out: modules with torchvision's way of calling, and files that timm and onnxruntime read.
+Read: backbone.py; mask_rcnn.py with its parts proposals.py and roi_heads.py; upernet.py with
+resizing.py.
+"""

@@ -85,6 +85,7 @@ HOMES = {
     "timm": {"model/timm_call.py"},
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
+    "faster_coco_eval": {"dense/evaluate.py"},
 }
 
 

@@ -9,8 +9,9 @@ worker, micro-batch or resumed run asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -122,7 +123,8 @@ class TrainingSamples(Dataset):
     """The samples of a training by (epoch, index); a DataLoader's processes make them."""
 
     def __init__(self, data: CocoData, seed: int, recipe: DetectRecipe) -> None:
-        self.data, self.seed, self.recipe = data, seed, recipe
+        # Without the file's whole content, which a process would get a copy of.
+        self.data, self.seed, self.recipe = replace(data, body={}), seed, recipe
 
     def __getitem__(self, place: tuple[int, int]) -> DetectSample:
         epoch, index = place
@@ -133,7 +135,7 @@ class EvaluationSamples(Dataset):
     """The samples of an evaluation by their index."""
 
     def __init__(self, data: CocoData, recipe: DetectRecipe) -> None:
-        self.data, self.recipe = data, recipe
+        self.data, self.recipe = replace(data, body={}), recipe
 
     def __getitem__(self, index: int) -> DetectSample:
         return evaluation_sample(self.data, index, self.recipe)
@@ -142,14 +144,23 @@ class EvaluationSamples(Dataset):
         return len(self.data.images)
 
 
-def loaded(samples: Dataset, batches: Sequence[list], num_workers: int) -> Iterator[list]:
+def loaded(
+    samples: TrainingSamples | EvaluationSamples, batches: Iterable[list], num_workers: int
+) -> Iterator[list[DetectSample]]:
     """The samples of each batch, made by `num_workers` processes, or here if there are none."""
     if not num_workers:
         for batch in batches:
             yield [samples[place] for place in batch]
         return
+    # A bucket's client has threads, which a fork would leave behind. Without one, forked processes
+    # share the annotations' memory.
+    start = "forkserver" if "://" in samples.data.folder else "fork"
     yield from DataLoader(
-        samples, batch_sampler=batches, collate_fn=_as_they_are, num_workers=num_workers
+        samples,
+        batch_sampler=cast(Any, batches),
+        collate_fn=_as_they_are,
+        num_workers=num_workers,
+        multiprocessing_context=start,
     )
 
 

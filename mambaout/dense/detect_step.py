@@ -80,11 +80,8 @@ class DetectorSteps:
         if precision == "bf16":
             multiply_in_bf16(detector, backend)
 
-    def add_gradients(
-        self, batch: Sequence[DetectSample], micro_batch: int, step: int
-    ) -> tuple[Tensor, int]:
-        """Add the gradients of the whole batch's loss. Returns the losses, (5,), and how many
-        micro-batches there were."""
+    def add_gradients(self, batch: Sequence[DetectSample], micro_batch: int, step: int) -> Tensor:
+        """Add the gradients of the whole batch's loss. Returns the losses, (5,), as in LOSSES."""
         self.detector.train()
         parts = [batch[at : at + micro_batch] for at in range(0, len(batch), micro_batch)]
         device = self.backend.device
@@ -105,7 +102,7 @@ class DetectorSteps:
                 weighted = found * torch.tensor(weights, device=device)
                 weighted.sum().backward()
                 sums += weighted.detach()
-        return sums, len(parts)
+        return sums
 
     def _seed(self, step: int, place: int) -> None:
         torch.manual_seed(draw("detect-samples", self.seed, step, place))

@@ -134,15 +134,16 @@ class Head(nn.Module):
         return self.fc(self.pre_logits(x))  # (B, 4 dim) -> (B, num_classes)
 
 
-class MambaOut(nn.Module):
-    """The classifier that `config` describes; torch's global generator draws its weights."""
+class Trunk(nn.Module):
+    """The stem and the four stages: all of the network but its head.
 
-    def __init__(self, config: ModelConfig, num_classes: int = 1000) -> None:
+    A subclass adds what stands on the maps, and then calls `self.apply(initialise)`. Torch's global
+    generator draws the weights.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise WrongRequest(f"num_classes={num_classes}: a classifier needs at least 1")
         self.config = config
-        self.num_classes = num_classes
         self.stem = Stem(config.dims[0], config.stem_stride)
         self.stages = nn.ModuleList(
             Stage(dim_in, dim, config, depth)
@@ -150,25 +151,15 @@ class MambaOut(nn.Module):
                 (None, *config.dims), config.dims, config.depths, strict=False
             )
         )
-        self.head = Head(config.dims[-1], num_classes)
-        self.apply(_initialise)
 
-    def forward(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W).
+    def forward_pyramid(self, x: Tensor, drop_scales: Tensor | None = None) -> list[Tensor]:
+        """The four stages' maps (B, H, W, dim), at 1/4, 1/8, 1/16 and 1/32 of the image.
 
         `drop_scales` (B, num_blocks) are the drop path factors in training. They multiply an
         image's branch in each block: 0 if the image skips the block, else 1 / (1 - the block's
         rate). A caller gives them so that they do not depend on the other images of the batch.
         None: they are drawn here.
         """
-        return self.head(self.forward_features(x, drop_scales))
-
-    def forward_features(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
-        """The last stage's map (B, H/32, W/32, dims[3])."""
-        return self.forward_pyramid(x, drop_scales)[-1]
-
-    def forward_pyramid(self, x: Tensor, drop_scales: Tensor | None = None) -> list[Tensor]:
-        """The four stages' maps (B, H, W, dim), at 1/4, 1/8, 1/16 and 1/32 of the image."""
         x, maps = self.stem(x), []
         for stage, scales in zip(self.stages, self._scales_by_stage(x, drop_scales), strict=True):
             x = stage(x, scales)
@@ -189,7 +180,28 @@ class MambaOut(nn.Module):
         return list(scales.split(self.config.depths, dim=1))
 
 
-def _initialise(module: nn.Module) -> None:
+class MambaOut(Trunk):
+    """The classifier that `config` describes; torch's global generator draws its weights."""
+
+    def __init__(self, config: ModelConfig, num_classes: int = 1000) -> None:
+        if num_classes < 1:
+            raise WrongRequest(f"num_classes={num_classes}: a classifier needs at least 1")
+        super().__init__(config)
+        self.num_classes = num_classes
+        self.head = Head(config.dims[-1], num_classes)
+        self.apply(initialise)
+
+    def forward(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of images (B, 3, H, W); `drop_scales` as in forward_pyramid."""
+        return self.head(self.forward_features(x, drop_scales))
+
+    def forward_features(self, x: Tensor, drop_scales: Tensor | None = None) -> Tensor:
+        """The last stage's map (B, H/32, W/32, dims[3])."""
+        return self.forward_pyramid(x, drop_scales)[-1]
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw the weights of a convolution or linear layer, and set its bias to zero."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
         if module.bias is not None:

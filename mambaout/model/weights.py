@@ -27,7 +27,7 @@ from torch import Tensor
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
-from mambaout.model.network import MambaOut
+from mambaout.model.network import MambaOut, Trunk
 from mambaout.model.torch_file import printable, read_torch
 from mambaout.recipe import BASELINE, Recipe, canonical_json, recipe_from_json
 from mambaout.variants import VARIANTS
@@ -250,7 +250,7 @@ def _code_version_in(saved: Mapping[str, Any]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def difference(model: MambaOut, weights: Weights) -> WeightDifference:
+def difference(model: Trunk, weights: Weights) -> WeightDifference:
     """The differences between `weights` and the parameters of `model`."""
     wanted, found = model.state_dict(), weights.tensors
     misfits = {}

@@ -28,7 +28,7 @@ from mambaout.dense.detect_images import (
     batch_places,
     loaded,
 )
-from mambaout.dense.detect_recipe import DetectRecipe, detect_steps_per_epoch
+from mambaout.dense.detect_recipe import NOT_ON_XLA, DetectRecipe, detect_steps_per_epoch
 from mambaout.dense.detect_step import LOSSES, DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import Prediction, fastest_engine, figures
 from mambaout.durable import write_whole
@@ -45,10 +45,6 @@ from mambaout.train.step import Sums
 
 log = logging.getLogger(__name__)
 
-NOT_ON_XLA = (
-    "Mask R-CNN does not train on XLA: its shapes are dynamic (the numbers of proposals, samples "
-    "and boxes differ in each step), so every step would be compiled anew; use --backend cpu or cuda"
-)
 SHEET_IMAGES = 12  # of the validation images, on the sheet
 
 

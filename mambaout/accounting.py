@@ -17,10 +17,11 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mambaout.chips import Chip
 from mambaout.layer_kinds import Layer
-from mambaout.layers import ImageSize, layers
+from mambaout.layers import ImageSize, layers, size_text
 from mambaout.recipe import Recipe, steps_per_epoch
 from mambaout.variants import ALIGNMENT, ModelConfig
 
@@ -52,12 +53,13 @@ def parts(
 ) -> list[tuple[str, Cost]]:
     """The cost of each part of the network, in forward order, with the part's module name."""
     return [
-        (part.name, _cost(part.layers.values()).times(part.times))
+        (part.name, cost_of(part.layers.values()).times(part.times))
         for part in layers(config, image_size, num_classes)
     ]
 
 
-def _cost(of_one: Iterable[Layer]) -> Cost:
+def cost_of(of_one: Iterable[Layer]) -> Cost:
+    """The cost of these layers, each once."""
     params = macs = activations = 0
     for layer in of_one:
         params += layer.params
@@ -131,8 +133,30 @@ def mfu(
 # -- text -----------------------------------------------------------------------------------------
 
 
+def account_rows(
+    shapes: Mapping[str, ModelConfig], image_size: ImageSize = 224, num_classes: int = 1000
+) -> list[dict[str, Any]]:
+    """One row with the costs of each shape, for JSON."""
+    rows = []
+    for name, config in shapes.items():
+        total = cost(config, image_size, num_classes)
+        rows.append(
+            {
+                "variant": name,
+                "depths": config.depths,
+                "dims": config.dims,
+                "image_size": image_size,
+                "num_classes": num_classes,
+                "macs": total.macs,
+                "params": total.params,
+                "activations": total.activations,
+            }
+        )
+    return rows
+
+
 def account_table(
-    shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
+    shapes: Mapping[str, ModelConfig], image_size: ImageSize = 224, num_classes: int = 1000
 ) -> str:
     """A table for a terminal: one line with the costs of each shape, then the unaligned sizes."""
     rows = [("variant", "depths", "dims", "parameters", "MACs", "activations")]
@@ -146,7 +170,8 @@ def account_table(
             notes.append(f"{name}: slow sizes, no multiples of {ALIGNMENT}: {', '.join(unaligned)}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        f"{image_size} px, {num_classes:,} classes; MACs and activations of one image, forward"
+        f"{size_text(image_size)}, {num_classes:,} classes; MACs and activations of one image, "
+        "forward"
     ]
     for row in rows:
         texts = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]

@@ -101,12 +101,13 @@ def _positions(size: Size | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ConvLayer(Layer):
-    """A convolution with a bias and an odd kernel, padded by half of the kernel."""
+    """A convolution with an odd kernel, padded by half of the kernel."""
 
     size: Size
     filters: int
     kernel: int
     stride: int = 1
+    has_bias: bool = True
 
     @property
     def size_out(self) -> Size:
@@ -119,7 +120,7 @@ class ConvLayer(Layer):
 
     @property
     def params(self) -> int:
-        return (self.channels * self.kernel**2 + 1) * self.filters
+        return (self.channels * self.kernel**2 + self.has_bias) * self.filters
 
     @property
     def macs(self) -> int:
@@ -134,6 +135,43 @@ class ConvLayer(Layer):
         """One product for each place of the kernel, joined into one with as many rows."""
         rows = self.kernel**2 * _positions(self.size_out)
         return (MatrixProduct(rows, self.channels, self.filters),)
+
+    def kept_bytes(self, storage: Storage) -> int:
+        return self.input_bytes(storage, storage.low)
+
+
+@dataclass(frozen=True, slots=True)
+class TransposedConvLayer(Layer):
+    """A transposed convolution with a bias whose kernel is its stride: each place becomes
+    `factor` x `factor` places."""
+
+    size: Size
+    filters: int
+    factor: int
+
+    @property
+    def size_out(self) -> Size:
+        return self.factor * self.size[0], self.factor * self.size[1]
+
+    @property
+    def channels_out(self) -> int:
+        return self.filters
+
+    @property
+    def params(self) -> int:
+        return (self.channels * self.factor**2 + 1) * self.filters
+
+    @property
+    def macs(self) -> int:
+        return self.channels * self.activations
+
+    @property
+    def activations(self) -> int:
+        return self.filters * _positions(self.size_out)
+
+    @property
+    def products(self) -> tuple[MatrixProduct, ...]:
+        return (MatrixProduct(_positions(self.size_out), self.channels, self.filters),)
 
     def kept_bytes(self, storage: Storage) -> int:
         return self.input_bytes(storage, storage.low)
@@ -213,6 +251,18 @@ class NormLayer(Layer):
         shared = self.input_kept and storage.low == FP32
         numbers = 2 if shared else storage.wide(self.channels) + 2
         return _positions(self.size) * numbers * FP32
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormLayer(Layer):
+    """A norm of each channel over the batch, with a scale and a shift."""
+
+    @property
+    def params(self) -> int:
+        return 2 * self.channels
+
+    def kept_bytes(self, storage: Storage) -> int:
+        return self.input_bytes(storage, storage.low)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,19 @@ HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last 
 ImageSize = int | Size  # the side of a square image, or height and width
 
 
+def both_sides(image_size: ImageSize) -> Size:
+    """Height and width of an image; raises WrongRequest if one of them is below 1."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(size) < 1:
+        raise WrongRequest(f"image_size={image_size}: give 1 or more")
+    return size
+
+
+def size_text(image_size: ImageSize) -> str:
+    """224 -> "224 px", (800, 1280) -> "800x1280 px", height first."""
+    return f"{image_size} px" if isinstance(image_size, int) else "{}x{} px".format(*image_size)
+
+
 class NetworkPart(NamedTuple):
     """One module's layers; for a list of equal blocks, the layers of one block."""
 
@@ -50,9 +63,9 @@ def layers(
 
     `image_size` is one side or (height, width), in pixels.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(size) < 1 or num_classes < 1:
-        raise WrongRequest(f"image_size={image_size}, num_classes={num_classes}: give 1 or more")
+    size = both_sides(image_size)
+    if num_classes < 1:
+        raise WrongRequest(f"num_classes={num_classes}: give 1 or more")
     dims, depths = config.dims, config.depths
     stem, size = _stem(dims[0], size, config.stem_stride)
     parts = [NetworkPart("stem", stem)]

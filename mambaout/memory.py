@@ -126,7 +126,7 @@ V3_8_CORES = 8
 
 
 def tpu_table(
-    shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
+    shapes: Mapping[str, ModelConfig], image_size: ImageSize = 224, num_classes: int = 1000
 ) -> str:
     """A table for a terminal: one line for each shape says how it fits a TPU v3."""
     chip, share = CHIPS["TPU v3"], GLOBAL_BATCH // V3_8_CORES

@@ -1,12 +1,16 @@
-"""`mambaout account`: parameters, MACs and memory of published shapes and of your own."""
+"""`mambaout account`: parameters, MACs and memory of published shapes and of your own.
+
+Of classifiers, or with --detect and --segment of the networks of the paper's Tables 2 and 3.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import fields, replace
 from typing import Any
 
-from mambaout.commands.options import whole_number
+from mambaout.commands.options import pixel_size, whole_number
 from mambaout.errors import WrongRequest
 from mambaout.options import add_recipe_options, given_fields
 from mambaout.recipe import field_types
@@ -22,26 +26,64 @@ def add_account(commands: argparse._SubParsersAction) -> None:
         "account",
         help="parameters, MACs, memory of shapes, and how they fit a TPU v3",
         epilog="One's own shape: `mambaout account --depths 1,1,3,1 --dims 16,32,64,96`. A "
-        "published one, changed: `mambaout account tiny --kernel-size 5`.",
+        "published one, changed: `mambaout account tiny --kernel-size 5`. A detector: "
+        "`mambaout account --detect tiny`.",
     )
     parser.add_argument(
         "variants", nargs="*", metavar="VARIANT", help=f"default: all of {', '.join(VARIANTS)}"
     )
-    for name, default in (("--image-size", 224), ("--num-classes", 1000)):
-        text = f"default {default}"
-        parser.add_argument(name, type=whole_number(1), default=default, metavar="N", help=text)
+    tasks = parser.add_mutually_exclusive_group()
+    tasks.add_argument(
+        "--detect", action="store_true", help="of Mask R-CNN on it, as in the paper's Table 2"
+    )
+    tasks.add_argument(
+        "--segment", action="store_true", help="of UperNet on it, as in the paper's Table 3"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=pixel_size,
+        metavar="N|HxW",
+        help="pixels, height first; default 224, 800x1280 of --detect, 512x2048 of --segment",
+    )
+    parser.add_argument(
+        "--num-classes",
+        type=whole_number(1),
+        metavar="N",
+        help="default 1000, 80 of --detect, 150 of --segment",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a list of rows as JSON, with exact numbers"
+    )
     add_recipe_options(parser, skip=field_types().keys() - SHAPE_FIELDS, follow_data=False)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mambaout.accounting import account_table
+    shapes = _shapes(options.variants, given_fields(options))
+    print(_dense(options, shapes) if options.detect or options.segment else _plain(options, shapes))
+    return 0
+
+
+def _plain(options: argparse.Namespace, shapes: dict[str, ModelConfig]) -> str:
+    """The text on classifiers."""
+    from mambaout.accounting import account_rows, account_table
     from mambaout.memory import tpu_table
 
-    shapes = _shapes(options.variants, given_fields(options))
-    print(account_table(shapes, options.image_size, options.num_classes))
-    print(f"\n{tpu_table(shapes, options.image_size, options.num_classes)}")
-    return 0
+    sizes = options.image_size or 224, options.num_classes or 1000
+    if options.json:
+        return json.dumps(account_rows(shapes, *sizes), indent=2)
+    return f"{account_table(shapes, *sizes)}\n\n{tpu_table(shapes, *sizes)}"
+
+
+def _dense(options: argparse.Namespace, shapes: dict[str, ModelConfig]) -> str:
+    """The text on detectors or segmenters."""
+    from mambaout.dense_accounting import DETECTOR, SEGMENTER, dense_rows, dense_table
+
+    task = DETECTOR if options.detect else SEGMENTER
+    sizes = options.image_size or task.image_size, options.num_classes or task.num_classes
+    if options.json:
+        return json.dumps(dense_rows(task, shapes, *sizes), indent=2)
+    return dense_table(task, shapes, *sizes)
 
 
 def _shapes(names: list[str], changes: dict[str, Any]) -> dict[str, ModelConfig]:

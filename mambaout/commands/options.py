@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def pixel_size(text: str) -> int | tuple[int, int]:
+    """A type for argparse: the side of a square image, or HEIGHTxWIDTH, in pixels."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(re.fullmatch(r"[1-9][0-9]{0,5}", side) for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a whole number of at least 1, or HEIGHTxWIDTH, like 800x1280"
+        )
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def folder(text: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mambaout.dense.coco import CocoData
 from mambaout.dense.contact_sheet import contact_sheet
@@ -52,7 +52,7 @@ SHEET_IMAGES = 12  # of the validation images, on the sheet
 class DetectorPlan:
     """The detector of a run: how it is made, and what says so in the run's identity."""
 
-    build: Callable[[], MaskRCNN]  # on the CPU, with its first weights; torch's generator draws
+    build: Callable[[], GeneralizedRCNN]  # on the CPU, with its first weights; torch's generator draws
     first_weights: str = "random"  # the file of the backbone's first weights and its content's key
     macs: float | None = None  # of one image; None: not known
 

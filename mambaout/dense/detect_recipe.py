@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from mambaout.accounting import cost_of
+from mambaout.dense_layers import WIDTHS, HeadWidths, detector_layers
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
 from mambaout.fields import typed as typed_value
@@ -143,6 +145,27 @@ class DetectRecipe:
         source=MMDETECTION,
         bound=Bound(least=1),
     )
+    head_channels: int = knob(
+        WIDTHS.channels,
+        "channels of the feature pyramid, of the proposals and of the mask head",
+        unit="channels",
+        source=MMDETECTION,
+        bound=Bound(least=1),
+    )
+    box_features: int = knob(
+        WIDTHS.box_features,
+        "width of the two linear layers of the box head",
+        unit="channels",
+        source=MMDETECTION,
+        bound=Bound(least=1),
+    )
+    smallest_anchor: int = knob(
+        32,
+        "side of the square anchors on the finest map; it doubles from map to map, five times",
+        unit="px",
+        source=MMDETECTION,
+        bound=Bound(least=1),
+    )
     precision: Literal["fp32", "bf16"] = knob(
         "fp32",
         "number format of the backbone and the heads; scores, boxes and losses stay fp32",
@@ -153,6 +176,30 @@ class DetectRecipe:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def widths(self) -> HeadWidths:
+        return HeadWidths(self.head_channels, self.box_features)
+
+    @property
+    def anchor_sizes(self) -> tuple[int, ...]:
+        return tuple(self.smallest_anchor * 2**level for level in range(5))
+
+    @property
+    def counted_size(self) -> tuple[int, int]:
+        """The (height, width) of the image whose MACs are said. With the paper's sides it is the
+        paper's, 800 x 1280."""
+        is_paper = (self.shorter_side, self.longer_side) == (800, 1333)
+        return (800, 1280) if is_paper else (self.shorter_side, self.longer_side)
+
+    def macs(self, num_classes: int, *, with_masks: bool) -> int:
+        """Multiply-adds of one image of `counted_size`, as the paper's table counts them."""
+        parts = detector_layers(self.model, self.counted_size, num_classes, self.widths)
+        return sum(
+            cost_of(part.layers.values()).times(part.times).macs
+            for part in parts
+            if with_masks or not part.name.startswith("roi_heads.mask")
+        )
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""

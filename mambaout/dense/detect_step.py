@@ -17,7 +17,6 @@ to the bit without the generator's state in the checkpoint.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mambaout.data.draws import draw
 from mambaout.dense.detect_images import DetectSample
@@ -68,17 +67,21 @@ class CountingSampler:
 class DetectorSteps:
     """Takes the steps of one detector; changes its weights' gradients in place."""
 
-    def __init__(self, detector: MaskRCNN, backend: Backend, precision: str, seed: int) -> None:
-        """Prepares `detector`, which is on its device: images come resized, samplers count, and
-        with bf16 the backbone and the heads multiply in bf16."""
+    def __init__(self, detector: GeneralizedRCNN, backend: Backend, precision: str, seed: int) -> None:
+        """Prepares `detector`, which is on its device: images come resized, and samplers count.
+
+        With bf16 the products of matrices are in bf16. The detector itself keeps anchors, scores
+        and the regression of boxes in fp32.
+        """
         self.detector, self.backend, self.seed = detector, backend, seed
-        detector.transform._skip_resize = True
+        self.precision = precision
+        transform: Any = detector.transform
+        transform._skip_resize = True
         heads: Any = detector.roi_heads
-        self.of_anchors = CountingSampler(detector.rpn.fg_bg_sampler)
+        network: Any = detector.rpn
+        self.of_anchors = CountingSampler(network.fg_bg_sampler)
         self.of_boxes = CountingSampler(heads.fg_bg_sampler)
-        detector.rpn.fg_bg_sampler, heads.fg_bg_sampler = self.of_anchors, self.of_boxes
-        if precision == "bf16":
-            multiply_in_bf16(detector, backend)
+        network.fg_bg_sampler, heads.fg_bg_sampler = self.of_anchors, self.of_boxes
 
     def add_gradients(self, batch: Sequence[DetectSample], micro_batch: int, step: int) -> Tensor:
         """Add the gradients of the whole batch's loss. Returns the losses, (5,), as in LOSSES."""
@@ -93,7 +96,9 @@ class DetectorSteps:
                 counts = [self._counted(part, step, place) for place, part in enumerate(parts)]
             for place, part in enumerate(parts):
                 self._seed(step, place)
-                losses = self.detector(*self._placed(part))
+                images, targets = self._placed(part)
+                with self.backend.autocast(self.precision):
+                    losses = self.detector(images, targets)
                 weights = [
                     _share(counts, place, what) if name in losses else 0.0
                     for name, what in LOSSES.items()
@@ -119,8 +124,9 @@ class DetectorSteps:
         self._seed(step, place)
         detector: Any = self.detector
         images, targets = detector.transform(*self._placed(part))
-        features = detector.backbone(images.tensors)
-        proposals, _ = detector.rpn(images, features, targets)
+        with self.backend.autocast(self.precision):
+            features = detector.backbone(images.tensors)
+            proposals, _ = detector.rpn(images, features, targets)
         detector.roi_heads.select_training_samples(proposals, targets)
         return SampleCount(
             anchors=self.of_anchors.num_sampled,
@@ -134,9 +140,10 @@ class DetectorSteps:
         detector: Any = self.detector
         detector.eval()
         images, _ = detector.transform([self.backend.place(sample.pixels).float() / 255])
-        features = detector.backbone(images.tensors)
-        proposals, _ = detector.rpn(images, features)
-        found, _ = detector.roi_heads(features, proposals, images.image_sizes)
+        with self.backend.autocast(self.precision):
+            features = detector.backbone(images.tensors)
+            proposals, _ = detector.rpn(images, features)
+            found, _ = detector.roi_heads(features, proposals, images.image_sizes)
         # Masks are pasted into the image at its own size, not at the size that it was resized to.
         one = detector.transform.postprocess(found, images.image_sizes, [sample.file_size])[0]
         boxes, labels, scores = (one[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
@@ -155,36 +162,6 @@ def _share(counts: Sequence[SampleCount] | None, place: int, what: str) -> float
         return 1.0
     numbers = [getattr(each, what) for each in counts]
     return numbers[place] / max(1, sum(numbers))
-
-
-# -- bf16 -----------------------------------------------------------------------------------------
-
-
-def multiply_in_bf16(detector: MaskRCNN, backend: Backend) -> None:
-    """Let the parts that hold almost all the work multiply in bf16, in place.
-
-    Their results return in fp32. So anchors, scores, the regression of boxes and all losses are in
-    fp32: torchvision takes the type of its anchors from the features, and in bf16 a coordinate of
-    1,000 px would be off by up to 4 px.
-    """
-    found: Any = detector
-    for module in (
-        found.backbone,
-        found.rpn.head.conv,
-        found.roi_heads.box_head,
-        found.roi_heads.mask_head,
-        found.roi_heads.mask_predictor,
-    ):
-        if module is not None:  # a detector of boxes has no mask head
-            setattr(module, "forward", functools.partial(_in_bf16, module.forward, backend))  # noqa: B010
-
-
-def _in_bf16(forward: Any, backend: Backend, *values: Any) -> Any:
-    with backend.autocast("bf16"):
-        found = forward(*values)
-    if isinstance(found, Tensor):
-        return found.float()
-    return type(found)((name, value.float()) for name, value in found.items())
 
 
 # -- the optimizer --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The backbone gives the stages' maps of the classifier, and loads what classifiers were saved as."""
+"""The backbone gives the stages' maps of the classifier, and loads what was saved of one."""
 
 from __future__ import annotations
 

@@ -52,7 +52,9 @@ SHEET_IMAGES = 12  # of the validation images, on the sheet
 class DetectorPlan:
     """The detector of a run: how it is made, and what says so in the run's identity."""
 
-    build: Callable[[], GeneralizedRCNN]  # on the CPU, with its first weights; torch's generator draws
+    build: Callable[
+        [], GeneralizedRCNN
+    ]  # on the CPU, with its first weights; torch's generator draws
     first_weights: str = "random"  # the file of the backbone's first weights and its content's key
     macs: float | None = None  # of one image; None: not known
 

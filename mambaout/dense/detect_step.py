@@ -67,7 +67,9 @@ class CountingSampler:
 class DetectorSteps:
     """Takes the steps of one detector; changes its weights' gradients in place."""
 
-    def __init__(self, detector: GeneralizedRCNN, backend: Backend, precision: str, seed: int) -> None:
+    def __init__(
+        self, detector: GeneralizedRCNN, backend: Backend, precision: str, seed: int
+    ) -> None:
         """Prepares `detector`, which is on its device: images come resized, and samplers count.
 
         With bf16 the products of matrices are in bf16. The detector itself keeps anchors, scores

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_detector import tiny_detector
 
 from mambaout.dense.coco import CocoData, read_coco
 from mambaout.dense.detect import DetectorPlan, train_detector
@@ -27,6 +26,7 @@ from mambaout.dense.detect_images import (
 from mambaout.dense.detect_recipe import DETECT_BASELINE, DetectRecipe, tuned_detect
 from mambaout.dense.detect_step import DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import FIGURES
+from mambaout.dense.mask_rcnn import MaskRCNN, mask_rcnn
 from mambaout.dense.shapes import ShapesSize, write_shapes
 from mambaout.errors import WrongRequest
 from mambaout.train import checkpoint
@@ -45,6 +45,11 @@ TINY = tuned_detect(
         "shorter_side": 64,
         "longer_side": 96,
         "peak_lr": 1e-3,
+        "depths": (1, 1, 1, 1),
+        "dims": (8, 12, 16, 20),
+        "head_channels": 16,
+        "box_features": 32,
+        "smallest_anchor": 8,
     },
 )
 
@@ -54,6 +59,11 @@ def shapes(tmp_path_factory) -> tuple[CocoData, CocoData]:
     root = tmp_path_factory.mktemp("shapes")
     write_shapes(root, ShapesSize(train=14, val=5, side=64))
     return read_coco(str(root), "train"), read_coco(str(root), "val")
+
+
+def tiny_detector(drop_path: float = TINY.model.drop_path) -> MaskRCNN:
+    model = replace(TINY.model, drop_path=drop_path)
+    return mask_rcnn(model, 3, anchor_sizes=TINY.anchor_sizes, widths=TINY.widths)
 
 
 def trained(shapes, out: Path, recipe: DetectRecipe = TINY, **settings: Any) -> Any:
@@ -139,8 +149,9 @@ class _EverySample:
 
 def gradients(shapes, micro_batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     torch.manual_seed(0)
-    detector = tiny_detector()
-    detector.rpn.fg_bg_sampler = detector.roi_heads.fg_bg_sampler = _EverySample()
+    detector = tiny_detector(drop_path=0.0)  # else each micro-batch draws its own
+    network: Any = detector.rpn
+    network.fg_bg_sampler = detector.roi_heads.fg_bg_sampler = _EverySample()
     steps = DetectorSteps(detector, Cpu(), "fp32", seed=0)
     batch = [training_sample(shapes[0], i, 0, 0, TINY) for i in range(4)]
     losses = steps.add_gradients(batch, micro_batch, 0)
@@ -156,7 +167,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(shapes):
         assert parts.keys() == whole.keys()
         torch.testing.assert_close(sums, losses, rtol=1e-5, atol=1e-6)
         for name, gradient in whole.items():
-            torch.testing.assert_close(parts[name], gradient, rtol=2e-3, atol=2e-5)
+            torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_both_passes_of_a_step_sample_the_same(shapes):
@@ -168,7 +179,7 @@ def test_both_passes_of_a_step_sample_the_same(shapes):
         counted = steps._counted(part, 5, 1)
         steps._seed(5, 1)
         steps.detector(*steps._placed(part))
-    assert counted.anchors == steps.of_anchors.num_sampled == 128
+    assert counted.anchors == steps.of_anchors.num_sampled == 512
     assert counted.boxes == steps.of_boxes.num_sampled
     assert counted.positives == steps.of_boxes.num_positive > 0
 
@@ -194,8 +205,8 @@ def test_bf16_keeps_anchors_and_boxes_in_fp32_and_is_near_fp32(shapes):
         steps = DetectorSteps(tiny_detector(), Cpu(), precision, seed=0)
         detector: Any = steps.detector
         kinds = {}
-        detector.backbone.first.register_forward_hook(
-            lambda m, args, out, kinds=kinds: kinds.update(inside=out.dtype)
+        detector.backbone.fpn.register_forward_hook(
+            lambda m, args, out, kinds=kinds: kinds.update(inside=out["0"].dtype)
         )
         detector.rpn.head.bbox_pred.register_forward_hook(
             lambda m, args, out, kinds=kinds: kinds.update(rpn=out.dtype)
@@ -206,7 +217,6 @@ def test_bf16_keeps_anchors_and_boxes_in_fp32_and_is_near_fp32(shapes):
         found[precision] = steps.add_gradients(batch, 2, 0)
         inside = torch.bfloat16 if precision == "bf16" else torch.float32
         assert kinds == {"inside": inside, "rpn": torch.float32, "boxes": torch.float32}
-        assert detector.rpn.anchor_generator.cell_anchors[0].dtype == torch.float32
     assert not torch.equal(found["fp32"], found["bf16"])
     torch.testing.assert_close(found["fp32"], found["bf16"], rtol=0.05, atol=0.02)
 
@@ -215,8 +225,9 @@ def test_norms_do_not_decay_and_biases_do():
     detector = tiny_detector()
     made = detect_optimizer(detector, lr=1.0, betas=(0.9, 0.999), weight_decay=0.1)
     kept = [p for group in made.param_groups if not group["weight_decay"] for p in group["params"]]
-    norm = detector.backbone.norm
-    assert {id(p) for p in kept} == {id(norm.weight), id(norm.bias)}
+    norms = [m for m in detector.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) > 8
+    assert {id(p) for p in kept} == {id(p) for m in norms for p in m.parameters()}
     total = sum(len(group["params"]) for group in made.param_groups)
     assert total == len(list(detector.parameters()))
 
@@ -348,7 +359,7 @@ def test_another_run_in_the_directory_is_refused(shapes, whole, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run(shapes, tmp_path):
     def broken():
         detector = tiny_detector()
-        torch.nn.init.constant_(detector.backbone.first.weight, math.nan)
+        torch.nn.init.constant_(detector.backbone.body.stem.conv1.weight, math.nan)
         return detector
 
     plan = DetectorPlan(build=broken)

@@ -114,7 +114,7 @@ def test_json_has_exact_numbers_by_shape_and_by_part(task, capsys):
         found = TASKS[task].cost(VARIANTS[row["variant"]])
         assert (row["macs"], row["params"]) == (found.macs, found.params)
         assert sum(row["macs_by_part"].values()) == row["macs"]
-        assert row["image_size"] == list(TASKS[task].image_size)
+        assert tuple(row["image_size"]) == TASKS[task].image_size
         assert row["counted"] == TASKS[task].counted
 
 

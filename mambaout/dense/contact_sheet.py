@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mambaout.dense.evaluate import Prediction
+from mambaout.dense.evaluate import Detections
 
 COLUMNS = 4
 TILE = 320  # px: the longer side of an image on the sheet
@@ -23,7 +23,7 @@ COLOURS = (
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray], found: Sequence[Prediction], class_names: Sequence[str]
+    images: Sequence[np.ndarray], found: Sequence[Detections], class_names: Sequence[str]
 ) -> bytes:
     """The PNG. `images` are uint8 (H, W, 3), red first; `found` has one prediction for each."""
     tiles = [_tile(*pair, class_names) for pair in zip(images, found, strict=True)]
@@ -38,7 +38,7 @@ def contact_sheet(
     return cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
 
 
-def _tile(image: np.ndarray, found: Prediction, class_names: Sequence[str]) -> np.ndarray:
+def _tile(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
     height, width = image.shape[:2]
     scale = TILE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

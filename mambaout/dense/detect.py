@@ -30,7 +30,7 @@ from mambaout.dense.detect_images import (
 )
 from mambaout.dense.detect_recipe import NOT_ON_XLA, DetectRecipe, detect_steps_per_epoch
 from mambaout.dense.detect_step import LOSSES, DetectorSteps, detect_optimizer
-from mambaout.dense.evaluate import Prediction, fastest_engine, figures
+from mambaout.dense.evaluate import Detections, fastest_engine, figures
 from mambaout.durable import write_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
@@ -274,7 +274,7 @@ def _summed(losses: Tensor, num_images: int) -> Tensor:
 
 def predictions(
     steps: DetectorSteps, data: CocoData, recipe: DetectRecipe, num_workers: int = 0
-) -> list[Prediction]:
+) -> list[Detections]:
     """What the detector finds on every image of `data`, one image at a time, in their order."""
     samples = EvaluationSamples(data, recipe)
     places = [[index] for index in range(len(samples))]

@@ -24,9 +24,8 @@ from mambaout.variants import TINY, ModelConfig
 PAPER = "paper, section 4.3"
 MMDETECTION = "mmdetection's configuration of Swin"
 NOT_ON_XLA = (
-    "Mask R-CNN does not train on XLA: its shapes are dynamic (the numbers of proposals, samples "
-    "and boxes differ in each step), so every step would be compiled anew; use --backend cpu or "
-    "--backend cuda"
+    "Mask R-CNN does not run on XLA: its shapes are dynamic (each image has another number of "
+    "boxes), so every step would be compiled anew; use --backend cpu or --backend cuda"
 )
 MULTIPLE = 32  # px that sides are padded to: the stride of the last stage
 

@@ -28,7 +28,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mambaout.data.draws import draw
 from mambaout.dense.detect_images import DetectSample
-from mambaout.dense.evaluate import Prediction, encoded_masks
+from mambaout.dense.evaluate import Detections, encoded_masks
 from mambaout.train.backend import Backend
 
 # The losses, in the order of `LossSums`, and what each is a mean over.
@@ -137,7 +137,7 @@ class DetectorSteps:
         )
 
     @torch.no_grad()
-    def predict(self, sample: DetectSample) -> Prediction:
+    def predict(self, sample: DetectSample) -> Detections:
         """What the detector finds on an image; boxes and masks are those of the image file."""
         detector: Any = self.detector
         detector.eval()
@@ -152,7 +152,7 @@ class DetectorSteps:
         rles = None
         if "masks" in one:
             rles = encoded_masks((one["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy())
-        return Prediction(sample.image_id, boxes.astype(np.float32), labels, scores, rles)
+        return Detections(sample.image_id, boxes.astype(np.float32), labels, scores, rles)
 
 
 MASK_THRESHOLD = 0.5  # of a pixel's probability; as in mmdetection and torchvision

@@ -31,7 +31,7 @@ KINDS = {"box": "bbox", "mask": "segm"}
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Detections:
     """What a detector found on one image, best first, in pixels of the image file."""
 
     image_id: int
@@ -57,7 +57,7 @@ def fastest_engine() -> Engine:
 
 
 def figures(
-    data: CocoData, predictions: Sequence[Prediction], engine: Engine = "pycocotools"
+    data: CocoData, predictions: Sequence[Detections], engine: Engine = "pycocotools"
 ) -> dict[str, float]:
     """{"box_ap": percent, ..., "mask_ar_large": percent} over the images of `data`.
 
@@ -77,7 +77,7 @@ def figures(
     return found
 
 
-def _results(data: CocoData, found: Prediction, kind: str) -> list[dict[str, Any]]:
+def _results(data: CocoData, found: Detections, kind: str) -> list[dict[str, Any]]:
     """The predictions of an image as COCO's result format has them."""
     boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
     results: list[dict[str, Any]] = []

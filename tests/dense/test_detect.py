@@ -379,5 +379,5 @@ def test_splits_of_other_categories_and_xla_are_refused(shapes, tmp_path):
         trained((train, other), tmp_path)
     xla = copy.copy(backend("cpu"))
     xla.compiles = True
-    with pytest.raises(WrongRequest, match="does not train on XLA: its shapes are dynamic"):
+    with pytest.raises(WrongRequest, match="does not run on XLA: its shapes are dynamic"):
         trained(shapes, tmp_path, backend=xla)

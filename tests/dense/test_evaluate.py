@@ -9,7 +9,7 @@ import pytest
 
 from mambaout.dense.coco import CocoData, read_coco
 from mambaout.dense.contact_sheet import COLOURS, GAP, TILE, contact_sheet
-from mambaout.dense.evaluate import FIGURES, Prediction, encoded_masks, figures
+from mambaout.dense.evaluate import FIGURES, Detections, encoded_masks, figures
 from mambaout.dense.shapes import ShapesSize, write_shapes
 
 
@@ -20,7 +20,7 @@ def shapes(tmp_path_factory) -> CocoData:
     return read_coco(str(root), "val")
 
 
-def guesses(data: CocoData, noise: float, seed: int = 0) -> list[Prediction]:
+def guesses(data: CocoData, noise: float, seed: int = 0) -> list[Detections]:
     """The objects themselves, moved by `noise` pixels; some missing, some of another class."""
     random = np.random.default_rng(seed)
     found = []
@@ -36,7 +36,7 @@ def guesses(data: CocoData, noise: float, seed: int = 0) -> list[Prediction]:
             e.label if random.random() >= noise / 20 else int(random.integers(1, 4)) for e in kept
         ]
         found.append(
-            Prediction(
+            Detections(
                 image.id,
                 np.array(boxes, np.float32).reshape(-1, 4),
                 np.array(labels, np.int64),
@@ -58,7 +58,7 @@ def test_the_truth_itself_has_every_figure_that_can_be_full(shapes):
 
 def test_nothing_found_is_zero_and_a_detector_of_boxes_has_no_figures_of_masks(shapes):
     none = [
-        Prediction(i.id, np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0), None)
+        Detections(i.id, np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0), None)
         for i in shapes.images
     ]
     found = figures(shapes, none)
@@ -91,7 +91,7 @@ def test_the_sheet_shows_what_is_sure_in_the_colour_of_its_class(shapes):
     mask[0, 10:40, 10:40] = mask[1, 10:40, 60:90] = True
     boxes = np.array([[10, 10, 40, 40], [60, 10, 90, 40]], np.float32)
     scores = np.array([0.9, 0.3], np.float32)
-    one = Prediction(1, boxes, np.array([1, 2]), scores, encoded_masks(mask))
+    one = Detections(1, boxes, np.array([1, 2]), scores, encoded_masks(mask))
     sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([image] * 5, [one] * 5, "abc"))))
     assert sheet.shape == (2 * (TILE + GAP) + GAP, 4 * (TILE + GAP) + GAP, 3)
     first = sheet[GAP : GAP + TILE // 2, GAP : GAP + TILE]

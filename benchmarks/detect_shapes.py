@@ -1,12 +1,12 @@
 """Does a backbone that we pretrained find shapes better than a random one, after equal steps?
 
 Run:    python benchmarks/detect_shapes.py --seeds 2 --json results/detect-shapes.json
-Costs:  about 20 CPU minutes (one thread); the same command again goes on
+Costs:  about 15 CPU minutes (one thread); the same command again goes on
 Writes: the garments, a run directory for the pretraining and for each training, under --out
 Prints: box AP and mask AP of both on 60 images, at each evaluation; mean and each seed
 
 Pretraining: 8,000 pictures of Fashion-MNIST in random colours, 64 px, 2 epochs, by `mambaout
-train`'s own loop. Detection: `--data shapes` (300 images of 96 px), Mask R-CNN with narrow heads, 4
+train`'s own loop. Detection: `--data shapes` (300 images of 96 px), Mask R-CNN with narrow heads, 3
 epochs of 50 steps of 6 images. Both kinds of training of one seed see the same images in the same
 order, and differ only in the backbone's first weights.
 """
@@ -41,7 +41,7 @@ from mambaout.train.metrics import read_records
 from mambaout.train.outcomes import Finished
 
 GARMENTS = 8000  # pictures to pretrain on
-EPOCHS = 4  # of a detection training, 50 steps each
+EPOCHS = 3  # of a detection training, 50 steps each
 MICRO_BATCH = 6
 
 

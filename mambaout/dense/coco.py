@@ -177,7 +177,8 @@ class _Reader:
     """Checks a file's content piece by piece. It counts what it leaves out."""
 
     def __init__(self, split: CocoSplit, file: str, body: dict[str, Any]) -> None:
-        self.split, self.file, self.body = split, file, body
+        self.split: CocoSplit = split
+        self.file, self.body = file, body
         self.counts: Counter[str] = Counter()
         self.labels = self._labels()
 
@@ -216,7 +217,9 @@ class _Reader:
 
     def _labels(self) -> dict[int, int]:
         """The label, 1 to N, of each category id. The file's ids may have gaps."""
-        ids = [each.get("id") for each in self.body["categories"] if isinstance(each, dict)]
+        ids: list[Any] = [
+            each.get("id") for each in self.body["categories"] if isinstance(each, dict)
+        ]
         if len(ids) < len(self.body["categories"]) or not all(map(is_whole, ids)):
             raise DataError(f"{self.file} has a category without a whole number as its id")
         if len(set(ids)) < len(ids) or not ids:
@@ -228,12 +231,12 @@ class _Reader:
         """The entries of `images`, by id."""
         infos: dict[int, dict[str, Any]] = {}
         for place, info in enumerate(self.body["images"]):
-            number = info.get("id") if isinstance(info, dict) else None
+            number: Any = info.get("id") if isinstance(info, dict) else None
             if not is_whole(number):
                 raise DataError(f"{self.file}: entry {place} of images has no whole number as id")
             if number in infos:
                 raise DataError(f"{self.file}: two images have the id {number}")
-            sizes = [info.get(side) for side in ("height", "width")]
+            sizes: list[Any] = [info.get(side) for side in ("height", "width")]
             if not all(is_whole(size) and size > 0 for size in sizes):
                 raise DataError(f"{self.file}: image {number} has no height and width in pixels")
             if not isinstance(info.get("file_name"), str):
@@ -250,7 +253,8 @@ class _Reader:
         """Raise DataError if an annotation is broken. A missing area is filled in."""
         if not isinstance(annotation, dict) or not is_whole(annotation.get("id")):
             raise DataError(f"{self.file}: entry {place} of annotations has no whole number as id")
-        number, image = annotation["id"], annotation.get("image_id")
+        number: int = annotation["id"]
+        image: Any = annotation.get("image_id")
         if number in seen:
             raise DataError(f"{self.file}: two annotations have the id {number}")
         seen.add(number)

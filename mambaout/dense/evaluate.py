@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pycocotools import mask as coco_masks
@@ -44,12 +44,12 @@ class Detections:
         """The masks, bool (N, H, W)."""
         if not self.rles:
             return np.zeros((0, 1, 1), bool)
-        return np.stack([coco_masks.decode(each) for each in self.rles]).astype(bool)
+        return np.stack([coco_masks.decode(cast(Any, each)) for each in self.rles]).astype(bool)
 
 
 def encoded_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """RLEs of masks (N, H, W)."""
-    return [coco_masks.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    return [cast(Any, coco_masks.encode(np.asfortranarray(mask, np.uint8))) for mask in masks]
 
 
 def fastest_engine() -> Engine:
@@ -102,13 +102,16 @@ def _stats(
 ) -> Sequence[float]:
     """`COCOeval.stats`: 12 shares, or -1 where there is nothing to count."""
     if engine == "faster-coco-eval":
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as Evaluation
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        dataset, evaluator = cast(Any, COCO), cast(Any, COCOeval_faster)
     else:
         from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval as Evaluation
+        from pycocotools.cocoeval import COCOeval
+
+        dataset, evaluator = cast(Any, COCO), cast(Any, COCOeval)
     with contextlib.redirect_stdout(io.StringIO()):  # both print tables
-        truth, guess = COCO(), COCO()
+        truth, guess = dataset(), dataset()
         # Copies: an evaluation writes into the annotations.
         truth.dataset = dict(data.body) | {
             "annotations": [dict(each) for each in data.body["annotations"]]
@@ -119,7 +122,7 @@ def _stats(
         else:  # loadRes cannot read an empty list
             guess.dataset = truth.dataset | {"annotations": []}
             guess.createIndex()
-        evaluation: Any = Evaluation(truth, guess, kind)
+        evaluation = evaluator(truth, guess, kind)
         evaluation.params.imgIds = sorted(image.id for image in data.images)
         evaluation.evaluate()
         evaluation.accumulate()

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
+from mambaout.dense.fp32 import in_fp32
 from mambaout.dense_layers import ANCHORS_A_PLACE, PROPOSALS
 
 RATIOS = (0.5, 1.0, 2.0)  # of an anchor's height to its width
@@ -25,19 +25,6 @@ MATCH_FROM, BACKGROUND_BELOW = 0.7, 0.3  # IoU of an anchor and an object
 SAMPLED_ANCHORS, POSITIVE_SHARE = 256, 0.5
 SUPPRESS_FROM = 0.7  # IoU of two proposals
 INIT_STD = 0.01
-
-
-def in_fp32(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)` in fp32, also under autocast.
-
-    A box of 1,000 px has its corners to 4 px in bf16. So what boxes and scores are computed from is
-    in fp32; the layers that need it are thousandths of the work.
-    """
-    device = x.device.type
-    if is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return layer(x.float())
-    return layer(x)
 
 
 class AnchorGrid(nn.Module):

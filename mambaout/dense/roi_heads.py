@@ -18,7 +18,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_align
 
-from mambaout.dense.proposals import in_fp32
+from mambaout.dense.fp32 import in_fp32
 from mambaout.dense_layers import BOX_SIDE, MASK_CONVS, MASK_SIDE, HeadWidths
 
 MATCH_FROM = 0.5  # IoU of a proposal and an object; less is background

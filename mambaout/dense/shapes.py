@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,7 @@ def write_shapes(root: Path, size: ShapesSize) -> None:
 
 
 def _annotation(number: int, image: int, label: int, mask: np.ndarray) -> dict:
-    encoded = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    encoded: Any = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {
         "id": number,
         "image_id": image,

@@ -102,6 +102,11 @@ def test_a_missing_area_is_that_of_the_mask(tmp_path):
     assert data.body["annotations"][0]["area"] == 400
 
 
+def rle_of(mask: np.ndarray) -> str:
+    found: Any = coco_masks.encode(np.asfortranarray(mask))
+    return found["counts"].decode()
+
+
 RLE = {"size": [*SIZE], "counts": [0, SIZE[0] * SIZE[1]]}
 
 
@@ -201,7 +206,7 @@ def test_polygons_and_both_kinds_of_rle_give_one_mask(tmp_path):
     assert mask.sum() == 400
     runs = np.flatnonzero(np.diff(np.concatenate([[2], mask.ravel("F"), [2]])))
     counts = np.diff(runs).tolist()
-    compressed = coco_masks.encode(np.asfortranarray(mask))["counts"].decode()
+    compressed = rle_of(mask)
     rles = [{"size": [*SIZE], "counts": each} for each in (counts, compressed)]
     root = written(
         tmp_path, [polygon] + [annotation(2 + n, segmentation=r) for n, r in enumerate(rles)]
@@ -217,7 +222,7 @@ def test_every_rle_of_pycocotools_is_accepted():
     random = np.random.default_rng(0)
     for share in (0, 0.01, 0.3, 0.9, 1):
         mask = np.asfortranarray((random.random(SIZE) < share).astype(np.uint8))
-        counts = coco_masks.encode(mask)["counts"].decode()
+        counts = rle_of(mask)
         assert segmentation_fault({"size": [*SIZE], "counts": counts}, SIZE) is None
         if len(counts) > 4:
             assert segmentation_fault({"size": [*SIZE], "counts": counts[:-1]}, SIZE)

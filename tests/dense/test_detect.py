@@ -69,7 +69,8 @@ def tiny_detector(drop_path: float = TINY.model.drop_path) -> MaskRCNN:
 def trained(shapes, out: Path, recipe: DetectRecipe = TINY, **settings: Any) -> Any:
     plan = DetectorPlan(build=tiny_detector, macs=1.0)
     given = {"backend": backend("cpu"), "micro_batch": 2, "log_every_steps": 2} | settings
-    return train_detector(recipe, plan, *shapes, out=out, **given)
+    train, val = shapes
+    return train_detector(recipe, plan, train, val, out=out, **given)
 
 
 # -- samples --------------------------------------------------------------------------------------
@@ -151,7 +152,8 @@ def gradients(shapes, micro_batch: int) -> tuple[dict[str, torch.Tensor], torch.
     torch.manual_seed(0)
     detector = tiny_detector(drop_path=0.0)  # else each micro-batch draws its own
     network: Any = detector.rpn
-    network.fg_bg_sampler = detector.roi_heads.fg_bg_sampler = _EverySample()
+    heads: Any = detector.roi_heads
+    network.fg_bg_sampler = heads.fg_bg_sampler = _EverySample()
     steps = DetectorSteps(detector, Cpu(), "fp32", seed=0)
     batch = [training_sample(shapes[0], i, 0, 0, TINY) for i in range(4)]
     losses = steps.add_gradients(batch, micro_batch, 0)
@@ -317,7 +319,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(shapes, whole, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(Kill):
         trained(shapes, out, sinks=[kill])
-    assert checkpoint.load_latest(out)["step"] == 3  # the record of step 4 has no checkpoint
+    saved: Any = checkpoint.load_latest(out)
+    assert saved["step"] == 3  # the record of step 4 has no checkpoint
     assert isinstance(trained(shapes, out), Finished)
     mine, theirs = weights_of(out), weights_of(whole)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -353,7 +356,7 @@ def test_another_run_in_the_directory_is_refused(shapes, whole, tmp_path):
         trained(shapes, whole, replace(TINY, peak_lr=2e-3))
     plan = DetectorPlan(build=tiny_detector, first_weights="file.ckpt")
     with pytest.raises(WrongRequest, match=r"of first_weights random, not file.ckpt"):
-        train_detector(TINY, plan, *shapes, out=whole, backend=backend("cpu"))
+        train_detector(TINY, plan, shapes[0], shapes[1], out=whole, backend=backend("cpu"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(shapes, tmp_path):
@@ -365,7 +368,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(shapes, tmp_path):
     plan = DetectorPlan(build=broken)
     given: Any = {"out": tmp_path / "run", "backend": backend("cpu"), "log_every_steps": 1}
     try:
-        ended = train_detector(TINY, plan, *shapes, **given)
+        ended = train_detector(TINY, plan, shapes[0], shapes[1], **given)
     except AssertionError as error:  # torchvision may refuse the boxes first
         pytest.fail(str(error))
     assert isinstance(ended, Diverged)

@@ -46,14 +46,18 @@ MICRO_BATCH = 6
 
 
 def colored_garments(folder: Path) -> None:
-    """Write garments as PNGs by class, each in a random colour on a ground of another one."""
+    """Write garments as PNGs by class, each in a random tint on a dim ground of a random colour.
+
+    (With any colour on any ground the network learned nothing in two epochs: top-1 10 %.)
+    """
     data = open_data("fashion-mnist")
     pictures = Images(data, "train")
     for row in range(GARMENTS):
         random = np.random.default_rng(row)
-        grey = pictures[row].crop((0, 0, *pictures[row].size))[..., None] / 255
-        garment, ground = random.integers(0, 256, (2, 3))
-        pixels = (grey * garment + (1 - grey) * ground).astype(np.uint8)
+        grey = pictures[row].crop((0, 0, *pictures[row].size))[..., None]
+        tint = random.uniform(0.35, 1, 3)
+        pixels = np.where(grey > 0, grey * (tint / tint.max()), 80 * random.random(3))
+        pixels = pixels.astype(np.uint8)
         name = data.class_names[data.labels["train"][row]].replace("/", "-")
         path = folder / name / f"{row:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ def colored_garments(folder: Path) -> None:
 
 def pretraining(recipe_model: Any) -> Recipe:
     """Enough for a backbone of edges and parts: no augmentation but a mild crop."""
-    recipe = with_global_batch(BASELINE, 64)
+    recipe = with_global_batch(BASELINE, 32)
     return tuned(
         recipe,
         depths=recipe_model.depths,

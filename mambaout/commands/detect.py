@@ -228,6 +228,12 @@ def run_detect(
         print("what follows the data (each is an option):")
     for line in lines:
         print(f"    {line}")
+    micro_batch = options.micro_batch or min(MICRO_BATCH, recipe.global_batch)
+    if micro_batch > recipe.global_batch:
+        raise WrongRequest(
+            f"--micro-batch {micro_batch} is more than --global-batch {recipe.global_batch}; give "
+            "that or less"
+        )
     plan, said = detector_plan(recipe, train, None if init is None else init.path)
     print(said)
     where = backend(options.backend)
@@ -242,7 +248,7 @@ def run_detect(
             out=folder,
             backend=where,
             seed=options.seed,
-            micro_batch=min(options.micro_batch or MICRO_BATCH, recipe.global_batch),
+            micro_batch=micro_batch,
             sinks=[_progress(steps)],
             max_steps=options.max_steps,
             log_every_steps=options.log_every_steps,
@@ -253,7 +259,8 @@ def run_detect(
     except WrongRequest as error:
         if not began:
             raise
-        print(f"mambaout train: {error}; once that is mended, the same command continues")
+        text = f"mambaout train: {error}; once that is mended, the same command continues"
+        print(text, file=sys.stderr)
         return 1
     match outcome:
         case Finished(metrics=final):

@@ -87,7 +87,7 @@ class CocoData:
     category_ids: tuple[int, ...]  # of the same labels, in the file
     left_out: Mapping[str, int]  # reason -> number
     has_masks: bool
-    body: Mapping[str, Any]  # the file's own content, which COCO's evaluation reads
+    body: Mapping[str, Any]  # of val, the file's content, which COCO's evaluation reads; else empty
     fingerprint: str
 
     @property
@@ -211,7 +211,7 @@ class _Reader:
             category_ids=tuple(each["id"] for each in ordered),
             left_out=dict(self.counts),
             has_masks=has_masks,
-            body=self.body,
+            body=self.body if self.split == "val" else {},
             fingerprint=fingerprint,
         )
 

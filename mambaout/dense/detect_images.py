@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mambaout.data.draws import draws, uniforms
+from mambaout.data.shards.files import DataError
 from mambaout.dense.coco import CocoData, CocoImage
 from mambaout.dense.detect_recipe import DetectRecipe
 
@@ -123,22 +124,28 @@ class TrainingSamples(Dataset):
     """The samples of a training by (epoch, index); a DataLoader's processes make them."""
 
     def __init__(self, data: CocoData, seed: int, recipe: DetectRecipe) -> None:
-        # Without the file's whole content, which a process would get a copy of.
-        self.data, self.seed, self.recipe = replace(data, body={}), seed, recipe
+        self.data, self.seed, self.recipe = data, seed, recipe
 
-    def __getitem__(self, place: tuple[int, int]) -> DetectSample:
+    def __getitem__(self, place: tuple[int, int]) -> DetectSample | DataError:
         epoch, index = place
-        return training_sample(self.data, index, epoch, self.seed, self.recipe)
+        try:
+            return training_sample(self.data, index, epoch, self.seed, self.recipe)
+        except DataError as error:  # raised by a process, it would be wrapped in a traceback's text
+            return error
 
 
 class EvaluationSamples(Dataset):
     """The samples of an evaluation by their index."""
 
     def __init__(self, data: CocoData, recipe: DetectRecipe) -> None:
+        # Without the file's whole content, which each process would get a copy of.
         self.data, self.recipe = replace(data, body={}), recipe
 
-    def __getitem__(self, index: int) -> DetectSample:
-        return evaluation_sample(self.data, index, self.recipe)
+    def __getitem__(self, index: int) -> DetectSample | DataError:
+        try:
+            return evaluation_sample(self.data, index, self.recipe)
+        except DataError as error:
+            return error
 
     def __len__(self) -> int:
         return len(self.data.images)
@@ -147,7 +154,20 @@ class EvaluationSamples(Dataset):
 def loaded(
     samples: TrainingSamples | EvaluationSamples, batches: Iterable[list], num_workers: int
 ) -> Iterator[list[DetectSample]]:
-    """The samples of each batch, made by `num_workers` processes, or here if there are none."""
+    """The samples of each batch, made by `num_workers` processes, or here if there are none.
+
+    Raises DataError for an image that cannot be read.
+    """
+    for found in _made(samples, batches, num_workers):
+        for each in found:
+            if isinstance(each, DataError):
+                raise each
+        yield cast(list[DetectSample], found)
+
+
+def _made(
+    samples: TrainingSamples | EvaluationSamples, batches: Iterable[list], num_workers: int
+) -> Iterator[list[DetectSample | DataError]]:
     if not num_workers:
         for batch in batches:
             yield [samples[place] for place in batch]
@@ -164,5 +184,5 @@ def loaded(
     )
 
 
-def _as_they_are(batch: list[DetectSample]) -> list[DetectSample]:
+def _as_they_are(batch: list) -> list:
     return batch

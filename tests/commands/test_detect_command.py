@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,7 @@ def test_a_set_without_masks_trains_a_detector_of_boxes(folder, tmp_path, capsys
         (["--shorter-side", "96"], "shorter_side=96 is more than longer_side=64"),
         (["--global-batch", "13"], "global_batch=13 is more than the 12 training images"),
         (["--warmup-steps", "6"], "warmup_steps=6 is not below the 6 steps"),
+        (["--micro-batch", "5"], "--micro-batch 5 is more than --global-batch 4"),
         (["--smoke"], "--smoke with --task detect is for --data shapes"),
         (["--init", "nothing.ckpt"], "nothing.ckpt is not there"),
     ],
@@ -117,6 +119,26 @@ def test_a_wrong_request_is_one_line_and_starts_nothing(folder, tmp_path, capsys
     assert what in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_image_that_breaks_on_the_way_is_one_line_and_the_run_can_go_on(
+    folder, tmp_path, capsys, workers
+):
+    root = tmp_path / "set"
+    shutil.copytree(folder, root)
+    broken = sorted((root / "train").iterdir())[3]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:100])
+    words = command(str(root), tmp_path / "run", "--epochs", "1", "--workers", workers)
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert f"{broken} cannot be decoded" in error
+    assert "once that is mended, the same command continues" in error
+    assert len(error.splitlines()) == 1
+    broken.write_bytes(whole)
+    assert main(words) == 0
 
 
 def test_an_option_of_detection_is_refused_for_another_task(tmp_path, capsys):

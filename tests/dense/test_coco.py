@@ -98,7 +98,7 @@ def test_category_ids_become_labels_and_return(tmp_path):
 
 
 def test_a_missing_area_is_that_of_the_mask(tmp_path):
-    data = read_coco(written(tmp_path, [without(annotation(1), "area")]), "train")
+    data = read_coco(written(tmp_path, [without(annotation(1), "area")], split="val"), "val")
     assert data.body["annotations"][0]["area"] == 400
 
 

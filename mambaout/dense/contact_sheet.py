@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import cv2
@@ -28,13 +27,16 @@ def contact_sheet(
     """The PNG. `images` are uint8 (H, W, 3), red first; `found` has one prediction for each."""
     tiles = [_tile(*pair, class_names) for pair in zip(images, found, strict=True)]
     columns = min(COLUMNS, len(tiles))
-    rows = math.ceil(len(tiles) / columns)
-    step = TILE + GAP
-    sheet = np.full((rows * step + GAP, columns * step + GAP, 3), 255, np.uint8)
-    for place, tile in enumerate(tiles):
-        row, column = divmod(place, columns)
-        top, left = GAP + row * step, GAP + column * step
-        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
+    heights = [max(len(tile) for tile in row) for row in rows]
+    shape = sum(heights) + GAP * (len(rows) + 1), columns * (TILE + GAP) + GAP, 3
+    sheet = np.full(shape, 255, np.uint8)
+    top = GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            left = GAP + column * (TILE + GAP)
+            sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+        top += height + GAP
     return cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
 
 

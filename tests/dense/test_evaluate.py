@@ -93,7 +93,7 @@ def test_the_sheet_shows_what_is_sure_in_the_colour_of_its_class(shapes):
     scores = np.array([0.9, 0.3], np.float32)
     one = Detections(1, boxes, np.array([1, 2]), scores, encoded_masks(mask))
     sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([image] * 5, [one] * 5, "abc"))))
-    assert sheet.shape == (2 * (TILE + GAP) + GAP, 4 * (TILE + GAP) + GAP, 3)
+    assert sheet.shape == (2 * (TILE // 2 + GAP) + GAP, 4 * (TILE + GAP) + GAP, 3)
     first = sheet[GAP : GAP + TILE // 2, GAP : GAP + TILE]
     assert (first[90, 80] == [int(0.55 * 128 + 0.45 * c) for c in COLOURS[0]]).all()
     assert (first[80, 240] == 128).all()  # the unsure one

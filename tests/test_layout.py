@@ -89,8 +89,8 @@ HOMES = {
     "pycocotools": {"dense"},
     "faster_coco_eval": {"dense/evaluate.py"},
     "torchvision.models": {"dense"},
-    "onnx": {"dense"},
-    "onnxruntime": {"dense"},
+    "onnx": {"model/onnx_file.py"},
+    "onnxruntime": {"model/onnx_file.py"},
 }
 
 

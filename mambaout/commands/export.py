@@ -1,6 +1,7 @@
-"""`mambaout export`: weights as safetensors, and the timm code that computes the same.
+"""`mambaout export`: weights as safetensors or ONNX, and the code that computes the same with them.
 
-It prints Python: the timm code, with comments that say what was written and how it was checked.
+It prints Python: the code of timm or onnxruntime, with comments that say what was written and how
+it was checked.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +22,25 @@ from mambaout.commands.options import (
     WEIGHTS_HELP,
 )
 from mambaout.errors import WrongRequest
-from mambaout.recipe import BASELINE
+from mambaout.recipe import BASELINE, canonical_json
 from mambaout.variants import VARIANTS, variant
 
 
 def add_export(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
-        help="weights as safetensors, and the call of timm's that is right for them",
-        description="Writes OUT and prints the Python lines with which timm computes the same, "
-        "after running them: `mambaout export STUDY/TRIAL best.safetensors > load.py`.",
+        help="weights as safetensors or ONNX, and the Python lines that compute with them",
+        description="Writes OUT and prints the Python lines with which timm or onnxruntime "
+        "computes the same, after a check: "
+        "`mambaout export STUDY/TRIAL best.safetensors > load.py`.",
     )
     parser.add_argument("weights", help=WEIGHTS_HELP)
-    parser.add_argument("out", type=Path, help="the file to write, NAME.safetensors")
+    parser.add_argument("out", type=Path, help="the file to write, NAME.safetensors or NAME.onnx")
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="without the head: the maps of the four stages, for detection and the like",
+    )
     parser.add_argument("--storage", type=Path, default=DEFAULT_STORAGE, help=STORAGE_HELP)
     parser.add_argument("--no-ema", action="store_true", help=NO_EMA_HELP)
     parser.add_argument(
@@ -45,39 +54,65 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> int:
     named, out = named_weights(options.weights, options.storage), options.out
 
-    from mambaout.model.network import build
-    from mambaout.model.timm_call import check, data_config, timm_code
-    from mambaout.model.weights import SAFETENSORS, load_weights, read_weights, save_weights
+    from mambaout.model.network import Trunk, build
+    from mambaout.model.onnx_file import ONNX, onnx_code, save_onnx
+    from mambaout.model.timm_call import check, data_config, timm_code, timm_features_code
+    from mambaout.model.weights import (
+        SAFETENSORS,
+        load_trunk,
+        load_weights,
+        read_weights,
+        save_weights,
+    )
 
-    if out.suffix != SAFETENSORS:
-        raise WrongRequest(f"{out} must end in {SAFETENSORS}, by which timm tells the format")
+    if out.suffix not in (SAFETENSORS, ONNX):
+        raise WrongRequest(
+            f"{out} must end in {SAFETENSORS}, by which timm tells the format, or in {ONNX}"
+        )
     _check_out(out, named.path)
     weights = read_weights(named.path, ema=not options.no_ema)
-    recipe = weights.recipe
+    recipe, num_classes = weights.recipe, weights.num_classes
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
         raise WrongRequest(f"{named.path} does not say its shape; add --variant")
-    if not weights.num_classes:
-        raise WrongRequest(f"{named.path} has no head, whose classes a network needs")
-    try:
-        code = timm_code(recipe, weights.num_classes, out)
-    except WrongRequest as error:
-        raise WrongRequest(f"{named.path}: {error}") from error
-    model = build(recipe.model, weights.num_classes)
-    load_weights(model, weights)
-    facts = {"timm": code, "timm_data_config": json.dumps(data_config(recipe))}
+    if not num_classes and not options.features:
+        raise WrongRequest(
+            f"{named.path} has no head, whose classes a network needs; add --features to export it "
+            "without"
+        )
+    with _named(named.path):
+        if out.suffix == ONNX:
+            code = onnx_code(out, has_head=not options.features)
+        elif options.features:
+            code = timm_features_code(recipe.model, out)
+        else:
+            code = timm_code(recipe, num_classes or 0, out)
+    model: Trunk
+    left_out = 0
+    if options.features:
+        model = Trunk(recipe.model)
+        left_out = load_trunk(model, weights)
+    else:
+        model = build(recipe.model, num_classes or 0)
+        load_weights(model, weights)
+    facts = {"timm_data_config": json.dumps(data_config(recipe))}
     if weights.code_version is not None:
         facts["code_version"] = str(weights.code_version)
-    save_weights(model, out, recipe, is_ema=weights.is_ema, facts=facts)
-    try:
-        checked = check(code, model, recipe.image_size)
-    except BaseException:
-        out.unlink()  # remove a file that timm reads in a wrong way
-        raise
+    if out.suffix == ONNX:
+        facts["model"] = canonical_json(recipe.model)
+        checked = save_onnx(model, out, facts)
+    else:
+        save_weights(model, out, recipe, is_ema=weights.is_ema, facts=facts | {"timm": code})
+        try:
+            checked = check(code, model, recipe.image_size)
+        except BaseException:
+            out.unlink()  # remove a file that timm reads in a wrong way
+            raise
     params = sum(parameter.numel() for parameter in model.parameters())
     unfinished = ", of a run that has not finished" if named.is_unfinished else ""
-    print(f"# {out}: {params:,} parameters, {weights.num_classes} classes")
+    head = f"no head, {left_out} tensors left out" if options.features else f"{num_classes} classes"
+    print(f"# {out}: {params:,} parameters, {head}")
     for line in (f"{weights.text}{unfinished}", *weights.of_other_numbers):
         print(f"# from {named.path}: {line}")
     print(f"# {checked}")
@@ -85,6 +120,15 @@ def _run(options: argparse.Namespace) -> int:
         print(f"# our evaluation computes matrix products in {recipe.precision}, these lines fp32")
     print(code)
     return 0
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name before the text of a WrongRequest."""
+    try:
+        yield
+    except WrongRequest as error:
+        raise WrongRequest(f"{path}: {error}") from error
 
 
 def _check_out(out: Path, source: Path) -> None:

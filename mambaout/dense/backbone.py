@@ -14,14 +14,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from mambaout.errors import WrongRequest
 from mambaout.model.mixers import nchw
 from mambaout.model.network import NORM_EPS, Trunk, initialise
 from mambaout.model.norm import LayerNorm
-from mambaout.model.weights import Weights, difference
+from mambaout.model.weights import Weights, load_trunk
 from mambaout.variants import ModelConfig
 
-HEAD = "head."  # the names of a classifier's head begin so
 NORMS = "norms."  # the names of the output norms begin so; a classifier has none
 
 
@@ -55,17 +53,11 @@ def load_backbone(backbone: Backbone, weights: Weights) -> str:
     output norms: they stay as they are. Raises WrongRequest if anything else is missing, is too
     much or has another shape; then nothing is loaded.
     """
-    kept = {name: t for name, t in weights.tensors.items() if not name.startswith(HEAD)}
-    num_left_out = len(weights.tensors) - len(kept)
-    has_norms = any(name.startswith(NORMS) for name in kept)
+    tensors = dict(weights.tensors)
+    has_norms = any(name.startswith(NORMS) for name in tensors)
     if not has_norms:
-        kept |= {n: t for n, t in backbone.state_dict().items() if n.startswith(NORMS)}
-    if differing := difference(backbone, replace(weights, tensors=kept)):
-        raise WrongRequest(
-            f"{weights.path} does not fit the backbone (dims {backbone.config.dims}, depths "
-            f"{backbone.config.depths}): {differing.text}"
-        )
-    backbone.load_state_dict(kept)
+        tensors |= {n: t for n, t in backbone.state_dict().items() if n.startswith(NORMS)}
+    num_left_out = load_trunk(backbone, replace(weights, tensors=tensors))
     head = f"{num_left_out} tensors of its head are left out" if num_left_out else "it has no head"
     norms = "" if has_norms else "; the norms on the four outputs are not in it and stay as set"
     return f"{weights.path}: {weights.text}; {head}{norms}"

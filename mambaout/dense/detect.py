@@ -257,6 +257,7 @@ class _DetectRun:
             "num_val": len(val.images),
             "num_classes": train.num_classes,
             "left_out": dict(train.left_out),
+            "macs_image_size": list(self.recipe.counted_size),
             "backend": self.backend.name,
             metrics.DEVICE: self.backend.device_name,
             metrics.NUM_DEVICES: self.backend.num_devices,

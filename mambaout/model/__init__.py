@@ -1,6 +1,6 @@
 """The network and its token mixers, with timm's parameter names.
 
 In:  a `ModelConfig`.
-Out: `MambaOut`, and weights read from or written for timm.
-Read: network.py, mixers.py, weights.py, timm_call.py.
+Out: `MambaOut`, and weights read from or written for timm, or as ONNX.
+Read: network.py, mixers.py, weights.py, timm_call.py, onnx_file.py.
 """

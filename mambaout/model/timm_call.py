@@ -1,5 +1,7 @@
 """Python text that builds one of our networks with timm, and a check that executes the text.
 
+The network is the classifier, or the four stages' maps without a head.
+
 timm's class takes a published shape by its name and other shapes by arguments. Its constructor has
 no argument for the small stem and for hidden sizes that are rounded up; the text sets these
 afterwards with timm's own parts. timm cannot build another token mixer: that is a ValueError.
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 from mambaout.errors import WrongRequest
-from mambaout.model.network import MambaOut
+from mambaout.model.network import MambaOut, Trunk
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe
 from mambaout.variants import VARIANTS, ModelConfig
 
@@ -59,27 +61,81 @@ def timm_code(recipe: Recipe, num_classes: int, weights: Path) -> str:
     )
 
 
-def _building(config: ModelConfig, num_classes: int) -> tuple[list[str], list[str]]:
-    """The imports, and the lines that build the network with fresh weights."""
+def timm_features_code(config: ModelConfig, weights: Path) -> str:
+    """Python lines that set `model` to timm's network of the four stages' maps, by its name.
+
+    A ValueError says why timm cannot build such a network.
+    """
+    _require_gated_conv(config)
+    arguments: dict[str, Any] = {}
+    name = next((n for n, known in VARIANTS.items() if _computed(known) == _computed(config)), None)
+    if name is None:
+        name, arguments = "femto", _sizes(config)
+        if arguments["expansion_ratio"] is None:
+            raise WrongRequest(
+                f"hidden_multiple={config.hidden_multiple} gives the stages other ratios of hidden "
+                "channels, and timm's features_only has one ratio; export without --features, and "
+                "call model.forward_intermediates"
+            )
+    # timm loads a file before it takes the stages apart only if the file is the pretrained one.
+    arguments |= {
+        "features_only": True,
+        "pretrained": True,
+        "pretrained_cfg_overlay": {"file": str(weights)},
+    }
+    lines = [
+        "import timm",
+        "",
+        f'model = timm.create_model("mambaout_{name}", {_arguments(arguments)})',
+    ]
+    if config.stem_stride == 2:
+        lines.append(
+            'model["stem"].conv1.stride = (1, 1)  # stem_stride=2: the strides of feature_info are '
+            "half of what it says"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "model.eval()",
+            "# maps = model(images)  # normalised (B, 3, H, W) -> four maps (B, H, W, C)",
+        ]
+    )
+
+
+def _require_gated_conv(config: ModelConfig) -> None:
     if config.mixer != "gated_conv":
         raise WrongRequest(
             f"timm's MambaOut has no mixer={config.mixer!r}, only 'gated_conv': no call of timm's "
             "builds this network"
         )
+
+
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of timm's class for the shape; expansion_ratio is None if there is no single
+    one."""
+    sizes = {dim: config.hidden(dim) for dim in config.dims}
+    expansion = config.expansion if _gives(config.expansion, sizes) else _expansion(sizes)
+    return {
+        "depths": config.depths,
+        "dims": config.dims,
+        "kernel_size": config.kernel_size,
+        "expansion_ratio": expansion,
+        "conv_ratio": config.conv_ratio,
+    }
+
+
+def _building(config: ModelConfig, num_classes: int) -> tuple[list[str], list[str]]:
+    """The imports, and the lines that build the network with fresh weights."""
+    _require_gated_conv(config)
     small_stem = ["model.stem.conv1.stride = (1, 1)  # stem_stride=2: timm has no argument for it"]
     after = small_stem if config.stem_stride == 2 else []
     for name, published in VARIANTS.items():
         if _computed(published) == _computed(config):
             call = f'model = timm.create_model("mambaout_{name}", num_classes={num_classes})'
             return ["import timm"], [call, *after]
-    sizes = {dim: config.hidden(dim) for dim in config.dims}
-    expansion = config.expansion if _gives(config.expansion, sizes) else _expansion(sizes)
-    arguments = {"num_classes": num_classes, "depths": config.depths, "dims": config.dims}
-    arguments |= {
-        "kernel_size": config.kernel_size,
-        "expansion_ratio": expansion or config.expansion,
-        "conv_ratio": config.conv_ratio,
-    }
+    arguments = {"num_classes": num_classes, **_sizes(config)}
+    expansion = arguments["expansion_ratio"]
+    arguments["expansion_ratio"] = expansion or config.expansion
     call = f"model = MambaOut({_arguments(arguments)})"
     if expansion is not None:
         return ["from timm.models.mambaout import MambaOut"], [call, *after]
@@ -131,11 +187,11 @@ def _expansion(sizes: dict[int, int]) -> float | None:
     return next((number for number in candidates if _gives(number, sizes)), None)
 
 
-def check(code: str, model: MambaOut, image_size: int) -> str:
-    """Execute `code` and compare its network's logits with those of `model`; returns a sentence
-    with the result.
+def check(code: str, model: Trunk, image_size: int) -> str:
+    """Execute `code` and compare what its network computes with what `model` does: logits, or maps
+    if `model` has no head. Returns a sentence with the result.
 
-    `image_size` is in pixels. Raises ValueError if the logits differ by more than rounding.
+    `image_size` is in pixels. Raises ValueError if they differ by more than rounding.
     """
     try:
         import timm
@@ -147,18 +203,25 @@ def check(code: str, model: MambaOut, image_size: int) -> str:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         images = torch.randn(CHECKED_IMAGES, 3, side, side)
-        ours, theirs = model.eval()(images), made["model"](images)
-    largest = float(ours.abs().max())
-    apart = float((ours - theirs).abs().max())
+        theirs = made["model"](images)
+        model.eval()
+        if isinstance(model, MambaOut):
+            what, ours, theirs = "logits", [model(images)], [theirs]
+        else:
+            what, ours = "maps", model.forward_pyramid(images)
+    # torch's maximum of numbers with a nan is nan; Python's need not be.
+    largest = float(torch.stack([each.abs().max() for each in ours]).max())
+    pairs = zip(ours, theirs, strict=True)
+    apart = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
     if not math.isfinite(largest):
-        raise WrongRequest("the weights give logits that are not finite")
+        raise WrongRequest(f"the weights give {what} that are not finite")
     if not apart <= TOLERANCE * max(1.0, largest):
         raise WrongRequest(
-            f"timm {timm.__version__} computes something else with these weights: its logits "
+            f"timm {timm.__version__} computes something else with these weights: its {what} "
             f"differ by up to {apart:.2g}, where the largest is {largest:.2g}"
         )
     return (
-        f"checked: timm {timm.__version__} runs these lines, loads every tensor, and its logits "
+        f"checked: timm {timm.__version__} runs these lines, loads every tensor, and its {what} "
         f"differ from ours by at most {apart:.1g} of {largest:.2g} "
         f"({CHECKED_IMAGES} random images of {side} px)"
     )

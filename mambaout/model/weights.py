@@ -37,6 +37,7 @@ SAFETENSORS = ".safetensors"
 EMA_SETS = ("state_dict_ema", "model_ema")
 PLAIN_SETS = ("state_dict", "model")
 CLASSIFIER = "head.fc"  # the only layer whose shape depends on the number of classes
+HEAD = "head."  # the names of the whole head begin so
 SHOWN_NAMES = 3  # names of tensors in an error
 
 # From the authors' names to ours, which are timm's. The first pattern that fits counts.
@@ -285,8 +286,23 @@ def load_weights(model: MambaOut, weights: Weights) -> None:
     model.load_state_dict(dict(weights.tensors))
 
 
+def load_trunk(trunk: Trunk, weights: Weights) -> int:
+    """Load `weights` without a classifier's head into `trunk`, in place: all or none.
+
+    Returns the number of tensors that were left out. A ValueError says what does not fit.
+    """
+    kept = {name: t for name, t in weights.tensors.items() if not name.startswith(HEAD)}
+    if differing := difference(trunk, replace(weights, tensors=kept)):
+        raise WrongRequest(
+            f"{weights.path} does not fit the backbone (dims {trunk.config.dims}, depths "
+            f"{trunk.config.depths}): {differing.text}"
+        )
+    trunk.load_state_dict(kept)
+    return len(weights.tensors) - len(kept)
+
+
 def save_weights(
-    model: MambaOut,
+    model: Trunk,
     path: Path | str,
     recipe: Recipe | None = None,
     *,
@@ -304,7 +320,7 @@ def save_weights(
     metadata = {
         "format": "pt",
         "model": canonical_json(model.config),
-        "num_classes": str(model.num_classes),
+        **({"num_classes": str(model.num_classes)} if isinstance(model, MambaOut) else {}),
         _IS_EMA: "true" if is_ema else "false",
         **(facts or {}),
     }

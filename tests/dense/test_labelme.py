@@ -33,8 +33,8 @@ OVERFIT = [
     *("--depths", "1,1,2,1", "--dims", "24,48,72,96", "--drop-path", "0"),
     *("--head-channels", "64", "--box-features", "256", "--smallest-anchor", "12"),
     *("--shorter-side", "160", "--longer-side", "256", "--hflip", "0"),
-    *("--global-batch", "3", "--micro-batch", "3", "--epochs", "150", "--warmup-steps", "10"),
-    *("--first-drop-epoch", "120", "--second-drop-epoch", "150", "--eval-every-epochs", "25"),
+    *("--global-batch", "3", "--micro-batch", "3", "--epochs", "240", "--warmup-steps", "10"),
+    *("--first-drop-epoch", "190", "--second-drop-epoch", "225", "--eval-every-epochs", "40"),
     *("--peak-lr", "1e-3", "--weight-decay", "0"),
 ]
 

@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     root = str(shapes_folder())
     data, val = read_coco(root, "train"), read_coco(root, "val")
-    recipe, _ = DetectRequest(SHAPES, None, {"epochs": EPOCHS}, False).recipe(len(data.images))
+    # The rate never falls: after a drop both kinds of training would stand still.
+    given = {"epochs": EPOCHS, "first_drop_epoch": EPOCHS, "second_drop_epoch": EPOCHS}
+    recipe, _ = DetectRequest(SHAPES, None, given, False).recipe(len(data.images))
 
     folder = options.out / "garments"
     if not folder.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,22 +149,26 @@ class _EverySample:
         return [each >= 1 for each in labels], [each == 0 for each in labels]
 
 
-def gradients(shapes, micro_batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def gradients(
+    shapes, micro_batch: int, indices: Sequence[int] = range(4)
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     torch.manual_seed(0)
     detector = tiny_detector(drop_path=0.0)  # else each micro-batch draws its own
     network: Any = detector.rpn
     heads: Any = detector.roi_heads
     network.fg_bg_sampler = heads.fg_bg_sampler = _EverySample()
     steps = DetectorSteps(detector, Cpu(), "fp32", seed=0)
-    batch = [training_sample(shapes[0], i, 0, 0, TINY) for i in range(4)]
+    batch = [training_sample(shapes[0], i, 0, 0, TINY) for i in indices]
     losses = steps.add_gradients(batch, micro_batch, 0)
     return {n: p.grad for n, p in detector.named_parameters() if p.grad is not None}, losses
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(shapes):
-    """With the same samples. The micro-batches have 3, 1, 4 and 2 objects or so: a mean over them
-    would be another loss."""
+    """With the same samples. The mean over micro-batches would be another loss, because they differ
+    in their positive boxes."""
     whole, losses = gradients(shapes, 4)
+    alone = [gradients(shapes, 1, [index])[1] for index in range(4)]
+    assert abs(float(torch.stack(alone).mean(0)[-1] / losses[-1]) - 1) > 1e-3
     for micro_batch in (1, 2, 3):
         parts, sums = gradients(shapes, micro_batch)
         assert parts.keys() == whole.keys()

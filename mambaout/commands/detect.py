@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mambaout.commands.named import named_weights
 from mambaout.commands.options import DEFAULT_STORAGE, load_workers, whole_number
@@ -22,6 +22,7 @@ from mambaout.dense.detect_recipe import (
     NOT_ON_XLA,
     DetectRecipe,
     detect_field_types,
+    detect_recipe_from_json,
     detect_steps_per_epoch,
     tuned_detect,
 )
@@ -31,6 +32,9 @@ from mambaout.numbers import clock_text, rate_text
 from mambaout.options import FIELD_DEST, field_text, option
 from mambaout.recipe import field_types
 from mambaout.variants import ModelConfig, variant
+
+if TYPE_CHECKING:
+    from mambaout.train.backend import Backend
 
 SHAPES = "shapes"  # the value of --data for the generated set
 MICRO_BATCH = 2  # images in memory at once, as in mmdetection's 8 x 2
@@ -222,7 +226,13 @@ def run_detect(
     train, val = read_coco(root, "train"), read_coco(root, "val")
     for data in (train, val):
         print(data.report)
+    where = backend(options.backend)
     recipe, lines = request.recipe(len(train.images))
+    if "precision" not in request.given:
+        precision, reason = _precision(recipe, folder, where)
+        if precision != recipe.precision:
+            recipe = replace(recipe, precision=precision)
+            lines.append(f"--precision {precision}: {reason}")
     steps = detect_steps_per_epoch(recipe, len(train.images)) * recipe.epochs
     if lines:
         print("what follows the data (each is an option):")
@@ -236,7 +246,6 @@ def run_detect(
         )
     plan, said = detector_plan(recipe, train, None if init is None else init.path)
     print(said)
-    where = backend(options.backend)
     print(f"{steps} steps of {recipe.global_batch} into {folder}", flush=True)
     began: list[bool] = []
     try:
@@ -280,6 +289,22 @@ def run_detect(
                 file=sys.stderr,
             )
     return 1
+
+
+def _precision(
+    recipe: DetectRecipe, out: Path, where: Backend
+) -> tuple[Literal["fp32", "bf16"], str]:
+    """The precision on these devices, and why. A run that has begun keeps its own anywhere."""
+    try:
+        text = (out / "recipe.json").read_text(encoding="utf-8")
+        kept = detect_recipe_from_json(text, str(out))
+    except (OSError, WrongRequest, UnicodeDecodeError):
+        kept = None  # nothing has begun, or the training will report the error
+    if kept is not None and replace(kept, precision=recipe.precision) == recipe:
+        return kept.precision, f"the run in {out} was begun with it"
+    if where.multiplies_bf16:
+        return "bf16", f"{where.device_name} has units for it"
+    return recipe.precision, "the default"
 
 
 def _figures(values: Mapping[str, float], before: str = "") -> str:

@@ -160,7 +160,7 @@ class DetectRecipe:
     )
     smallest_anchor: int = knob(
         32,
-        "side of the square anchors on the finest map; it doubles from map to map, five times",
+        "side of the square anchors on the finest of five maps; it doubles from map to map",
         unit="px",
         source=MMDETECTION,
         bound=Bound(least=1),
@@ -169,6 +169,7 @@ class DetectRecipe:
         "fp32",
         "number format of the backbone and the heads; scores, boxes and losses stay fp32",
         unit=None,
+        source="bf16 where the device has units for it",
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = (_drops_in_order, _sides_in_order)

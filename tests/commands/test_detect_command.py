@@ -77,6 +77,16 @@ def test_the_backbone_begins_with_the_weights_of_a_classifier(folder, tmp_path, 
     assert "does not fit the backbone" in capsys.readouterr().err
 
 
+def test_a_run_keeps_the_precision_that_it_was_begun_with(folder, tmp_path, capsys):
+    words = command(folder, tmp_path / "run")
+    assert main([*words, "--max-steps", "1", "--precision", "bf16"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--max-steps", "2"]) == 0
+    assert "--precision bf16: the run in" in capsys.readouterr().out
+    assert main([*words, "--max-steps", "2", "--precision", "fp32"]) == 2
+    assert "another recipe (precision 'bf16' not 'fp32')" in capsys.readouterr().err
+
+
 def test_a_set_without_masks_trains_a_detector_of_boxes(folder, tmp_path, capsys):
     root = tmp_path / "boxes"
     write_shapes(root, ShapesSize(train=8, val=2, side=64))

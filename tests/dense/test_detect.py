@@ -82,7 +82,7 @@ def trained(shapes, out: Path, recipe: DetectRecipe = TINY, **settings: Any) -> 
     [((480, 640), (800, 1067)), ((640, 427), (1199, 800)), ((300, 900), (444, 1333))],
 )
 def test_an_image_is_resized_as_in_mmdetection(size, new):
-    assert resized_size(*size, 800, 1333) == new
+    assert resized_size(size[0], size[1], 800, 1333) == new
 
 
 def test_boxes_masks_and_pixels_are_resized_and_mirrored_together(shapes):

@@ -19,6 +19,7 @@ from detectors import (
 )
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
 from mambaout.dense.mask_rcnn import mask_rcnn
@@ -230,6 +231,24 @@ def test_detections_are_in_the_images_own_pixels():
         assert each["labels"].max() <= 3
         assert float(each["boxes"][:, 2].max()) <= size[1]
         assert float(each["boxes"][:, 3].max()) <= size[0]
+
+
+def test_the_detections_are_those_that_torchvision_selects():
+    """Of the boxes. torchvision's masks have a background, ours have none."""
+    detector: Any = small_detector().eval()
+    heads = detector.roi_heads
+    heads.score_thresh = 0.0
+    images = [torch.rand(3, 64, 64), torch.rand(3, 50, 90)]
+    with torch.no_grad():
+        batch, _ = detector.transform(images)
+        maps = detector.backbone(batch.tensors)
+        proposals, _ = detector.rpn(batch, maps)
+        found, _ = heads(maps, proposals, batch.image_sizes)
+        heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None
+        theirs, _ = RoIHeads.forward(heads, maps, proposals, batch.image_sizes)
+    for ours, each in zip(found, theirs, strict=True):
+        assert {name: len(value) for name, value in ours.items()} == dict.fromkeys(ours, 100)
+        assert all(torch.equal(ours[name], value) for name, value in each.items())
 
 
 @pytest.mark.parametrize("others", [[], [OBJECTS]])

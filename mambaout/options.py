@@ -42,7 +42,7 @@ FOLLOWS_DATA = (
     "field that does not follow has the default that stands here. For the network that is femto, "
     "and on small data a smaller one."
 )
-_DEST = "field_"
+FIELD_DEST = "field_"  # the names in a Namespace begin so
 
 
 def add_recipe_options(
@@ -60,7 +60,7 @@ def add_recipe_options(
             if name not in skip:
                 group.add_argument(
                     option(name),
-                    dest=f"{_DEST}{name}",
+                    dest=f"{FIELD_DEST}{name}",
                     metavar=_metavar(name),
                     help=_help(name, said).replace("%", "%%"),
                 )
@@ -96,7 +96,7 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
     """The right values that are given, and the faults of the wrong ones, both by field name."""
     values, wrong = {}, {}
     for name, said in field_knobs().items():
-        text = getattr(options, f"{_DEST}{name}", None)
+        text = getattr(options, f"{FIELD_DEST}{name}", None)
         if text is None:
             continue
         try:

@@ -88,6 +88,7 @@ HOMES = {
     "timm": {"model/timm_call.py"},
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
+    "faster_coco_eval": {"dense/evaluate.py"},
     "torchvision.models": {"dense"},
     "onnx": {"model/onnx_file.py"},
     "onnxruntime": {"model/onnx_file.py"},

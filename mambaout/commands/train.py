@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambaout.command_line import add_compile_option, writable_folder
+from mambaout.commands.detect import add_detect_options, refuse_detect_options, run_detect
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     STAGE_HELP,
@@ -87,11 +88,17 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     text = "steps between records and lines of progress (default 50)"
     add("--log-every-steps", type=whole_number(1), default=50, metavar="N", help=text)
     add("--smoke", action="store_true", help="a minute on the digits: does it run?")
+    text = "classify images (default), or detect objects: Mask R-CNN on COCO's format"
+    add("--task", choices=["classify", "detect"], default="classify", help=text)
     add_recipe_options(parser)
+    add_detect_options(parser)
     parser.set_defaults(run=_run_train)
 
 
 def _run_train(options: argparse.Namespace) -> int:
+    if options.task == "detect":
+        return run_detect(options, lambda: _out_of(options), _stop_on_signal)
+    refuse_detect_options(options)
     choice, data_name, out, _ = all_of(
         lambda: recipe_choice(options),
         lambda: given_data(options),
@@ -186,7 +193,8 @@ def _steps_done(asked: int, outcome: Preempted, num_steps: int) -> str:
 
 
 def _out_of(options: argparse.Namespace) -> Path:
-    text = str(DEFAULT_STORAGE / "train-smoke") if options.smoke else None
+    name = "train-smoke" if options.task == "classify" else f"train-{options.task}-smoke"
+    text = str(DEFAULT_STORAGE / name) if options.smoke else None
     text = options.out if options.out is not None else text
     if text is None:
         raise WrongRequest("--out is missing: the folder that the run writes to, like runs/femto")

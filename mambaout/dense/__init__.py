@@ -1,8 +1,10 @@
 """Detection and segmentation on the backbone: Mask R-CNN and UperNet, as in the paper's Tables 2
-and 3.
+and 3. The home of pycocotools.
 
 In:  a `ModelConfig`, the weights of a classifier, images with boxes, masks or maps of classes.
-Out: modules with torchvision's way of calling, and files that timm and onnxruntime read.
+Out: modules with torchvision's way of calling, and files that timm and onnxruntime read; a run
+     directory with records, checkpoints, COCO's figures and a sheet of predictions.
 Read: backbone.py; mask_rcnn.py with its parts proposals.py and roi_heads.py; upernet.py with
-resizing.py.
+resizing.py; of a detection training coco.py, detect_images.py, detect_recipe.py, detect_step.py,
+detect.py and evaluate.py.
 """

@@ -24,6 +24,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mambaout.dense.backbone import Backbone
+from mambaout.dense.detect_recipe import NOT_ON_XLA
 from mambaout.dense.proposals import ProposalNetwork
 from mambaout.dense.roi_heads import RegionHeads
 from mambaout.dense_layers import COCO_CLASSES, SIZE_DIVISOR, WIDTHS, HeadWidths
@@ -33,10 +34,6 @@ from mambaout.variants import ModelConfig
 
 SHORTER_SIDE, LONGER_SIDE = 800, 1333  # px
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # px, one for each map
-NOT_ON_XLA = (
-    "Mask R-CNN does not run on XLA: every image has another number of boxes, so every step would "
-    "be compiled anew; run it on cpu or cuda"
-)
 
 
 class BackbonePyramid(nn.Module):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mambaout.data.batches.loader import Batch
 from mambaout.train import metrics
 from mambaout.train.backend import Backend
 from mambaout.train.step import Sums
+
+T = TypeVar("T")  # a batch of any task
 
 
 class Meter:
@@ -68,7 +69,7 @@ class Meter:
     def input_wait_fraction(self) -> float:
         return self._timed_wait / self._timed_seconds if self._timed_seconds > 0 else 0.0
 
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def watch(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches; the wait for each is timed."""
         while True:
             asked = time.monotonic()

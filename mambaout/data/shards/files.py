@@ -218,6 +218,21 @@ def _kept_open(location: str, stamp: Stamp | None) -> _Open:
     return _Open(location)
 
 
+def names_below(location: str) -> set[str]:
+    """The files at any depth below a folder, as paths relative to it, like "train2017/1.jpg".
+
+    Raises DataError if there is no such folder or if it cannot be listed.
+    """
+    files, root = filesystem(location)
+    everything = pyarrow.fs.FileSelector(root, recursive=True)
+    try:
+        found = tried_again(f"listing {location}", lambda: files.get_file_info(everything))
+    except OSError as error:
+        raise DataError(f"{location} cannot be listed: {in_words(error)}") from error
+    start = len(root.rstrip("/")) + 1
+    return {info.path[start:] for info in found if info.type == pyarrow.fs.FileType.File}
+
+
 def file_size(location: str, known: Footer | None = None) -> int:
     """The size of the file in bytes; DataError if it cannot be read."""
     try:

@@ -14,6 +14,7 @@ No trial trains. Each returns a tabulated learning curve, so that all the time i
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -77,6 +78,8 @@ def tabulated(
     stop: Callable[[], bool],
 ) -> None:
     """A worker calls this instead of training. It writes the files of a run from the table."""
+    if not gc.get_freeze_count():
+        gc.freeze()  # in a trial that trains, mambaout.train.imports does this
     directory.mkdir(parents=True, exist_ok=True)
     (directory / RECIPE_FILE).write_text(canonical_json(trial.recipe))
     tops = curve(trial.recipe, trial.seed)

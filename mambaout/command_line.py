@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,11 @@ TIMM_NAMES = {  # options of timm's train.py that have a quite different name he
     "--smoothing": "--label-smoothing",
     "--wd": "--weight-decay",
 }
+COMPILE_HELP = "compile the step with torch.compile, or not (default: on a GPU); not for XLA"
+NOT_ON_XLA = (
+    "--compile and --no-compile are for a CPU and a GPU; XLA always compiles, with a compiler of "
+    "its own, so leave the option out"
+)
 PRETRAINED = ("--finetune", "--initial-checkpoint", "--pretrained", "--pretrained-path")
 
 
@@ -76,6 +81,11 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def add_compile_option(add: Callable[..., Any]) -> None:
+    """Add --compile and --no-compile with `add`, a parser's or a group's `add_argument`."""
+    add("--compile", action=argparse.BooleanOptionalAction, help=COMPILE_HELP)
 
 
 def check_working_directory() -> None:

@@ -50,6 +50,7 @@ class NetworkPart(NamedTuple):
     name: str  # of the module or of the list of blocks, like "stages.2.blocks"
     layers: dict[str, Layer]  # in forward order; the keys are names within the module or block
     num_blocks: int | None = None  # None: not a list of blocks
+    stage: int | None = None  # the number, from 1 on, of the stage whose blocks these are
 
     @property
     def times(self) -> int:
@@ -73,7 +74,8 @@ def layers(
         if stage > 0:
             downsample, size = _downsample(dims[stage - 1], dim, size)
             parts.append(NetworkPart(f"stages.{stage}.downsample", downsample))
-        parts.append(NetworkPart(f"stages.{stage}.blocks", _block(dim, size, config), depth))
+        block = _block(dim, size, config)
+        parts.append(NetworkPart(f"stages.{stage}.blocks", block, depth, stage + 1))
     parts.append(NetworkPart("head", _head(dims[-1], num_classes)))
     return parts
 

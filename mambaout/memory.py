@@ -5,7 +5,7 @@
 
 Pure values: no torch, no I/O. The estimate counts the values of the forward pass that autograd
 keeps for the backward pass, each once (tests/test_memory.py measures that), and the values that one
-block holds while it is computed. A compiler that fuses or recomputes keeps less. A TPU's tiles may
+block holds while it is computed. A compiler that fuses keeps less. A TPU's tiles may
 take more than their values: `lanes` rounds every channel count up to a multiple of it. That is an
 upper bound, because the compiler may put the batch instead of the channels into the lanes. The
 estimate only gives the first micro-batch: a training that runs out of memory still halves it.
@@ -22,6 +22,7 @@ from mambaout.errors import WrongRequest
 from mambaout.layer_kinds import FP32, Storage
 from mambaout.layers import ImageSize, layers
 from mambaout.recipe import Recipe
+from mambaout.recompute import ALL_STAGES, Stages, stages_text
 from mambaout.variants import ModelConfig
 
 MIB = 2**20
@@ -56,23 +57,28 @@ def train_memory(
     *,
     lanes: int = 1,
     fused: bool = False,
+    recompute: Stages = (),
 ) -> TrainMemory:
     """The memory that a training step takes on one device.
 
     `image_size` is one side or (height, width), in pixels. `lanes` is TPU_LANES on a TPU, and 1 if
     channels are not padded. `fused` says whether model/gated_block.py computes the blocks; it keeps
-    0.6 to 0.75 of the bytes that the modules keep.
+    0.6 to 0.75 of the bytes that the modules keep. The blocks of the stages `recompute` keep only
+    their inputs.
     """
     plain = Storage(2 if precision == "bf16" else FP32, lanes)
     storage = replace(plain, fused=fused)
     kept = in_flight = 0
     for part in layers(config, image_size, num_classes):
-        of_one = sum(layer.kept_bytes(storage) for layer in part.layers.values())
+        computed = of_one = sum(layer.kept_bytes(storage) for layer in part.layers.values())
+        if part.stage in recompute:
+            norm, *_ = part.layers.values()
+            of_one = norm.input_bytes(storage, FP32)
         kept += part.times * of_one
         if part.num_blocks is not None:
             # While a fused block is computed, it also holds the values that it does not keep.
             whole = sum(layer.kept_bytes(plain) for layer in part.layers.values())
-            in_flight = max(in_flight, whole)
+            in_flight = max(in_flight, whole + computed - of_one)
     kept += LOSS_VECTORS * storage.wide(num_classes) * FP32
     params = cost(config, image_size, num_classes).params
     # Weights, gradients, two moments. Autocast adds a copy of the weights in bf16.
@@ -122,6 +128,7 @@ def micro_batches(recipe: Recipe, num_devices: int = 1) -> list[int]:
 # -- text -----------------------------------------------------------------------------------------
 
 GLOBAL_BATCH = 4096
+RECOMPUTE_SHOWN: tuple[Stages, ...] = ((), (1,), (1, 2), ALL_STAGES)
 V3_8_CORES = 8
 
 
@@ -146,14 +153,35 @@ def tpu_table(
                 f"{size} of {share}" if fits else "none fits",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"a core of a v3-8, bf16, batch {GLOBAL_BATCH:,}: what of its {TPU_LANES} x {TPU_LANES} "
         "matrix unit multiplies for the network and not for padding;",
         f"memory in training, channels padded to {TPU_LANES} (an upper bound; a core has "
         f"{chip.memory_bytes / chip.cores / GIB:.0f} GiB); images at a time to begin with",
     ]
+    return "\n".join(lines + _columns(rows))
+
+
+def recompute_table(
+    shapes: Mapping[str, ModelConfig], image_size: ImageSize = 224, num_classes: int = 1000
+) -> str:
+    """A table for a terminal: the memory that --recompute leaves, one line for each shape."""
+    rows = [("variant", *(stages_text(stages) for stages in RECOMPUTE_SHOWN))]
+    for name, config in shapes.items():
+        needs = [
+            train_memory(config, image_size, num_classes, recompute=stages)
+            for stages in RECOMPUTE_SHOWN
+        ]
+        rows.append((name, *(f"{need.image_bytes / MIB:,.1f} MiB" for need in needs)))
+    title = "memory of an image in training on a GPU, bf16, by the stages of --recompute"
+    return "\n".join([title, *_columns(rows)])
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
-    return "\n".join(lines)
+    return lines

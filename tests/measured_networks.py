@@ -18,6 +18,7 @@ from mambaout import build
 from mambaout.accounting import Cost
 from mambaout.layers import ImageSize
 from mambaout.model.gated_block import modules_alone
+from mambaout.recompute import Stages
 from mambaout.variants import ModelConfig
 
 
@@ -70,10 +71,16 @@ def measured_products(
 
 
 def weighed(
-    config: ModelConfig, image_size: int, num_classes: int, precision: str, fused: bool = False
+    config: ModelConfig,
+    image_size: int,
+    num_classes: int,
+    precision: str,
+    fused: bool = False,
+    recompute: Stages = (),
 ) -> float:
     """Bytes that autograd keeps for one more image of a training step, each storage once."""
     model = build(config, num_classes).train()
+    model.set_recompute(recompute)
 
     def forward(num_images: int) -> None:
         images = torch.randn(num_images, 3, image_size, image_size)

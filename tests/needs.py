@@ -7,9 +7,14 @@ import shutil
 import pytest
 
 from mambaout import native
+from mambaout.train import compiler
 
 # Not `native.why_not()`: a C file that does not compile has to fail, not to be skipped.
 needs_c = pytest.mark.skipif(
     not native._processor_flags() >= native.NEEDS or shutil.which("cc") is None,
     reason="wants x86-64 with AVX2, and a C compiler",
+)
+
+needs_cxx = pytest.mark.skipif(
+    (lacking := compiler.missing("cpu")) is not None, reason=f"torch.compile: {lacking}"
 )

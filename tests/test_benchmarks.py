@@ -7,17 +7,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from image_files import write_folder
 from PIL import Image
 
 from mambaout.data.packing.sources import open_data
 from mambaout.recipe import BASELINE, flat_fields
+from mambaout.train import compiler
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -68,6 +71,48 @@ def test_the_same_seed_makes_the_same_photographs_and_another_does_not(tmp_path)
     first = made("first", "train", 0)
     assert made("again", "train", 0) == first
     assert len({*first, *made("val", "val", 0), *made("other", "train", 1)}) == 9
+
+
+# -- the step -------------------------------------------------------------------------------------
+
+
+def test_a_compiled_step_is_compared_with_timms_fastest_in_the_same_round():
+    step = module("step")
+    slow = (1.0, 2.0, 1.0)  # the machine is twice as slow in round 1: no ratio may show it
+    seconds = {"timm": 4, "timm, compiled": 2, "ours": 3, "ours, compiled": 1}
+    times = {
+        (name, part): [each * factor for factor in slow]
+        for name, each in seconds.items()
+        for part in step.PARTS
+    }
+    rows = [row | {"variant": "tiny", "batch": 64} for row in step.rows_of(times, 64)]
+    assert {row["contender"] for row in rows} == seconds.keys() - {"timm"}
+    (ours,) = (r for r in rows if (r["contender"], r["part"]) == ("ours, compiled", "train"))
+    assert (ours["lowest"], ours["ratio"], ours["highest"]) == (4, 4, 4)
+    assert (ours["fastest_timm"], ours["ratio_to_fastest_timm"]) == ("timm, compiled", 2)
+    assert (ours["images_per_second"], ours["timm_images_per_second"]) == (64, 16)
+    assert step.ratio_to_timm(rows) == {"tiny": {"train": 2, "infer": 2}}
+    eager = [row for row in rows if "compiled" not in row["contender"]]
+    assert step.ratio_to_timm(eager)["tiny"]["train"] == pytest.approx(4 / 3)
+
+
+def test_the_gpus_contenders_are_equal_and_take_steps(monkeypatch):
+    """On a CPU, and without compiling, to save time."""
+    step = module("step")
+    monkeypatch.setattr(step, "compiled", lambda function: function)
+    monkeypatch.setattr(compiler, "why_not", lambda device_type: "not in this test")
+    cell = replace(step.CELLS["w8-d4"], batch=2)
+    found = step.contenders(cell, "fp32", "cpu", has_compiled=True, has_aligned=True)
+    usual = [f"{who}{how}" for who in ("timm", "ours") for how in ("", ", compiled")]
+    last = [f"{who}, channels last{how}" for who in ("timm", "ours") for how in ("", ", compiled")]
+    assert list(found) == [*usual, *last, "ours, aligned, compiled"]
+    assert found["ours, channels last"].images.is_contiguous(memory_format=torch.channels_last)
+    assert [one.is_compiled for one in found.values()] == [False, True] * 4 + [True]
+    step.check_equal(found, cell, "fp32", "cpu")
+    for name, one in found.items():
+        before = one.model.stem.conv1.weight.detach().clone()
+        one.train(), one.infer()
+        assert not torch.equal(one.model.stem.conv1.weight, before), name
 
 
 # -- the loaders ----------------------------------------------------------------------------------
@@ -240,3 +285,48 @@ def test_a_later_open_opens_no_shard_and_a_set_without_a_description_opens_all(t
     assert [rows[case]["row_groups"] for case in rows] == [3 * 4] * 3
     assert rows["later"]["bytes"] == 0
     assert "a later open takes" in capsys.readouterr().out
+
+
+# -- start-up, and a study's overhead --------------------------------------------------------------
+
+
+def test_a_phase_inside_another_is_counted_once():
+    watch = module("startup").Stopwatch()
+    inner = watch.timing(lambda: sum(range(100_000)), "inner")
+    watch.timing(lambda: (inner(), inner()), "outer")()
+    assert watch.seconds.keys() == {"start of Python", "outer", "inner"}
+    spent = sum(cpu for cpu, _ in watch.seconds.values())
+    assert spent == pytest.approx(watch._last[0])  # of the whole process, so far
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_time_of_a_childs_child_is_counted():
+    times = module("study_overhead").ProcessTimes()
+    times.start()
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    busy = "import time\nwhile time.process_time() < 0.5: pass\ntime.sleep(1)"
+    subprocess.run([sys.executable, "-c", code, busy], check=True)
+    assert sum(times.stop().values()) >= 0.5
+
+
+def test_no_two_rounds_of_a_study_share_a_recipe():
+    rounds = [module("study_overhead").recipes(8, 2, index) for index in range(4)]
+    assert len({recipe for each in rounds for recipe in each.values()}) == 32
+    assert len({label for each in rounds for label in each}) == 32
+
+
+# -- recomputation --------------------------------------------------------------------------------
+
+
+def test_recomputed_stages_hold_less_and_change_no_bit():
+    recompute = module("recompute")
+    found = recompute.with_recompute(recompute.CELLS["w8-d4"], "fp32", "cpu")
+    assert list(found) == [
+        "timm", "timm, checkpointing", "ours", "ours, 1", "ours, 1,2", "ours, all",
+    ]  # fmt: skip
+    recompute.check_same_bits(found)
+    kept = {name: recompute.of_an_image(one, recompute.kept_bytes) for name, one in found.items()}
+    assert kept["timm"] > kept["ours"] > kept["ours, 1"] > kept["ours, 1,2"] > kept["ours, all"]
+    assert kept["timm"] > 2 * kept["timm, checkpointing"]
+    peak = recompute.of_an_image(found["ours"], lambda one: recompute.peak_bytes(one, "cpu"))
+    assert peak >= kept["ours"]

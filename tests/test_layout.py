@@ -39,6 +39,7 @@ BOTTOM = {
     "dense_layers",
     "dense_accounting",
     "memory",
+    "recompute",
     "numbers",
     "native",
 }

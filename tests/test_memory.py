@@ -19,6 +19,7 @@ from mambaout.memory import (
     lanes_of,
     train_memory,
 )
+from mambaout.recompute import ALL_STAGES
 from mambaout.variants import VARIANTS, ModelConfig
 
 ODD = ModelConfig(depths=(1, 2, 3, 1), dims=(16, 24, 56, 40), stem_stride=2, conv_ratio=0.5)
@@ -44,6 +45,29 @@ def test_a_fused_block_keeps_what_the_closed_form_says_which_is_less(config):
     mixed = train_memory(config, 64, 10, "bf16", fused=True).kept_bytes
     assert 1 <= mixed / weighed(config, 64, 10, "bf16", fused=True) <= 1.3
     assert exact < 0.75 * train_memory(config, 64, 10, "fp32").kept_bytes
+
+
+@pytest.mark.parametrize("stages", [(1,), (2, 3), ALL_STAGES])
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_c)])
+def test_recomputed_stages_keep_what_the_closed_form_says(stages, fused):
+    for config in (ODD, VARIANTS["femto"]):
+        exact = train_memory(config, 64, 10, "fp32", fused=fused, recompute=stages)
+        kept = weighed(config, 64, 10, "fp32", fused, stages)
+        assert exact.kept_bytes == pytest.approx(kept, rel=0.01)
+        plain = train_memory(config, 64, 10, "fp32", fused=fused)
+        assert exact.kept_bytes < plain.kept_bytes
+        assert exact.flight_bytes >= plain.flight_bytes
+        assert exact.state_bytes == plain.state_bytes
+        # The estimate has the blocks' inputs in fp32, as on a GPU; the CPU's modules give bf16.
+        mixed = train_memory(config, 64, 10, "bf16", fused=fused, recompute=stages).kept_bytes
+        assert 1 <= mixed / weighed(config, 64, 10, "bf16", fused, stages) <= 1.75
+
+
+def test_recomputing_all_saves_more_than_half_of_a_published_network():
+    for config in VARIANTS.values():
+        assert train_memory(config, recompute=ALL_STAGES).image_bytes < (
+            0.5 * train_memory(config).image_bytes
+        )
 
 
 def test_the_state_is_weights_gradients_and_two_moments():

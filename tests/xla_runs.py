@@ -46,7 +46,7 @@ RECIPE = tuned(
 )
 STEPS_BEFORE_THE_KILL = 4
 BF16 = tuned(RECIPE, precision="bf16")
-OTHER = tuned(RECIPE, peak_lr=3e-3, weight_decay=0.1, drop_path=0.1)  # the same graphs
+OTHER = tuned(RECIPE, peak_lr=3e-3, weight_decay=0.1, beta2=0.99, drop_path=0.1)  # the same graphs
 
 
 def losses(folder: Path) -> list[float]:

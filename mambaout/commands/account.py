@@ -67,12 +67,13 @@ def _run(options: argparse.Namespace) -> int:
 def _plain(options: argparse.Namespace, shapes: dict[str, ModelConfig]) -> str:
     """The text on classifiers."""
     from mambaout.accounting import account_rows, account_table
-    from mambaout.memory import tpu_table
+    from mambaout.memory import recompute_table, tpu_table
 
     sizes = options.image_size or 224, options.num_classes or 1000
     if options.json:
         return json.dumps(account_rows(shapes, *sizes), indent=2)
-    return f"{account_table(shapes, *sizes)}\n\n{tpu_table(shapes, *sizes)}"
+    tables = (account_table, recompute_table, tpu_table)
+    return "\n\n".join(table(shapes, *sizes) for table in tables)
 
 
 def _dense(options: argparse.Namespace, shapes: dict[str, ModelConfig]) -> str:

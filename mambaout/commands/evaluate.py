@@ -98,7 +98,9 @@ def _run(options: argparse.Namespace) -> int:
     load_weights(model, weights)
     if options.stage:
         data = stage(data, options.stage, split=options.split)
-    device = backend(options.backend, cache=default_cache() / "xla")
+    # One pass over a split takes less time than compiling.
+    compiles = None if options.backend == "xla" else False
+    device = backend(options.backend, cache=default_cache() / "xla", compiles=compiles)
     unfinished = ", of a run that has not finished" if named.is_unfinished else ""
     for line in (f"{weights.text}{unfinished}", *weights.of_other_numbers):
         print(f"{named.path}: {line}", flush=True)

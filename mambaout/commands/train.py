@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambaout.command_line import writable_folder
+from mambaout.command_line import add_compile_option, writable_folder
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     STAGE_HELP,
@@ -30,6 +30,7 @@ from mambaout.fields import WrongValues, all_of
 from mambaout.numbers import clock_text, percent_text, rate_text
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
+from mambaout.recompute import add_recompute_option, check_recompute
 from mambaout.rules import (
     PRECISION,
     AppliedRule,
@@ -38,6 +39,7 @@ from mambaout.rules import (
     precision_rule,
     rule_lines,
 )
+from mambaout.train.imports import import_training
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
 if TYPE_CHECKING:
@@ -76,8 +78,10 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--recipe", metavar="FILE", help=text)
     add("--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="default 0")
     add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
+    add_compile_option(add)
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
     add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    add_recompute_option(add)
     text = "end after step N, with status 0; resumable (default: train to the end)"
     add("--max-steps", type=whole_number(1), metavar="N", help=text)
     text = "steps between records and lines of progress (default 50)"
@@ -88,13 +92,17 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_train(options: argparse.Namespace) -> int:
-    choice, data_name, out = all_of(
-        lambda: recipe_choice(options), lambda: given_data(options), lambda: _out_of(options)
+    choice, data_name, out, _ = all_of(
+        lambda: recipe_choice(options),
+        lambda: given_data(options),
+        lambda: _out_of(options),
+        lambda: check_recompute(options.recompute, options.backend),
     )
     if options.workers or options.backend in ("cuda", "xla"):
         from mambaout.data.batches.makers import warm_workers
 
         warm_workers()  # at the same time as this process's own imports
+    import_training()
     from mambaout.cache import default_cache
     from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage
@@ -109,7 +117,7 @@ def _run_train(options: argparse.Namespace) -> int:
     per_epoch, _, where = all_of(
         lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
         lambda: data.num_images("minival", recipe),
-        lambda: backend(options.backend, cache=default_cache() / "xla"),
+        lambda: backend(options.backend, cache=default_cache() / "xla", compiles=options.compile),
     )
     recipe = _on_device(chosen, where, out, options)
     if options.stage is not None:
@@ -132,6 +140,7 @@ def _run_train(options: argparse.Namespace) -> int:
             max_steps=options.max_steps,
             log_every_steps=options.log_every_steps,
             num_workers=load_workers(options.workers, where.name),
+            recompute=options.recompute,
             stop=stop,
             began=lambda: began.append(True),
         )
@@ -158,8 +167,8 @@ def _run_train(options: argparse.Namespace) -> int:
         case Diverged(step=step):
             print(f"diverged: the loss was not finite at step {step}; try a smaller --peak-lr")
             return 1
-        case OutOfMemory(micro_batch=size, error=error):
-            print(f"out of memory even with a micro-batch of {size}: {error}")
+        case OutOfMemory():
+            print(outcome.text)
             return 1
 
 

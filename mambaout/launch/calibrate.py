@@ -18,10 +18,12 @@ import numpy as np
 from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave, start
 from mambaout.launch.failures import one_line
+from mambaout.launch.request import check_share
 from mambaout.launch.resources import Share, share, this_machine
 from mambaout.launch.worker import WorkerSetup
 from mambaout.numbers import counted, hours_text, rate_text
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json, with_global_batch
+from mambaout.recompute import check_recompute
 from mambaout.study.price.rates import Rate, add_calibrated, assumed_image_seconds, features
 from mambaout.study.price.trial_price import search_recipes
 from mambaout.train.cpu import cpu_name
@@ -44,7 +46,8 @@ def device_of(part: Share) -> str:
         return cpu_name(part.cpus)  # without torch, so that a plan is printed at once
     from mambaout.train.backend import backend
 
-    return backend(part.backend).device_name
+    compiles = None if part.backend == "xla" else False  # it would try the compiler now
+    return backend(part.backend, compiles=compiles).device_name
 
 
 def run_calibration(
@@ -62,11 +65,13 @@ def run_calibration(
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
+        check_share(request, part)
         if part.num_hosts > 1:
             raise WrongRequest(
                 f"--calibrate trains on one machine, and {part.accelerator} is {part.num_hosts}: "
                 "calibrate with --accelerator tpu-v3-8; the plan of a slice goes by that too"
             )
+        check_recompute(request.recompute, part.backend)
         # One machine is loaded fully. The other machines of a cluster do not change its speed.
         slots = max(part.slots([node]) for node in nodes)
         slots = min(slots, request.max_concurrent or slots)
@@ -215,6 +220,7 @@ def _calibrate(setup: WorkerSetup, recipe: str, fingerprint: str, seconds: float
         backend,
         seconds=seconds,
         num_workers=setup.num_workers,
+        recompute=setup.recompute,
     )
     backend.free_memory()
     return asdict(found)

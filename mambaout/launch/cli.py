@@ -38,7 +38,7 @@ from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_addres
 from mambaout.launch.ending import StudyBroke
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_batches, hello
+from mambaout.launch.request import Request, about_others, check_share, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator, plan_nodes, share
 from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep_parser
@@ -143,7 +143,9 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         data=str(Path(source).resolve()) if Path(source).exists() else source,
         data_name=source,
         columns=columns,
+        recompute=options.recompute,
         stage=str(Path(options.stage).absolute()) if options.stage else None,
+        compiles=options.compile,
         storage=storage,
         name=name,
         tracking_uri=tracking_uri,
@@ -300,7 +302,7 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
     facts = request.facts
     nodes = plan_nodes(options.accelerator)
     part = share(options.accelerator, nodes)
-    check_batches(request, part)
+    check_share(request, part)
     concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     device = device_of(part)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.code_version import CODE_VERSION
+from mambaout.command_line import NOT_ON_XLA
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.errors import WrongRequest
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import Share
 from mambaout.memory import micro_batches
 from mambaout.numbers import counted
+from mambaout.recompute import Stages, check_recompute, stages_text
 from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial
@@ -37,6 +39,8 @@ class Request:
     tracking_uri: str
     columns: GivenColumns = field(default_factory=GivenColumns)  # also passed to open_data
     stage: str | None = None  # folder on each machine to which the shards are copied
+    recompute: Stages = ()  # every trial computes these stages again in the backward pass
+    compiles: bool | None = None  # with torch.compile; None: on a GPU
     address: str | None = None
     accelerator: str | None = None
     max_concurrent: int | None = None
@@ -67,6 +71,11 @@ def hello(request: Request) -> list[str]:
         each = "each is an option, --image-size 64 for one"
         lines.append(f"what follows the data and the device ({each}):")
         lines += [f"    {rule}" for rule in request.rules]
+    if request.recompute:
+        lines.append(
+            f"--recompute {stages_text(request.recompute)}: less memory, and up to 1.4 times the "
+            "time; a plan knows that only after --calibrate with the same option"
+        )
     return lines + [
         f"search {label} looks for {goal}, which is measured on this device: no trial is taken "
         "over from another study"
@@ -87,8 +96,12 @@ def about_others(folder: StudyFolder) -> str:
     )
 
 
-def check_batches(request: Request, part: Share) -> None:
-    """Raise ValueError if a recipe's batch does not split over the share's devices."""
+def check_share(request: Request, part: Share) -> None:
+    """Raise ValueError if a recipe's batch does not split over the share's devices, or if they
+    cannot recompute stages or take --compile."""
+    check_recompute(request.recompute, part.backend)
+    if part.backend == "xla" and request.compiles is not None:
+        raise WrongRequest(f"{NOT_ON_XLA} on {part.accelerator}")
     recipes = {f"trial {trial.label}": trial.recipe for trial in request.trials}
     recipes |= {f"search {one.label}": one.base for one in request.study.searches}
     for what, recipe in recipes.items():

@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from mambaout.command_line import Parser
+from mambaout.command_line import Parser, add_compile_option
 from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
 from mambaout.errors import WrongRequest
 from mambaout.launch.resources import CHOICES
 from mambaout.options import add_recipe_options, option
+from mambaout.recompute import add_recompute_option
 from mambaout.study.study import Study
 
 STORAGE = "runs"
@@ -69,6 +70,8 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
     text = "copy the shards to this folder of each machine first, for example /dev/shm"
     add("--stage", metavar="DIR", help=text)
+    add_recompute_option(add)
+    add_compile_option(add)
     where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
     add("--tracking-uri", metavar="URI", help=where)
     add_recipe_options(parser)

@@ -30,6 +30,7 @@ from mambaout.launch.failures import (
 from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
 from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
+from mambaout.train.imports import import_training
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
 
 REPORT_SECONDS = 5.0  # least time between two reports to Tune, as each delays the trial a little
@@ -110,6 +111,7 @@ def train_trial(
     stop: Callable[[], bool],
 ) -> None:
     """Train to the end, or until `stop` returns True. `report` gets every record."""
+    import_training()
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.loop import train
     from mambaout.train.outcomes import OutOfMemory
@@ -124,6 +126,7 @@ def train_trial(
         seed=trial.seed,
         sinks=[report],
         num_workers=task.num_workers,
+        recompute=task.recompute,
         checkpoint_seconds=CHECKPOINT_SECONDS,
         stop=stop,
     )

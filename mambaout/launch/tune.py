@@ -45,7 +45,7 @@ from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
 from mambaout.launch.progress import Screen
-from mambaout.launch.request import Request, check_batches, hello
+from mambaout.launch.request import Request, check_share, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import Node, Share, share, this_machine
 from mambaout.launch.stopping import EarlyEnd, EarlyStop, kept
@@ -83,7 +83,7 @@ def run_study(request: Request) -> int:
             nodes = join(address)
             cleanup.callback(leave)
         part = share(request.accelerator, nodes)
-        check_batches(request, part)
+        check_share(request, part)
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         anew = rerun.begin(request)
         folder.reuse = request.reuse and not rerun.is_under_way

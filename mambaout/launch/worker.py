@@ -16,12 +16,13 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.request import Request
 from mambaout.launch.resources import Share
 from mambaout.launch.tpu import check_devices, prepare
+from mambaout.recompute import Stages
 
 if TYPE_CHECKING:
     from mambaout.data.shards.data_set import DataSet
     from mambaout.train.backend import Backend
 
-CACHE_FOLDER = ".xla-cache"  # in the storage: compiled programs, shared by all workers
+CACHE_FOLDER = ".xla-cache"  # in the storage: XLA's compiled programs, shared by all workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class WorkerSetup:
     num_workers: int
     columns: GivenColumns = field(default_factory=GivenColumns)  # also passed to open_data
     stage: str | None = None  # folder on each machine to which the shards are copied
+    recompute: Stages = ()
+    compiles: bool | None = None  # with torch.compile; None: on a GPU
     gpus: float = 0
     chips: int = 0  # of a TPU, of each host
     num_hosts: int = 1
@@ -48,6 +51,8 @@ class WorkerSetup:
             data=request.data,
             columns=request.columns,
             stage=request.stage,
+            recompute=request.recompute,
+            compiles=request.compiles,
             backend=part.backend,
             cpus=part.cpus,
             num_workers=part.num_workers,
@@ -78,7 +83,8 @@ class WorkerSetup:
             )
         if self.stage:
             data = stage(data, Path(self.stage), progress=False)
-        devices = backend(self.backend, cache=Path(self.storage) / CACHE_FOLDER)
+        cache = Path(self.storage) / CACHE_FOLDER
+        devices = backend(self.backend, cache=cache, compiles=self.compiles)
         if self.chips:
             check_devices(self.chips, self.num_hosts, devices)
         return data, devices

@@ -56,37 +56,34 @@ __attribute__((constructor)) static void fill_tables(void) {
 
 
 #define V 8
-#define T 7
-#include "vectors.h"
-#include "gated_block.h"
-#undef T
-#define T 8
-#include "vectors.h"
-#include "gated_block.h"
-#undef T
+#include "gated_tiles.h"
 #undef V
 #ifdef __AVX512F__
 #define V 16
-#define T 7
-#include "vectors.h"
-#include "gated_block.h"
-#undef T
-#define T 8
-#include "vectors.h"
-#include "gated_block.h"
-#define CHOOSE(name, lanes, tile)                                              \
-    (lanes == 16 ? (tile == 7 ? JOIN(name, LOW, 16, 7) : JOIN(name, LOW, 16, 8))      \
-          : (tile == 7 ? JOIN(name, LOW, 8, 7) : JOIN(name, LOW, 8, 8)))
+#include "gated_tiles.h"
+#undef V
+#define CHOOSE(lanes, tile) (lanes == 16 ? OF_TILE(16, tile) : OF_TILE(8, tile))
 #else
-#define CHOOSE(name, lanes, tile) (tile == 7 ? JOIN(name, LOW, 8, 7) : JOIN(name, LOW, 8, 8))
+#define CHOOSE(lanes, tile) OF_TILE(8, tile)
 #endif
+#define OF_TILE(v, tile) \
+    (tile == 4 ? JOIN(task, LOW, v, 4) : tile == 7 ? JOIN(task, LOW, v, 7) : JOIN(task, LOW, v, 8))
 
+// The tile that pads a row least.
+static long tile_for(long width) {
+    static const long tiles[] = {8, 7, 4};
+    long best = 8;
+    for (int i = 1; i < 3; i++)
+        if ((width + tiles[i] - 1) / tiles[i] * tiles[i] < (width + best - 1) / best * best)
+            best = tiles[i];
+    return best;
+}
 
 // -1: there is no memory.
 API int gated(const struct gated *s) {
     long lanes = lanes_for(s->mixed), width = s->width;
-    long tile = (width + 6) / 7 * 7 <= (width + 7) / 8 * 8 ? 7 : 8;  // the one that pads less
-    void (*task)(const struct gated *, long, long, void *) = CHOOSE(task, lanes, tile);
+    long tile = tile_for(width);
+    void (*task)(const struct gated *, long, long, void *) = CHOOSE(lanes, tile);
     long units = (s->mixed + lanes - 1) / lanes + (s->hidden - s->mixed + REST - 1) / REST;
     // Weight and its gradient, and two rings of K rows; a row is padded to whole tiles.
     size_t room = (2 * K * K + 2 * K * (width + tile + K)) * lanes * sizeof(float);

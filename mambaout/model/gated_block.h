@@ -33,9 +33,11 @@ static inline VEC NAME(gelu)(VEC x, VEC *slope) {
     return (VEC)(((INTS)tail & negative) | ((INTS)(1.f - tail) & ~negative));
 }
 
-// Adds T outputs of a row of the depthwise convolution, from x on: rows[] are its K padded rows.
-static inline void NAME(filter)(const VEC *const rows[K], const VEC *weight, int x, VEC sums[T]) {
-    for (int ky = 0; ky < K; ky++) {
+// Adds T outputs of a row of the depthwise convolution, from x on: rows[] are its K padded rows, of
+// which `first` to `last` lie on the map.
+static inline void NAME(filter)(const VEC *const rows[K], int first, int last, const VEC *weight,
+                                int x, VEC sums[T]) {
+    for (int ky = first; ky < last; ky++) {
         const VEC *row = rows[ky] + x, *taps = weight + ky * K;
 #pragma GCC unroll 32
         for (int j = 0; j < T + K - 1; j++) {
@@ -71,15 +73,17 @@ static void NAME(forward_mixed)(const struct gated *s, long b, long c, void *roo
         if (in < H) {
             const E *from = h + (long)in * W * 2 * D + D + R + c;
             for (int x = 0; x < W; x++) fresh[x] = NAME(load)(from + x * 2 * D, n) + mixed_bias;
-        } else memset(fresh, 0, W * sizeof(VEC));
-        int out = in - K / 2;
+        }
+        int out = in - K / 2, first = out < K / 2 ? K / 2 - out : 0;
+        int last = H - out < K / 2 + 1 ? H - out + K / 2 : K;
         if (out < 0) continue;
         const VEC *rows[K];
         for (int ky = 0; ky < K; ky++) rows[ky] = ring + (in + 1 + ky) % K * padded;
         for (int x = 0; x < W; x += T) {
             VEC sums[T];
             for (int i = 0; i < T; i++) sums[i] = bias;
-            NAME(filter)(rows, weight, x, sums);
+            if (first || last < K) NAME(filter)(rows, first, last, weight, x, sums);
+            else NAME(filter)(rows, 0, K, weight, x, sums);  // the compiler knows the number
             for (int i = 0; i < T && x + i < W; i++) {
                 long at = (long)out * W + x + i;
                 VEC gate = NAME(load)(h + at * 2 * D + R + c, n) + gate_bias;
@@ -105,9 +109,11 @@ static void NAME(forward_rest)(const struct gated *s, long b, long first, long l
         }
 }
 
-// Adds to the weight's gradient from one row of outputs: `rows` are the K padded rows it came from.
-static inline void NAME(add_taps)(const VEC *const rows[K], const VEC *grads, int W, VEC *taps) {
-    for (int ky = 0; ky < K; ky++) {
+// Adds to the weight's gradient from one row of outputs: `rows` are the K padded rows it came from,
+// of which `first` to `last` lie on the map.
+static inline void NAME(add_taps)(const VEC *const rows[K], int first, int last, const VEC *grads,
+                                  int W, VEC *taps) {
+    for (int ky = first; ky < last; ky++) {
         VEC sums[K];
         for (int kx = 0; kx < K; kx++) sums[kx] = taps[ky * K + kx];
         for (int x = 0; x < W; x += T) {
@@ -158,11 +164,9 @@ static void NAME(backward_mixed)(const struct gated *s, long b, long c, void *ro
                 bias_sum += of_mixed;
                 gate_sum += of_gate;
             }
-        } else {
-            memset(fresh, 0, W * sizeof(VEC));
-            memset(grad, 0, W * sizeof(VEC));
         }
-        int out = in - K / 2;
+        int out = in - K / 2, first = out < K / 2 ? K / 2 - out : 0;
+        int last = H - out < K / 2 + 1 ? H - out + K / 2 : K;
         if (out < 0) continue;
         const VEC *rows[K], *of[K];
         for (int ky = 0; ky < K; ky++) {
@@ -171,13 +175,15 @@ static void NAME(backward_mixed)(const struct gated *s, long b, long c, void *ro
         }
         for (int x = 0; x < W; x += T) {
             VEC sums[T] = {};
-            NAME(filter)(of, weight, x, sums);
+            if (first || last < K) NAME(filter)(of, first, last, weight, x, sums);
+            else NAME(filter)(of, 0, K, weight, x, sums);
             for (int i = 0; i < T && x + i < W; i++) {
                 NAME(store)(gh + ((long)out * W + x + i) * 2 * D + D + R + c, sums[i], n);
                 mixed_sum += sums[i];
             }
         }
-        NAME(add_taps)(rows, of[K / 2] + K / 2, W, taps);
+        if (first || last < K) NAME(add_taps)(rows, first, last, of[K / 2] + K / 2, W, taps);
+        else NAME(add_taps)(rows, 0, K, of[K / 2] + K / 2, W, taps);
     }
     for (int k = 0; k < K * K; k++)
         NAME(storef)(s->weight_grad + (b * K * K + k) * C + c, taps[k], n);

@@ -269,8 +269,9 @@ def backward_shapes(
 
 
 def _chunk(images: int, image_bytes: int) -> int:
-    """The number of images that a pass takes at a time."""
-    return min(images, max(1, CHUNK_BYTES // image_bytes))
+    """The number of images that a pass takes at a time; all chunks are about as large."""
+    chunks = -(-images // max(1, CHUNK_BYTES // image_bytes))
+    return -(-images // chunks)
 
 
 def _required(conv_weight: Tensor, is_low: bool) -> _Functions:

@@ -25,7 +25,14 @@ def nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-class DepthwiseConv(nn.Conv2d):
+class MapConv(nn.Conv2d):
+    """A convolution of a map (B, H, W, C); its parameters are those of nn.Conv2d."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nhwc(super().forward(nchw(input)))  # inside: (B, C, H, W)
+
+
+class DepthwiseConv(MapConv):
     """One k x k filter for each channel, zero-padded to keep the size (paper section 4, k = 7)."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
@@ -38,9 +45,6 @@ class DepthwiseConv(nn.Conv2d):
         half = self.kernel_size[0] // 2
         steps = (self.stride, self.dilation, self.padding, self.padding_mode)
         return steps == ((1, 1), (1, 1), (half, half), "zeros")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nhwc(super().forward(nchw(input)))  # (B, H, W, C); inside: (B, C, H, W)
 
 
 MIXERS: dict[str, Callable[[int, ModelConfig], nn.Module]] = {  # names as in MIXER_LAYERS

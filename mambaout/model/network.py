@@ -10,17 +10,20 @@ channels last, and a convolution takes the permuted view without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
 from mambaout.model.c_calls import is_as_built
 from mambaout.model.gated_block import GatedWeights, can_take, gated_block
-from mambaout.model.mixers import MIXERS, DepthwiseConv, nchw, nhwc
+from mambaout.model.mixers import MIXERS, DepthwiseConv, MapConv, nhwc
 from mambaout.model.norm import LayerNorm
+from mambaout.recompute import ALL_STAGES
 from mambaout.variants import ModelConfig, variant
 
 NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code and in timm
@@ -32,17 +35,17 @@ class Stem(nn.Module):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
+        self.conv1 = MapConv(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
         self.norm1 = LayerNorm(dim // 2, eps=NORM_EPS)
         self.act = nn.GELU()
-        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1)
+        self.conv2 = MapConv(dim // 2, dim, 3, stride=2, padding=1)
         self.norm2 = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels-last from the first convolution on: otherwise norm1 copies the largest map.
         x = x.contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
-        x = self.act(self.norm1(nhwc(self.conv1(x))))  # (B, H/2, W/2, dim/2)
-        return self.norm2(nhwc(self.conv2(nchw(x))))  # (B, H/4, W/4, dim)
+        x = self.act(self.norm1(self.conv1(nhwc(x))))  # (B, H/2, W/2, dim/2)
+        return self.norm2(self.conv2(x))  # (B, H/4, W/4, dim)
 
 
 class Downsample(nn.Module):
@@ -50,11 +53,11 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1)
+        self.conv = MapConv(dim, dim_out, 3, stride=2, padding=1)
         self.norm = LayerNorm(dim_out, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(nhwc(self.conv(nchw(x))))  # (B, H, W, dim) -> (B, H/2, W/2, dim_out)
+        return self.norm(self.conv(x))  # (B, H, W, dim) -> (B, H/2, W/2, dim_out)
 
 
 class GatedCNNBlock(nn.Module):
@@ -75,7 +78,7 @@ class GatedCNNBlock(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x (B, H, W, dim) to the same shape; `scale` (B,) is each image's drop path factor."""
-        weights = self._weights()
+        weights = self.weights()
         if weights is not None and can_take(x, weights, scale):
             return gated_block(x, weights, scale, self.norm.eps)
         gate, rest, mixed = self.fc1(self.norm(x)).split(self.widths, dim=-1)  # (B, H, W, width)
@@ -85,9 +88,9 @@ class GatedCNNBlock(nn.Module):
             branch = branch * scale.to(branch.dtype).view(-1, 1, 1, 1)
         return x + branch
 
-    def _weights(self) -> GatedWeights | None:
-        """The parameters for gated_block.py; None if the modules must compute the block, because
-        one of them was replaced or has hooks."""
+    def weights(self) -> GatedWeights | None:
+        """The parameters, for code that computes the block in one; None if the modules must do it,
+        because one of them was replaced or has hooks."""
         norm, fc1, act, conv, fc2 = self.norm, self.fc1, self.act, self.conv, self.fc2
         kinds = (LayerNorm, nn.Linear, nn.GELU, DepthwiseConv, nn.Linear)
         modules = (norm, fc1, act, conv, fc2)
@@ -107,12 +110,21 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = nn.Identity() if dim_in is None else Downsample(dim_in, dim)
         self.blocks = nn.ModuleList(GatedCNNBlock(dim, config) for _ in range(depth))
+        self.recompute = False  # a block keeps only its input, and backward computes it again
 
     def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
         """`scales` (B, blocks of this stage) are the drop path factors; None: no drop path."""
         x = self.downsample(x)
+        recompute = self.recompute and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            x = block(x, None if scales is None else scales[:, i])
+            scale = None if scales is None else scales[:, i]
+            if recompute:  # a block draws nothing, so there is no random state to keep
+                again: Any = checkpoint(
+                    block, x, scale, use_reentrant=False, preserve_rng_state=False
+                )
+                x = again
+            else:
+                x = block(x, scale)
         return x
 
 
@@ -144,6 +156,8 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # torch.compile makes a graph for each value of a number that is read, also of a rate.
+        self.drops_paths = config.drop_path > 0
         self.stem = Stem(config.dims[0], config.stem_stride)
         self.stages = nn.ModuleList(
             Stage(dim_in, dim, config, depth)
@@ -151,6 +165,16 @@ class Trunk(nn.Module):
                 (None, *config.dims), config.dims, config.depths, strict=False
             )
         )
+
+    def set_recompute(self, stages: Collection[int]) -> None:
+        """From now on, compute the blocks of `stages` (1 to 4) again in the backward pass, and
+        those of the other stages not. It saves memory, costs time and changes no result.
+        """
+        if not set(stages) <= set(ALL_STAGES):
+            raise ValueError(f"stages {sorted(stages)}: a network has the stages {ALL_STAGES}")
+        for number, stage in zip(ALL_STAGES, self.stages, strict=True):
+            assert isinstance(stage, Stage)
+            stage.recompute = number in stages
 
     def forward_pyramid(self, x: Tensor, drop_scales: Tensor | None = None) -> list[Tensor]:
         """The four stages' maps (B, H, W, dim), at 1/4, 1/8, 1/16 and 1/32 of the image.
@@ -167,7 +191,7 @@ class Trunk(nn.Module):
         return maps
 
     def _scales_by_stage(self, x: Tensor, scales: Tensor | None) -> list[Tensor | None]:
-        if not self.training or self.config.drop_path == 0:
+        if not self.training or not self.drops_paths:
             return [None] * len(self.stages)
         shape = (len(x), self.config.num_blocks)
         if scales is None:

@@ -6,28 +6,34 @@ TorchTPU, the successor of torch_xla on chips newer than v3, could be the next.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import resource
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from mambaout.chips import CHIPS, find_chip
+from mambaout.command_line import NOT_ON_XLA
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
 from mambaout.rules import multiplies_bf16
-from mambaout.train import versions
+from mambaout.train import compiler, versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
+from mambaout.train.xla_operations import Operation
 
 BackendName = Literal["cpu", "cuda", "xla"]
 Network = TypeVar("Network", bound=torch.nn.Module)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 
 class Backend(ABC):
@@ -38,7 +44,9 @@ class Backend(ABC):
     num_devices: int = 1  # devices that share a global batch, over all hosts
     num_hosts: int = 1  # processes, one a host
     host: int = 0  # the rank of this process
-    compiles: bool = False  # it traces operations into graphs, and compiles each new graph
+    # It compiles graphs. A shape or a plain number that changes in each step makes another graph.
+    compiles: bool = False
+    keeps_gradients: bool = False  # a step without gradients to add to would be another graph
     batches_ahead: int = 0  # batches that are sent to the device before they are needed
 
     @property
@@ -81,6 +89,17 @@ class Backend(ABC):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def operations(self) -> dict[str, Operation]:
+        """Those of xla_operations.py; only for backends that compile."""
+        raise NotImplementedError
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        """`function` as one compiled graph, if this backend compiles functions; else itself.
+
+        It must be a function of a module, so that all calls share its graphs.
+        """
+        return function
+
     def cut_graph(self) -> None:  # noqa: B027 - eager backends have nothing to cut
         """End the current graph, run it, and begin the next one; only for backends that compile."""
 
@@ -105,11 +124,29 @@ class Backend(ABC):
         """Release cached memory after an allocation failed."""
 
 
-class Cpu(Backend):
+class TorchBackend(Backend):
+    """A device that torch itself drives: eager, or with torch.compile."""
+
+    def _set_up_compiler(self, compiles: bool) -> None:
+        """Compile from now on if it is asked for and works here; warns if it does not work."""
+        reason = compiler.why_not(self.device.type) if compiles else None
+        if reason is not None:
+            log.warning("training without torch.compile, which is slower: %s", reason)
+        self.compiles = compiles and reason is None
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        return compiler.compiled(function) if self.compiles else function
+
+    def compilations(self) -> int:
+        return compiler.num_graphs()
+
+
+class Cpu(TorchBackend):
     name = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool = False) -> None:
         self.device = torch.device("cpu")
+        self._set_up_compiler(compiles)
 
     @property
     def device_name(self) -> str:
@@ -129,11 +166,11 @@ class Cpu(Backend):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Cuda(Backend):
+class Cuda(TorchBackend):
     name = "cuda"
     batches_ahead = 1
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool = True) -> None:
         if not torch.cuda.is_available():
             raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -141,6 +178,7 @@ class Cuda(Backend):
         # products in fp32. Here fp32 means fp32.
         convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - not in its types
         convolutions.fp32_precision = "ieee"
+        self._set_up_compiler(compiles)
         torch.cuda.reset_peak_memory_stats(self.device)
 
     @property
@@ -192,7 +230,7 @@ class Xla(Backend):
     """
 
     name = "xla"
-    compiles = True
+    compiles = keeps_gradients = True
     batches_ahead = 1
 
     def __init__(self, cache: Path | None) -> None:
@@ -226,12 +264,15 @@ class Xla(Backend):
         return None if self._on_tpu else Cpu().peak_memory_bytes()
 
     def move(self, model: Network) -> Network:
-        # torch_xla turns a layer norm into a batch norm over the flattened map. The partitioner
-        # cannot split that: every device would get the whole batch.
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                setattr(module, "forward", functools.partial(_layer_norm, module))  # noqa: B010
+        # Also because torch_xla turns a layer norm into a batch norm over the flattened map. The
+        # partitioner cannot split that: every device would get the whole batch.
+        xla_operations.use_in(model, self.operations())
         return model.to(self.device)
+
+    def operations(self) -> dict[str, Operation]:
+        from torch_xla.core.xla_op_registry import register
+
+        return xla_operations.registered(register)
 
     def place(self, rows: Tensor) -> Tensor:
         spec = ("data",) + (None,) * (rows.ndim - 1)
@@ -264,13 +305,6 @@ class Xla(Backend):
         )
 
 
-def _layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm` over the last dimension, written out; in fp32, like under CUDA's autocast."""
-    centred = x.float() - x.float().mean(-1, keepdim=True)
-    deviation = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
-    return centred * deviation * norm.weight + norm.bias
-
-
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     """torch_xla, its xla_model, runtime and spmd, in SPMD mode and with the cache on."""
     versions.require(os.environ.get("PJRT_DEVICE"))  # torch_xla's own error would be less clear
@@ -299,20 +333,27 @@ def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
     return torch_xla, torch_xla.core.xla_model, runtime, torch_xla.distributed.spmd
 
 
-def backend(name: str | None = None, *, cache: Path | None = None) -> Backend:
+def backend(
+    name: str | None = None, *, cache: Path | None = None, compiles: bool | None = None
+) -> Backend:
     """The backend called `name`; None: a GPU if there is one, else the CPU.
 
-    `cache` is the folder of compiled graphs. It outlives the process, and is used if the runtime
-    can read graphs back. Its key holds the graph's content, the devices, the versions and the host
-    of a slice, so all trials of all studies may share it.
+    `compiles` says whether torch.compile compiles the step; None: on a GPU only. XLA has a compiler
+    of its own, so there a value is an error.
+
+    `cache` is the folder of XLA's compiled graphs. It outlives the process, and is used if the
+    runtime can read graphs back. Its key holds the graph's content, the devices, the versions and
+    the host of a slice, so all trials of all studies may share it.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     match name:
         case "cpu":
-            return Cpu()
+            return Cpu(compiles=bool(compiles))
         case "cuda":
-            return Cuda()
+            return Cuda(compiles=compiles is not False)
         case "xla":
+            if compiles is not None:
+                raise WrongRequest(NOT_ON_XLA)
             return Xla(cache)
     raise WrongRequest(f"unknown backend {name!r}; choose from {', '.join(get_args(BackendName))}")

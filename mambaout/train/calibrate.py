@@ -17,6 +17,7 @@ from mambaout.data.batches.loader import evaluation_batches
 from mambaout.data.shards.data_set import DataSet
 from mambaout.model.network import build
 from mambaout.recipe import Recipe
+from mambaout.recompute import Stages
 from mambaout.train.backend import Backend
 from mambaout.train.evaluation import evaluation_batch, no_totals
 from mambaout.train.loop import train
@@ -46,6 +47,7 @@ def calibrate(
     *,
     seconds: float = 10.0,
     num_workers: int = 0,
+    recompute: Stages = (),
     seed: int = 0,
 ) -> Calibration:
     """Train `recipe` for about `seconds` after its first step, then evaluate for a quarter of that.
@@ -66,6 +68,7 @@ def calibrate(
             backend=backend,
             seed=seed,
             num_workers=num_workers,
+            recompute=recompute,
             log_every_steps=NEVER * recipe.global_batch,
             checkpoint_seconds=math.inf,
             stop=clock.step_is_over,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import platform
 from pathlib import Path
 
@@ -15,13 +16,16 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # constants of glibc's malloc.h
 
 def cpu_name(num_threads: int) -> str:
     """The CPU's model and the training threads: "Intel(R) Xeon(R) Processor (1 thread)"."""
-    model = platform.processor() or platform.machine()
+    return f"{_model()} ({num_threads} thread{'s' if num_threads > 1 else ''})"
+
+
+@functools.cache
+def _model() -> str:
     with contextlib.suppress(OSError):  # not Linux: the platform's own name is used
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return f"{model} ({num_threads} thread{'s' if num_threads > 1 else ''})"
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()  # this starts a process, `uname -p`
 
 
 def keep_freed_memory() -> None:

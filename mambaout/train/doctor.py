@@ -32,7 +32,7 @@ from mambaout.model.network import build
 from mambaout.native import why_not
 from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, Recipe, tuned
-from mambaout.train import versions
+from mambaout.train import compiler, versions
 from mambaout.train.backend import Backend, backend
 from mambaout.train.cpu import cpu_name
 from mambaout.train.facts import git_commit
@@ -150,6 +150,7 @@ def _devices(where: Backend) -> list[tuple[str, str]]:
         ("backend", where.name),
         ("device", f"{where.num_devices} x {where.device_name}{hosts}"),
         ("chip", peak),
+        ("step", "compiled" if where.compiles else "eager"),
     ]
 
 
@@ -266,6 +267,8 @@ def what_is_wrong(where: Backend, tried: StepsReport) -> list[str]:
         )
     if not tried.loss < 20:  # about ln 1000 = 6.9 at the start; NaN is not below anything
         said.append(f"the loss after {WARM_STEPS} steps and more is {tried.loss}: no number to use")
+    if where.name == "cuda" and (reason := compiler.why_not("cuda")) is not None:
+        said.append(f"the step is not compiled: {reason}")
     if where.name == "cuda" and find_chip(where.device_name) is None:
         said.append(f"{where.device_name} is not in the chip table: plans and mfu do without it")
     if where.name == "cpu" and (unused := chips()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from mambaout.data.batches.loader import Batch, evaluation_batches
@@ -23,20 +25,23 @@ def evaluate(
     backend: Backend,
     batch_size: int = 256,
     num_workers: int = 0,
+    batches: Iterable[Batch] | None = None,
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent, and the mean loss in nats, over every image of `split`.
 
     The names begin with the split: "val/top1". `batch_size` must be a multiple of the backend's
-    devices. Raises ValueError for an empty split.
+    devices. With `batches`, those are evaluated; they must hold the whole split. Raises ValueError
+    for an empty split.
     """
-    batches = evaluation_batches(
-        data,
-        split,
-        recipe,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        host=HostShare(backend.host, backend.num_hosts),
-    )
+    if batches is None:
+        batches = evaluation_batches(
+            data,
+            split,
+            recipe,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            host=HostShare(backend.host, backend.num_hosts),
+        )
     num_images = data.num_images(split, recipe)
     if num_images == 0:
         raise WrongRequest(f"split {split!r} of {data.name} has no images to evaluate on")

@@ -34,9 +34,9 @@ def git_commit() -> str:
 
 
 def host_facts() -> dict[str, str]:
+    """The facts beside the commit."""
     return {
         "host": socket.gethostname(),
-        "git_commit": git_commit(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "timm": version("timm"),

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from mambaout.data.batches.loader import TrainBatches
+from mambaout.data.batches.loader import EvaluationBatches, TrainBatches
 from mambaout.data.batches.makers import HostShare, warm_workers
 from mambaout.data.shards.data_set import DataSet
 from mambaout.recipe import Recipe
+from mambaout.recompute import Stages, memory_remedy
 from mambaout.train.backend import Backend
 from mambaout.train.evaluation import evaluation_batch, warm_evaluation
 from mambaout.train.metrics import MICRO_BATCH, TRAIN_LR
@@ -44,6 +45,7 @@ def train(
     max_steps: int | None = None,
     log_every_steps: int = 50,
     num_workers: int = 0,
+    recompute: Stages = (),
     checkpoint_seconds: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
     began: Callable[[], None] = lambda: None,
@@ -52,10 +54,12 @@ def train(
 
     Every record is first written to records.jsonl, then every sink is called with it. `max_steps`
     ends this call early, and so does `stop` when it returns true; the run can be resumed after
-    both. `began` is called when the directory is known to belong to this run. An error after that
-    call is not a wrong request.
+    both. `recompute` are the stages whose blocks the backward pass computes again; a resume may
+    change them. `began` is called when the directory is known to belong to this run. An error after
+    that call is not a wrong request.
 
-    Raises ValueError if the directory holds a run of another recipe, seed or data set.
+    Raises ValueError if the directory holds a run of another recipe, seed or data set, or if the
+    backend cannot recompute.
     """
     if num_workers:
         warm_workers()  # their imports take two seconds; meanwhile the model and its state are made
@@ -63,7 +67,7 @@ def train(
     milestones = Milestones.of(
         recipe, num_train, max_steps=max_steps, log_every_steps=log_every_steps
     )
-    stepper = Stepper(recipe, data.num_classes, seed, backend)
+    stepper = Stepper(recipe, data.num_classes, seed, backend, recompute)
     directory = RunDirectory(out, recipe, data, seed, backend)
     ended = directory.outcome
     _require_alike(backend, ended is not None, f"whether {out} is over")
@@ -71,21 +75,26 @@ def train(
         return ended
 
     state, meter = directory.restore(stepper)
+    state.model.set_recompute(recompute)
     _require_alike(backend, state.step, f"the step that {out} stands at")
     began()
     share = HostShare(backend.host, backend.num_hosts)
     batches = TrainBatches(data, recipe, seed=seed, num_workers=num_workers, host=share)
     batches.undecodable |= directory.undecodable
+    eval_batch = evaluation_batch(recipe, stepper.micro_batch, backend)
     reporter = Reporter(
         directory=directory,
         milestones=milestones,
         batches=batches,
         sinks=sinks,
-        eval_batch=evaluation_batch(recipe, stepper.micro_batch, backend),
+        eval_batch=eval_batch,
         num_workers=num_workers,
+        minival=EvaluationBatches(
+            *(data, "minival", recipe), batch_size=eval_batch, num_workers=num_workers, host=share
+        ),
     )
     if backend.compiles:  # compile now: later the devices would wait for it
-        warm_evaluation(state.model, recipe, backend, reporter.eval_batch)
+        warm_evaluation(state.model, recipe, backend, eval_batch)
     if reporter.has_lost(state.step):
         log.warning("%s: the record of step %d is lost; evaluating again", out, state.step)
         reporter.report(state, meter, {MICRO_BATCH: stepper.micro_batch})
@@ -98,11 +107,12 @@ def train(
         try:
             meter.add(stepper.step(state, batch, lr))
         except DoesNotFit as error:
-            return OutOfMemory(stepper.micro_batch, str(error.__cause__))
+            remedy = memory_remedy(recompute, backend.name)
+            return OutOfMemory(stepper.micro_batch, str(error.__cause__), remedy)
         if milestones.has_record(state.step):
             values = {TRAIN_LR: lr, MICRO_BATCH: stepper.micro_batch} | meter.record()
             if meter.diverged_at is not None:
-                return directory.end_diverged(meter.diverged_at, stepper.micro_batch)
+                return directory.end_diverged(meter.diverged_at, stepper)
             with meter.paused():
                 reporter.report(state, meter, values)
         stopped, late = interruptions.ask(state.step)
@@ -113,13 +123,13 @@ def train(
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
                     directory.save(state, meter, stepper)
                 elif meter.diverged_at is not None and is_last:  # the steps count as not done
-                    return directory.end_diverged(meter.diverged_at, stepper.micro_batch)
+                    return directory.end_diverged(meter.diverged_at, stepper)
             interruptions.saved()
         if stopped:
             break
     if not milestones.is_over(state.step):
         return Preempted(state.step, first_step)
-    return directory.end_finished(meter, stepper.micro_batch)
+    return directory.end_finished(meter, stepper)
 
 
 def _require_alike(backend: Backend, value: int, what: str) -> None:

@@ -26,7 +26,7 @@ IMAGES_PER_SECOND = "images_per_second"  # training, whole global batch, warm-up
 MFU = "mfu"  # model FLOP/s utilisation, 0 to 1; absent if the chip's peak is unknown
 INPUT_WAIT = "input_wait_fraction"  # share of the training time spent waiting for a batch
 PEAK_MEMORY = "peak_memory_bytes"  # of a GPU; of the process on a CPU; absent on a TPU
-COMPILATIONS = "compilations"  # graphs compiled since the process took the run up; XLA only
+COMPILATIONS = "compilations"  # graphs compiled since the process took the run up; not if eager
 UNDECODABLE = "undecodable_images"  # training images that another one has replaced so far; if any
 MICRO_BATCH = "micro_batch"  # images in a forward pass; global_batch = micro_batch * accumulation
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +55,17 @@ def optimizer(
         betas=(optim.beta1, optim.beta2),
         eps=optim.adam_eps,
         weight_decay=0.0,  # `take_step` applies the decay
-        capturable=backend.compiles,
     )
+    step = None
     for index, parameter in enumerate((*decayed, *kept, *hidden)):
         if saved is not None:
-            found.state[parameter] = _moments(backend, **saved["state"][index])
+            state = _moments(backend, **saved["state"][index])
         else:
             zeros = (torch.zeros(parameter.shape) for _ in range(2))
-            found.state[parameter] = _moments(backend, torch.zeros(()), *zeros)
+            state = _moments(backend, torch.zeros(()), *zeros)
+        if backend.keeps_gradients:  # one count for all parameters
+            step = state["step"] = state["step"] if step is None else step
+        found.state[parameter] = state
     fresh_gradients(found, backend)
     return found
 
@@ -90,9 +93,9 @@ def _moments(
 
 
 def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
-    """Clear the gradients. If the backend compiles, they become zeros to add to."""
+    """Clear the gradients. If the backend keeps them, they become zeros to add to."""
     optimizer.zero_grad(set_to_none=True)
-    if backend.compiles:
+    if backend.keeps_gradients:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = backend.place_whole(torch.zeros(parameter.shape))
@@ -102,46 +105,115 @@ def fresh_gradients(optimizer: torch.optim.Optimizer, backend: Backend) -> None:
 def take_step(
     optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, backend: Backend
 ) -> None:
-    """Take one AdamW update at the learning rate `lr`; changes the weights in place."""
-    kept = 1 - lr * weight_decay  # decay uses the whole rate, also for a group with a share of it
+    """Take one AdamW update at the learning rate `lr`, and clear the gradients.
+
+    It changes the weights in place.
+    """
+    kept: Any = 1 - lr * weight_decay  # a group with a share of the rate decays with all of it
     rates: dict[float, Any] = {g["share"]: lr * g["share"] for g in optimizer.param_groups}
     if backend.compiles:
-        kept = backend.place_whole(torch.tensor([kept]))
         for share, rate in rates.items():
             rates[share] = backend.place_whole(torch.tensor([max(rate, LEAST_RATE)]))
-    for group in optimizer.param_groups:
-        group["lr"] = rates[group["share"]]
-        if group["decays"]:
-            for parameter in group["params"]:
-                parameter.mul_(kept)
-    if backend.compiles:
-        optimizer.step()
+    if backend.keeps_gradients:
+        _xla_step(optimizer, kept, rates, backend)
         return
-    for group in optimizer.param_groups:
-        _fused_step(optimizer, group)
+    groups = [_group(optimizer, group, rates[group["share"]]) for group in optimizer.param_groups]
+    if backend.compiles:
+        backend.compiled(_update)(groups, backend.place_whole(torch.tensor([kept])))
+    else:
+        _update(groups, kept, fused=True)  # one pass over memory: a third of the time on a CPU
+    optimizer.zero_grad(set_to_none=True)
 
 
-def _fused_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """Do what `optimizer.step()` does for one group. The first call of `optimizer.step` would
-    import torch._dynamo, which takes 0.8 s in each process."""
+def _xla_step(
+    optimizer: torch.optim.Optimizer, kept: float, rates: dict[float, Tensor], backend: Backend
+) -> None:
+    """One operation a group. `optimizer.step()` would record 20 for each parameter.
+
+    The gradients become 0. They are not removed: without gradients to add to, the next step would
+    be another graph.
+    """
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    step = optimizer.state[groups[0]["params"][0]]["step"]  # all parameters share it
+    step.add_(1)
+    (beta1, beta2), epsilon = groups[0]["betas"], groups[0]["eps"]
+    # A tensor: other numbers are no other graph.
+    numbers = torch.tensor([kept, beta1, beta2, 1 - beta1, 1 - beta2, epsilon])  # ADAMW_NUMBERS
+    numbers = backend.place_whole(numbers)
+    for group in groups:
+        parameters = group["params"]
+        states = [optimizer.state[parameter] for parameter in parameters]
+        old = [
+            *parameters,
+            *(state["exp_avg"] for state in states),
+            *(state["exp_avg_sq"] for state in states),
+            *(parameter.grad for parameter in parameters),
+        ]
+        new = backend.operations()["adamw"](
+            *(numbers, rates[group["share"]], step, *old), decays=group["decays"]
+        )
+        for tensor, value in zip(old, new, strict=True):
+            tensor.copy_(value)
+
+
+class _AdamGroup(NamedTuple):
+    """What AdamW needs of a parameter group."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    averages: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    decayed: list[Tensor]  # the parameters that decay, also those without a gradient
+    rate: Any  # float, or float32 (1,)
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
+def _group(optimizer: torch.optim.Optimizer, group: dict[str, Any], rate: Any) -> _AdamGroup:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state[parameter] for parameter in parameters]
-    adamw(
+    beta1, beta2 = group["betas"]
+    return _AdamGroup(
         parameters,
         [parameter.grad for parameter in parameters],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
-        [],
         [state["step"] for state in states],
-        fused=True,  # one pass over memory: a third of the time on a CPU
-        amsgrad=False,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        lr=group["lr"],
-        weight_decay=0.0,
-        eps=group["eps"],
-        maximize=False,
+        group["params"] if group["decays"] else [],
+        rate,
+        beta1,
+        beta2,
+        group["eps"],
     )
+
+
+def _update(groups: list[_AdamGroup], kept: Any, fused: bool = False) -> None:
+    """What `optimizer.step()` does, after the decay. The first call of `optimizer.step` would
+    import torch._dynamo, which takes 0.8 s in each process."""
+    for group in groups:
+        for parameter in group.decayed:
+            parameter.mul_(kept)
+        adamw(
+            group.parameters,
+            group.gradients,
+            group.averages,
+            group.squares,
+            [],
+            group.steps,
+            # In one graph for all parameters torch.compile fuses what it is given as lists.
+            foreach=True if torch.compiler.is_compiling() else None,
+            fused=fused or None,
+            capturable=not fused,
+            amsgrad=False,
+            beta1=group.beta1,
+            beta2=group.beta2,
+            lr=group.rate,
+            weight_decay=0.0,
+            eps=group.epsilon,
+            maximize=False,
+        )
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

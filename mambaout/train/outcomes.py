@@ -36,9 +36,15 @@ class OutOfMemory:
     ending: ClassVar[Ending] = Ending.OUT_OF_MEMORY
     micro_batch: int
     error: str
+    remedy: str = field(default="", compare=False)  # words for the user
 
     def as_error(self) -> MemoryError:
-        return MemoryError(f"micro-batch {self.micro_batch} is out of memory already: {self.error}")
+        return MemoryError(self.text)
+
+    @property
+    def text(self) -> str:
+        remedy = f" ({self.remedy})" if self.remedy else ""
+        return f"out of memory even with a micro-batch of {self.micro_batch}{remedy}: {self.error}"
 
 
 Outcome = Finished | Diverged | Preempted | OutOfMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mambaout.data.batches.loader import TrainBatches
+from mambaout.data.batches.loader import EvaluationBatches, TrainBatches
 from mambaout.data.shards.data_set import Split
 from mambaout.model.network import MambaOut
 from mambaout.train import metrics
@@ -29,6 +29,7 @@ class Reporter:
     sinks: Sequence[Sink]
     eval_batch: int  # images in an evaluation batch
     num_workers: int
+    minival: EvaluationBatches
 
     def report(self, state: TrainState, meter: Meter, values: dict[str, float]) -> None:
         """Report `values`, and the result of an evaluation if one is due at this step."""
@@ -75,5 +76,6 @@ class Reporter:
                 backend=self.directory.backend,
                 batch_size=self.eval_batch,
                 num_workers=self.num_workers,
+                batches=self.minival if split == "minival" else None,
             )
         return values

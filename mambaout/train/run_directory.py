@@ -32,6 +32,7 @@ from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.model.network import build
 from mambaout.recipe import Recipe, canonical_json, flat_fields, recipe_from_json
+from mambaout.recompute import stages_text
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Backend
 from mambaout.train.facts import UNKNOWN, git_commit, host_facts
@@ -69,6 +70,7 @@ class RunDirectory:
 
     @cached_property
     def commit(self) -> str:
+        """The commit of the running code. It is read once, because the files may change later."""
         return git_commit()
 
     @property
@@ -170,10 +172,12 @@ class RunDirectory:
             stepper.go_on_with(saved["micro_batch"])
             meter.load_state(saved["meter"])
             log.info("continuing %s at step %d", self.out, state.step)
-            if saved["topology"] != stepper.topology:
+            # A checkpoint of an earlier version does not say "compiles".
+            topology = {"compiles": saved["topology"]["backend"] == "xla"} | saved["topology"]
+            if topology != stepper.topology:
                 log.info(
                     "the checkpoint is of %s, and this is %s: equal to rounding, not to the bit",
-                    saved["topology"],
+                    topology,
                     stepper.topology,
                 )
         if self.backend.host == 0:
@@ -253,7 +257,7 @@ class RunDirectory:
         for path in (self.records, *self.out.glob("undecodable*.txt")):
             sync_lines(path)
 
-    def end_finished(self, meter: Meter, micro_batch: int) -> Finished:
+    def end_finished(self, meter: Meter, stepper: Stepper) -> Finished:
         """Write outcome.json from the last record."""
         last = self._last_record
         if last is None:  # an earlier process was killed after the last step
@@ -272,12 +276,12 @@ class RunDirectory:
         facts: dict[str, object] = {"step": last.step}
         if meter.earlier_devices:
             facts[metrics.EARLIER_DEVICES] = meter.earlier_devices
-        self._write_outcome(Ending.FINISHED, final, facts, micro_batch)
+        self._write_outcome(Ending.FINISHED, final, facts, stepper)
         return Finished(final)
 
-    def end_diverged(self, step: int, micro_batch: int) -> Diverged:
+    def end_diverged(self, step: int, stepper: Stepper) -> Diverged:
         facts = {"step": step, "error": f"the loss was not finite at step {step}"}
-        self._write_outcome(Ending.DIVERGED, {}, facts, micro_batch)
+        self._write_outcome(Ending.DIVERGED, {}, facts, stepper)
         log.warning("%s diverged: %s", self.out, facts["error"])
         return Diverged(step)
 
@@ -286,7 +290,7 @@ class RunDirectory:
         ending: Ending,
         final: dict[str, float],
         facts: Mapping[str, object],
-        micro_batch: int,
+        stepper: Stepper,
     ) -> None:
         if self.backend.host > 0:
             return
@@ -294,6 +298,7 @@ class RunDirectory:
         facts = {
             **facts,
             **host_facts(),
+            "git_commit": self.commit,
             **self.identity,
             "data_name": self.data.name,
             "data_lossy": self.data.lossy,
@@ -304,7 +309,8 @@ class RunDirectory:
             "backend": self.backend.name,
             metrics.DEVICE: self.backend.device_name,
             metrics.NUM_DEVICES: self.backend.num_devices,
-            "micro_batch": micro_batch,
+            "micro_batch": stepper.micro_batch,
+            "recompute": stages_text(stepper.recompute),
             "undecodable_images": len(self.undecodable),
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

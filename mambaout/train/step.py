@@ -97,18 +97,24 @@ def add_gradients(
     """
     model = state.model
     _set_training(model, True)
+    loss_of = backend.compiled(_loss)
     loss_sum = backend.place_whole(torch.zeros(1, dtype=torch.float64))
     for part in parts:
-        images, targets = prepare_train(
-            part.images, part.labels, part.drawn, recipe=recipe, num_classes=model.num_classes
-        )
-        with backend.autocast(recipe.precision):
-            logits = model(images, part.drawn.drop)  # (micro_batch, num_classes)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+        loss = loss_of(model, part, recipe, backend)
         (loss / recipe.global_batch).backward()
         loss_sum += loss.detach().double()
         backend.cut_graph()
     return Sums(loss_sum, recipe.global_batch)
+
+
+def _loss(model: MambaOut, part: MicroBatch, recipe: Recipe, backend: Backend) -> Tensor:
+    """The sum of the micro-batch's losses, with the augmentation on the device."""
+    images, targets = prepare_train(
+        part.images, part.labels, part.drawn, recipe=recipe, num_classes=model.num_classes
+    )
+    with backend.autocast(recipe.precision):
+        logits = model(images, part.drawn.drop)  # (micro_batch, num_classes)
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) -> None:
@@ -116,9 +122,6 @@ def update(state: TrainState, recipe: Recipe, *, backend: Backend, lr: float) ->
     if recipe.optim.clip_norm is not None:
         clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
     take_step(state.optimizer, lr, recipe.optim.weight_decay, backend)
-    # If the backend compiles, they are set to 0, not removed: without gradients to add to, the next
-    # step would be another graph.
-    state.optimizer.zero_grad(set_to_none=not backend.compiles)
     state.step += 1
 
 
@@ -139,17 +142,29 @@ def eval_step(
     labels = backend.place(batch.labels)
     valid = backend.place(torch.arange(len(batch.labels)) < batch.num_valid)
     with torch.no_grad():
-        images = prepare_eval(backend.place(batch.images))
-        with backend.autocast(recipe.precision):
-            logits = model(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        # The rank comes from comparisons: a tie counts against the network, and NaN is never a hit.
-        target = logits.gather(1, labels[:, None])
-        rank = (~(logits < target)).sum(dim=1)  # 1: the label has the largest logit
-        found = (torch.where(valid, loss, 0), valid & (rank <= 1), valid & (rank <= 5))
-        # The sum over devices is in fp32, because a TPU has no 64-bit arithmetic. It is exact for
-        # the counts of a batch.
-        totals = totals + torch.stack([each.float().sum().double() for each in found])
+        images = backend.place(batch.images)
+        totals = totals + backend.compiled(_scores)(model, images, labels, valid, recipe, backend)
     backend.cut_graph()
     return totals
+
+
+def _scores(
+    model: MambaOut,
+    images: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    recipe: Recipe,
+    backend: Backend,
+) -> Tensor:
+    """The loss, the top-1 hits and the top-5 hits of the images that are `valid`, float64 (3,)."""
+    with backend.autocast(recipe.precision):
+        logits = model(prepare_eval(images))
+    logits = logits.float()
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    # The rank comes from comparisons: a tie counts against the network, and NaN is never a hit.
+    target = logits.gather(1, labels[:, None])
+    rank = (~(logits < target)).sum(dim=1)  # 1: the label has the largest logit
+    found = (torch.where(valid, loss, 0), valid & (rank <= 1), valid & (rank <= 5))
+    # The sum over devices is in fp32, because a TPU has no 64-bit arithmetic. It is exact for the
+    # counts of a batch.
+    return torch.stack([each.float().sum().double() for each in found])

@@ -20,6 +20,7 @@ from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_me
 from mambaout.model.gated_block import LOSS
 from mambaout.model.gated_passes import c_files, is_compiled
 from mambaout.recipe import Recipe
+from mambaout.recompute import Stages, check_recompute
 from mambaout.train.backend import Backend
 from mambaout.train.optim import fresh_gradients
 from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, placed, update
@@ -43,9 +44,19 @@ class PlacedBatch:
 class Stepper:
     """Takes the steps of one run with the largest micro-batch that fits."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, seed: int, backend: Backend) -> None:
-        """Raises WrongRequest if the global batch does not split over the devices."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        seed: int,
+        backend: Backend,
+        recompute: Stages = (),
+    ) -> None:
+        """Raises WrongRequest if the global batch does not split over the devices, or if they
+        cannot recompute stages."""
+        check_recompute(recompute, backend.name)
         self.recipe, self.seed, self.backend = recipe, seed, backend
+        self.recompute = recompute
         self._macs = cost(recipe.model, recipe.image_size, num_classes).macs
         self._chip = find_chip(backend.device_name)
         self._sizes = micro_batches(recipe, backend.num_devices)
@@ -58,6 +69,7 @@ class Stepper:
             recipe.precision,
             lanes=lanes_of(self._chip),
             fused=self.fuses_blocks,
+            recompute=recompute,
         )
         self.micro_batch = first_micro_batch(
             need, self._sizes, backend.usable_bytes(), backend.num_devices
@@ -71,6 +83,7 @@ class Stepper:
             "num_devices": self.backend.num_devices,
             "num_hosts": self.backend.num_hosts,
             "fuses_blocks": self.fuses_blocks,
+            "compiles": self.backend.compiles,
         }
 
     def go_on_with(self, micro_batch: int) -> None:

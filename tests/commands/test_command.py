@@ -249,6 +249,8 @@ def test_everything_that_is_wrong_with_a_request_is_said_at_once(digits, tmp_pat
         ("--workers -1", "--workers: '-1' must be a whole number of at least 0"),
         ("--stage=", "argument --stage: the name is empty; give a folder"),
         ("--backend tpu", "invalid choice: 'tpu'"),
+        ("--recompute 5", "--recompute: '5' must be stages from 1 to 4 joined by commas"),
+        ("--recompute=", "--recompute: '' must be stages from 1 to 4 joined by commas"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(words, said, capsys):

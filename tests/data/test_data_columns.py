@@ -15,6 +15,7 @@ from image_files import pictures, write_parquet
 
 from mambaout.data.batches.loader import TrainBatches, evaluation_batches
 from mambaout.data.packing.sources import open_data, pack
+from mambaout.data.shards.columns import _numbers
 from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.encoded import EncodedImages
 from mambaout.data.shards.files import DataError
@@ -341,3 +342,10 @@ def test_packing_writes_the_standard_columns(tmp_path):
     check_read(data, [data.class_names.index(word) for word in WORDS])
     schema = pq.read_schema(tmp_path / "packed" / "train-00000-of-00001.parquet")
     assert schema.names == ["image", "label", "segments"]
+
+
+def test_labels_in_several_chunks_and_from_the_middle_of_a_buffer_are_read_whole():
+    column = pa.chunked_array([[0, 1, 2, 3], [], [4, 5, 6]], pa.int64())
+    assert _numbers(column.slice(2, 3)).tolist() == [2, 3, 4]
+    assert _numbers(column.slice(0, 0)).tolist() == []
+    assert _numbers(column).dtype == np.int64

@@ -20,7 +20,7 @@ from mambaout.launch import cli, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.failures import classify
-from mambaout.launch.request import check_batches
+from mambaout.launch.request import check_share
 from mambaout.launch.resources import (
     ACCELERATORS,
     POD_TYPE,
@@ -156,16 +156,27 @@ def test_tune_gets_one_group_a_trial_and_a_tpu_share_names_its_hosts(accelerator
 def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
     wide = tuned(recipe("wide"), global_batch=100)
     study = Study(name="odd", question="?", recipes={"wide": wide})
-    request: Any = SimpleNamespace(study=study, trials=study.trials("d"))
-    check_batches(request, share("cpu", [TWO_CORES]))
+    trials = study.trials("d")
+    request: Any = SimpleNamespace(study=study, trials=trials, recompute=(), compiles=None)
+    check_share(request, share("cpu", [TWO_CORES]))
     says = r"trial wide on tpu-v3-8: .*=100 .* 8 devices .* 96 or 112"
     with pytest.raises(WrongRequest, match=says):
-        check_batches(request, share("tpu-v3-8", [V3_8]))
+        check_share(request, share("tpu-v3-8", [V3_8]))
     # A search of the same name does not hide the recipe.
     even = Search(label="wide", base=recipe("wide"), axes=(), num_trials=1)
     request.study = replace(study, searches=(even,))
     with pytest.raises(WrongRequest, match=says):
-        check_batches(request, share("tpu-v3-8", [V3_8]))
+        check_share(request, share("tpu-v3-8", [V3_8]))
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_compile_is_refused_for_a_tpu_alone(compiles):
+    study = Study(name="even", question="?", recipes={"wide": recipe("wide")})
+    trials = study.trials("d")
+    request: Any = SimpleNamespace(study=study, trials=trials, recompute=(), compiles=compiles)
+    check_share(request, share("cpu", [TWO_CORES]))
+    with pytest.raises(WrongRequest, match=r"--compile and --no-compile .* on tpu-v3-8$"):
+        check_share(request, share("tpu-v3-8", [V3_8]))
 
 
 # -- machines --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mambaout import build
 from mambaout.model import gated_block as module
+from mambaout.model import gated_passes
 from mambaout.model.gated_block import modules_alone
 from mambaout.model.network import GatedCNNBlock, MambaOut
 from mambaout.model.norm import LayerNorm
@@ -273,7 +274,7 @@ def test_derivatives_of_torch_func_and_in_forward_mode_are_given():
 
 
 def test_the_operators_are_what_torch_library_asks_for():
-    weights = block_of(8)._weights()
+    weights = block_of(8).weights()
     assert weights is not None
     free = [weight.detach() for weight in weights]
     for low, keep in ((False, True), (True, True), (False, False)):
@@ -281,3 +282,25 @@ def test_the_operators_are_what_torch_library_asks_for():
         torch.library.opcheck(
             module._forward_op, inputs, test_utils=("test_schema", "test_faketensor")
         )
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_the_operators_say_the_strides_that_they_give(low):
+    """Code of torch.compile stops on others."""
+    weights = block_of(8).weights()
+    assert weights is not None
+    free = [weight.detach() for weight in weights]
+    x, drop, low_type = torch.randn(2, 3, 4, 8), torch.ones(2), (torch.float32, torch.bfloat16)[low]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        inputs: tuple[Any, ...] = (x, *free, drop, 1e-6, low, True)
+        found = gated_passes.forward(*inputs)
+        assert_alike(found, gated_passes.forward_shapes(*inputs))
+        assert found[1].dtype == low_type
+        norm_weight, _, fc1_weight, fc1_bias, conv_weight, _, fc2_weight, _ = free
+        saved = (x, norm_weight, fc1_weight, fc1_bias, conv_weight, fc2_weight, drop, *found[1:])
+        assert_alike(gated_passes.backward(x, *saved), gated_passes.backward_shapes(x, *saved))
+
+
+def assert_alike(found: Sequence[Tensor], told: Sequence[Tensor]) -> None:
+    for one, other in zip(found, told, strict=True):
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)

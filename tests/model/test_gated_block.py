@@ -116,7 +116,7 @@ def test_in_bf16_what_is_ours_has_the_same_bits_on_any_number_of_threads():
 
     def kept() -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            weights = block._weights()
+            weights = block.weights()
             assert weights is not None
             out = gated_block(x.clone().requires_grad_(), weights, None, 1e-6)
         node: Any = out.grad_fn
@@ -240,7 +240,7 @@ def test_a_view_of_any_strides_is_read_right():
 )
 def test_what_it_cannot_take_its_modules_do(change):
     block, x = change(block_of(16), torch.randn(2, 4, 4, 16))
-    weights = block._weights()
+    weights = block.weights()
     assert weights is not None
     assert not can_take(x, weights, None)
     assert block(x, None).shape == x.shape

@@ -147,12 +147,27 @@ def prepare_eval(images: Tensor) -> Tensor:
     return x.sub_(mean).div_(deviation)
 
 
-@functools.lru_cache
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     """The mean and the deviation of pixel values 0 to 255, each (3, 1, 1)."""
+    # torch.compile makes numbers of them. It would copy tensors from the host in each step.
+    return _scales(device) if torch.compiler.is_compiling() else _kept_scales(device)
+
+
+def _scales(device: torch.device) -> tuple[Tensor, Tensor]:
     mean, deviation = (
-        (255 * torch.tensor(values)).view(3, 1, 1).to(device) for values in (PIXEL_MEAN, PIXEL_STD)
+        torch.stack([torch.full((1, 1), value, device=device) for value in values])
+        for values in (_MEAN, _DEVIATION)
     )
+    return mean, deviation
+
+
+_MEAN, _DEVIATION = ((255 * torch.tensor(values)).tolist() for values in (PIXEL_MEAN, PIXEL_STD))
+
+
+@functools.lru_cache
+def _kept_scales(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Sent from the host: if XLA computed them, its first step would be another graph.
+    mean, deviation = (scale.to(device) for scale in _scales(torch.device("cpu")))
     return mean, deviation
 
 

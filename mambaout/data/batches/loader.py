@@ -6,6 +6,7 @@ workers that share its memory.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from mambaout.recipe import Recipe, steps_per_epoch
 
 log = logging.getLogger(__name__)
 
+KEPT_BYTES = 256 << 20  # of evaluation images that a run keeps; the same as for decoded splits
 UNDECODABLE = 0.001  # the share of training images that other images may replace
 
 
@@ -101,6 +103,47 @@ class TrainBatches:
                 f"{'; '.join([*self.undecodable.values()][:3])}. Replace them, or pack without them"
             )
         return _batch(made, self._make.part.start)
+
+
+class EvaluationBatches:
+    """The batches of a split that is evaluated again and again.
+
+    The first evaluation decodes and resizes the images. If they take at most KEPT_BYTES, they are
+    kept for the next ones. Arguments and errors are those of `evaluation_batches`.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        split: Split,
+        recipe: Recipe,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        host: HostShare = ONLY_HOST,
+    ) -> None:
+        self._make = functools.partial(
+            evaluation_batches,
+            *(data, split, recipe),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            host=host,
+        )
+        num_images = data.num_images(split, recipe) / host.count
+        self._keeps = num_images * 3 * recipe.image_size**2 <= KEPT_BYTES
+        self._kept: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        seen: list[Batch] = []
+        for batch in self._make():
+            if self._keeps:
+                seen.append(batch)
+            yield batch
+        if self._keeps:
+            self._kept = seen
 
 
 def evaluation_batches(

@@ -230,10 +230,21 @@ def read_labels(
         raise DataError(f"{location} row {row} has no label")
     if not _is_text(column.type):
         try:
-            return column.cast(pa.int64()).to_numpy()
+            return _numbers(column.cast(pa.int64()))
         except pa.ArrowInvalid as error:  # an unsigned label that is too large for int64
             raise DataError(f"{location}: the column {label} holds no labels: {error}") from error
     words = column.to_pylist()
     if "" in words:
         raise DataError(f"{location} row {words.index('')} has no label, but an empty text")
     return np.array(words, object)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """An int64 column without nulls as int64. pyarrow's `to_numpy` would import pandas, which takes
+    half a second."""
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.int64, len(chunk), 8 * chunk.offset)
+        for chunk in column.chunks
+        if len(chunk)  # an empty one may have no buffer
+    ]
+    return np.concatenate([np.empty(0, np.int64), *parts])

@@ -230,7 +230,9 @@ class _Values:
         self.first = values.offset
         self.offsets = memoryview(offsets).cast("B").cast(code)
         self.data = memoryview(b"" if data is None else data).cast("B")
-        self.null = set(np.flatnonzero(values.is_null()).tolist()) if values.null_count else ()
+        # `to_pylist`, because pyarrow's way to a NumPy array would import pandas: half a second.
+        nulls = values.is_null().to_pylist() if values.null_count else []
+        self.null = {row for row, is_null in enumerate(nulls) if is_null}
         self.num_bytes = values.nbytes
         self.num_rows = len(values)
 

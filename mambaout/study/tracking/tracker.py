@@ -273,7 +273,6 @@ class Tracker:
             self._client.log_artifact(run_id, str(path))
         if before != status:
             self._client.set_terminated(run_id, status)
-        self._known[followed.trial.key] = self._client.get_run(run_id)
         followed.ending = None
         if run.status is Ending.UNFINISHED:  # it has not ended, so only its records can be missing
             return num_new

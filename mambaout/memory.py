@@ -163,7 +163,7 @@ def tpu_table(
 
 
 def recompute_table(
-    shapes: Mapping[str, ModelConfig], image_size: int = 224, num_classes: int = 1000
+    shapes: Mapping[str, ModelConfig], image_size: ImageSize = 224, num_classes: int = 1000
 ) -> str:
     """A table for a terminal: the memory that --recompute leaves, one line for each shape."""
     rows = [("variant", *(stages_text(stages) for stages in RECOMPUTE_SHOWN))]

@@ -7,8 +7,8 @@ Prints: box AP and mask AP of both on 60 images, at each evaluation; mean and ea
 
 Pretraining: 8,000 pictures of Fashion-MNIST in random colours, 64 px, 2 epochs, by `mambaout
 train`'s own loop. Detection: `--data shapes` (300 images of 96 px), Mask R-CNN with narrow heads, 3
-epochs (or --epochs) of 50 steps of 6 images. Both kinds of training of one seed see the same images in the same
-order, and differ only in the backbone's first weights.
+epochs (or --epochs) of 50 steps of 6 images. Both kinds of training of one seed see the same images
+in the same order, and differ only in the backbone's first weights.
 
 At 3 epochs the answer is open: neither finds shapes yet (box AP 0.6 to 2.0 random, 0.7 to 1.3
 pretrained; results/detect-shapes.json). --epochs 12 asks after 600 steps.

@@ -36,6 +36,7 @@ BOTTOM = {
     "layers",
     "chips",
     "accounting",
+    "applied_rules",
     "memory",
     "numbers",
     "native",

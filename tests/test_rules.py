@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mambaout.applied_rules import rule_lines
 from mambaout.fields import flat_fields
 from mambaout.recipe import BASELINE, steps_per_epoch, tuned
 from mambaout.rules import (
@@ -14,7 +15,6 @@ from mambaout.rules import (
     SMALL_DATA,
     DataFacts,
     fitted,
-    rule_lines,
 )
 from mambaout.variants import FEMTO, VARIANTS, widen
 

@@ -11,7 +11,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mambaout.commands.named import named_weights
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     NO_EMA_HELP,
@@ -19,6 +18,7 @@ from mambaout.commands.options import (
     WEIGHTS_HELP,
 )
 from mambaout.errors import WrongRequest
+from mambaout.launch.named import named_weights
 from mambaout.recipe import BASELINE
 from mambaout.variants import VARIANTS, variant
 

@@ -276,13 +276,19 @@ def load_backbone(model: nn.Module, weights: Weights) -> BackboneLoad:
     linear layer alone. Raises WrongRequest, and loads nothing, if the backbone does not fit; it
     names the network that the file seems to hold and the first tensor that differs.
     """
+    found = backbone_load(model, weights)
+    model.load_state_dict({name: weights.tensors[name] for name in found.loaded}, strict=False)
+    return found
+
+
+def backbone_load(model: nn.Module, weights: Weights) -> BackboneLoad:
+    """What `load_backbone` would load. It loads nothing, so `model` may be on the meta device."""
     differing, wanted = difference(model, weights), model.state_dict()
     wrong = [*differing.missing, *differing.misfits, *differing.unexpected]
     if any(map(_is_body, wrong)):
         raise _other_network(model, weights, differing)
     lost = {_layer(name) for name in (*differing.missing, *differing.misfits)}
     loaded = tuple(name for name in wanted if _layer(name) not in lost)
-    model.load_state_dict({name: weights.tensors[name] for name in loaded}, strict=False)
     return BackboneLoad(
         path=weights.path,
         loaded=loaded,
@@ -299,7 +305,7 @@ def _other_network(model: nn.Module, weights: Weights, differing: WeightDifferen
     network = "the network" if ours is None else f"the network, which is {shape_text(ours)}"
     differs = [*differing.misfits, *differing.missing]
     first = next((name for name in model.state_dict() if name in differs and _is_body(name)), None)
-    if first in differing.misfits:
+    if first is not None and first in differing.misfits:
         said = f"{first} is {differing.misfits[first]}"
     elif first is not None:
         said = f"it has no {first}"

@@ -19,10 +19,10 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from mambaout.applied_rules import multiplies_bf16
 from mambaout.chips import CHIPS, find_chip
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
-from mambaout.rules import multiplies_bf16
 from mambaout.train import versions
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 

@@ -94,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     initial = read_initial(first / "last.ckpt")
     facts = WeightsFacts(digest=initial.digest, model=initial.model)
     tuned_recipe = rules(new, facts)
-    schedule = tuned_recipe.schedule
     recipes = {
         TUNED: tuned_recipe,
-        SCRATCH: rules(new, epochs=schedule.epochs, drop_path=tuned_recipe.model.drop_path),
+        SCRATCH: rules(new, epochs=tuned_recipe.schedule.epochs),
         LONG: rules(new),
     }
     print(initial.about(initial.plan(tuned_recipe.model, new.num_classes)))

@@ -71,7 +71,7 @@ def about_weights(study: Study, initial: InitialWeights | None, num_classes: int
 
     Raises WrongRequest if a trial has another network than the weights, or starts from others.
     """
-    said = ""
+    said, fitting = "", set()  # the shapes that fit; most recipes share one
     for what, recipe in _recipes(study, with_corners=initial is not None):
         if recipe.init is None and initial is None:
             continue
@@ -80,6 +80,8 @@ def about_weights(study: Study, initial: InitialWeights | None, num_classes: int
                 f"{what} starts from weights {recipe.init}; give their file with --init FILE, and "
                 "no other value of init"
             )
+        if recipe.model in fitting:
+            continue
         try:
             load = initial.plan(recipe.model, num_classes)
         except WrongRequest as error:
@@ -87,6 +89,7 @@ def about_weights(study: Study, initial: InitialWeights | None, num_classes: int
                 f"--init: {what}: {error}. Weights start one shape only, so every trial must have "
                 "it: --variants can name it, or one shape in --shapes of sweeps/mine.py"
             ) from error
+        fitting.add(recipe.model)
         said = said or initial.about(load)
     return said
 

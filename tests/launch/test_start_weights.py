@@ -20,6 +20,7 @@ from mambaout.model.initial import read_initial
 from mambaout.recipe import Recipe, tuned
 from mambaout.rules import SMALL_MODEL
 from mambaout.study.kept_weights import kept_weights
+from mambaout.study.report.trial_files import reproduce_command
 from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint
 from mambaout.variants import ModelConfig
@@ -76,6 +77,8 @@ def test_the_key_of_a_trial_is_of_the_content_and_not_of_the_path():
         ).to_json()
     )
     assert (again.key, again.recipe.init) == (key("0123456789ab"), "0123456789ab")
+    command = reproduce_command(again, "digits", storage=Path("runs"))
+    assert "--init runs/.weights/0123456789ab.safetensors" in command
 
 
 SCALE = ("--init", "w.pth")

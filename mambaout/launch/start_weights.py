@@ -28,7 +28,7 @@ INIT = "init"  # the recipe's field, and the option
 _HELP = (
     "start from these weights: a file of ours, timm's or the authors' (.ckpt, .safetensors, .pth), "
     "a run's folder, or STUDY/TRIAL; a head of other classes is replaced, and the recipe becomes "
-    "one for fine-tuning"
+    "one for fine-tuning. Default: none (random weights)"
 )
 
 

@@ -5,9 +5,9 @@ Costs:  about 10 min on 2 quiet cores; the same command again goes on
 Writes: the images, and a run directory for each training, under --out
 Prints: val top-1 of each recipe, mean and 95 % interval over the seeds, and the gain
 
-The first five classes of Fashion-MNIST are the trained weights' data: 6,000 images. The next four are
-the new data: 300 images, and their 4,000 test images as val. So no class of the new data was seen
-before, and nothing is downloaded. All trainings have the network and the recipe that the rules
+The first five classes of Fashion-MNIST are the trained weights' data: 6,000 images. The next four
+are the new data: 300 images, and their 4,000 test images as val. So no class of the new data was
+seen before, and nothing is downloaded. All trainings have the network and the recipe that the rules
 choose for their data (mambaout/rules.py):
 
 | recipe | starts from | steps |

@@ -56,7 +56,7 @@ def digits(folder: Path) -> None:
 
     found: Any = load_digits()
     pixels = (found.images * (255 / found.images.max())).astype(np.uint8)
-    _as_files(folder, pixels, [str(label) for label in found.target])
+    as_files(folder, pixels, [str(label) for label in found.target])
 
 
 def garments(folder: Path) -> None:
@@ -65,14 +65,14 @@ def garments(folder: Path) -> None:
     rows = range(GARMENTS)
     pixels = [pictures[row].crop((0, 0, *pictures[row].size)) for row in rows]
     names = [data.class_names[data.labels["train"][row]].replace("/", "-") for row in rows]
-    _as_files(folder, pixels, names)
+    as_files(folder, pixels, names)
 
 
 def photographs_of_scenes(folder: Path) -> None:
     print(photographs.make(folder, PHOTOGRAPHS, val_share=0.5))
 
 
-def _as_files(folder: Path, pixels: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+def as_files(folder: Path, pixels: Sequence[np.ndarray], labels: Sequence[str]) -> None:
     for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
         path = folder / label / f"{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from mambaout import recipe, rules
@@ -33,6 +32,9 @@ data. One such value is a **field**. You can set a field in three places:
 - in Python: `tuned(BASELINE, peak_lr=8e-3)`, with `from mambaout.recipe import BASELINE, tuned`;
 - in a file: `mambaout train --recipe FILE` reads the `recipe.json` of a run.
 
+The field `init` is the exception: its option `--init FILE` names the file of the weights, and the
+recipe keeps the digest of their content.
+
 A field that you do not set [follows your data](#what-follows-your-data). The column *default*
 holds the value of a field that does not follow. A value that is out of its range is refused.
 Values that do not go together are refused too, for example a warm-up that is longer than the
@@ -49,6 +51,9 @@ few thousand images. So these fields follow the data, unless you set them. Data 
 there are fewer than 50,000 training images, or if the images have at most 64 px. `--plan` and
 every launch print which fields follow, to which value, and why. The rules are the same for every
 sweep and for `mambaout train`.
+"""
+WEIGHTS = """\
+With `--init FILE` a training starts from trained weights, and these fields differ:
 """
 DEVICE = """\
 One field follows the device: `precision` is bf16 on accelerators that have bf16 units, and fp32
@@ -98,8 +103,9 @@ def page() -> str:
     for owner, (title, note) in GROUPS.items():
         rows = [_row(name, said, values[name]) for name, said in knobs(owner).items()]
         parts += [f"## {title.capitalize()}\n", *([f"{note}\n"] if note else []), _table(rows)]
-    follows, disagree = (_tables(module.__doc__ or "") for module in (rules, recipe))
-    return "\n".join([*parts, FOLLOWS, follows, DEVICE, DISAGREE, disagree]).rstrip() + "\n"
+    (follows, weights), (disagree,) = (_tables(one.__doc__ or "") for one in (rules, recipe))
+    parts += [FOLLOWS, follows, WEIGHTS, weights, DEVICE, DISAGREE, disagree]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _row(name: str, said: Knob, default: object) -> tuple[str, ...]:
@@ -122,15 +128,9 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _tables(docstring: str) -> str:
-    """The lines of a docstring that are rows of a Markdown table."""
-    return "".join(_rows(docstring))
-
-
-def _rows(docstring: str) -> Iterator[str]:
-    for line in docstring.splitlines():
-        if line.startswith("|"):
-            yield f"{line}\n"
+def _tables(docstring: str) -> list[str]:
+    """The Markdown tables of a docstring, each as its lines."""
+    return re.findall(r"(?:^\|.*\n)+", docstring, re.MULTILINE)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from __future__ import annotations
 import sys
 
 from mambaout.launch.cli import main
-from mambaout.rules import SMALL_MODEL
 from mambaout.study.start import Start
 from mambaout.study.study import Study
-from mambaout.variants import FEMTO
 
 BASELINE = "baseline"
 
@@ -22,7 +20,8 @@ BASELINE = "baseline"
 def baseline(start: Start) -> Study:
     """What does the paper's recipe, unchanged but for the size of the data, give here?"""
     # --variants kobe,tiny,small,base trains these instead, one trial each.
-    shapes = start.shapes({BASELINE: SMALL_MODEL} if start.small else {"femto": FEMTO})
+    label = BASELINE if start.small or start.weights else "femto"
+    shapes = start.shapes({label: start.fitting})
     return Study(
         name="baseline",
         question=str(baseline.__doc__),

@@ -24,12 +24,11 @@ from mambaout.fields import flat_fields
 from mambaout.launch.cli import main
 from mambaout.options import field_text
 from mambaout.recipe import Recipe, field_types, parse_field, tuned
-from mambaout.rules import SMALL_MODEL
 from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, WholeRange
 from mambaout.study.search.space import tuning
 from mambaout.study.start import Start
 from mambaout.study.study import Study
-from mambaout.variants import FEMTO, VARIANTS, ModelConfig
+from mambaout.variants import VARIANTS, ModelConfig
 
 SEEDS = (0, 1, 2)  # --seeds N changes them
 NUM_TRIALS = 8  # of a search, without --trials
@@ -65,7 +64,7 @@ def mine(
         raise WrongRequest(f"--trials {trials} is the length of a search; give --search, too")
     if start.smoke and not (shapes or grid or search):
         shapes = SMOKE_SHAPES
-    networks = start.shapes(_shapes(shapes) if shapes else {"fitting": _fitting(start)})
+    networks = start.shapes(_shapes(shapes) if shapes else {"fitting": start.fitting})
     values = [_named(text, "--search" if search else "--grid") for text in search or grid or []]
     names = [name for name, _ in values]
     if len(networks) < 2 and not names:
@@ -91,11 +90,6 @@ def mine(
     bases = {label: _search_base(start, shape, axes) for label, shape in networks.items()}
     searches = tuning(bases, axes, NUM_TRIALS if trials is None else trials, seeds=seeds)
     return replace(study, searches=searches)
-
-
-def _fitting(start: Start) -> ModelConfig:
-    """The network that fits the data, if none is named."""
-    return SMALL_MODEL if start.small else FEMTO
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, ModelConfig]:

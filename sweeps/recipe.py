@@ -14,12 +14,10 @@ from typing import Any
 from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
 from mambaout.recipe import Recipe
-from mambaout.rules import SMALL_MODEL
 from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.start import Start
 from mambaout.study.study import Study
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
-from mambaout.variants import FEMTO
 
 # -- all numbers of the study ----------------------------------------------------------------------
 
@@ -51,6 +49,7 @@ def recipe(start: Start) -> Study:
         seeds=SEEDS[:1] if start.smoke else SEEDS,
         num_confirmed=NUM_CONFIRMED,
     )
+    # Trained weights (--init) start one shape only, so there is no search for a shape with them.
     # Its recipes have the best values of the first search, except for its own axes.
     shape = Search(
         label="shape",
@@ -64,16 +63,20 @@ def recipe(start: Start) -> Study:
         name="recipe",
         question=str(recipe.__doc__),
         recipes={},
-        searches=(training, shape),
+        searches=(training,) if start.weights else (training, shape),
     )
 
 
 def _base(start: Start) -> Recipe:
-    """The paper's recipe at the size of the data, in a shorter training."""
-    shapes = start.shapes({"small": SMALL_MODEL} if start.small else {"femto": FEMTO})
+    """The paper's recipe at the size of the data, in a shorter training; with --init the rules'
+    recipe for fine-tuning."""
+    label = "weights" if start.weights else "small" if start.small else "femto"
+    shapes = start.shapes({label: start.fitting})
     if len(shapes) > 1:
         raise WrongRequest(f"--variants {','.join(shapes)}: this study searches around one network")
     (model,) = shapes.values()
+    if start.weights:
+        return start.recipe(model)
     wanted: dict[str, Any] = {"epochs": LARGE_EPOCHS}
     if start.small:
         share = 1 if start.smoke else SMALL_EPOCHS

@@ -161,6 +161,12 @@ def scale(
         raise WrongRequest(
             "--predict, --tune-per-size and --transfer are three studies; give one of them"
         )
+    if start.weights and (tune_per_size is not None or transfer):
+        name = "--transfer" if transfer else "--tune-per-size"
+        raise WrongRequest(
+            f"--init: weights start one shape only, and {name} compares several; leave one of the "
+            "two out. sweeps/mine.py --search tunes one shape"
+        )
     if tune_per_size is not None:
         return each_size_tuned(start, tune_per_size)
     return one_rate_for_all(start) if transfer else deeper_or_wider(start, predict)

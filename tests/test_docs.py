@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from image_files import photograph
 from PIL import Image
 
+from mambaout import build
 from mambaout.__main__ import command_parser
 from mambaout.__main__ import main as run_mambaout
 from mambaout.data.packing import named_sets
@@ -241,8 +243,9 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder to run in: `photos` of three classes, and no study yet."""
+    """A folder to run in: `photos` of three classes, weights of Femto, and no study yet."""
     folder = tmp_path_factory.mktemp("docs")
+    torch.save(build("femto").state_dict(), folder / "femto.pth")
     (folder / "runs").mkdir()
     for name in ("cat", "dog", "owl"):
         (folder / "photos" / name).mkdir(parents=True)
@@ -292,6 +295,16 @@ def test_studies_are_listed_where_there_is_none_yet(place, monkeypatch, capsys):
 def test_the_doctor_of_the_pages_trains(capsys):
     assert run_mambaout(EACH["mambaout doctor"][1:]) != 2  # 1: something else is wrong here
     assert "first steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_first_fine_tuning_of_the_pages_trains(place, monkeypatch, capsys):
+    (command,) = [words for words in EACH.values() if "--init" in words and "runs/tuned" in words]
+    monkeypatch.chdir(place)
+    short = ["--image-size", "32", "--max-steps", "1"]
+    assert run_mambaout([*command[1:], *short]) == 0
+    said = "170 of 172 tensors from femto.pth; new: head.fc (the file has 1000 classes, and the"
+    assert f"{said} network 3 classes)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ BOTTOM = {
     "accounting",
     "dense_layers",
     "dense_accounting",
+    "applied_rules",
     "memory",
     "recompute",
     "numbers",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mambaout.applied_rules import rule_lines
 from mambaout.fields import flat_fields
-from mambaout.recipe import BASELINE, steps_per_epoch, tuned
+from mambaout.recipe import BASELINE, FINE_TUNING, steps_per_epoch, tuned
 from mambaout.rules import (
     LARGEST_MINIVAL_SHARE,
     LEAST_MINIVAL,
     SMALL_DATA,
+    SMALL_MODEL,
     DataFacts,
+    WeightsFacts,
     fitted,
-    rule_lines,
 )
 from mambaout.variants import FEMTO, VARIANTS, widen
 
@@ -119,3 +123,75 @@ def test_a_shape_keeps_everything_but_its_stem():
     shape = widen(FEMTO, 0.5)
     found = fitted(facts(786, 28), shape)
     assert found.recipe.model == tuned(tuned(BASELINE, **flat_fields(shape)), stem_stride=2).model
+
+
+# -- fine-tuning ----------------------------------------------------------------------------------
+
+TINY_WEIGHTS = WeightsFacts(digest="0123456789ab", model=VARIANTS["tiny"])
+OUR_WEIGHTS = WeightsFacts(digest="0123456789ac", model=SMALL_MODEL)
+
+
+def test_trained_weights_get_the_fine_tuning_recipe_on_imagenet():
+    found = fitted(facts(1_281_167, 375, 1000), weights=TINY_WEIGHTS)
+    model = replace(VARIANTS["tiny"], drop_path=FINE_TUNING.model.drop_path)
+    expected = replace(FINE_TUNING, model=model, init="0123456789ab")
+    fields, wanted = flat_fields(found.recipe), flat_fields(expected)
+    rates = {name for name, value in wanted.items() if isinstance(value, float)}
+    assert {n: v for n, v in fields.items() if n not in rates} == {
+        n: v for n, v in wanted.items() if n not in rates
+    }
+    assert [fields[name] for name in sorted(rates)] == pytest.approx(
+        [wanted[name] for name in sorted(rates)]
+    )
+    told = {rule.name for rule in found.rules}
+    assert told == {"peak_lr", "epochs", "warmup_epochs", "mixup", "cutmix", "drop_path"}
+
+
+def test_fine_tuning_is_shorter_and_gentler_than_a_training_from_scratch():
+    for num_train, side in ((300, 28), (6000, 28), (900, 375), (200_000, 375)):
+        weights = OUR_WEIGHTS if side == 28 else TINY_WEIGHTS
+        tunes = fitted(facts(num_train, side), weights=weights).recipe
+        scratch = fitted(facts(num_train, side), weights.model).recipe
+        assert tunes.optim.peak_lr < scratch.optim.peak_lr
+        assert tunes.schedule.epochs < scratch.schedule.epochs
+        assert tunes.schedule.warmup_epochs < tunes.schedule.epochs
+        assert not tunes.augment.mixes
+        assert tunes.model.drop_path == FINE_TUNING.model.drop_path
+        assert tunes.global_batch == scratch.global_batch
+        assert tunes.minival_fraction == scratch.minival_fraction
+
+
+def test_the_network_and_its_stem_are_those_of_the_weights():
+    ours = fitted(facts(6000, 28), weights=OUR_WEIGHTS).recipe
+    assert (ours.model.dims, ours.model.stem_stride) == (SMALL_MODEL.dims, 2)
+    assert ours.image_size == 28
+    tiny = fitted(facts(6000, 28), weights=TINY_WEIGHTS).recipe
+    assert (tiny.model.dims, tiny.model.stem_stride) == (VARIANTS["tiny"].dims, 4)
+    assert tiny.image_size == 128
+    given = {"stem_stride": 2}
+    assert fitted(facts(6000, 28), weights=TINY_WEIGHTS, given=given).recipe.image_size == 28
+    named = fitted(facts(600, 375), VARIANTS["kobe"], weights=OUR_WEIGHTS).recipe
+    assert named.model.depths == VARIANTS["kobe"].depths  # and the launch refuses it
+    assert named.model.stem_stride == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 77), ("peak_lr", 5e-3), ("mixup", 0.3), ("drop_path", 0.0)]
+)
+@pytest.mark.parametrize("num_train", [600, 1_281_167])
+def test_a_given_field_overrides_the_fine_tuning_recipe(name, value, num_train):
+    found = fitted(facts(num_train, 375), weights=TINY_WEIGHTS, given={name: value})
+    assert flat_fields(found.recipe)[name] == value
+    assert name not in {rule.name for rule in found.rules}
+
+
+def test_the_papers_recipe_stays_the_papers_with_weights():
+    with_weights = fitted(facts(1_281_167, 375), weights=TINY_WEIGHTS, paper=True).recipe
+    plain = fitted(facts(1_281_167, 375), VARIANTS["tiny"], paper=True).recipe
+    assert with_weights == replace(plain, init="0123456789ab")
+
+
+@pytest.mark.parametrize("init", ["tiny.pth", "", "0123456789AB", "0123456789abc"])
+def test_a_text_that_is_no_digest_is_refused_with_the_option(init):
+    with pytest.raises(ValueError, match=r"is no digest of weights; .* --init FILE"):
+        tuned(BASELINE, init=init)

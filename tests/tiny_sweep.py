@@ -37,7 +37,8 @@ def recipe(label: str) -> Recipe:
 def tiny(start: Start) -> Study:
     """Do studies survive?"""
     labels = os.environ.get("TINY_LABELS", ",".join(SHAPES)).split(",")
-    recipes = {label: recipe(label) for label in labels}
+    init = start.given.get("init")
+    recipes = {label: tuned(recipe(label), init=init) for label in labels}
     return Study(name="tiny", question=str(tiny.__doc__), recipes=recipes)
 
 

@@ -1,6 +1,6 @@
 """The subcommands of `mambaout`. Related subcommands share a module.
 
-Read: options.py (what several share), named.py (which file or study a name means), train.py, then
-the others in any order. Each `add_NAME(commands)` declares one subcommand. A subcommand imports its
-libraries only when it runs, so `mambaout --help` and `mambaout list` import no torch.
+Read: options.py (what several share), train.py, then the others in any order. Each
+`add_NAME(commands)` declares one subcommand. A subcommand imports its libraries only when it runs,
+so `mambaout --help` and `mambaout list` import no torch.
 """

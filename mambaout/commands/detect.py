@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambaout.commands.named import named_weights
 from mambaout.commands.options import DEFAULT_STORAGE, load_workers, whole_number
 from mambaout.dense.detect_recipe import (
     DETECT_BASELINE,
@@ -28,6 +27,7 @@ from mambaout.dense.detect_recipe import (
 )
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of, fault_of, flat_fields, knobs, parsed, type_in_words
+from mambaout.launch.named import named_weights
 from mambaout.numbers import clock_text, rate_text
 from mambaout.options import FIELD_DEST, field_text, option
 from mambaout.recipe import field_types
@@ -82,21 +82,14 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
         help="images in memory at once; a step adds up as many micro-batches as its global batch "
         f"needs (default {MICRO_BATCH})",
     )
-    group.add_argument(
-        "--init",
-        metavar="FILE",
-        help="first weights of the backbone: a file of weights, a run's folder, or STUDY/TRIAL; "
-        "default: random",
-    )
 
 
 def refuse_detect_options(options: argparse.Namespace) -> None:
     """Raise WrongRequest if an option of detection is given for another task."""
     only = [name for name in knobs(DetectRecipe) if name not in field_types()]
     given = [option(name) for name in only if getattr(options, f"{FIELD_DEST}{name}") is not None]
-    given += [
-        option(name) for name in ("micro_batch", "init") if getattr(options, name) is not None
-    ]
+    if options.micro_batch is not None:
+        given.append(option("micro_batch"))
     if given:
         raise WrongRequest(f"{given[0]} is for detection alone; add --task detect or leave it out")
 
@@ -179,6 +172,10 @@ def _request(options: argparse.Namespace) -> DetectRequest:
         for name in ("recipe", "stage", "image_column", "label_column")
         if getattr(options, name) is not None
     ]
+    if options.recompute:
+        foreign.append("--recompute")
+    if options.compile is not None:
+        foreign.append("--compile" if options.compile else "--no-compile")
     if foreign:
         raise WrongRequest(f"{foreign[0]} is not for --task detect; leave it out")
     if options.backend == "xla":

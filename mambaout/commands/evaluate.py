@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mambaout.commands.named import named_weights
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     NO_EMA_HELP,
@@ -23,6 +22,7 @@ from mambaout.commands.options import (
 from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
+from mambaout.launch.named import named_weights
 from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mambaout.commands.named import named_weights
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     NO_EMA_HELP,
@@ -22,6 +21,7 @@ from mambaout.commands.options import (
     WEIGHTS_HELP,
 )
 from mambaout.errors import WrongRequest
+from mambaout.launch.named import named_weights
 from mambaout.recipe import BASELINE, canonical_json
 from mambaout.variants import VARIANTS, variant
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaout.commands.named import named_errors, read_study, studies, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.launch.named import named_errors, read_study, studies, study_folder
 from mambaout.numbers import count_text
 from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1, TOP1

@@ -7,10 +7,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from mambaout.commands.named import read_study, study_folder
 from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.launch.named import read_study, study_folder
 
 OWN_COPY = (
     "for a report of your own copy the study's folder to a place that you can write to, and name "

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambaout.applied_rules import PRECISION, AppliedRule, precision_rule, rule_lines
 from mambaout.command_line import add_compile_option, writable_folder
 from mambaout.commands.detect import add_detect_options, refuse_detect_options, run_detect
 from mambaout.commands.options import (
@@ -28,23 +29,20 @@ from mambaout.data.packing.data_option import add_data_option, given_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
+from mambaout.launch.start_weights import INIT, add_init_option, facts_of_weights, start_weights
 from mambaout.numbers import clock_text, percent_text, rate_text
 from mambaout.options import add_recipe_options, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
 from mambaout.recompute import add_recompute_option, check_recompute
-from mambaout.rules import (
-    PRECISION,
-    AppliedRule,
-    FittedRecipe,
-    fitted,
-    precision_rule,
-    rule_lines,
-)
+from mambaout.rules import FittedRecipe, WeightsFacts, fitted
+from mambaout.study.study import CHECKPOINT_FILE
 from mambaout.train.imports import import_training
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
 if TYPE_CHECKING:
     from mambaout.data.shards.data_set import DataSet
+    from mambaout.model.initial import InitialWeights
+    from mambaout.model.weights import BackboneLoad
     from mambaout.train.backend import Backend
     from mambaout.train.outcomes import Preempted
 
@@ -70,11 +68,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "request was wrong (nothing started), 130 interrupted.",
     )
     add = parser.add_argument
-    text = f"the network's shape: {', '.join(VARIANTS)} (default: one that fits the data)"
+    text = f"the network's shape: {', '.join(VARIANTS)} (default: that of --init, or one that fits)"
     add("variant", nargs="?", metavar="VARIANT", help=text)
     add_data_option(add)
     add_column_options(add)
     add("--out", metavar="DIR", help="the run directory, new or of this run")
+    add_init_option(add)
     text = "a recipe.json to train or to start from, or `paper` for the paper's, whatever the data"
     add("--recipe", metavar="FILE", help=text)
     add("--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="default 0")
@@ -90,7 +89,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--smoke", action="store_true", help="a minute on the digits: does it run?")
     text = "classify images (default), or detect objects: Mask R-CNN on COCO's format"
     add("--task", choices=["classify", "detect"], default="classify", help=text)
-    add_recipe_options(parser)
+    add_recipe_options(parser, skip={INIT})
     add_detect_options(parser)
     parser.set_defaults(run=_run_train)
 
@@ -99,10 +98,11 @@ def _run_train(options: argparse.Namespace) -> int:
     if options.task == "detect":
         return run_detect(options, lambda: _out_of(options), _stop_on_signal)
     refuse_detect_options(options)
-    choice, data_name, out, _ = all_of(
+    choice, data_name, out, (initial, weights), _ = all_of(
         lambda: recipe_choice(options),
         lambda: given_data(options),
         lambda: _out_of(options),
+        lambda: _given_weights(options),
         lambda: check_recompute(options.recompute, options.backend),
     )
     if options.workers or options.backend in ("cuda", "xla"):
@@ -119,8 +119,11 @@ def _run_train(options: argparse.Namespace) -> int:
     from mambaout.train.outcomes import Diverged, Finished, OutOfMemory, Preempted
 
     data = open_data(data_name, **given_columns(options))
-    chosen = choice(data)
+    chosen = choice(data, weights)
     recipe = chosen.recipe
+    begins = not (out / CHECKPOINT_FILE).exists()
+    if initial is not None and begins:
+        print(initial.about(_plan(initial, recipe, data)))
     per_epoch, _, where = all_of(
         lambda: steps_per_epoch(recipe, data.num_images("train", recipe)),
         lambda: data.num_images("minival", recipe),
@@ -143,6 +146,7 @@ def _run_train(options: argparse.Namespace) -> int:
             out=out,
             backend=where,
             seed=options.seed,
+            init=None if initial is None else initial.weights.path,
             sinks=[_progress_printer(num_steps)],
             max_steps=options.max_steps,
             log_every_steps=options.log_every_steps,
@@ -201,8 +205,53 @@ def _out_of(options: argparse.Namespace) -> Path:
     return writable_folder(text, "--out")
 
 
-def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], FittedRecipe]:
-    """A function from the data to the recipe that the options describe. It needs no device.
+def _given_weights(
+    options: argparse.Namespace,
+) -> tuple[InitialWeights | None, WeightsFacts | None]:
+    """The weights of --init, and what the rules need of them; None without the option.
+
+    If the file is gone, a run that has begun from it goes on: then there are only the facts.
+    """
+    if options.init is None:
+        return None, None
+    try:
+        initial = start_weights(options.init, DEFAULT_STORAGE)
+    except WrongRequest:
+        begun = _begun_from_weights(options.out)
+        if begun is None:
+            raise
+        print(f"--init: {options.init} is not there; the run in {options.out} goes on without it")
+        return None, begun
+    return initial, facts_of_weights(initial)
+
+
+def _begun_from_weights(out: str | None) -> WeightsFacts | None:
+    """The facts of the weights that the run in `out` has begun from; None if there is none."""
+    if out is None or not (Path(out) / CHECKPOINT_FILE).exists():
+        return None
+    try:
+        recipe = recipe_from_json((Path(out) / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, WrongRequest, UnicodeDecodeError):
+        return None
+    return None if recipe.init is None else WeightsFacts(digest=recipe.init, model=recipe.model)
+
+
+def _plan(initial: InitialWeights, recipe: Recipe, data: DataSet) -> BackboneLoad:
+    """What the network loads of the weights. A WrongRequest names the option."""
+    try:
+        return initial.plan(recipe.model, data.num_classes)
+    except WrongRequest as error:
+        raise WrongRequest(
+            f"--init: {error}. Without VARIANT and shape options the network is the weights' own"
+        ) from error
+
+
+RecipeChoice = Callable[..., FittedRecipe]
+
+
+def recipe_choice(options: argparse.Namespace) -> RecipeChoice:
+    """A function from the data, and the weights to start from, to the recipe that the options
+    describe. It needs no device.
 
     Errors that do not depend on the data are raised now.
     """
@@ -225,11 +274,23 @@ def recipe_choice(options: argparse.Namespace) -> Callable[[DataSet], FittedReci
     if moved := following(flat, given_fields(options)):
         shown = ", ".join(f"{name}={value:.4g}" for name, value in moved.items())
         print(f"following the options that are given: {shown}")
-    return lambda data: FittedRecipe(recipe, ())
+    return partial(_known, recipe=recipe)
+
+
+def _known(data: DataSet, weights: WeightsFacts | None = None, *, recipe: Recipe) -> FittedRecipe:
+    """The recipe of --recipe, for any data."""
+    if weights is not None:
+        recipe = tuned(recipe, init=weights.digest)
+    return FittedRecipe(recipe, ())
 
 
 def _fitting(
-    data: DataSet, *, shape: ModelConfig | None, given: Mapping[str, Any], smoke: bool
+    data: DataSet,
+    weights: WeightsFacts | None = None,
+    *,
+    shape: ModelConfig | None,
+    given: Mapping[str, Any],
+    smoke: bool,
 ) -> FittedRecipe:
     """The recipe that the rules choose for the data."""
     from mambaout.data.images.decode import Images
@@ -237,7 +298,7 @@ def _fitting(
 
     facts = facts_of(data, Images(data, "train"))
     print(f"{data.name}: {facts}")
-    return fitted(facts, shape, given=given, smoke=smoke)
+    return fitted(facts, shape, given=given, weights=weights, smoke=smoke)
 
 
 def _on_device(
@@ -264,7 +325,8 @@ def _on_device(
     elif free and rule is not None and recipe.precision != rule.value:
         print(f"precision {recipe.precision} as in the recipe; {rule.reason}: --precision bf16")
     if rules:
-        print("what follows the data and the device (each is an option):")
+        follows = "the data, the weights" if options.init is not None else "the data"
+        print(f"what follows {follows} and the device (each is an option):")
     for line in rule_lines(rules):
         print(f"    {line}")
     return recipe

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mambaout.accounting import train_macs
+from mambaout.applied_rules import PRECISION, AppliedRule, rule_lines
 from mambaout.command_line import WRONG, check_working_directory, writable_folder
 from mambaout.data.images.decode import Images
 from mambaout.data.packing.data_option import given_data
@@ -41,11 +42,11 @@ from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_share, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator, plan_nodes, share
+from mambaout.launch.start_weights import INIT, about_weights, facts_of_weights, start_weights
 from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep_parser
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
-from mambaout.rules import PRECISION, AppliedRule, rule_lines
 from mambaout.study.price.plan import Plan, plan, plan_table
 from mambaout.study.price.rates import known_rates
 from mambaout.study.search.space import NARROW, check_all, corners
@@ -111,9 +112,14 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     data = open_data(source, **columns)
     # Opening the data decodes a small set once for all workers and finds damaged images now.
     images, _ = Images(data, "train"), Images(data, data.source("val"))
+    init = None if options.init is None else start_weights(options.init, storage)
+    weights = None if init is None else facts_of_weights(init)
+    if weights is not None:
+        given[INIT] = weights.digest
     start = Start(
         facts=facts_of(data, images),
         given=given,
+        weights=weights,
         variants=options.variants,
         smoke=options.smoke,
     )
@@ -132,6 +138,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     if precision.rule is not None:  # only the study's name tells it, after the recipes were made
         start = replace(start, precision=precision.rule, rules=[], took_variants=False)
         study = _built(build_study, start, options)
+    about_init = about_weights(study, init, data.num_classes)
     trials = _trials(study, data)
     _check_searches(study, data)
     return Request(
@@ -156,6 +163,8 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         rerun=options.rerun,
         command=f"python {command}",
         rules=rule_lines(acting_rules(start.rules, study)),
+        init=init,
+        about_weights=about_init,
         about_data=str(start.facts),
         about_others=about_others(StudyFolder(storage, name)),
         facts=_facts(study, data, start) | {PRECISION: precision.to_json()},

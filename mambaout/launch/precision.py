@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mambaout.applied_rules import PRECISION, AppliedRule, multiplies_bf16, precision_rule
 from mambaout.launch.cluster import cluster_address, join, leave
 from mambaout.launch.resources import GPU_TYPE, Node, share, this_machine
 from mambaout.recipe import BASELINE
-from mambaout.rules import PRECISION, AppliedRule, multiplies_bf16, precision_rule
 from mambaout.study.study import StudyFolder
 from mambaout.train.gpus import gpus
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mambaout.code_version import CODE_VERSION
 from mambaout.command_line import NOT_ON_XLA
@@ -19,6 +19,9 @@ from mambaout.recompute import Stages, check_recompute, stages_text
 from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial
+
+if TYPE_CHECKING:
+    from mambaout.model.initial import InitialWeights
 
 TRAINER = "mambaout.launch.trial:train_trial"
 
@@ -49,6 +52,8 @@ class Request:
     command: str = ""
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
+    init: InitialWeights | None = None  # the weights that trials start from
+    about_weights: str = ""  # a line on them
     about_data: str = ""  # a line on the data
     about_others: str = ""  # a line on trials of another code version
     rules: Sequence[str] = ()  # a line for each field that a rule sets from data or device
@@ -67,9 +72,12 @@ def hello(request: Request) -> list[str]:
     lines = [request.about_others] if request.about_others else []
     if request.about_data:
         lines.append(f"{request.data_name}: {request.about_data}")
+    if request.about_weights:
+        lines.append(request.about_weights)
     if request.about_data and request.rules:
         each = "each is an option, --image-size 64 for one"
-        lines.append(f"what follows the data and the device ({each}):")
+        follows = "the data, the weights" if request.init is not None else "the data"
+        lines.append(f"what follows {follows} and the device ({each}):")
         lines += [f"    {rule}" for rule in request.rules]
     if request.recompute:
         lines.append(

@@ -24,6 +24,7 @@ from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
 from mambaout.errors import WrongRequest
 from mambaout.launch.resources import CHOICES
+from mambaout.launch.start_weights import INIT, add_init_option
 from mambaout.options import add_recipe_options, option
 from mambaout.recompute import add_recompute_option
 from mambaout.study.study import Study
@@ -46,6 +47,7 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add = parser.add_argument_group("what to study").add_argument
     add_data_option(add, metavar="NAME|PATH|URI")
     add_column_options(add)
+    add_init_option(add)
     text = "train these shapes of the study's, or published ones, joined by commas"
     add("--variants", type=_names, metavar="A,B", help=text)
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
@@ -74,7 +76,7 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add_compile_option(add)
     where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
     add("--tracking-uri", metavar="URI", help=where)
-    add_recipe_options(parser)
+    add_recipe_options(parser, skip={INIT})
     for name, settings in _own_options(build_study).items():
         try:
             own.add_argument(option(name), **settings)

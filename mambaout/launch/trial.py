@@ -29,6 +29,7 @@ from mambaout.launch.failures import (
 )
 from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
+from mambaout.study.kept_weights import kept_weights
 from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.imports import import_training
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
@@ -118,12 +119,14 @@ def train_trial(
 
     os.environ[COMMIT_VARIABLE] = task.commit
     data, backend = task.open(trial.data)
+    digest = trial.recipe.init
     outcome = train(
         trial.recipe,
         data,
         out=directory,
         backend=backend,
         seed=trial.seed,
+        init=None if digest is None else kept_weights(Path(task.storage), digest),
         sinks=[report],
         num_workers=task.num_workers,
         recompute=task.recompute,

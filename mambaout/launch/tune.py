@@ -52,6 +52,7 @@ from mambaout.launch.stopping import EarlyEnd, EarlyStop, kept
 from mambaout.launch.task import Task
 from mambaout.launch.trial import Retry, recorded_step, run_trial
 from mambaout.numbers import clock_text, counted
+from mambaout.study.kept_weights import kept_weights
 from mambaout.study.law.prediction import predict
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
@@ -90,6 +91,8 @@ def run_study(request: Request) -> int:
         decided = {trial.key for trial in request.trials}
         searched = [] if anew else folder.searched(request.study.searches)
         searched = [trial for trial in searched if trial.key not in decided]
+        if request.init is not None:
+            request.init.keep(kept_weights(request.storage, request.init.digest))
         kept = folder.texts()
         folder.write(
             request.study,

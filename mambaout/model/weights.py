@@ -2,6 +2,7 @@
 
     weights = read_weights("model_best.pth.tar")     # the EMA weights if the file holds them
     load_weights(build(weights.recipe.model, weights.num_classes), weights)
+    print(load_backbone(build("tiny", num_classes=3), weights).text)   # to start a training from
 
 Read:  .safetensors, and .pth, .pth.tar, .pt, .bin, .ckpt with torch_file.py, which runs no code
        of the file. The tensors may lie at the top of the file or where timm's own loader looks.
@@ -13,7 +14,6 @@ Write: .safetensors with timm's names. The metadata holds the shape, so the file
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
+from mambaout.model.file_shape import shape_in, shape_text
 from mambaout.model.network import MambaOut, Trunk
+from mambaout.model.tensor_names import from_authors, unwrapped
 from mambaout.model.torch_file import printable, read_torch
 from mambaout.recipe import BASELINE, Recipe, canonical_json, recipe_from_json
 from mambaout.variants import VARIANTS
@@ -36,22 +38,9 @@ SAFETENSORS = ".safetensors"
 # The places of the tensors in a checkpoint, in the order in which timm's loader looks.
 EMA_SETS = ("state_dict_ema", "model_ema")
 PLAIN_SETS = ("state_dict", "model")
+HEAD = "head."  # of the names of the classifier; all other names are the backbone's
 CLASSIFIER = "head.fc"  # the only layer whose shape depends on the number of classes
-HEAD = "head."  # the names of the whole head begin so
 SHOWN_NAMES = 3  # names of tensors in an error
-
-# From the authors' names to ours, which are timm's. The first pattern that fits counts.
-_FROM_AUTHORS = (
-    (r"downsample_layers\.0\.(.+)", r"stem.\1"),
-    (r"downsample_layers\.(\d+)\.(.+)", r"stages.\1.downsample.\2"),
-    (r"stages\.(\d+)\.(\d+)\.(.+)", r"stages.\1.blocks.\2.\3"),
-    (r"norm\.(.+)", r"head.norm.\1"),
-    (r"head\.fc1\.(.+)", r"head.pre_logits.fc.\1"),
-    (r"head\.norm\.(.+)", r"head.pre_logits.norm.\1"),
-    (r"head\.fc2\.(.+)", r"head.fc.\1"),
-)
-# The prefixes that DataParallel and torch.compile put before every name, in either order.
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +110,35 @@ class WeightDifference:
         return "; ".join(_few(kind, names) for kind, names in found.items() if names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackboneLoad:
+    """What `load_backbone` has loaded from a file, and what it has not."""
+
+    path: Path
+    loaded: tuple[str, ...]  # names of tensors
+    fresh: tuple[str, ...]  # names that keep the values which the model had
+    unused: tuple[str, ...]  # names that only the file has
+    classes: tuple[int | None, int | None]  # of the file's head and of the model's; None: no head
+
+    @property
+    def text(self) -> str:
+        """One line for people: what is loaded, what is new, and what is left out."""
+        num, theirs, ours = len(self.loaded), *self.classes
+        said = [f"{num} of {num + len(self.fresh)} tensors from {self.path}"]
+        if self.fresh:
+            layers = ", ".join(dict.fromkeys(map(_layer, self.fresh)))
+            has = "no head" if theirs is None else f"{theirs} classes"
+            said.append(f"new: {layers} (the file has {has}, and the network {ours} classes)")
+        left_out = [name for name in self.unused if name not in self.fresh]
+        if left_out:
+            said.append(f"not used: {', '.join(dict.fromkeys(map(_layer, left_out)))}")
+        return "; ".join(said)
+
+
+def _layer(name: str) -> str:
+    return printable(name.rpartition(".")[0] or name)
+
+
 def _few(kind: str, names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:SHOWN_NAMES])
     more = len(names) - SHOWN_NAMES
@@ -151,7 +169,7 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
     try:
         return Weights(
             path=path,
-            tensors=from_authors(_unwrapped(state)),
+            tensors=from_authors(unwrapped(state)),
             place=place,
             is_ema=place in EMA_SETS or saved.get(_IS_EMA) == "true",
             other=passed_over[0] if passed_over else None,
@@ -186,43 +204,6 @@ def _no_weights(path: Path) -> WrongRequest:
     )
 
 
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the names that the model had before it was wrapped."""
-    found: dict[str, Tensor] = {}
-    for wrapped, value in state.items():
-        name = _WRAPPERS.sub("", wrapped)
-        if name in found:
-            raise WrongRequest(f"two tensors are called {printable(name)}, one with a prefix")
-        found[name] = value
-    return found
-
-
-def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the authors' names changed to ours. A state with our names stays as it is.
-
-    A name that is neither's stays too, so that the caller can report it as unexpected.
-    """
-    # Both use `stages.` and `head.norm.`, with different meanings. Only the authors have this name.
-    if not any(name.startswith("downsample_layers.") for name in state):
-        return dict(state)
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        ours = _our_name(name)
-        if ours in renamed:
-            raise WrongRequest(
-                f"two tensors are called {printable(ours)}: the file mixes two naming schemes"
-            )
-        renamed[ours] = value
-    return renamed
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in _FROM_AUTHORS:
-        if match := re.fullmatch(theirs, name):
-            return match.expand(ours)
-    return name
-
-
 def _recipe_in(saved: Mapping[str, Any]) -> Recipe | None:
     """The recipe in a file; None if the file does not tell the network's shape.
 
@@ -251,7 +232,7 @@ def _code_version_in(saved: Mapping[str, Any]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def difference(model: Trunk, weights: Weights) -> WeightDifference:
+def difference(model: nn.Module, weights: Weights) -> WeightDifference:
     """The differences between `weights` and the parameters of `model`."""
     wanted, found = model.state_dict(), weights.tensors
     misfits = {}
@@ -299,6 +280,61 @@ def load_trunk(trunk: Trunk, weights: Weights) -> int:
         )
     trunk.load_state_dict(kept)
     return len(weights.tensors) - len(kept)
+
+
+def load_backbone(model: nn.Module, weights: Weights) -> BackboneLoad:
+    """Load `weights` into the backbone of `model`, in place, and into the head what fits there.
+
+    `model` is a MambaOut, or a module with the names of its stem and stages and without a head.
+    Stem and stages are loaded as a whole. A layer of the head that the file lacks, or that has
+    another shape there, keeps the values of `model`: for another number of classes that is the last
+    linear layer alone. Raises WrongRequest, and loads nothing, if the backbone does not fit; it
+    names the network that the file seems to hold and the first tensor that differs.
+    """
+    found = backbone_load(model, weights)
+    model.load_state_dict({name: weights.tensors[name] for name in found.loaded}, strict=False)
+    return found
+
+
+def backbone_load(model: nn.Module, weights: Weights) -> BackboneLoad:
+    """What `load_backbone` would load. It loads nothing, so `model` may be on the meta device."""
+    differing, wanted = difference(model, weights), model.state_dict()
+    wrong = [*differing.missing, *differing.misfits, *differing.unexpected]
+    if any(map(_is_body, wrong)):
+        raise _other_network(model, weights, differing)
+    lost = {_layer(name) for name in (*differing.missing, *differing.misfits)}
+    loaded = tuple(name for name in wanted if _layer(name) not in lost)
+    return BackboneLoad(
+        path=weights.path,
+        loaded=loaded,
+        fresh=tuple(name for name in wanted if _layer(name) in lost),
+        unused=tuple(name for name in weights.tensors if name not in loaded),
+        classes=(weights.num_classes, getattr(model, "num_classes", None)),
+    )
+
+
+def _other_network(model: nn.Module, weights: Weights, differing: WeightDifference) -> WrongRequest:
+    found, shape = weights.tensors, shape_in(weights.tensors)
+    seems = "no MambaOut" if shape is None else shape_text(shape)
+    ours = getattr(model, "config", None)
+    network = "the network" if ours is None else f"the network, which is {shape_text(ours)}"
+    differs = [*differing.misfits, *differing.missing]
+    first = next((name for name in model.state_dict() if name in differs and _is_body(name)), None)
+    if first is not None and first in differing.misfits:
+        said = f"{first} is {differing.misfits[first]}"
+    elif first is not None:
+        said = f"it has no {first}"
+    else:
+        extra = next(name for name in found if name in differing.unexpected and _is_body(name))
+        said = f"the network has no {printable(extra)}"
+    return WrongRequest(
+        f"{weights.path} does not fit {network}: it seems to be {seems}; the first difference: "
+        f"{said}"
+    )
+
+
+def _is_body(name: str) -> bool:
+    return not name.startswith(HEAD)
 
 
 def save_weights(

@@ -18,11 +18,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mambaout.applied_rules import AppliedRule
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.options import option
 from mambaout.recipe import Recipe
-from mambaout.rules import AppliedRule, DataFacts, fitted, is_small
+from mambaout.rules import (
+    DataFacts,
+    WeightsFacts,
+    fitted,
+    fitting_shape,
+    is_small,
+)
 from mambaout.study.axes import BLOCKS, WIDTH, Search, axis_names
 from mambaout.study.study import Study
 from mambaout.variants import VARIANTS, ModelConfig
@@ -41,6 +48,7 @@ class Start:
     given: Mapping[str, Any] = field(default_factory=dict)  # fields from the command line
     variants: Sequence[str] | None = None  # what --variants names; None: the study's own
     smoke: bool = False
+    weights: WeightsFacts | None = None  # what --init names: trials start from it
     precision: AppliedRule | None = None  # the rule of the devices that trials will have
     rules: list[AppliedRule] = field(default_factory=list)  # those that have acted so far
     took_variants: bool = False  # whether the study has asked for its shapes
@@ -57,12 +65,19 @@ class Start:
 
     @property
     def _rules_recipe(self) -> Recipe:
-        return fitted(self.facts, given=self.given, study=True, smoke=self.smoke).recipe
+        return fitted(
+            self.facts, given=self.given, weights=self.weights, study=True, smoke=self.smoke
+        ).recipe
 
     @property
     def small(self) -> bool:
         """Whether small shapes fit: the images are few or small, or this is a smoke run."""
         return self.smoke or is_small(self.facts, self.given.get("train_images"))
+
+    @property
+    def fitting(self) -> ModelConfig:
+        """The network if the study names none: that of --init, or one that fits the data."""
+        return fitting_shape(self.weights, is_small=self.small)
 
     def recipe(self, shape: ModelConfig | None = None, **defaults: Any) -> Recipe:
         """The recipe that fits the data, for `shape` (None: a shape that fits, too).
@@ -85,6 +100,7 @@ class Start:
             given=self.given,
             defaults=defaults,
             precision=self.precision,
+            weights=self.weights,
             paper=paper,
             study=not paper,
             smoke=self.smoke,

@@ -19,11 +19,11 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from mambaout.applied_rules import multiplies_bf16
 from mambaout.chips import CHIPS, find_chip
 from mambaout.command_line import NOT_ON_XLA
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
-from mambaout.rules import multiplies_bf16
 from mambaout.train import compiler, versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 from mambaout.train.xla_operations import Operation

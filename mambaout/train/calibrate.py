@@ -58,6 +58,7 @@ def calibrate(
     endless = replace(
         recipe,
         schedule=replace(recipe.schedule, epochs=NEVER),
+        init=None,  # the weights change no speed
         eval_every_epochs=NEVER,
     )
     with tempfile.TemporaryDirectory(prefix="mambaout-calibrate-") as folder:

@@ -41,6 +41,7 @@ def train(
     out: Path,
     backend: Backend,
     seed: int = 0,
+    init: Path | None = None,
     sinks: Sequence[Sink] = (),
     max_steps: int | None = None,
     log_every_steps: int = 50,
@@ -52,14 +53,17 @@ def train(
 ) -> Outcome:
     """Train `recipe` on `data` into the run directory `out`; a run that lies there is resumed.
 
+    `init` is the file of the weights whose digest is `recipe.init`. It is read at step 0 only: a
+    run that is resumed does not need it.
+
     Every record is first written to records.jsonl, then every sink is called with it. `max_steps`
     ends this call early, and so does `stop` when it returns true; the run can be resumed after
     both. `recompute` are the stages whose blocks the backward pass computes again; a resume may
     change them. `began` is called when the directory is known to belong to this run. An error after
     that call is not a wrong request.
 
-    Raises ValueError if the directory holds a run of another recipe, seed or data set, or if the
-    backend cannot recompute.
+    Raises ValueError if the directory holds a run of another recipe, seed or data set, if `init`
+    does not hold the weights of the recipe, or if the backend cannot recompute.
     """
     if num_workers:
         warm_workers()  # their imports take two seconds; meanwhile the model and its state are made
@@ -74,7 +78,7 @@ def train(
     if ended is not None:
         return ended
 
-    state, meter = directory.restore(stepper)
+    state, meter = directory.restore(stepper, init)
     state.model.set_recompute(recompute)
     _require_alike(backend, state.step, f"the step that {out} stands at")
     began()

@@ -30,6 +30,7 @@ from mambaout.durable import (
 )
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.model.initial import load_initial
 from mambaout.model.network import build
 from mambaout.recipe import Recipe, canonical_json, flat_fields, recipe_from_json
 from mambaout.recompute import stages_text
@@ -150,10 +151,11 @@ class RunDirectory:
                 + (f", of commit {commit}" if known else "")
             )
 
-    def restore(self, stepper: Stepper) -> tuple[TrainState, Meter]:
+    def restore(self, stepper: Stepper, init: Path | None = None) -> tuple[TrainState, Meter]:
         """The state and the meter of the newest checkpoint, or those of step 0.
 
-        `stepper` gets the checkpoint's micro-batch.
+        `stepper` gets the checkpoint's micro-batch. `init` is the file of the weights that the
+        recipe starts from; it is read only if there is no checkpoint.
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -162,6 +164,8 @@ class RunDirectory:
         if saved is not None:
             self._require_same(saved["identity"], saved.get("git_commit"))
             model.load_state_dict(saved["model"])
+        elif self.recipe.init is not None:
+            load_initial(model, init, self.recipe.init)  # the seed has drawn what stays new
         # The weights are loaded before the move: a lazy backend would trace copies on the device.
         model = self.backend.move(model)
         moments = None if saved is None else saved["optimizer"]

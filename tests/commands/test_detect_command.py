@@ -113,6 +113,8 @@ def test_a_set_without_masks_trains_a_detector_of_boxes(folder, tmp_path, capsys
         (["--mixup", "0.8"], "--mixup is not for --task detect; leave it out"),
         (["--image-size", "64"], "--image-size is not for --task detect; leave it out"),
         (["--stage", "/dev/shm"], "--stage is not for --task detect; leave it out"),
+        (["--recompute", "all"], "--recompute is not for --task detect; leave it out"),
+        (["--no-compile"], "--no-compile is not for --task detect; leave it out"),
         (["--peak-lr", "high"], "--peak-lr 'high' must be a finite number, above 0 and below 10"),
         (["--shorter-side", "9"], "--shorter-side '9' must be a whole number, 32 to 4096"),
         (["--shorter-side", "96"], "shorter_side=96 is more than longer_side=64"),

@@ -18,13 +18,13 @@ from starts import start_of
 
 from mambaout.__main__ import main as command
 from mambaout.accounting import cost, mfu
+from mambaout.applied_rules import multiplies_bf16, precision_rule
 from mambaout.chips import find_chip
 from mambaout.launch import cli
 from mambaout.launch.precision import gpus_of
 from mambaout.launch.request import Request
 from mambaout.launch.resources import GPU_TYPE, POD_TYPE, Node
 from mambaout.recipe import canonical_json, recipe_from_json
-from mambaout.rules import multiplies_bf16, precision_rule
 from mambaout.study.study import StudyFolder
 from mambaout.train import backend as backends
 

@@ -18,7 +18,7 @@ from timm.utils.cuda import NativeScaler
 from timm.utils.model_ema import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 
-from mambaout.commands.named import named_weights
+from mambaout.launch.named import named_weights
 from mambaout.model.network import build
 from mambaout.model.weights import Weights, load_weights, read_weights
 from mambaout.recipe import BASELINE

@@ -13,13 +13,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.mambaout import checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaout import build
+from mambaout.model.file_shape import shape_in
 from mambaout.model.network import MambaOut
+from mambaout.model.tensor_names import from_authors
 from mambaout.model.weights import (
+    BackboneLoad,
     difference,
-    from_authors,
+    load_backbone,
     load_weights,
     read_weights,
     save_weights,
@@ -261,3 +264,131 @@ def test_two_naming_schemes_in_one_file_are_an_error():
 def test_a_name_that_timm_cannot_read_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         save_weights(random_model(), tmp_path / "small.pth")
+
+
+# -- a part of a file, to start a training from ----------------------------------------------------
+
+
+def loaded(model: nn.Module, path: Path) -> BackboneLoad:
+    return load_backbone(model, read_weights(path))
+
+
+@pytest.mark.parametrize("form", ["timm", "authors", "ours"])
+def test_a_backbone_comes_from_every_form_and_the_last_linear_alone_is_new(form, tmp_path):
+    source, model = random_model(num_classes=12), random_model(num_classes=3)
+    path = tmp_path / ("w.safetensors" if form == "ours" else "w.pth")
+    if form == "ours":
+        save_weights(source, path)
+    else:
+        state = source.state_dict()
+        torch.save(state if form == "timm" else {"model": to_authors(state)}, path)
+    drawn = {name: model.state_dict()[name].clone() for name in ("head.fc.weight", "head.fc.bias")}
+    found = loaded(model, path)
+    assert found.fresh == ("head.fc.weight", "head.fc.bias")
+    state = model.state_dict()
+    for name, value in source.state_dict().items():
+        assert torch.equal(state[name], drawn.get(name, value)), name
+    num = len(state)
+    assert found.text == (
+        f"{num - 2} of {num} tensors from {path}; new: head.fc (the file has 12 classes, and the "
+        "network 3 classes)"
+    )
+
+
+def test_a_head_of_the_same_number_of_classes_is_loaded_too(tmp_path):
+    source, model = random_model(), random_model()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    found = loaded(model, tmp_path / "w.pth")
+    assert same(source, model)
+    assert (found.fresh, found.unused) == ((), ())
+    assert found.text == f"{len(found.loaded)} of {len(found.loaded)} tensors from {found.path}"
+
+
+def test_a_module_without_a_head_takes_the_backbone_and_says_what_is_left(tmp_path):
+    source, model = random_model(), random_model()
+    del model.head
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    found = loaded(model, tmp_path / "w.pth")
+    assert found.fresh == ()
+    assert all(name.startswith("head.") for name in found.unused)
+    assert found.text.endswith(
+        "not used: head.norm, head.pre_logits.fc, head.pre_logits.norm, head.fc"
+    )
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model.forward_features(images), source.forward_features(images))
+
+
+def test_a_file_without_a_head_leaves_the_whole_head_new(tmp_path):
+    source, model = random_model(), random_model()
+    body = {n: v for n, v in source.state_dict().items() if not n.startswith("head.")}
+    torch.save(body, tmp_path / "w.pth")
+    found = loaded(model, tmp_path / "w.pth")
+    assert len(found.fresh) == 8
+    assert "(the file has no head, and the network 10 classes)" in found.text
+
+
+def other_network(config: ModelConfig, file: ModelConfig, tmp_path: Path) -> str:
+    """What is said of a file with `file`'s network for a model of `config`."""
+    with torch.device("meta"):
+        names = build(file, 3).state_dict()
+    path = tmp_path / "w.pth"
+    torch.save({name: torch.zeros(()).expand(v.shape) for name, v in names.items()}, path)
+    with torch.device("meta"):
+        model = build(config, 3)
+    with pytest.raises(ValueError, match=r"w\.pth does not fit") as error:
+        loaded(model, path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "said"),
+    [
+        (
+            "femto",
+            "tiny",
+            "which is femto (depths (3, 3, 9, 3), dims (48, 96, 192, 288)): it seems to be tiny "
+            "(depths (3, 3, 9, 3), dims (96, 192, 384, 576)); the first difference: "
+            "stem.conv1.weight is (48, 3, 3, 3), the model's (24, 3, 3, 3)",
+        ),
+        (
+            "kobe",
+            "femto",
+            "seems to be femto (depths (3, 3, 9, 3), dims (48, 96, 192, 288)); the "
+            "first difference: it has no stages.2.blocks.9.norm.weight",
+        ),
+        (
+            "femto",
+            "kobe",
+            "seems to be kobe (depths (3, 3, 15, 3), dims (48, 96, 192, 288)); the "
+            "first difference: the network has no stages.2.blocks.9.norm.weight",
+        ),
+    ],
+)
+def test_another_network_is_named_with_the_first_difference(config, file, said, tmp_path):
+    assert said in other_network(VARIANTS[config], VARIANTS[file], tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"kernel_size": 5}, {"expansion": 2.0}, {"conv_ratio": 0.5}])
+def test_another_block_is_no_fit_and_the_shape_is_told_from_the_tensors(change, tmp_path):
+    said = other_network(SMALL, replace(SMALL, **change), tmp_path)
+    assert f"seems to be depths {SMALL.depths}, dims {SMALL.dims}; the first difference: " in said
+    with torch.device("meta"):
+        found = shape_in(build(replace(SMALL, **change), 3).state_dict())
+    assert found is not None
+    assert replace(found, stem_stride=2) == replace(SMALL, **change)
+
+
+def test_weights_of_another_architecture_are_no_mambaout(tmp_path):
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"seems to be no MambaOut; the first difference: it has"):
+        loaded(random_model(), tmp_path / "w.pth")
+    rw = timm.create_model("test_mambaout").state_dict()  # has a scale in each block
+    torch.save(rw, tmp_path / "rw.pth")
+    with pytest.raises(ValueError, match=r"rw\.pth does not fit the network"):
+        loaded(random_model(), tmp_path / "rw.pth")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_shape_of_a_published_variant_is_told_from_its_tensors(name):
+    with torch.device("meta"):
+        assert shape_in(build(name).state_dict()) == VARIANTS[name]

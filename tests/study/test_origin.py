@@ -17,8 +17,8 @@ from searches import AXES, DATA, SMALL, Driver, search, study
 from study_files import finish, sized, write_study
 
 from mambaout.commands.list import trial_table
-from mambaout.commands.named import named_weights
 from mambaout.errors import WrongRequest
+from mambaout.launch.named import named_weights
 from mambaout.recipe import tuned
 from mambaout.study.origin import (
     BaselinePoint,

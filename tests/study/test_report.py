@@ -151,7 +151,7 @@ def parsed(command: str, digits):
 )
 def test_the_reproduce_command_gives_the_trials_recipe_back(recipe, digits):
     trial = Trial(label="it's", recipe=recipe, seed=3, data="0123456789ab")
-    options, found = parsed(reproduce_command(trial, "some data"), digits)
+    options, found = parsed(reproduce_command(trial, "some data", storage=Path("runs")), digits)
     assert found == recipe
     assert (options.seed, options.data) == (3, "some data")
 

@@ -60,7 +60,10 @@ def write_report(folder: StudyFolder) -> list[Path]:
     study, runs = folder.read(), folder.runs()
     data = _data_name(study, runs)
     columns = study.get("columns", {})
-    commands = {run.trial.key: reproduce_command(run.trial, data, columns) for run in runs}
+    storage = folder.path.parent
+    commands = {
+        run.trial.key: reproduce_command(run.trial, data, columns, storage=storage) for run in runs
+    }
     lines = trial_lines(folder, runs, commands)
     # The numbers are written first, so that a failed fit or chart loses none of them.
     tables = {"trials.csv": csv_text(lines).encode(), "trials.parquet": parquet_bytes(lines)}

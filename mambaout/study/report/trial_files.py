@@ -7,10 +7,12 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mambaout.options import field_text
 from mambaout.recipe import BASELINE, flat_fields, following
+from mambaout.study.kept_weights import kept_weights
 from mambaout.study.origin import searches_of
 from mambaout.study.report.rows import rows
 from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
@@ -23,12 +25,15 @@ _NOT_FACTS = {*_OWN, *FINAL_METRICS}  # they have their own columns
 LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # runs without a result have them too
 
 
-def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None = None) -> str:
+def reproduce_command(
+    trial: Trial, data: str, columns: Mapping[str, str] | None = None, *, storage: Path
+) -> str:
     """The command that trains only this trial, into a new folder.
 
     It names the nearest variant and the fields that differ from BASELINE.
 
-    `columns` are the options for reading `data`: {"label_column": "fine_label"}.
+    `columns` are the options for reading `data`: {"label_column": "fine_label"}. `storage` has the
+    copy of the weights that the trial starts from.
     """
     flat = flat_fields(trial.recipe)
     options = min((_differing(flat, start) for start in _starts().values()), key=len)
@@ -40,6 +45,8 @@ def reproduce_command(trial: Trial, data: str, columns: Mapping[str, str] | None
     for field in ("peak_lr", "warmup_epochs"):  # else they follow batch and epochs
         if field in following(_starts()[name], options):
             options[field] = flat[field]
+    if (digest := options.pop("init", None)) is not None:
+        words += ["--init", str(kept_weights(storage, digest))]
     for field, value in options.items():
         words += [f"--{field.replace('_', '-')}", field_text(value)]
     return shlex.join(words)

@@ -18,6 +18,8 @@ from study_files import finished_study
 
 import mambaout
 from mambaout.__main__ import main
+from mambaout.dense.detect_recipe import DetectRecipe
+from mambaout.fields import knobs
 from mambaout.launch.lock import held
 from mambaout.model.network import build
 from mambaout.recipe import field_types, recipe_from_json
@@ -376,7 +378,8 @@ def test_the_help_needs_no_torch_and_shows_every_default(capsys):
         main(["train", "--help"])
     assert ended.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("Default: ") == len(field_types())
+    of_detection = knobs(DetectRecipe).keys() - field_types().keys()
+    assert shown.count("Default: ") == len(field_types()) + len(of_detection)
     code = (
         "import sys\nfrom mambaout.__main__ import main\n"
         "try: main(['train', '--help'])\n"

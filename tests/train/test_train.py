@@ -500,7 +500,7 @@ def test_a_training_process_keeps_the_memory_that_it_frees():
         "Cpu().move(torch.nn.Linear(1, 1))\n"
         "torch.ones(1 << 24)\n"  # 64 MiB, 16,384 pages
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(10): torch.ones(1 << 24)\n"
+        "for _ in range(40): torch.ones(1 << 24)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
     )
     done = subprocess.run(
@@ -510,5 +510,5 @@ def test_a_training_process_keeps_the_memory_that_it_frees():
         text=True,
         check=True,
     )
-    # Something small may take a part of the freed block: then there is a second one, for good.
-    assert int(done.stdout) < 2 * 16384
+    # Something small may take a part of a freed block: then there is another one, for good.
+    assert int(done.stdout) < 10 * 16384

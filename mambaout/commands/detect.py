@@ -181,7 +181,10 @@ def _request(options: argparse.Namespace) -> DetectRequest:
     if options.backend == "xla":
         raise WrongRequest(NOT_ON_XLA)
     if find_spec("pycocotools") is None:
-        raise WrongRequest("--task detect needs pycocotools: pip install 'mambaout[dense]'")
+        raise WrongRequest(
+            "--task detect needs pycocotools: in the project's folder, "
+            "pip install -c constraints.txt -e '.[dense]'"
+        )
     data = options.data or (SHAPES if options.smoke else None)
     if data is None:
         raise WrongRequest(

@@ -3,7 +3,7 @@
     print(save_onnx(model, Path("tiny.onnx"), {"model": ...}))
 
 The file's input is `images`, (batch, 3, height, width), normalised floats. Its output is `logits`,
-or `map_1` to `map_4` of a network without a head. Needs the packages of mambaout[dense].
+or `map_1` to `map_4` of a network without a head. Needs the packages of the extra `dense`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def save_onnx(model: Trunk, path: Path, facts: Mapping[str, str]) -> str:
         import onnxruntime
     except ImportError as error:
         raise WrongRequest(
-            f"{path}: ONNX needs packages that are not here ({error}); install mambaout[dense]"
+            f"{path}: ONNX needs packages that are not here ({error}); in the project's folder, "
+            "pip install -c constraints.txt -e '.[dense]'"
         ) from error
     traced: nn.Module = model if isinstance(model, MambaOut) else OnnxMaps(model)
     traced.eval()

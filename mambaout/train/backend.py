@@ -90,8 +90,8 @@ class Backend(ABC):
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def operations(self) -> dict[str, Operation]:
-        """Those of xla_operations.py; only for backends that compile."""
-        raise NotImplementedError
+        """Those of xla_operations.py; only XLA has them."""
+        raise NotImplementedError(f"{self.name} computes with torch's operations")
 
     def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function` as one compiled graph, if this backend compiles functions; else itself.

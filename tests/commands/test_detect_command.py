@@ -169,7 +169,7 @@ def test_without_pycocotools_the_extra_is_named(folder, tmp_path, capsys, monkey
 
     monkeypatch.setattr(detect, "find_spec", lambda name: None)
     assert main(command(folder, tmp_path / "run")) == 2
-    assert "needs pycocotools: pip install 'mambaout[dense]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[dense]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_a_missing_image_file_and_a_missing_part_are_named(tmp_path):
         read_coco(root, "train")
     with pytest.raises(DataError, match=r"has no annotations/instances_val2017.json"):
         read_coco(root, "val")
-    with pytest.raises(DataError, match="cannot be listed"):
+    with pytest.raises(DataError, match=r"nowhere is not there; give a folder that is$"):
         read_coco(str(tmp_path / "nowhere"), "val")
 
 

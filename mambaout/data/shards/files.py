@@ -227,6 +227,8 @@ def names_below(location: str) -> set[str]:
     everything = pyarrow.fs.FileSelector(root, recursive=True)
     try:
         found = tried_again(f"listing {location}", lambda: files.get_file_info(everything))
+    except FileNotFoundError:
+        raise DataError(f"{location} is not there; give a folder that is") from None
     except OSError as error:
         raise DataError(f"{location} cannot be listed: {in_words(error)}") from error
     start = len(root.rstrip("/")) + 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mambaout.commands.options import DEFAULT_STORAGE, load_workers, whole_number
-from mambaout.dense.detect_recipe import (
+from mambaout.detect_recipe import (
     DETECT_BASELINE,
     NOT_ON_XLA,
     DetectRecipe,

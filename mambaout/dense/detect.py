@@ -28,9 +28,9 @@ from mambaout.dense.detect_images import (
     batch_places,
     loaded,
 )
-from mambaout.dense.detect_recipe import NOT_ON_XLA, DetectRecipe, detect_steps_per_epoch
 from mambaout.dense.detect_step import LOSSES, DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import Detections, fastest_engine, figures
+from mambaout.detect_recipe import NOT_ON_XLA, DetectRecipe, detect_steps_per_epoch
 from mambaout.durable import write_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout.code_version import CODE_VERSION, said_version
-from mambaout.dense.detect_recipe import (
+from mambaout.detect_recipe import (
     DetectRecipe,
     detect_recipe_from_json,
     detect_recipe_json,

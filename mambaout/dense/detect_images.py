@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mambaout.data.draws import draws, uniforms
 from mambaout.data.shards.files import DataError
 from mambaout.dense.coco import CocoData, CocoImage
-from mambaout.dense.detect_recipe import DetectRecipe
+from mambaout.detect_recipe import DetectRecipe
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from mambaout.dense.backbone import load_backbone
 from mambaout.dense.coco import CocoData
 from mambaout.dense.detect import DetectorPlan
-from mambaout.dense.detect_recipe import DetectRecipe
 from mambaout.dense.mask_rcnn import MaskRCNN, mask_rcnn
+from mambaout.detect_recipe import DetectRecipe
 from mambaout.model.weights import read_weights
 
 

@@ -24,10 +24,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mambaout.dense.backbone import Backbone
-from mambaout.dense.detect_recipe import NOT_ON_XLA
 from mambaout.dense.proposals import ProposalNetwork
 from mambaout.dense.roi_heads import RegionHeads
 from mambaout.dense_layers import COCO_CLASSES, SIZE_DIVISOR, WIDTHS, HeadWidths
+from mambaout.detect_recipe import NOT_ON_XLA
 from mambaout.errors import WrongRequest
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD
 from mambaout.variants import ModelConfig

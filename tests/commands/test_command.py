@@ -18,7 +18,7 @@ from study_files import finished_study
 
 import mambaout
 from mambaout.__main__ import main
-from mambaout.dense.detect_recipe import DetectRecipe
+from mambaout.detect_recipe import DetectRecipe
 from mambaout.fields import knobs
 from mambaout.launch.lock import held
 from mambaout.model.network import build

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mambaout.__main__ import main
-from mambaout.dense.detect_recipe import detect_recipe_from_json
 from mambaout.dense.shapes import ShapesSize, write_shapes
+from mambaout.detect_recipe import detect_recipe_from_json
 from mambaout.model.network import build
 from mambaout.model.weights import save_weights
 from mambaout.train import checkpoint
@@ -197,7 +197,7 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(folder, tmp_path):
 
 
 def test_the_published_cost_is_that_of_the_default_recipe():
-    from mambaout.dense.detect_recipe import DETECT_BASELINE
+    from mambaout.detect_recipe import DETECT_BASELINE
 
     assert round(DETECT_BASELINE.macs(80, with_masks=True) / 1e9) == 262
     assert DETECT_BASELINE.macs(80, with_masks=False) < DETECT_BASELINE.macs(80, with_masks=True)

@@ -24,11 +24,11 @@ from mambaout.dense.detect_images import (
     resized_size,
     training_sample,
 )
-from mambaout.dense.detect_recipe import DETECT_BASELINE, DetectRecipe, tuned_detect
 from mambaout.dense.detect_step import DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import FIGURES
 from mambaout.dense.mask_rcnn import MaskRCNN, mask_rcnn
 from mambaout.dense.shapes import ShapesSize, write_shapes
+from mambaout.detect_recipe import DETECT_BASELINE, DetectRecipe, tuned_detect
 from mambaout.errors import WrongRequest
 from mambaout.train import checkpoint
 from mambaout.train.backend import Cpu, backend

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from mambaout.accounting import cost_of
+from mambaout.accounting import Cost, cost_of
 from mambaout.dense_layers import WIDTHS, HeadWidths, detector_layers
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
@@ -171,6 +171,12 @@ class DetectRecipe:
         unit=None,
         source="bf16 where the device has units for it",
     )
+    init: str | None = knob(
+        None,
+        "digest of the weights that the backbone starts from; none: random weights",
+        unit=None,
+        source="paper, which starts from ImageNet's",
+    )
 
     RULES: ClassVar[tuple[Rule, ...]] = (_drops_in_order, _sides_in_order)
 
@@ -192,14 +198,15 @@ class DetectRecipe:
         is_paper = (self.shorter_side, self.longer_side) == (800, 1333)
         return (800, 1280) if is_paper else (self.shorter_side, self.longer_side)
 
-    def macs(self, num_classes: int, *, with_masks: bool) -> int:
-        """Multiply-adds of one image of `counted_size`, as the paper's table counts them."""
+    def cost(self, num_classes: int, *, with_masks: bool) -> Cost:
+        """The cost of one image of `counted_size`, as the paper's table counts it."""
         parts = detector_layers(self.model, self.counted_size, num_classes, self.widths)
-        return sum(
-            cost_of(part.layers.values()).times(part.times).macs
+        costs = (
+            cost_of(part.layers.values()).times(part.times)
             for part in parts
             if with_masks or not part.name.startswith("roi_heads.mask")
         )
+        return sum(costs, Cost())
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""

@@ -11,6 +11,7 @@ from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.launch.named import read_study, study_folder
+from mambaout.tasks import CLASSIFY, kind_named
 
 OWN_COPY = (
     "for a report of your own copy the study's folder to a place that you can write to, and name "
@@ -70,7 +71,8 @@ def _run_sync(options: argparse.Namespace) -> int:
         from mambaout.study.tracking.tracker import Tracker
 
         name = folder.path.name
-        tracker = Tracker(uri, name, study["question"], options.storage / "mlartifacts")
+        kind = kind_named(study.get("task", CLASSIFY.name))
+        tracker = Tracker(uri, name, study["question"], options.storage / "mlartifacts", kind)
         tracker.describe(folder)
         missing = tracker.sync(folder)
         tracker.attach(files)

@@ -38,7 +38,7 @@ def detector_plan(
         return detector
 
     said: list[str] = []
-    macs = recipe.macs(data.num_classes, with_masks=data.has_masks)
+    macs = recipe.cost(data.num_classes, with_masks=data.has_masks).macs
     weights = None if init is None else read_weights(init)
     if init is None:
         text = "the backbone's first weights are random; --init FILE gives others"

@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
+from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.plan import Plan, plan, plan_table
 from mambaout.study.price.rates import known_rates
 from mambaout.study.search.space import NARROW, check_all, corners
@@ -65,8 +66,8 @@ MOST_SUFFIX = 40  # characters of a study's name for the given fields
 def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
     """Run, resume or plan the study that `build_study` describes; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    script = Path(sys.argv[0]).name
-    try:
+
+    def work() -> int:
         options = sweep_parser(build_study).parse_args(words)
         # The command that goes on, without --rerun, because the study's folder stores the rerun.
         again = [hidden(word) for word in words if word != "--rerun"]
@@ -80,6 +81,14 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
             print("\n".join([*about, "", table]))
             return 0
         return run_study(request)
+
+    return ended(Path(sys.argv[0]).name, work)
+
+
+def ended(script: str, work: Callable[[], int]) -> int:
+    """The exit status of `work`; an error of the user becomes a line on stderr."""
+    try:
+        return work()
     except WrongRequest as error:
         print(f"{script}: {error}", file=sys.stderr)
         return WRONG
@@ -100,9 +109,9 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     ValueError says what is wrong. Only the data set's cache is written.
     """
     check_working_directory()
-    _check_price(options)
+    checked_price(options.plan or options.calibrate, options)
     given = given_fields(options)
-    storage = _storage(options.storage)
+    storage = trial_storage(options.storage)
     tracking_uri = chosen_uri(options.tracking_uri, storage)
     cluster_address(options.address)
     check_accelerator(options.accelerator)
@@ -125,7 +134,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     )
     study = _built(build_study, start, options)
     name = options.name or _study_name(study, data, start, columns)
-    if name != _plain(name):
+    if name != plain_name(name):
         raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     writable_folder(str(storage / name), "--name")
     precision = precision_of(
@@ -163,7 +172,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         rerun=options.rerun,
         command=f"python {command}",
         rules=rule_lines(acting_rules(start.rules, study)),
-        init=init,
+        weights=() if init is None else (init,),
         about_weights=about_init,
         about_data=str(start.facts),
         about_others=about_others(StudyFolder(storage, name)),
@@ -183,9 +192,9 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
     return study
 
 
-def _check_price(options: argparse.Namespace) -> None:
-    """Raise ValueError if a price is given but no plan would print it."""
-    if options.plan or options.calibrate:
+def checked_price(has_plan: bool, options: argparse.Namespace) -> None:
+    """Raise WrongRequest if a price is given but no plan would print it."""
+    if has_plan:
         return
     for name, value in (
         ("--price-per-hour", options.price_per_hour),
@@ -203,13 +212,19 @@ def _study_name(study: Study, data: DataSet, start: Start, columns: GivenColumns
 
     Each combination is a study of its own.
     """
+    suffix = study_suffix(start, columns.values())
+    smoke = "smoke" if start.smoke else ""
+    return "-".join(filter(None, [plain_name(study.name), smoke, plain_name(data.name), suffix]))
+
+
+def study_suffix(start: Start | DenseStart, more: Iterable[Any] = ()) -> str:
+    """The given fields, variants and `more` as the end of a study's name; "" if there are none."""
     given = [f"{name}{field_text(value)}" for name, value in sorted(start.given.items())]
-    given += [*(start.variants or ()), *columns.values()]
-    suffix = _plain("-".join(given)) if given else ""
+    given += [*(start.variants or ()), *more]
+    suffix = plain_name("-".join(given)) if given else ""
     if len(suffix) > MOST_SUFFIX:
         suffix = f"{suffix[:MOST_SUFFIX].rstrip('-.')}-{content_key(given)[:6]}"
-    smoke = "smoke" if start.smoke else ""
-    return "-".join(filter(None, [_plain(study.name), smoke, _plain(data.name), suffix]))
+    return suffix
 
 
 def _facts(study: Study, data: DataSet, start: Start) -> dict[str, Any]:
@@ -236,11 +251,11 @@ def acting_rules(rules: Sequence[AppliedRule], study: Study) -> list[AppliedRule
     return [rule for rule in rules if any(rule.value == own[rule.name] for own in values)]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "data"
 
 
-def _storage(given: str | None) -> Path:
+def trial_storage(given: str | None) -> Path:
     """The absolute path of the storage folder. ValueError if it is not writable."""
     default = JOB_STORAGE if os.environ.get(JOB_VARIABLE) else STORAGE
     return writable_folder(given or default, "--storage").resolve()

@@ -183,7 +183,11 @@ class Follower:
 
             artifacts = self.folder.path.parent / "mlartifacts"
             tracker = Tracker(
-                self.tracking_uri, self.folder.path.name, self.study.question, artifacts
+                self.tracking_uri,
+                self.folder.path.name,
+                self.study.question,
+                artifacts,
+                self.study.kind,
             )
             tracker.describe(self.folder)
         except Exception as error:

@@ -13,6 +13,7 @@ from mambaout.endings import Ending
 from mambaout.numbers import clock_text, count_text, hours_text, percent_text, rate_text
 from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.study import Run, Trial
+from mambaout.tasks import CLASSIFY
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
 
 MOST_ROWS = 16  # running trials shown at once
@@ -105,13 +106,15 @@ def trial_line(job: Job, run: Run, width: int = 0) -> str:
     for record in run.records:
         latest |= record.values
     last = run.records[-1]
-    epochs = job.trial.recipe.schedule.total_epochs
+    kind = job.trial.kind
+    of = f"/{kind.length(job.trial.recipe)}" if kind.unit == "epochs" else ""
+    score = "minival" if kind is CLASSIFY else kind.score
     parts = [
         f"    {job.trial.name:{width}}",
         f"step {last.step:>{len(str(job.num_steps))}}/{job.num_steps}",
-        f"epoch {last.epoch:.1f}/{epochs}",
+        f"epoch {last.epoch:.1f}{of}",
         f"loss {latest[TRAIN_LOSS]:.3f}" if TRAIN_LOSS in latest else "",
-        f"minival {percent_text(latest[MINIVAL_TOP1])}" if MINIVAL_TOP1 in latest else "",
+        f"{score} {percent_text(latest[kind.watched])}" if kind.watched in latest else "",
         f"{rate_text(latest[IMAGES_PER_SECOND])} images/s" if IMAGES_PER_SECOND in latest else "",
     ]
     return "  ".join(part for part in parts if part)
@@ -122,12 +125,25 @@ def ended_line(run: Run, seconds: float, number: int, of: int, width: int = 0) -
     head = f"[{clock_text(seconds)}] {number:>{len(str(of))}}/{of}  {run.trial.name:{width}}"
     if run.status is Ending.FINISHED:
         return (
-            f"{head}  top-1 {_minival_text(run)}, {percent_text(run.metrics[TOP1])} val"
+            f"{head}  {_scores_text(run)}"
             f"  {count_text(run.metrics[MACS])} MACs"
             f"  {rate_text(run.metrics[IMAGES_PER_SECOND])} images/s"
         )
     why = run.facts.get("why" if run.status is Ending.STOPPED else "error", "no reason given")
     return f"{head}  {run.status.text}: {why}"
+
+
+def _scores_text(run: Run) -> str:
+    """The final scores of a finished run, in percent."""
+    kind = run.trial.kind
+    if kind is CLASSIFY:
+        return f"top-1 {_minival_text(run)}, {percent_text(run.metrics[TOP1])} val"
+    words = {kind.final: kind.score, **kind.more}
+    return ", ".join(
+        f"{text} {percent_text(run.metrics[name])}"
+        for name, text in words.items()
+        if name in run.metrics
+    )
 
 
 def _minival_text(run: Run) -> str:

@@ -19,6 +19,7 @@ from mambaout.recompute import Stages, check_recompute, stages_text
 from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial
+from mambaout.tasks import CLASSIFY, kind_of
 
 if TYPE_CHECKING:
     from mambaout.model.initial import InitialWeights
@@ -52,7 +53,8 @@ class Request:
     command: str = ""
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
-    init: InitialWeights | None = None  # the weights that trials start from
+    weights: Sequence[InitialWeights] = ()  # that trials start from
+    micro_batch: int | None = None  # images in memory at once; only of a detector or a segmenter
     about_weights: str = ""  # a line on them
     about_data: str = ""  # a line on the data
     about_others: str = ""  # a line on trials of another code version
@@ -75,8 +77,11 @@ def hello(request: Request) -> list[str]:
     if request.about_weights:
         lines.append(request.about_weights)
     if request.about_data and request.rules:
-        each = "each is an option, --image-size 64 for one"
-        follows = "the data, the weights" if request.init is not None else "the data"
+        example = request.rules[0].partition(":")[0]
+        if request.study.kind is CLASSIFY:
+            example = "--image-size 64"
+        each = f"each is an option, {example} for one"
+        follows = "the data, the weights" if request.weights else "the data"
         lines.append(f"what follows {follows} and the device ({each}):")
         lines += [f"    {rule}" for rule in request.rules]
     if request.recompute:
@@ -113,6 +118,8 @@ def check_share(request: Request, part: Share) -> None:
     recipes = {f"trial {trial.label}": trial.recipe for trial in request.trials}
     recipes |= {f"search {one.label}": one.base for one in request.study.searches}
     for what, recipe in recipes.items():
+        if kind_of(recipe) is not CLASSIFY:
+            continue  # it runs on one device, where any batch fits by micro-batches
         try:
             micro_batches(recipe, part.num_devices)
         except WrongRequest as error:

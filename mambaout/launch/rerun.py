@@ -80,7 +80,8 @@ class Rerun:
             from mambaout.study.tracking.tracker import Tracker
 
             # MLflow may refuse. Then the rerun has not begun.
-            tracker = Tracker(request.tracking_uri, request.name, request.study.question)
+            study = request.study
+            tracker = Tracker(request.tracking_uri, request.name, study.question, kind=study.kind)
         begun = time.gmtime()
         self._write(time.strftime("%Y-%m-%dT%H:%M:%SZ", begun), is_set_aside=False)
         if tracker is not None:

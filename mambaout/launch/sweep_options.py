@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from mambaout.command_line import Parser, add_compile_option
 from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
+from mambaout.dense_options import add_dense_options
 from mambaout.errors import WrongRequest
 from mambaout.launch.resources import CHOICES
 from mambaout.launch.start_weights import INIT, add_init_option
@@ -35,51 +36,104 @@ STORAGE = "runs"
 BuildStudy = Callable[..., Study]
 
 
+EXIT = (
+    "Exit status: 0 all done, 1 some trials did not finish (the same command goes on), 2 the "
+    "request was wrong (nothing started), 130 interrupted. Running the same command again starts "
+    "nothing that has finished and continues what has not."
+)
+
+
 def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
-    """The parser of the script whose study `build_study` makes."""
+    """The parser of the script whose study of classifiers `build_study` makes."""
     parser = Parser(
         usage="%(prog)s --data NAME|PATH|URI [options]",
         description=inspect.getdoc(build_study),
-        epilog="Exit status: 0 all done, 1 some trials did not finish (the same command goes on), "
-        "2 the request was wrong (nothing started), 130 interrupted. Running the same command "
-        "again starts nothing that has finished and continues what has not.",
+        epilog=EXIT,
     )
     add = parser.add_argument_group("what to study").add_argument
     add_data_option(add, metavar="NAME|PATH|URI")
     add_column_options(add)
     add_init_option(add)
+    _add_study_options(add, smoke="the whole path in small, on the digits if no --data")
+    own = parser.add_argument_group("what this study asks")
+    text = "time some of the trials for seconds, then --plan"
+    _add_cost_options(parser).add_argument("--calibrate", action="store_true", help=text)
+    add = _add_place_options(parser).add_argument
+    text = "copy the shards to this folder of each machine first, for example /dev/shm"
+    add("--stage", metavar="DIR", help=text)
+    add_recompute_option(add)
+    add_compile_option(add)
+    add_recipe_options(parser, skip={INIT})
+    _add_own_options(own, build_study)
+    return parser
+
+
+def dense_parser(build_study: BuildStudy, baseline: Any, data: str) -> argparse.ArgumentParser:
+    """The parser of the script whose study of detectors or segmenters `build_study` makes.
+
+    `baseline` is the recipe whose fields are options, `data` the help of --data.
+    """
+    parser = Parser(
+        usage="%(prog)s --data FOLDER|URI|shapes [options]",
+        description=inspect.getdoc(build_study),
+        epilog=EXIT,
+    )
+    add = parser.add_argument_group("what to study").add_argument
+    add("--data", metavar="FOLDER|URI|shapes", help=data)
+    text = (
+        "the backbones start from these weights, one file for each network: files of ours, timm's "
+        "or the authors', runs' folders, or STUDY/TRIAL. Default: none (random weights)"
+    )
+    add(f"--{INIT}", nargs="+", action="extend", metavar="FILE", help=text)
+    _add_study_options(add, smoke="the whole path in small, on a few generated shapes")
+    own = parser.add_argument_group("what this study asks")
+    _add_cost_options(parser)
+    add = _add_place_options(parser).add_argument
+    text = "images in memory at once; a step adds up as many as its global batch needs"
+    add("--micro-batch", type=_count, metavar="N", help=text)
+    add_dense_options(parser, baseline, skip={INIT})
+    _add_own_options(own, build_study)
+    return parser
+
+
+def _add_study_options(add: Callable[..., Any], smoke: str) -> None:
     text = "train these shapes of the study's, or published ones, joined by commas"
     add("--variants", type=_names, metavar="A,B", help=text)
     add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
-    add("--smoke", action="store_true", help="the whole path in small, on the digits if no --data")
+    add("--smoke", action="store_true", help=smoke)
     add("--name", help="of the study and its folder (default: script, data and given fields)")
     add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
 
-    own = parser.add_argument_group("what this study asks")
-    add = parser.add_argument_group("what it costs").add_argument
+
+def _add_cost_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("what it costs")
+    add = group.add_argument
     add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
-    add("--calibrate", action="store_true", help="time some of the trials for seconds, then --plan")
     device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
     add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
     add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
     add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")
+    return group
 
-    add = parser.add_argument_group("where it runs and what it writes").add_argument
+
+def _add_place_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("where it runs and what it writes")
+    add = group.add_argument
     text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
     add("--accelerator", metavar="NAME", help=text)
     add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
     add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
     add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
-    text = "copy the shards to this folder of each machine first, for example /dev/shm"
-    add("--stage", metavar="DIR", help=text)
-    add_recompute_option(add)
-    add_compile_option(add)
     where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
     add("--tracking-uri", metavar="URI", help=where)
-    add_recipe_options(parser, skip={INIT})
+    return group
+
+
+def _add_own_options(group: argparse._ArgumentGroup, build_study: BuildStudy) -> None:
+    """Add the options of this study alone, which its signature defines."""
     for name, settings in _own_options(build_study).items():
         try:
-            own.add_argument(option(name), **settings)
+            group.add_argument(option(name), **settings)
         except argparse.ArgumentError:
             raise _wrong(
                 build_study,
@@ -87,7 +141,6 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
                 f"would be {option(name)}, which is an option of every sweep; give the parameter "
                 "another name, or take the value from `start`",
             ) from None
-    return parser
 
 
 def own_values(build_study: BuildStudy, options: argparse.Namespace) -> dict[str, Any]:

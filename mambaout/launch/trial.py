@@ -32,7 +32,7 @@ from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writin
 from mambaout.study.kept_weights import kept_weights
 from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.imports import import_training
-from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record, read_records
+from mambaout.train.metrics import IMAGES_PER_SECOND, Record, read_records
 
 REPORT_SECONDS = 5.0  # least time between two reports to Tune, as each delays the trial a little
 CHECKPOINT_SECONDS = 60.0
@@ -65,7 +65,7 @@ def run_trial(config: dict[str, Any]) -> None:
             from mambaout.launch.hosts import train_on_slice as train
         else:
             train = train_here
-        train(task, trial, directory, _TuneReports(stop), stop)
+        train(task, trial, directory, _TuneReports(trial.kind.watched, stop), stop)
     except Exception as reported:
         error = cause_of(reported)
         failure = Failure(
@@ -93,7 +93,7 @@ def train_here(
     with writing(directory):
         # A worker may have trained on after its driver was killed. This driver does not know yet.
         for record in list(read_records(directory / RECORDS_FILE)):
-            if MINIVAL_TOP1 in record.values:
+            if trial.kind.watched in record.values:
                 report(record)
         if not stop():
             call_trainer(task, trial, directory, report, stop)
@@ -141,18 +141,19 @@ def train_trial(
 class _TuneReports:
     """A sink that reports a trial's progress to Tune's scheduler, not too often."""
 
-    def __init__(self, stop: Appearance) -> None:
-        self.last, self.stop = -float("inf"), stop
+    def __init__(self, watched: str, stop: Appearance) -> None:
+        self.watched, self.stop = watched, stop
+        self.last = -float("inf")
 
     def __call__(self, record: Record) -> None:
         from ray import tune
 
         now = time.monotonic()
-        if MINIVAL_TOP1 not in record.values and now - self.last < REPORT_SECONDS:
+        if self.watched not in record.values and now - self.last < REPORT_SECONDS:
             return
         self.last = now
         shown = {"step": record.step, "epoch": record.epoch}
-        for name in (MINIVAL_TOP1, IMAGES_PER_SECOND):
+        for name in (self.watched, IMAGES_PER_SECOND):
             if name in record.values:
                 shown[name] = record.values[name]
         tune.report(shown)

@@ -56,7 +56,6 @@ from mambaout.study.kept_weights import kept_weights
 from mambaout.study.law.prediction import predict
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder, Trial
-from mambaout.train.metrics import MINIVAL_TOP1
 
 DONE, UNFINISHED, INTERRUPTED = 0, 1, 130  # exit status; the caller returns 2 for a wrong request
 LAUNCH_FOLDER = ".launch"
@@ -91,8 +90,8 @@ def run_study(request: Request) -> int:
         decided = {trial.key for trial in request.trials}
         searched = [] if anew else folder.searched(request.study.searches)
         searched = [trial for trial in searched if trial.key not in decided]
-        if request.init is not None:
-            request.init.keep(kept_weights(request.storage, request.init.digest))
+        for weights in request.weights:
+            weights.keep(kept_weights(request.storage, weights.digest))
         kept = folder.texts()
         folder.write(
             request.study,
@@ -272,10 +271,10 @@ class _Launch:
     @kept
     def on_result(self, tune_trial: Any, result: dict[str, Any]) -> None:
         """Report a trial's progress to the agenda, and stop the trial if the agenda says so."""
-        value = result.get(MINIVAL_TOP1)
+        trial = self.known[tune_trial.config[KEY]]
+        value = result.get(trial.kind.watched)
         if value is None:
             return
-        trial = self.known[tune_trial.config[KEY]]
         why = self.agenda.observe(trial, result["epoch"], value)
         if why is not None:
             self.folder.stop(trial, why)

@@ -38,6 +38,7 @@ class WorkerSetup:
     stage: str | None = None  # folder on each machine to which the shards are copied
     recompute: Stages = ()
     compiles: bool | None = None  # with torch.compile; None: on a GPU
+    micro_batch: int | None = None  # images in memory at once; only of a detector or a segmenter
     gpus: float = 0
     chips: int = 0  # of a TPU, of each host
     num_hosts: int = 1
@@ -53,6 +54,7 @@ class WorkerSetup:
             stage=request.stage,
             recompute=request.recompute,
             compiles=request.compiles,
+            micro_batch=request.micro_batch,
             backend=part.backend,
             cpus=part.cpus,
             num_workers=part.num_workers,
@@ -69,12 +71,10 @@ class WorkerSetup:
             prepare(self.chips, self.env)
 
     def open(self, fingerprint: str) -> tuple[DataSet, Backend]:
-        """Open the study's data and the devices, and limit torch to its share."""
+        """Open the study's data and the devices."""
         from mambaout.data.packing.sources import open_data
         from mambaout.data.packing.stage import stage
-        from mambaout.train.backend import backend
 
-        _limit_torch(self.cpus, self.gpus)
         data = open_data(self.data, **self.columns)
         if data.fingerprint != fingerprint:
             raise WrongRequest(
@@ -83,11 +83,18 @@ class WorkerSetup:
             )
         if self.stage:
             data = stage(data, Path(self.stage), progress=False)
+        return data, self.devices()
+
+    def devices(self) -> Backend:
+        """The devices of this worker's share; torch is limited to the share."""
+        from mambaout.train.backend import backend
+
+        _limit_torch(self.cpus, self.gpus)
         cache = Path(self.storage) / CACHE_FOLDER
         devices = backend(self.backend, cache=cache, compiles=self.compiles)
         if self.chips:
             check_devices(self.chips, self.num_hosts, devices)
-        return data, devices
+        return devices
 
 
 def _limit_torch(cpus: int, gpus: float) -> None:

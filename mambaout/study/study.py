@@ -37,7 +37,7 @@ from mambaout.durable import (
 )
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
-from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
+from mambaout.recipe import Recipe, canonical_json, content_key
 from mambaout.study.axes import Search, search_from_json
 from mambaout.study.origin import (
     BaselinePoint,
@@ -51,6 +51,7 @@ from mambaout.study.origin import (
     origins_to_json,
     trial_label,
 )
+from mambaout.tasks import CLASSIFY, SHEET, TaskKind, kind_named, kind_of
 from mambaout.train.metrics import Record, read_records
 
 RECIPE_FILE = "recipe.json"
@@ -70,7 +71,7 @@ class Trial:
     """One training run of a study."""
 
     label: str  # for people: "w16-d12", "baseline"
-    recipe: Recipe
+    recipe: Any  # of the study's task: Recipe, DetectRecipe, ... (tasks.py)
     seed: int
     data: str  # the fingerprint of the data set
     code_version: int = CODE_VERSION
@@ -86,6 +87,10 @@ class Trial:
     @property
     def name(self) -> str:
         return f"{self.label}-s{self.seed}"
+
+    @property
+    def kind(self) -> TaskKind:
+        return kind_of(self.recipe)
 
     @property
     def is_baseline(self) -> bool:
@@ -104,13 +109,16 @@ class Trial:
         """The trial as one line of text, for trials.jsonl and for a worker."""
         body = {"label": self.label, "key": self.key, "seed": self.seed, "data": self.data}
         body |= {"origins": origins_to_json(self.origins)}
+        body |= {"task": self.kind.name} if self.kind is not CLASSIFY else {}
         return json.dumps(body | {"recipe": json.loads(canonical_json(self.recipe))})
 
     @classmethod
     @lru_cache(maxsize=10_000)  # a launch reads a study's trials about four times
     def from_json(cls, line: str) -> Trial:
         row = json.loads(line)
-        recipe = recipe_from_json(json.dumps(row["recipe"]))
+        recipe = kind_named(row.get("task", CLASSIFY.name)).read(
+            json.dumps(row["recipe"]), "recipe"
+        )
         trial = cls(
             label=row["label"],
             recipe=recipe,
@@ -129,7 +137,7 @@ class Study:
 
     name: str
     question: str
-    recipes: Mapping[str, Recipe]  # label -> recipe
+    recipes: Mapping[str, Any]  # label -> recipe; all are of one task
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)  # for all, or for each label
     searches: Sequence[Search] = ()  # run after the recipes, one after another
     predicted: str | None = None  # label of the recipe whose result the others predict
@@ -138,6 +146,11 @@ class Study:
     def __post_init__(self) -> None:
         # A docstring that is a question may take two lines.
         object.__setattr__(self, "question", " ".join(self.question.split()))
+
+    @property
+    def kind(self) -> TaskKind:
+        recipe = next(iter(self.recipes.values()), None)
+        return CLASSIFY if recipe is None else kind_of(recipe)  # only they have searches
 
     def trials(self, data: str) -> list[Trial]:
         """Every trial, on the data set with the fingerprint `data`. All first seeds come first."""
@@ -151,7 +164,7 @@ class Study:
     def _seeds_of(self, label: str) -> Sequence[int]:
         return self.seeds[label] if isinstance(self.seeds, Mapping) else self.seeds
 
-    def _trial(self, label: str, recipe: Recipe, seed: int, data: str) -> Trial:
+    def _trial(self, label: str, recipe: Any, seed: int, data: str) -> Trial:
         found: list[Origin] = [PredictedPoint()] if label == self.predicted else []
         found += [BaselinePoint()] if label == self.baseline else []
         origins = tuple(found) or (GridPoint(),)
@@ -188,6 +201,7 @@ class StudyFolder:
         body = {
             "name": study.name,
             "question": study.question,
+            "task": study.kind.name,
             "predicted": study.predicted,
             "searches": [search.to_json() for search in study.searches],
             **facts,
@@ -320,7 +334,8 @@ class StudyFolder:
                 aside.mkdir(parents=True)
                 shutil.copy(source / CHECKPOINT_FILE, aside)
                 if complete:
-                    for name in (RECIPE_FILE, RECORDS_FILE, OUTCOME_FILE):
+                    names = (RECIPE_FILE, RECORDS_FILE, OUTCOME_FILE)
+                    for name in (*names, *([SHEET] if (source / SHEET).exists() else [])):
                         shutil.copy(source / name, aside)
                 else:
                     write_whole(aside / RECIPE_FILE, canonical_json(trial.recipe) + "\n")
@@ -339,12 +354,9 @@ class StudyFolder:
 
     def _sources(self, trial: Trial) -> Iterator[tuple[Path, bool]]:
         """Directories of finished runs: first of the whole trial, then of its start."""
-        schedule = trial.recipe.schedule
-        for cooldown in range(schedule.cooldown_epochs, -1, -1):
-            shorter = replace(schedule, cooldown_epochs=cooldown)
-            twin = replace(trial, recipe=replace(trial.recipe, schedule=shorter))
+        for twin in _with_shorter_cooldowns(trial):
             for outcome in sorted(self.path.parent.glob(f"*/trials/{twin.key}/{OUTCOME_FILE}")):
-                complete = cooldown == schedule.cooldown_epochs
+                complete = twin.key == trial.key
                 text = read_whole(outcome)
                 finished = text is not None and json.loads(text)["status"] == Ending.FINISHED
                 if finished and (outcome.parent / CHECKPOINT_FILE).exists():
@@ -355,6 +367,17 @@ class StudyFolder:
         directory = self.run_directory(trial)
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / STOPPED_FILE, json.dumps({"why": why}) + "\n")
+
+
+def _with_shorter_cooldowns(trial: Trial) -> Iterator[Trial]:
+    """The trial, then the trials that are its first part: those with a shorter cool-down."""
+    yield trial
+    if not isinstance(trial.recipe, Recipe):
+        return
+    schedule = trial.recipe.schedule
+    for cooldown in range(schedule.cooldown_epochs - 1, -1, -1):
+        shorter = replace(schedule, cooldown_epochs=cooldown)
+        yield replace(trial, recipe=replace(trial.recipe, schedule=shorter))
 
 
 _OF_A_RUN = "; put it back from a copy, or move its folder away and run the study's command again"

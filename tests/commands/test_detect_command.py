@@ -55,7 +55,7 @@ def test_smoke_detects_on_the_shapes(data_cache, tmp_path, capsys):
     assert {"val/box_ap", "val/mask_ap", "train/loss_mask"} <= last.values.keys()
     macs = json.loads((out / "outcome.json").read_text())["metrics"]["macs"]
     recipe = detect_recipe_from_json((out / "recipe.json").read_text(), "it")
-    assert macs == recipe.macs(3, with_masks=True)
+    assert macs == recipe.cost(3, with_masks=True).macs
     assert recipe.shorter_side == 96
 
 
@@ -199,5 +199,5 @@ def test_a_process_that_is_killed_goes_on_to_the_same_weights(folder, tmp_path):
 def test_the_published_cost_is_that_of_the_default_recipe():
     from mambaout.detect_recipe import DETECT_BASELINE
 
-    assert round(DETECT_BASELINE.macs(80, with_masks=True) / 1e9) == 262
-    assert DETECT_BASELINE.macs(80, with_masks=False) < DETECT_BASELINE.macs(80, with_masks=True)
+    assert round(DETECT_BASELINE.cost(80, with_masks=True).macs / 1e9) == 262
+    assert DETECT_BASELINE.cost(80, with_masks=False).macs < DETECT_BASELINE.cost(80, with_masks=True).macs

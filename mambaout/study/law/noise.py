@@ -20,14 +20,15 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from mambaout.endings import Ending
 from mambaout.numbers import counted
-from mambaout.recipe import Recipe
 from mambaout.study.law.power_law import Array
 from mambaout.study.study import Run
+from mambaout.tasks import kind_of
 from mambaout.train.metrics import TOP1
 
 Z95 = 1.959964
@@ -266,14 +267,14 @@ def noise_of_runs(
     runs: Iterable[Run], metric: str = TOP1, num_images: int | None = None
 ) -> SeedNoise:
     """The noise of a study's finished runs, grouped by recipe."""
-    groups: dict[Recipe, list[float]] = {}
+    groups: dict[Any, list[float]] = {}
     for run in runs:
         value = run.metrics.get(metric, math.nan)
         if run.status is Ending.FINISHED and math.isfinite(value):
             groups.setdefault(run.trial.recipe, []).append(value)
     return noise_of(
         (
-            SeedMean(tuple(values), recipe.schedule.total_epochs)
+            SeedMean(tuple(values), kind_of(recipe).length(recipe))
             for recipe, values in groups.items()
         ),
         num_images,

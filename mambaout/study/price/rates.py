@@ -217,7 +217,7 @@ def _peak(chip: Chip, precision: str) -> float:
     return peaks["fp32"] if "fp32" in peaks else peaks["bf16"] / BF16_PASSES
 
 
-def _yardstick(device: str, precision: str) -> Assumption:
+def yardstick(device: str, precision: str) -> Assumption:
     """The assumption by which measured times are divided. With measurements, any one will do."""
     try:
         return assumption(device, precision)
@@ -261,7 +261,7 @@ class Forecast:
         models = [self._model(kind, recipe.precision) for kind in ("measured", "calibrated")]
         known = [model for model in models if model.rates]
         near = [model for model in known if model.distance(point) <= NEAR]
-        speed = (_yardstick if known else assumption)(self.device, recipe.precision)
+        speed = (yardstick if known else assumption)(self.device, recipe.precision)
         macs = cost(recipe.model, recipe.image_size, num_classes).macs
         assumed = speed.train_image_seconds(macs, self.num_devices)
         if not known:
@@ -330,7 +330,7 @@ class _Ratios:
         for group in kept:
             one = group[0]
             macs = cost(one.recipe.model, one.recipe.image_size, one.num_classes).macs
-            speed = _yardstick(device, one.recipe.precision)
+            speed = yardstick(device, one.recipe.precision)
             assumed = speed.train_image_seconds(macs, one.num_devices)
             train.append(_mean_log(rate.train_image_seconds / assumed for rate in group))
             seen = [rate.eval_image_seconds for rate in group if rate.eval_image_seconds]

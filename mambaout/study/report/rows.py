@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mambaout.accounting import train_macs
+from mambaout.accounting import TRAIN_FORWARDS, train_macs
 from mambaout.endings import Ending
 from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.law.noise import SeedMean
 from mambaout.study.origin import ConfirmingSeed, SearchPoint
 from mambaout.study.study import Run
+from mambaout.tasks import kind_of
+from mambaout.train.metrics import MACS
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Row:
     """One recipe of a study with all its seeds."""
 
     label: str
-    recipe: Recipe
+    recipe: Any  # of the study's task
     runs: tuple[Run, ...]
 
     @property
@@ -66,7 +68,8 @@ class Row:
 
     @property
     def epochs(self) -> int:
-        return self.recipe.schedule.total_epochs
+        """The length of a training, in the unit of its task."""
+        return kind_of(self.recipe).length(self.recipe)
 
     @property
     def blocks(self) -> int:
@@ -79,6 +82,9 @@ class Row:
     @cached_property
     def train_macs(self) -> float:
         """Multiply-adds of one whole training without evaluations; nan if no run has ended."""
+        if not isinstance(self.recipe, Recipe):
+            last = [run.records[-1].images_seen for run in self.finished if run.records]
+            return TRAIN_FORWARDS * self.mean(MACS).value * max(last, default=math.nan)
         if "num_train" not in self.facts or "num_classes" not in self.facts:
             return math.nan
         num_train, num_classes = (int(self.facts[n]) for n in ("num_train", "num_classes"))
@@ -94,7 +100,8 @@ class Row:
             if run.status in (Ending.UNFINISHED, Ending.STOPPED):
                 epoch = run.records[-1].epoch if run.records else 0
                 early = f"{run.status.text} " if run.status is Ending.STOPPED else ""
-                parts.append(f"s{run.trial.seed} {early}at epoch {epoch:.3g} of {self.epochs}")
+                of = f" of {self.epochs}" if run.trial.kind.unit == "epochs" else ""
+                parts.append(f"s{run.trial.seed} {early}at epoch {epoch:.3g}{of}")
             elif run.status is not Ending.FINISHED:
                 parts.append(f"s{run.trial.seed} {run.status.text}")
         return ", ".join(parts)
@@ -108,7 +115,7 @@ def _was_chosen_on(run: Run, searches: Collection[str]) -> bool:
 
 def rows(runs: Iterable[Run]) -> list[Row]:
     """The runs by recipe, in the order of the study."""
-    groups: dict[tuple[str, Recipe], list[Run]] = {}
+    groups: dict[tuple[str, Any], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.trial.label, run.trial.recipe), []).append(run)
     return [Row(label, group[0].trial.recipe, tuple(group)) for (label, _), group in groups.items()]

@@ -16,13 +16,15 @@ from mambaout.study.kept_weights import kept_weights
 from mambaout.study.origin import searches_of
 from mambaout.study.report.rows import rows
 from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
-from mambaout.train.metrics import FINAL_METRICS, MINIVAL_TOP1
+from mambaout.tasks import CLASSIFY
+from mambaout.train.metrics import FINAL_METRICS, MINIVAL_TOP1, TOP1, TOP5
 from mambaout.variants import VARIANTS
 
 TRAIN_MACS = "train_macs"  # of the whole training; it follows from the recipe
 _OWN = {"label", "key", "seed", "data", "origin", "search", "status"}
-_NOT_FACTS = {*_OWN, *FINAL_METRICS}  # they have their own columns
-LAST_EPOCH, LAST_MINIVAL = "last_epoch", "last_minival/top1"  # runs without a result have them too
+_NOT_FACTS = {*_OWN, *FINAL_METRICS, "task"}  # they have their own columns
+LAST_EPOCH = "last_epoch"  # it and last_minival/top1 are there for runs without a result, too
+_DENSE_FINALS = tuple(name for name in FINAL_METRICS if name not in (TOP1, TOP5, MINIVAL_TOP1))
 
 
 def reproduce_command(
@@ -80,20 +82,22 @@ def trial_lines(
     None.
     """
     facts = sorted({name for run in runs for name in run.facts} - _NOT_FACTS)
+    kind = runs[0].trial.kind if runs else CLASSIFY
+    finals = FINAL_METRICS if kind is CLASSIFY else (*kind.final_metrics, *_DENSE_FINALS)
     train_macs = {row.recipe: row.train_macs for row in rows(runs)}
     lines = []
     for run in runs:
         trial, key = run.trial, run.trial.key
         price = train_macs[trial.recipe]
-        ended = [record for record in run.records if MINIVAL_TOP1 in record.values][-1:]
+        ended = [record for record in run.records if kind.watched in record.values][-1:]
         lines.append(
             {"label": trial.label, "key": key, "seed": trial.seed, "data": trial.data}
             | {"origin": trial.origins[0].kind, "search": ", ".join(searches_of(trial.origins))}
             | {"status": run.status}
-            | {name: run.metrics.get(name) for name in FINAL_METRICS}
+            | {name: run.metrics.get(name) for name in finals}
             | {TRAIN_MACS: price if price == price else None}
             | {LAST_EPOCH: run.records[-1].epoch if run.records else None}
-            | {LAST_MINIVAL: ended[0].values[MINIVAL_TOP1] if ended else None}
+            | {f"last_{kind.watched}": ended[0].values[kind.watched] if ended else None}
             | {name: run.facts.get(name) for name in facts}
             | {name: _cell(value) for name, value in flat_fields(trial.recipe).items()}
             | {"command": commands[key]}

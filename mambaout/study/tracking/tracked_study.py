@@ -37,6 +37,7 @@ from mambaout.study.tracking.views import (
     experiment_name,
     trials_view,
 )
+from mambaout.tasks import CLASSIFY, TaskKind
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,14 @@ class TrackedStudy:
     """One study in MLflow. Its calls raise what MLflow raises."""
 
     def __init__(
-        self, uri: str, name: str, question: str, artifact_root: Path | str | None
+        self,
+        uri: str,
+        name: str,
+        question: str,
+        artifact_root: Path | str | None,
+        kind: TaskKind = CLASSIFY,
     ) -> None:
-        self.uri, self.name, self._question = uri, name, question
+        self.uri, self.name, self._question, self._kind = uri, name, question, kind
         if (path := sqlite_path(uri)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             artifact_root = path.parent / "mlartifacts"
@@ -82,7 +88,7 @@ class TrackedStudy:
         tags = {
             "mlflow.note.content": self._question,  # the page shows it above the runs
             KIND_TAG: KIND,
-            VIEW_TAG: trials_view(f"tags.`{ROLE_TAG}` = 'trial'"),
+            VIEW_TAG: trials_view(f"tags.`{ROLE_TAG}` = 'trial'", self._kind),
             LAUNCHED_TAG: datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         for tag, value in tags.items():

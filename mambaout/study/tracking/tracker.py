@@ -53,6 +53,7 @@ from mambaout.study.tracking.tracked_run import (
 )
 from mambaout.study.tracking.tracked_study import TrackedStudy
 from mambaout.study.tracking.views import compare_url, ui_command
+from mambaout.tasks import CLASSIFY, SHEET, TaskKind
 
 __all__ = ["Tracker", "check_tracking", "compare_url", "default_tracking_uri", "ui_command"]
 
@@ -98,8 +99,9 @@ class Tracker:
         study_name: str,
         question: str,
         artifact_root: Path | str | None = None,
+        kind: TaskKind = CLASSIFY,
     ) -> None:
-        """`artifact_root` is only for a database.
+        """`artifact_root` is only for a database. `kind` decides the columns of the page.
 
         For a sqlite file it is `mlartifacts` beside the file. A server chooses its own.
         """
@@ -108,7 +110,7 @@ class Tracker:
         self._followed: dict[str, _FollowedTrial] = {}
         self._patience = Patience(f"MLflow at {uri}", ERRORS)
         with self._or_refused():
-            self._study = TrackedStudy(uri, study_name, question, artifact_root)
+            self._study = TrackedStudy(uri, study_name, question, artifact_root, kind)
 
     @contextmanager
     def _or_refused(self) -> Iterator[None]:
@@ -263,9 +265,9 @@ class Tracker:
         if finals or tags:
             self._client.log_batch(run_id, metrics=finals, tags=[RunTag(*each) for each in tags])
         status, before = MLFLOW_STATUSES[run.status], there.info.status
-        files = [RECIPE_FILE, OUTCOME_FILE, CHECKPOINT_FILE]
+        files = [RECIPE_FILE, OUTCOME_FILE, CHECKPOINT_FILE, SHEET]
         if run.status is Ending.UNFINISHED and not anew:
-            files.remove(CHECKPOINT_FILE)  # it changes after every epoch
+            files = [RECIPE_FILE]  # the others change after every epoch
         sizes = {} if anew or before != status else self._sizes(run_id)
         paths = [directory / name for name in files if (directory / name).exists()]
         paths = [path for path in paths if sizes.get(path.name) != path.stat().st_size]

@@ -16,13 +16,12 @@ from mambaout.errors import WrongRequest
 from mambaout.study.store_uri import TrackingError, hidden, is_server, sqlite_path, sqlite_uri
 from mambaout.study.tracking.mlflow_client import open_client
 from mambaout.study.tracking.store import check_tracking
+from mambaout.tasks import CLASSIFY, TaskKind
 from mambaout.train.metrics import (
     DEVICE,
     IMAGES_PER_SECOND,
     MACS,
-    MINIVAL_TOP1,
     PARAMS,
-    TOP1,
     TRAIN_DEVICE_HOURS,
 )
 
@@ -35,9 +34,8 @@ KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"  # not a ch
 TRIALS_QUERY = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
 CHARTS_QUERY = f"{TRIALS_QUERY}&compareRunsMode=CHART"
 
-_COLUMNS = {  # in this order, width in px
-    f"metrics.`{MINIVAL_TOP1}`": 110,  # the order of the runs
-    f"metrics.`{TOP1}`": 80,  # on val
+_SCORE_WIDTH = 110  # px; the others are said beside their column, in this order
+_COLUMNS = {
     f"metrics.`{MACS}`": 100,
     f"metrics.`{IMAGES_PER_SECOND}`": 150,
     f"tags.`{DEVICE}`": 150,  # the device of the speed; trials can come from other machines
@@ -55,19 +53,21 @@ _FIRST = {"attributes.`Run Name`": 150, "runDateAndNestInfo": 130}  # columns th
 _QUIET = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true")
 
 
-def trials_view(trial_filter: str) -> str:
-    """The state of the page that lists the runs of `trial_filter`, best on minival first."""
+def trials_view(trial_filter: str, kind: TaskKind = CLASSIFY) -> str:
+    """The state of the page that lists the runs of `trial_filter`, the highest score first."""
+    scores = dict.fromkeys((kind.watched, *kind.final_metrics[:2]), _SCORE_WIDTH)
+    columns = {f"metrics.`{name}`": width for name, width in scores.items()} | _COLUMNS
     state = {
         "searchFilter": trial_filter,
-        "orderByKey": f"metrics.`{MINIVAL_TOP1}`",
+        "orderByKey": f"metrics.`{kind.watched}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": list(_COLUMNS),
-        "columnOrder": [*_FIRST, *_COLUMNS, "duration"],
-        "columnWidths": _FIRST | _COLUMNS,
+        "selectedColumns": list(columns),
+        "columnOrder": [*_FIRST, *columns, "duration"],
+        "columnWidths": _FIRST | columns,
     }
     return json.dumps(state)
 

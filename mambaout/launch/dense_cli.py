@@ -1,0 +1,357 @@
+"""The entry point of a sweep over detectors or segmenters: first the checks, then the study.
+
+    if __name__ == "__main__":
+        sys.exit(main(DETECT_SWEEP, detect))
+
+Exit status: as in cli.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mambaout.accounting import TRAIN_FORWARDS, Cost
+from mambaout.applied_rules import PRECISION
+from mambaout.command_line import check_working_directory, writable_folder
+from mambaout.dense_options import given_dense_fields
+from mambaout.detect_recipe import DETECT_BASELINE, NOT_ON_XLA, detect_steps_per_epoch
+from mambaout.detect_rules import (
+    SHAPES,
+    SHAPES_FIELDS,
+    SMOKE_FIELDS,
+    SMOKE_SHAPES,
+    fitted_detect,
+)
+from mambaout.errors import WrongRequest
+from mambaout.launch.calibrate import device_of
+from mambaout.launch.cli import checked_price, ended, plain_name, study_suffix, trial_storage
+from mambaout.launch.cluster import cluster_address
+from mambaout.launch.precision import precision_of
+from mambaout.launch.progress import Job
+from mambaout.launch.request import Request, about_others, hello
+from mambaout.launch.rerun import Rerun
+from mambaout.launch.resources import check_accelerator, plan_nodes, share
+from mambaout.launch.start_weights import start_weights
+from mambaout.launch.sweep_options import BuildStudy, dense_parser, own_values
+from mambaout.launch.tune import run_study
+from mambaout.options import field_text
+from mambaout.study.dense_start import DenseStart
+from mambaout.study.price.dense_price import DenseForecast, DenseWork
+from mambaout.study.price.plan import Plan, plan_table
+from mambaout.study.store_uri import chosen_uri, hidden
+from mambaout.study.study import Study, StudyFolder, Trial
+from mambaout.study.tracking.store import check_tracking
+from mambaout.tasks import DETECT, TaskKind
+from mambaout.variants import ModelConfig
+
+if TYPE_CHECKING:
+    from mambaout.model.initial import InitialWeights
+
+
+class DenseSets(Protocol):
+    """The training and the validation images of a task."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def reports(self) -> Sequence[str]: ...
+    @property
+    def num_train(self) -> int: ...
+    @property
+    def num_val(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSweep:
+    """What differs between the sweeps of two tasks."""
+
+    kind: TaskKind
+    baseline: Any  # the recipe whose fields are options
+    data: str  # help of --data
+    small: Mapping[str, Mapping[str, Any]]  # fields of the generated sets, by the set's name
+    open: Callable[[str], Any]  # --data -> DenseSets
+    fit: Callable[..., tuple[Any, list[str]]]
+    num_steps: Callable[[Any, int], int]  # (recipe, training images) -> of the whole training
+    num_evaluations: Callable[[Any], int]
+    cost: Callable[[Any, Any], Cost]  # (recipe, sets) -> of one image
+    trainer: str  # MODULE:FUNCTION
+    not_on_xla: str = ""  # why it cannot run there; "" if it can
+
+
+def _open_detect(data: str) -> DenseSets:
+    from mambaout.dense.detect_data import detect_sets
+
+    return detect_sets(data)
+
+
+DETECT_SWEEP = DenseSweep(
+    kind=DETECT,
+    baseline=DETECT_BASELINE,
+    data=f"a folder or bucket in COCO format, or {SHAPES}, a small generated set",
+    small={SHAPES: SHAPES_FIELDS, SMOKE_SHAPES: SMOKE_FIELDS},
+    open=_open_detect,
+    fit=fitted_detect,
+    num_steps=lambda recipe, images: detect_steps_per_epoch(recipe, images) * recipe.epochs,
+    num_evaluations=lambda recipe: -(-recipe.epochs // recipe.eval_every_epochs),
+    cost=lambda recipe, sets: recipe.cost(sets.num_classes, with_masks=sets.has_masks),
+    trainer="mambaout.launch.detect_trial:train_detect_trial",
+    not_on_xla=NOT_ON_XLA,
+)
+
+
+def main(sweep: DenseSweep, build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
+    """Run, resume or plan the study that `build_study` describes; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    again = [hidden(word) for word in words if word != "--rerun"]
+    command = f"python {shlex.join([sys.argv[0], *again])}"
+
+    def work() -> int:
+        options = dense_parser(build_study, sweep.baseline, sweep.data).parse_args(words)
+        asked = _asked(sweep, build_study, options, command)
+        if options.plan:
+            table = plan_table(_plan(asked, options))
+            about = [f"{asked.request.name}: {asked.request.study.question}"]
+            print("\n".join([*about, *hello(asked.request), "", table]))
+            return 0
+        return run_study(asked.request)
+
+    return ended(Path(sys.argv[0]).name, work)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The request, and the work of each trial."""
+
+    request: Request
+    work: Callable[[Trial], DenseWork]
+
+
+def _asked(
+    sweep: DenseSweep, build_study: BuildStudy, options: argparse.Namespace, command: str
+) -> _Asked:
+    """The request, with all checks done that are possible before Ray starts."""
+    check_working_directory()
+    checked_price(options.plan, options)
+    given = given_dense_fields(options, sweep.kind.recipe_type)
+    storage = trial_storage(options.storage)
+    tracking_uri = chosen_uri(options.tracking_uri, storage)
+    cluster_address(options.address)
+    check_accelerator(options.accelerator)
+    check_tracking(tracking_uri)
+    _check_xla(sweep, options.accelerator)
+    data = _data(options)
+    sets = sweep.open(data)
+    weights = [start_weights(text, storage) for text in options.init or ()]
+    start = DenseStart(
+        kind=sweep.kind,
+        fit=lambda shape, fields: sweep.fit(sets.num_train, shape, fields, sweep.small.get(data)),
+        given=given,
+        variants=options.variants,
+        is_small=data in sweep.small,
+        smoke=options.smoke,
+        digest_of=lambda shape: _digest(weights, shape, sets.num_classes),
+    )
+    study = _built(build_study, start, options)
+    name = options.name or _study_name(study, data, start)
+    if name != plain_name(name):
+        raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
+    folder = StudyFolder(storage, name)
+    writable_folder(str(folder.path), "--name")
+    precision = precision_of(
+        folder,
+        given.get(PRECISION),
+        accelerator=options.accelerator,
+        address=options.address,
+        rerun=options.rerun,
+    )
+    if precision.rule is not None:  # only the study's name tells it, after the recipes were made
+        start = replace(
+            start, given={**given, PRECISION: precision.value}, rules=[], took_variants=False
+        )
+        study = _built(build_study, start, options)
+        start.rules.append(str(precision.rule))
+    trials = study.trials(sets.fingerprint)
+    _check(sweep, trials, options.micro_batch, sets)
+
+    def work(trial: Trial) -> DenseWork:
+        recipe = trial.recipe
+        steps, evaluations = sweep.num_steps(recipe, sets.num_train), sweep.num_evaluations(recipe)
+        return DenseWork(
+            cost=sweep.cost(recipe, sets),
+            num_steps=steps,
+            images=steps * recipe.global_batch,
+            evaluated=evaluations * sets.num_val,
+            num_evaluations=evaluations,
+        )
+
+    def job(trial: Trial) -> Job:
+        own = work(trial)
+        macs = TRAIN_FORWARDS * own.images * own.cost.macs
+        return Job(trial=trial, num_steps=own.num_steps, train_macs=macs)
+
+    position = {label: place for place, label in enumerate(study.recipes)}
+    request = Request(
+        study=replace(study, name=name),
+        # One seed of every recipe comes before the next seed.
+        trials=sorted(trials, key=lambda t: (t.seed, -job(t).train_macs, position[t.label])),
+        job=job,
+        num_images=lambda split, recipe: sets.num_train if split == "train" else sets.num_val,
+        fingerprint=sets.fingerprint,
+        data=str(Path(data).resolve()) if Path(data).exists() else data,
+        data_name=data,
+        micro_batch=options.micro_batch,
+        storage=storage,
+        name=name,
+        tracking_uri=tracking_uri,
+        address=options.address,
+        accelerator=options.accelerator,
+        max_concurrent=options.max_concurrent,
+        budget_hours=options.budget_hours,
+        rerun=options.rerun,
+        command=command,
+        trainer=sweep.trainer,
+        rules=start.rules,
+        weights=weights,
+        about_weights=_about_weights(weights, study),
+        about_data="; ".join(sets.reports),
+        about_others=about_others(folder),
+        facts={
+            "num_train": sets.num_train,
+            "num_val": sets.num_val,
+            "num_classes": sets.num_classes,
+            "given": {name: field_text(value) for name, value in start.given.items()},
+            "variants": options.variants,
+            "micro_batch": options.micro_batch,
+            "rules": start.rules,
+            PRECISION: precision.to_json(),
+        },
+    )
+    return _Asked(request, work)
+
+
+def _data(options: argparse.Namespace) -> str:
+    if options.smoke and options.data:
+        raise WrongRequest("--smoke generates its images; leave --data out")
+    if not options.smoke and not options.data:
+        raise WrongRequest(f"--data is missing: give a folder or a bucket, or {SHAPES}")
+    return SMOKE_SHAPES if options.smoke else options.data
+
+
+def _built(build_study: BuildStudy, start: DenseStart, options: argparse.Namespace) -> Study:
+    """The study with the requested seeds. WrongRequest if it ignores an option."""
+    study = build_study(start, **own_values(build_study, options))
+    if start.variants is not None and not start.took_variants:
+        raise WrongRequest(f"--variants: study {study.name} has no catalogue of networks")
+    if options.seeds is not None:
+        study = replace(study, seeds=tuple(range(options.seeds)))
+    return study
+
+
+def _check_xla(sweep: DenseSweep, accelerator: str | None) -> None:
+    if sweep.not_on_xla and accelerator is not None and accelerator.startswith("tpu"):
+        raise WrongRequest(f"--accelerator {accelerator}: {sweep.not_on_xla}")
+
+
+def _check(
+    sweep: DenseSweep, trials: Sequence[Trial], micro_batch: int | None, sets: DenseSets
+) -> None:
+    """Raise WrongRequest if a trial does not fit the data."""
+    for trial in trials:
+        try:
+            sweep.num_steps(trial.recipe, sets.num_train)
+        except WrongRequest as error:
+            raise WrongRequest(f"trial {trial.label}: {error}") from error
+        batch = trial.recipe.global_batch
+        if micro_batch is not None and micro_batch > batch:
+            raise WrongRequest(
+                f"--micro-batch {micro_batch} is more than the global batch {batch} of trial "
+                f"{trial.label}; give that or less"
+            )
+
+
+def _study_name(study: Study, data: str, start: DenseStart) -> str:
+    name = Path(data).name if Path(data).exists() else data.removesuffix("-smoke")
+    smoke = "smoke" if start.smoke else ""
+    parts = [plain_name(study.name), smoke, plain_name(name), study_suffix(start)]
+    return "-".join(filter(None, parts))
+
+
+# -- the first weights ----------------------------------------------------------------------------
+
+
+def _digest(weights: Sequence[InitialWeights], shape: ModelConfig, num_classes: int) -> str | None:
+    """The digest of the weights that fit the network; None if no weights are given at all."""
+    if not weights:
+        return None
+    faults = []
+    for one in weights:
+        try:
+            one.plan(shape, num_classes)
+        except WrongRequest as error:
+            faults.append(str(error))
+        else:
+            return one.digest
+    depths, dims = field_text(shape.depths), field_text(shape.dims)
+    raise WrongRequest(
+        f"--init: no file has the weights of the network {depths}/{dims} ({faults[0]}); add its "
+        "file to --init, or name the networks that have one with --variants"
+    )
+
+
+def _about_weights(weights: Sequence[InitialWeights], study: Study) -> str:
+    """A line on the weights. WrongRequest if no trial starts from one of the files."""
+    if not weights:
+        return ""
+    used = {recipe.init for recipe in study.recipes.values()}
+    for one in weights:
+        if one.digest not in used:
+            raise WrongRequest(
+                f"--init {one.weights.path}: no network of this study starts from it; leave it "
+                "out, or name its network with --variants"
+            )
+    names = ", ".join(f"{one.weights.path.name} ({one.digest})" for one in weights)
+    return f"the backbones start from {names}; the heads are new"
+
+
+# -- the plan -------------------------------------------------------------------------------------
+
+
+def _plan(asked: _Asked, options: argparse.Namespace) -> Plan:
+    """The price of the remaining trials."""
+    request = asked.request
+    part = share(options.accelerator, plan_nodes(options.accelerator))
+    concurrency = options.max_concurrent or part.slots(plan_nodes(options.accelerator))
+    folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
+    rerun = Rerun(folder)
+    anew = rerun.begins_with(request)
+    reuse = request.reuse and not (anew or rerun.is_under_way)
+    finished = folder.finished_elsewhere(request.trials) if reuse else set()
+    forecast = DenseForecast(request.storage, request.study.kind, device_of(part))
+    rows = [
+        forecast.row(trial, asked.work(trial), None if anew else folder.run(trial), finished)
+        for trial in request.trials
+    ]
+    precisions = {row.recipe.precision for row in rows if not row.finished}
+    return Plan(
+        rows=rows,
+        concurrency=concurrency,
+        basis=[*forecast.basis(precisions), _counted(rows[0].recipe)],
+        num_devices=part.num_devices,
+        price_per_hour=options.price_per_hour,
+        grant_hours=options.grant_hours,
+    )
+
+
+def _counted(recipe: Any) -> str:
+    height, width = recipe.counted_size
+    return (
+        f"the MACs of an image of {height}x{width} px; an image of another size takes another time"
+    )

@@ -1,0 +1,126 @@
+"""What a trial of a detector or a segmenter costs: MACs, images, seconds and bytes.
+
+The MACs of an image are those of the closed form. The seconds of an image are the assumption about
+the device (rates.py), times the ratio of measured to assumed time in finished trials of the same
+task on that device. The ratio is a median. Without such trials it is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mambaout.accounting import TRAIN_FORWARDS, Cost
+from mambaout.durable import read_whole
+from mambaout.endings import Ending
+from mambaout.numbers import counted
+from mambaout.study.price.rates import EVAL_SHARE, assumption, yardstick
+from mambaout.study.price.trial_price import (
+    CHECKPOINTS,
+    LOG_EVERY_STEPS,
+    RECORD_BYTES,
+    TRIAL_BYTES,
+    PlanRow,
+    checkpoint_bytes,
+)
+from mambaout.study.study import OUTCOME_FILE, REUSED_FILE, Run, Trial
+from mambaout.tasks import TaskKind
+from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, IMAGES_PER_SECOND, MACS
+
+SHEET_BYTES = 1_000_000  # the pictures of predictions, with MLflow's copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseWork:
+    """The work of one training."""
+
+    cost: Cost  # of one image, one forward
+    num_steps: int
+    images: int  # that are trained on, every epoch counted
+    evaluated: int  # images that are evaluated
+    num_evaluations: int
+
+
+class DenseForecast:
+    """Forecasts the seconds of an image on one device from the finished trials in a storage."""
+
+    def __init__(self, storage: Path, kind: TaskKind, device: str) -> None:
+        self.device = device
+        self.ratios = _ratios(storage, kind, device)
+
+    def train_image_seconds(self, macs: int, precision: str) -> float:
+        ratios = self.ratios.get(precision)
+        if not ratios:
+            return assumption(self.device, precision).train_image_seconds(macs)
+        seconds = yardstick(self.device, precision).train_image_seconds(macs)
+        return statistics.median(ratios) * seconds
+
+    def basis(self, precisions: Collection[str]) -> list[str]:
+        """A line for each source of the times."""
+        lines = []
+        for precision in sorted(precisions):
+            ratios = self.ratios.get(precision)
+            if ratios:
+                text = f"measured: from {counted(len(ratios), 'finished trial')} on {self.device}"
+                text += f" in {precision}" if precision != "fp32" else ""
+                if len(ratios) > 2:
+                    middle = statistics.median(ratios)
+                    off = statistics.median(abs(each / middle - 1) for each in ratios)
+                    text += f"; they differ from their median by {off:.0%} (median)"
+                lines.append(text)
+            else:
+                told = assumption(self.device, precision).text
+                lines.append(f"assumed: {told}; nothing has been measured on {self.device} yet")
+        return lines
+
+    def row(
+        self, trial: Trial, work: DenseWork, run: Run | None, finished: Collection[str]
+    ) -> PlanRow:
+        """The price of a trial. `finished` are keys of trials that other studies have finished."""
+        recipe, macs = trial.recipe, work.cost.macs
+        each = self.train_image_seconds(macs, recipe.precision)
+        seconds = each * (work.images + EVAL_SHARE * work.evaluated)
+        records = work.num_steps // LOG_EVERY_STEPS + work.num_evaluations
+        kept = CHECKPOINTS * checkpoint_bytes(recipe, work.cost.params)
+        row = PlanRow(
+            name=trial.name,
+            label=trial.label,
+            recipe=recipe,
+            params=work.cost.params,
+            macs=macs,
+            images=work.images,
+            train_macs=TRAIN_FORWARDS * work.images * macs,
+            seconds=seconds,
+            most_seconds=seconds,
+            disk_bytes=kept + records * RECORD_BYTES + TRIAL_BYTES + SHEET_BYTES,
+            kind="measured" if self.ratios.get(recipe.precision) else "assumed",
+        )
+        if (run is not None and run.status.is_over) or trial.key in finished:
+            return replace(row, state="finished", seconds=0.0, most_seconds=0.0)
+        if run is None or not run.records:
+            return row
+        left = seconds * (1 - min(1.0, run.records[-1].step / work.num_steps))
+        return replace(row, state="begun", seconds=left, most_seconds=left)
+
+
+def _ratios(storage: Path, kind: TaskKind, device: str) -> dict[str, Sequence[float]]:
+    """Measured / assumed seconds of a training image in each finished trial, by precision."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
+        text = read_whole(path)
+        outcome = {} if text is None else json.loads(text)
+        facts = outcome.get("facts", {})
+        is_of_device = facts.get("task") == kind.name and facts.get(DEVICE) == device
+        if not is_of_device or facts.get(EARLIER_DEVICES) or (path.parent / REUSED_FILE).exists():
+            continue
+        rate = outcome["metrics"].get(IMAGES_PER_SECOND, math.nan)
+        macs = outcome["metrics"].get(MACS)
+        if outcome["status"] == Ending.FINISHED and rate > 0 and macs:
+            precision = facts.get("precision", "fp32")
+            assumed = yardstick(device, precision).train_image_seconds(macs)
+            found.setdefault(precision, []).append(1 / rate / assumed)
+    return dict(found)

@@ -16,7 +16,8 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.named import named_errors, read_study, studies, study_folder
 from mambaout.numbers import count_text
 from mambaout.study.study import CHECKPOINT_FILE, STUDY_FILE, Run, StudyFolder
-from mambaout.train.metrics import MACS, MINIVAL_TOP1, TOP1
+from mambaout.train.metrics import MACS, TOP1
+from mambaout.train.tasks import CLASSIFY, TaskKind, kind_named
 
 
 def add_list(commands: argparse._SubParsersAction) -> None:
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def study_table(folders: Sequence[StudyFolder]) -> str:
     """One line for each study: trials finished of all, last change, and the best result."""
-    rows = [("study", "finished", "changed", "val top-1 %", "of the recipe chosen on minival")]
+    rows = [("study", "finished", "changed", "score on val", "of the highest recipe")]
     unread = []
     for folder in folders:
         try:
@@ -58,17 +59,22 @@ def study_table(folders: Sequence[StudyFolder]) -> str:
 
 def trial_table(folder: StudyFolder) -> str:
     """One line for each trial, in the study's order: its numbers and its weights' path."""
-    rows = [("trial", "status", "minival %", "val top-1 %", "MACs", "checkpoint")]
     with named_errors(folder):
         runs = folder.runs()
+    kind = runs[0].trial.kind if runs else CLASSIFY
+    scores = ("minival %", "val top-1 %")
+    if kind is not CLASSIFY:
+        scores = (f"{kind.score} %", f"{next(iter(kind.more.values()))} %")
+    rows = [("trial", "status", *scores, "MACs", "checkpoint")]
     for run in runs:
         path = folder.run_directory(run.trial) / CHECKPOINT_FILE
+        second = TOP1 if kind is CLASSIFY else next(iter(kind.more))
         rows.append(
             (
                 run.trial.name,
                 run.status,
-                _minival(run),
-                _percent(run.metrics.get(TOP1)),
+                _watched(run),
+                _percent(run.metrics.get(second)),
                 count_text(run.metrics.get(MACS, math.nan)),
                 str(path) if path.exists() else "none",
             )
@@ -86,23 +92,40 @@ def _earlier(folder: StudyFolder, runs: Sequence[Run]) -> list[str]:
 
 
 def _best(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, str]:
-    """The result, over its seeds, of the recipe that is best on minival, and its label."""
+    """The result, over its seeds, of the recipe that is best on minival, and its label.
+
+    Without a minival, it is the recipe that is best on val.
+    """
     from mambaout.study.report.ranking import standing
 
+    if (name := study.get("task", CLASSIFY.name)) != CLASSIFY.name:
+        return _best_dense(kind_named(name), runs)
     found = standing(runs, study)
     if found.best is None:
         return "-", "-"
     note = ", near chance" if found.guessing else ""
     top1 = found.best.mean(TOP1).value
-    return f"{top1:.2f}", f"{found.best.label} (n={len(found.best.counted)}{note})"
+    return f"top-1 {top1:.2f}", f"{found.best.label} (n={len(found.best.counted)}{note})"
 
 
-def _minival(run: Run) -> str:
-    if MINIVAL_TOP1 in run.metrics:
-        return _percent(run.metrics[MINIVAL_TOP1])
-    so_far = [
-        record.values[MINIVAL_TOP1] for record in run.records if MINIVAL_TOP1 in record.values
-    ]
+def _best_dense(kind: TaskKind, runs: Sequence[Run]) -> tuple[str, str]:
+    """The same of a study without a minival."""
+    from mambaout.study.report.rows import rows
+
+    ready = [row for row in rows(runs) if row.mean(kind.final)]
+    best = max(ready, key=lambda row: row.mean(kind.final).value, default=None)
+    if best is None:
+        return "-", "-"
+    score = f"{kind.score} {best.mean(kind.final).value:.2f}"
+    return score, f"{best.label} (n={len(best.counted)})"
+
+
+def _watched(run: Run) -> str:
+    watched = run.trial.kind.watched
+    name = watched if run.trial.kind is CLASSIFY else run.trial.kind.final
+    if name in run.metrics:
+        return _percent(run.metrics[name])
+    so_far = [record.values[watched] for record in run.records if watched in record.values]
     return f"{so_far[-1]:.2f} so far" if so_far else "-"
 
 

@@ -11,7 +11,7 @@ from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.launch.named import read_study, study_folder
-from mambaout.tasks import CLASSIFY, kind_named
+from mambaout.train.tasks import CLASSIFY, kind_named
 
 OWN_COPY = (
     "for a report of your own copy the study's folder to a place that you can write to, and name "

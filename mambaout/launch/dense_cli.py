@@ -20,7 +20,7 @@ from mambaout.accounting import TRAIN_FORWARDS, Cost
 from mambaout.applied_rules import PRECISION
 from mambaout.command_line import check_working_directory, writable_folder
 from mambaout.dense_options import given_dense_fields
-from mambaout.detect_recipe import DETECT_BASELINE, NOT_ON_XLA, detect_steps_per_epoch
+from mambaout.detect_recipe import NOT_ON_XLA, detect_steps_per_epoch
 from mambaout.detect_rules import (
     SHAPES,
     SHAPES_FIELDS,
@@ -34,7 +34,7 @@ from mambaout.launch.cli import checked_price, ended, plain_name, study_suffix, 
 from mambaout.launch.cluster import cluster_address
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, hello
+from mambaout.launch.request import Request, about_others, check_share, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator, plan_nodes, share
 from mambaout.launch.start_weights import start_weights
@@ -47,7 +47,7 @@ from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
-from mambaout.tasks import DETECT, TaskKind
+from mambaout.train.tasks import DETECT, TaskKind
 from mambaout.variants import ModelConfig
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ class DenseSweep:
     """What differs between the sweeps of two tasks."""
 
     kind: TaskKind
-    baseline: Any  # the recipe whose fields are options
     data: str  # help of --data
     small: Mapping[str, Mapping[str, Any]]  # fields of the generated sets, by the set's name
     open: Callable[[str], Any]  # --data -> DenseSets
@@ -94,7 +93,6 @@ def _open_detect(data: str) -> DenseSets:
 
 DETECT_SWEEP = DenseSweep(
     kind=DETECT,
-    baseline=DETECT_BASELINE,
     data=f"a folder or bucket in COCO format, or {SHAPES}, a small generated set",
     small={SHAPES: SHAPES_FIELDS, SMOKE_SHAPES: SMOKE_FIELDS},
     open=_open_detect,
@@ -114,7 +112,7 @@ def main(sweep: DenseSweep, build_study: BuildStudy, argv: Sequence[str] | None 
     command = f"python {shlex.join([sys.argv[0], *again])}"
 
     def work() -> int:
-        options = dense_parser(build_study, sweep.baseline, sweep.data).parse_args(words)
+        options = dense_parser(build_study, sweep.kind.baseline, sweep.data).parse_args(words)
         asked = _asked(sweep, build_study, options, command)
         if options.plan:
             table = plan_table(_plan(asked, options))
@@ -127,7 +125,7 @@ def main(sweep: DenseSweep, build_study: BuildStudy, argv: Sequence[str] | None 
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _DenseRequest:
     """The request, and the work of each trial."""
 
     request: Request
@@ -136,7 +134,7 @@ class _Asked:
 
 def _asked(
     sweep: DenseSweep, build_study: BuildStudy, options: argparse.Namespace, command: str
-) -> _Asked:
+) -> _DenseRequest:
     """The request, with all checks done that are possible before Ray starts."""
     check_working_directory()
     checked_price(options.plan, options)
@@ -146,7 +144,6 @@ def _asked(
     cluster_address(options.address)
     check_accelerator(options.accelerator)
     check_tracking(tracking_uri)
-    _check_xla(sweep, options.accelerator)
     data = _data(options)
     sets = sweep.open(data)
     weights = [start_weights(text, storage) for text in options.init or ()]
@@ -218,6 +215,7 @@ def _asked(
         rerun=options.rerun,
         command=command,
         trainer=sweep.trainer,
+        not_on_xla=sweep.not_on_xla,
         rules=start.rules,
         weights=weights,
         about_weights=_about_weights(weights, study),
@@ -234,7 +232,7 @@ def _asked(
             PRECISION: precision.to_json(),
         },
     )
-    return _Asked(request, work)
+    return _DenseRequest(request, work)
 
 
 def _data(options: argparse.Namespace) -> str:
@@ -253,11 +251,6 @@ def _built(build_study: BuildStudy, start: DenseStart, options: argparse.Namespa
     if options.seeds is not None:
         study = replace(study, seeds=tuple(range(options.seeds)))
     return study
-
-
-def _check_xla(sweep: DenseSweep, accelerator: str | None) -> None:
-    if sweep.not_on_xla and accelerator is not None and accelerator.startswith("tpu"):
-        raise WrongRequest(f"--accelerator {accelerator}: {sweep.not_on_xla}")
 
 
 def _check(
@@ -324,11 +317,13 @@ def _about_weights(weights: Sequence[InitialWeights], study: Study) -> str:
 # -- the plan -------------------------------------------------------------------------------------
 
 
-def _plan(asked: _Asked, options: argparse.Namespace) -> Plan:
+def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
     """The price of the remaining trials."""
     request = asked.request
-    part = share(options.accelerator, plan_nodes(options.accelerator))
-    concurrency = options.max_concurrent or part.slots(plan_nodes(options.accelerator))
+    nodes = plan_nodes(options.accelerator)
+    part = share(options.accelerator, nodes)
+    check_share(request, part)
+    concurrency = options.max_concurrent or part.slots(nodes)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     rerun = Rerun(folder)
     anew = rerun.begins_with(request)

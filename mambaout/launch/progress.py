@@ -13,8 +13,8 @@ from mambaout.endings import Ending
 from mambaout.numbers import clock_text, count_text, hours_text, percent_text, rate_text
 from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.study import Run, Trial
-from mambaout.tasks import CLASSIFY
 from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, MINIVAL_TOP1, TOP1, TRAIN_LOSS
+from mambaout.train.tasks import CLASSIFY
 
 MOST_ROWS = 16  # running trials shown at once
 # The passed time includes the start of the workers. Early on, this makes the time left far too

@@ -19,7 +19,7 @@ from mambaout.recompute import Stages, check_recompute, stages_text
 from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import Study, StudyFolder, Trial
-from mambaout.tasks import CLASSIFY, kind_of
+from mambaout.train.tasks import CLASSIFY, kind_of
 
 if TYPE_CHECKING:
     from mambaout.model.initial import InitialWeights
@@ -51,6 +51,7 @@ class Request:
     budget_hours: float | None = None
     rerun: bool = False
     command: str = ""
+    not_on_xla: str = ""  # why its trials cannot run on XLA; "" if they can
     trainer: str = TRAINER  # MODULE:FUNCTION that a worker calls to train a trial
     facts: Mapping[str, Any] = field(default_factory=dict)
     weights: Sequence[InitialWeights] = ()  # that trials start from
@@ -112,6 +113,8 @@ def about_others(folder: StudyFolder) -> str:
 def check_share(request: Request, part: Share) -> None:
     """Raise ValueError if a recipe's batch does not split over the share's devices, or if they
     cannot recompute stages or take --compile."""
+    if part.backend == "xla" and request.not_on_xla:
+        raise WrongRequest(f"{part.accelerator}: {request.not_on_xla}")
     check_recompute(request.recompute, part.backend)
     if part.backend == "xla" and request.compiles is not None:
         raise WrongRequest(f"{NOT_ON_XLA} on {part.accelerator}")

@@ -20,7 +20,7 @@ from typing import Any
 from mambaout.dense_options import dense_field, dense_field_types
 from mambaout.errors import WrongRequest
 from mambaout.options import field_text, option
-from mambaout.tasks import TaskKind
+from mambaout.train.tasks import TaskKind
 from mambaout.variants import VARIANTS, ModelConfig
 
 # The recipe that fits the data: (network or None, fields) -> recipe, a line for each rule.

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 
 from mambaout.code_version import CODE_VERSION
 from mambaout.durable import (
-    DamagedLine,
     append_lines,
     leftovers,
     read_lines,
@@ -51,8 +49,9 @@ from mambaout.study.origin import (
     origins_to_json,
     trial_label,
 )
-from mambaout.tasks import CLASSIFY, SHEET, TaskKind, kind_named, kind_of
+from mambaout.study.run_files import look, named, without_val
 from mambaout.train.metrics import Record, read_records
+from mambaout.train.tasks import CLASSIFY, SHEET, TaskKind, kind_named, kind_of
 
 RECIPE_FILE = "recipe.json"
 RECORDS_FILE = "records.jsonl"
@@ -233,7 +232,7 @@ class StudyFolder:
                 f"{path} cannot be read: a power loss has emptied it; run the study's command "
                 "again, which writes it anew"
             )
-        with _named(path, remedy=""):
+        with named(path, remedy=""):
             return json.loads(path.read_text() if text is None else text)
 
     def trials(self) -> list[Trial]:
@@ -280,7 +279,7 @@ class StudyFolder:
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds now. Only a changed file is read again."""
         directory = self.run_directory(trial)
-        now = [_look(directory / name) for name in _RUN_FILES]
+        now = [look(directory / name) for name in _RUN_FILES]
         before, run = self._read.get(trial.key, (None, None))
         if run is None or now != before:
             run = self._run(trial, directory)
@@ -289,21 +288,21 @@ class StudyFolder:
         return run if same else replace(run, trial=trial)
 
     def _run(self, trial: Trial, directory: Path) -> Run:
-        with _named(directory / RECORDS_FILE):
+        with named(directory / RECORDS_FILE):
             records = tuple(read_records(directory / RECORDS_FILE))
         path = directory / OUTCOME_FILE
         text = read_whole(path)
         if text is None:  # not over; or a power loss emptied the file, and it ends again
             stopped = directory / STOPPED_FILE
             if stopped.exists():
-                with _named(stopped):
+                with named(stopped):
                     facts = json.loads(read_whole(stopped) or "{}")
                 return Run(trial=trial, status=Ending.STOPPED, facts=facts, records=records)
             return Run(trial=trial, status=Ending.UNFINISHED, records=records)
         reused = directory / REUSED_FILE
-        with _named(reused):
+        with named(reused):
             origin = json.loads(read_whole(reused) or "{}")
-        with _named(path):
+        with named(path):
             outcome = json.loads(text)
             return Run(
                 trial=trial,
@@ -340,7 +339,7 @@ class StudyFolder:
                 else:
                     write_whole(aside / RECIPE_FILE, canonical_json(trial.recipe) + "\n")
                     records = read_records(source / RECORDS_FILE)
-                    append_lines(aside / RECORDS_FILE, map(_without_val, records))
+                    append_lines(aside / RECORDS_FILE, map(without_val, records))
                 write_whole(aside / REUSED_FILE, json.dumps({REUSED_FROM: study}) + "\n")
             return study
         return None
@@ -378,33 +377,3 @@ def _with_shorter_cooldowns(trial: Trial) -> Iterator[Trial]:
     for cooldown in range(schedule.cooldown_epochs - 1, -1, -1):
         shorter = replace(schedule, cooldown_epochs=cooldown)
         yield replace(trial, recipe=replace(trial.recipe, schedule=shorter))
-
-
-_OF_A_RUN = "; put it back from a copy, or move its folder away and run the study's command again"
-
-
-@contextmanager
-def _named(path: Path, remedy: str = _OF_A_RUN) -> Iterator[None]:
-    """Turn an error in a file (another version, or damage) into a ValueError that names it."""
-    try:
-        yield
-    except DamagedLine as error:
-        raise WrongRequest(f"{error}{remedy}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        reason = error if isinstance(error, ValueError) else repr(error)
-        raise WrongRequest(f"{path} cannot be read: {reason}{remedy}") from error
-
-
-def _look(path: Path) -> tuple[int, ...] | None:
-    """Numbers that change if the file changes; None if there is no file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
-
-
-def _without_val(record: Record) -> str:
-    """The record as a line, without the metrics that are measured only at a run's end."""
-    kept = {name: value for name, value in record.values.items() if not name.startswith("val/")}
-    return replace(record, values=kept).to_json()

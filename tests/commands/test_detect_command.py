@@ -200,4 +200,7 @@ def test_the_published_cost_is_that_of_the_default_recipe():
     from mambaout.detect_recipe import DETECT_BASELINE
 
     assert round(DETECT_BASELINE.cost(80, with_masks=True).macs / 1e9) == 262
-    assert DETECT_BASELINE.cost(80, with_masks=False).macs < DETECT_BASELINE.cost(80, with_masks=True).macs
+    assert (
+        DETECT_BASELINE.cost(80, with_masks=False).macs
+        < DETECT_BASELINE.cost(80, with_masks=True).macs
+    )

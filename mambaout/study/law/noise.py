@@ -28,8 +28,8 @@ from mambaout.endings import Ending
 from mambaout.numbers import counted
 from mambaout.study.law.power_law import Array
 from mambaout.study.study import Run
-from mambaout.tasks import kind_of
 from mambaout.train.metrics import TOP1
+from mambaout.train.tasks import kind_of
 
 Z95 = 1.959964
 # A spread from fewer degrees of freedom is too uncertain, so the spread of all recipes is used.

@@ -28,8 +28,8 @@ from mambaout.study.price.trial_price import (
     checkpoint_bytes,
 )
 from mambaout.study.study import OUTCOME_FILE, REUSED_FILE, Run, Trial
-from mambaout.tasks import TaskKind
 from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, IMAGES_PER_SECOND, MACS
+from mambaout.train.tasks import TaskKind
 
 SHEET_BYTES = 1_000_000  # the pictures of predictions, with MLflow's copy
 

@@ -21,6 +21,7 @@ from mambaout.study.report.picture import (
 )
 from mambaout.study.report.rows import Row
 from mambaout.train.metrics import MACS, MINIVAL_TOP1, TRAIN_LOSS
+from mambaout.train.tasks import TaskKind
 
 MAX_NAMES = 12  # if more, only the smallest, the largest and the baseline are named
 MAX_RECIPES = 60  # if more, the best, the worst and some between are drawn
@@ -38,6 +39,12 @@ def learning_curves(table: Sequence[Row]) -> Figure:
     if axes.lines:
         log_error_axis(axes)
     return figure
+
+
+def score_curves(table: Sequence[Row], kind: TaskKind) -> Figure:
+    """The score of a detection or a segmentation on val, by epoch."""
+    title, ylabel = f"{kind.score} over training", f"{kind.score} on val, %"
+    return _curves(table, kind.watched, lambda score: score, title, ylabel)[0]
 
 
 def training_loss(table: Sequence[Row]) -> Figure:
@@ -75,7 +82,8 @@ def _curves(
                 for record in run.records
                 if math.isfinite(record.values.get(name, math.nan))
             ]
-            line = [(x, y) for x, y in line if y > 0]  # an error of 0 has no logarithm
+            if name == MINIVAL_TOP1:
+                line = [(x, y) for x, y in line if y > 0]  # an error of 0 has no logarithm
             if line:
                 alone = "." if len(line) == 1 else None  # a line of one point is invisible
                 axes.plot(

@@ -9,44 +9,28 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
 from mambaout.endings import Ending
 from mambaout.numbers import hours_text, percent_text, rate_text
+from mambaout.study.report.content import Content, Section, Table
 from mambaout.study.report.page_style import STYLE
 from mambaout.study.report.rows import Row
 from mambaout.study.report.tables import CHOSEN, NAME, NOTE, RankedTable
 from mambaout.study.speeds import device_of
 from mambaout.study.study import Run
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, TOP1, TRAIN_DEVICE_HOURS
+from mambaout.train.tasks import CLASSIFY
 
 MAX_BYTES = 990_000  # of the page, so that it can be committed and mailed
 MAX_ROWS = 100  # of the ranked table
 MAX_TRIALS = 200  # shown with their command; trials.csv has all
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text. Columns in `long` hold sentences, which wrap."""
-
-    header: Sequence[str]
-    cells: Sequence[Sequence[str]]
-    long: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: paragraphs, then tables, then charts by file name."""
-
-    title: str
-    said: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    charts: Sequence[str] = ()
-
-
-_NOTES = (
+HEADING = "Recipes, highest on minival first"
+NOTES = (
     "Top-1 is in percent. Minival is training images that are held out to choose on: recipes are "
     "ranked on it, and the front of the charts is chosen on it. Val is the test set, which is "
     "looked at once, after the last step: it says how good what was chosen is. Charts, laws and "
@@ -68,31 +52,25 @@ _NOTES = (
 
 
 def page(
-    study: Mapping[str, Any],
-    table: Sequence[Row],
-    said: Sequence[str],
-    sections: Sequence[Section],
-    ranked: RankedTable,
+    content: Content,
     charts: Mapping[str, bytes],
-    captions: Mapping[str, str],
     commands: Mapping[str, str],
     checkpoints: Mapping[str, str],
 ) -> str:
     """The page's HTML.
 
-    `study` is the content of study.json. `said` holds the answer's paragraphs. `ranked` has one row
-    of cells for each row of `table`. `charts` (PNG bytes) and `captions` (text) are by file name.
-    `commands` and `checkpoints` are by trial key. A checkpoint is a path from the page; a trial
-    without one is missing.
+    `charts` has the bytes of the content's pictures. `commands` and `checkpoints` are by trial key.
+    A checkpoint is a path from the page; a trial without one is missing.
     """
+    study, table, ranked = content.study, content.table, content.ranked
     runs = [run for row in table for run in row.runs]
     top = [
         f"<h1>{escape(study['name'])}</h1>",
         f'<p class="question">{escape(study["question"])}</p>',
         f'<ul class="chips">{_chips(runs)}</ul>',
-        f'<section class="answer">{_answer(said)}</section>',
-        *(_section(section, charts, captions) for section in sections),
-        "<h2>Recipes, highest on minival first</h2>",
+        f'<section class="answer">{_answer(content.said)}</section>',
+        *(_section(section, charts, content.captions) for section in content.sections),
+        f"<h2>{escape(content.heading)}</h2>",
         f'<div class="scroll">{_ranked(table[:MAX_ROWS], ranked)}</div>',
         _more(len(table) - MAX_ROWS, "recipes"),
         f'<div class="legend">{_paragraphs([ranked.shared] * bool(ranked.shared))}'
@@ -105,7 +83,7 @@ def page(
         "<h2>Where this comes from</h2>",
         f"<dl>{_origin(study, runs)}</dl>",
         "<h2>How to read it</h2>",
-        f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in _NOTES)}</ul>',
+        f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in content.notes)}</ul>',
     ]
     room = MAX_BYTES - len(STYLE) - sum(len(part.encode()) + 1 for part in top + bottom) - 2000
     trials: list[str] = []
@@ -162,10 +140,12 @@ def _chips(runs: Sequence[Run]) -> str:
 
 
 def _figure(name: str, body: bytes, caption: str) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(body).decode()}"
-    alt = escape(name.removesuffix(".png").replace("_", " "))
+    kind = "jpeg" if name.endswith(".jpg") else "png"
+    source = f"data:image/{kind};base64,{base64.b64encode(body).decode()}"
+    alt = escape(name.rpartition(".")[0].replace("_", " "))
     image = f'<img alt="{alt}" src="{source}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    tag = '<figure class="wide">' if kind == "jpeg" else "<figure>"  # a sheet of many pictures
+    return f"{tag}{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
@@ -203,10 +183,12 @@ def _ranked(table: Sequence[Row], ranked: RankedTable) -> str:
 
 
 def _trial(run: Run, command: str, checkpoint: str | None) -> str:
-    figures = [run.status.text]
+    figures, kind = [run.status.text], run.trial.kind
+    words = {MINIVAL_TOP1: "minival", TOP1: "val"}
+    if kind is not CLASSIFY:
+        words = {kind.final: kind.score, **kind.more}
     for name, text in (
-        (MINIVAL_TOP1, lambda value: f"minival {percent_text(value)}"),
-        (TOP1, lambda value: f"val {percent_text(value)}"),
+        *((name, partial(_said, words[name])) for name in words),
         (IMAGES_PER_SECOND, lambda value: f"{rate_text(value)} images/s"),
         (TRAIN_DEVICE_HOURS, hours_text),
     ):
@@ -223,6 +205,10 @@ def _trial(run: Run, command: str, checkpoint: str | None) -> str:
         f'<details class="trial"><summary>{name}{shown}</summary>{kept}'
         f'<pre id="{run.trial.key}"><code>{escape(command)}</code></pre></details>'
     )
+
+
+def _said(score: str, value: float) -> str:
+    return f"{score} {percent_text(value)}"
 
 
 def _origin(study: Mapping[str, Any], runs: Sequence[Run]) -> str:

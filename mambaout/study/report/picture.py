@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -23,6 +24,7 @@ WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
 INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
 PLAIN = "#2563a8"
 DEEP, WIDE = "#2563a8", "#b7791f"  # wherever depth is compared with width
+JPEG_WIDTH, JPEG_QUALITY = 1100, 80  # px, and Pillow's scale
 NUM_COLORS = 128  # of a PNG; only shades at the edges of lines are lost
 MARKERS = "os^DvP"  # shortest training first
 
@@ -158,6 +160,17 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     image.save(file, "png", optimize=True, dpi=(figure.dpi, figure.dpi))
     return file.getvalue()
+
+
+def small_jpeg(path: Path) -> bytes:
+    """The picture in the file `path` as a JPEG that is narrow enough for the page."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    scale = min(1.0, JPEG_WIDTH / picture.width)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    body = io.BytesIO()
+    picture.resize(size, Image.Resampling.LANCZOS).save(body, "jpeg", quality=JPEG_QUALITY)
+    return body.getvalue()
 
 
 def finite(value: float | None) -> bool:

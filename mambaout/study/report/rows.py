@@ -14,8 +14,8 @@ from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.law.noise import SeedMean
 from mambaout.study.origin import ConfirmingSeed, SearchPoint
 from mambaout.study.study import Run
-from mambaout.tasks import kind_of
 from mambaout.train.metrics import MACS
+from mambaout.train.tasks import kind_of
 
 
 @dataclass(frozen=True)

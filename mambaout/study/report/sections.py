@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from mambaout.study.law.fit import Law
 from mambaout.study.report.charts import COST_AXES, accuracy, is_drawn
+from mambaout.study.report.content import Section, Table
 from mambaout.study.report.curves import MAX_RECIPES, learning_curves, training_loss
 from mambaout.study.report.growing import at_equal_macs, shape_exponents
 from mambaout.study.report.law_charts import growth_chart, iso_chart, law_chart
 from mambaout.study.report.overlay import SOURCE, is_comparable, published_chart, published_said
-from mambaout.study.report.page import Section, Table
 from mambaout.study.report.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
 from mambaout.study.report.search_findings import (
     SEARCH_CHARTS,

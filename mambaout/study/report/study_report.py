@@ -19,15 +19,17 @@ from typing import Any
 from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
 from mambaout.numbers import percent_text
+from mambaout.study.report.content import Content
+from mambaout.study.report.dense_command import dense_command
+from mambaout.study.report.dense_report import dense_content, dense_summary
 from mambaout.study.report.findings import answer
-from mambaout.study.report.page import Section, page
+from mambaout.study.report.page import HEADING, NOTES, page
 from mambaout.study.report.picture import png
 from mambaout.study.report.ranking import standing
-from mambaout.study.report.reading import Reading, read_prediction, reading
+from mambaout.study.report.reading import read_prediction, reading
 from mambaout.study.report.sections import CAPTIONS, drawings, sections
 from mambaout.study.report.tables import (
     MARKDOWN_ROWS,
-    RankedTable,
     markdown_lines,
     markdown_table,
     ranked_cells,
@@ -43,6 +45,7 @@ from mambaout.study.report.trial_files import (
 )
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MINIVAL_TOP1
+from mambaout.train.tasks import CLASSIFY
 
 __all__ = ["NotWritten", "ranked_table", "summary", "write_report"]
 
@@ -62,37 +65,45 @@ def write_report(folder: StudyFolder) -> list[Path]:
     columns = study.get("columns", {})
     storage = folder.path.parent
     commands = {
-        run.trial.key: reproduce_command(run.trial, data, columns, storage=storage) for run in runs
+        run.trial.key: reproduce_command(run.trial, data, columns, storage=storage)
+        if run.trial.kind is CLASSIFY
+        else dense_command(run.trial, data, storage=storage, micro_batch=study.get("micro_batch"))
+        for run in runs
     }
     lines = trial_lines(folder, runs, commands)
     # The numbers are written first, so that a failed fit or chart loses none of them.
     tables = {"trials.csv": csv_text(lines).encode(), "trials.parquet": parquet_bytes(lines)}
     _write(folder, tables)
-    found = reading(runs, study=study, prediction=read_prediction(folder))
+    content = _content(folder, runs, study)
     paths = {run.trial.key: checkpoint_path(folder, run.trial) for run in runs}
     checkpoints = {key: path for key, path in paths.items() if path}
-    pictures = {name: png(draw()) for name, draw in drawings(found).items()}
-    said, parts = answer(found), sections(found)
-    ranked = ranked_cells(found.standing)
-    html = page(
-        found.study,
-        found.table,
-        said,
-        parts,
-        ranked,
-        pictures,
-        CAPTIONS,
-        commands,
-        checkpoints,
-    )
+    pictures = {name: draw() for name, draw in content.pictures.items()}
     texts = {
-        "results.md": _markdown(found, said, parts, ranked, commands, checkpoints).encode(),
-        "report.html": html.encode(),
+        "results.md": _markdown(content, commands, checkpoints).encode(),
+        "report.html": page(content, pictures, commands, checkpoints).encode(),
     }
     _write(folder, pictures | texts)
-    for name in CAPTIONS.keys() - pictures.keys():
+    for name in content.captions.keys() - pictures.keys():
         (folder.path / name).unlink(missing_ok=True)
     return [folder.path / name for name in pictures | tables | texts]
+
+
+def _content(folder: StudyFolder, runs: Sequence[Run], study: Mapping[str, Any]) -> Content:
+    if study.get("task", CLASSIFY.name) != CLASSIFY.name:
+        return dense_content(folder, runs, study)
+    found = reading(runs, study=study, prediction=read_prediction(folder))
+    return Content(
+        study=found.study,
+        table=found.table,
+        ranked=ranked_cells(found.standing),
+        heading=HEADING,
+        said=answer(found),
+        sections=sections(found),
+        notes=NOTES,
+        best_run=found.standing.best_run,
+        pictures={name: lambda draw=draw: png(draw()) for name, draw in drawings(found).items()},
+        captions=CAPTIONS,
+    )
 
 
 def _write(folder: StudyFolder, files: Mapping[str, bytes]) -> None:
@@ -107,7 +118,10 @@ def _write(folder: StudyFolder, files: Mapping[str, bytes]) -> None:
 
 def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
     """The last output of a launch: the ranked table, its meaning, and the best trial's folder."""
-    found = standing(folder.runs() if runs is None else runs, folder.read())
+    runs, study = folder.runs() if runs is None else runs, folder.read()
+    if study.get("task", CLASSIFY.name) != CLASSIFY.name:
+        return dense_summary(folder, runs, study)
+    found = standing(runs, study)
     lines = [terminal_text(ranked_cells(found))]
     run = found.best_run
     if run is None or checkpoint_path(folder, run.trial) is None:
@@ -131,23 +145,15 @@ def _data_name(study: Mapping[str, Any], runs: Sequence[Run]) -> str:
     return "DATA"
 
 
-def _markdown(
-    found: Reading,
-    said: Sequence[str],
-    parts: Sequence[Section],
-    ranked: RankedTable,
-    commands: Mapping[str, str],
-    checkpoints: Mapping[str, str],
-) -> str:
-    study = found.study
+def _markdown(content: Content, commands: Mapping[str, str], checkpoints: Mapping[str, str]) -> str:
+    study, best = content.study, content.best_run
     lines = [f"# {study['name']}", "", study["question"], ""]
-    for text in said:
+    for text in content.said:
         lines += [text, ""]
-    lines += [markdown_table(ranked), ""]
-    best = found.standing.best_run
+    lines += [markdown_table(content.ranked), ""]
     if best and best.trial.key in checkpoints:
         lines += [f"Highest trial: {best.trial.name}, `{checkpoints[best.trial.key]}`", ""]
-    for part in parts:
+    for part in content.sections:
         if part.said or part.tables:
             lines += [f"## {part.title}", ""]
         for text in part.said:
@@ -158,7 +164,7 @@ def _markdown(
     if study.get("command"):
         lines += [f"The study: `{study['command']}`", ""]
     lines += ["Each trial alone, trained into a new folder:", "", "```"]
-    order = [run for row in found.table for run in row.runs]
+    order = [run for row in content.table for run in row.runs]
     lines += [commands[run.trial.key] for run in order[:MARKDOWN_ROWS]]
     more = [f"and {len(order) - MARKDOWN_ROWS} more in trials.csv", ""]
     return "\n".join([*lines, "```", "", *(more if len(order) > MARKDOWN_ROWS else [])])

@@ -16,8 +16,8 @@ from mambaout.study.kept_weights import kept_weights
 from mambaout.study.origin import searches_of
 from mambaout.study.report.rows import rows
 from mambaout.study.study import CHECKPOINT_FILE, Run, StudyFolder, Trial
-from mambaout.tasks import CLASSIFY
 from mambaout.train.metrics import FINAL_METRICS, MINIVAL_TOP1, TOP1, TOP5
+from mambaout.train.tasks import CLASSIFY
 from mambaout.variants import VARIANTS
 
 TRAIN_MACS = "train_macs"  # of the whole training; it follows from the recipe

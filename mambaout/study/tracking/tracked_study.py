@@ -37,7 +37,7 @@ from mambaout.study.tracking.views import (
     experiment_name,
     trials_view,
 )
-from mambaout.tasks import CLASSIFY, TaskKind
+from mambaout.train.tasks import CLASSIFY, TaskKind
 
 log = logging.getLogger(__name__)
 

@@ -53,7 +53,7 @@ from mambaout.study.tracking.tracked_run import (
 )
 from mambaout.study.tracking.tracked_study import TrackedStudy
 from mambaout.study.tracking.views import compare_url, ui_command
-from mambaout.tasks import CLASSIFY, SHEET, TaskKind
+from mambaout.train.tasks import CLASSIFY, SHEET, TaskKind
 
 __all__ = ["Tracker", "check_tracking", "compare_url", "default_tracking_uri", "ui_command"]
 

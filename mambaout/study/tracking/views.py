@@ -16,7 +16,6 @@ from mambaout.errors import WrongRequest
 from mambaout.study.store_uri import TrackingError, hidden, is_server, sqlite_path, sqlite_uri
 from mambaout.study.tracking.mlflow_client import open_client
 from mambaout.study.tracking.store import check_tracking
-from mambaout.tasks import CLASSIFY, TaskKind
 from mambaout.train.metrics import (
     DEVICE,
     IMAGES_PER_SECOND,
@@ -24,6 +23,7 @@ from mambaout.train.metrics import (
     PARAMS,
     TRAIN_DEVICE_HOURS,
 )
+from mambaout.train.tasks import CLASSIFY, TaskKind
 
 LAUNCHED_TAG = "mambaout.launched"  # on the experiment: when the study was last launched
 VIEW = "trials"

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from mambaout.detect_recipe import DetectRecipe, detect_recipe_from_json
+from mambaout.detect_recipe import DETECT_BASELINE, detect_recipe_from_json
+from mambaout.detect_rules import SHAPES_FIELDS
 from mambaout.errors import WrongRequest
-from mambaout.recipe import Recipe, recipe_from_json
+from mambaout.recipe import BASELINE, recipe_from_json
+from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
 SHEET = "predictions.png"  # in the directory of a run that detects or segments
 
@@ -25,14 +28,19 @@ class TaskKind:
     """A task: its recipe, and its metrics by their names in records.jsonl and outcome.json."""
 
     name: str  # the value of --task
-    recipe_type: type
+    baseline: Any  # the published recipe
     read: Callable[[str, str], Any]  # (text of recipe.json, where it is from) -> recipe
     watched: str
     final: str
     score: str  # the final score in words, for tables and charts
     more: Mapping[str, str]  # further final scores, in percent, with their words
-    length: Callable[[Any], int]  # of a recipe, in `unit`
+    length: Callable[[Any], int]  # of a recipe, in `unit`; pickled with a tracker
     unit: str = "epochs"
+    follow: tuple[str, ...] = ()  # fields that follow others or the data if they are not given
+
+    @property
+    def recipe_type(self) -> type:
+        return type(self.baseline)
 
     @property
     def final_metrics(self) -> tuple[str, ...]:
@@ -41,17 +49,17 @@ class TaskKind:
 
 CLASSIFY = TaskKind(
     name="classify",
-    recipe_type=Recipe,
+    baseline=BASELINE,
     read=recipe_from_json,
-    watched="minival/top1",
-    final="top1",
+    watched=MINIVAL_TOP1,
+    final=TOP1,
     score="top-1",
     more={},
-    length=lambda recipe: recipe.schedule.total_epochs,
+    length=attrgetter("schedule.total_epochs"),
 )
 DETECT = TaskKind(
     name="detect",
-    recipe_type=DetectRecipe,
+    baseline=DETECT_BASELINE,
     read=detect_recipe_from_json,
     watched="val/box_ap",
     final="box_ap",
@@ -61,7 +69,8 @@ DETECT = TaskKind(
         "box_ap50": "box AP50",
         "mask_ap50": "mask AP50",
     },
-    length=lambda recipe: recipe.epochs,
+    length=attrgetter("epochs"),
+    follow=("first_drop_epoch", "second_drop_epoch", "warmup_steps", *SHAPES_FIELDS),
 )
 TASKS: Mapping[str, TaskKind] = {kind.name: kind for kind in (CLASSIFY, DETECT)}
 

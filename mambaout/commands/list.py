@@ -42,7 +42,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def study_table(folders: Sequence[StudyFolder]) -> str:
     """One line for each study: trials finished of all, last change, and the best result."""
-    rows = [("study", "finished", "changed", "score on val", "of the highest recipe")]
+    of = "of the recipe chosen (on minival, if there is one)"
+    rows = [("study", "finished", "changed", "score on val, %", of)]
     unread = []
     for folder in folders:
         try:

@@ -106,7 +106,7 @@ def test_the_answer_names_the_front_of_minival_and_says_its_val(folder):
 
 def test_the_list_of_studies_has_the_val_of_the_choice_of_minival(folder):
     header, line = study_table([folder]).splitlines()
-    assert "val top-1 %  of the recipe chosen on minival" in header
+    assert "score on val, %  of the recipe chosen (on minival" in header
     assert f"86.05  {CHOSEN} (n=2)" in line
     assert "minival %  val top-1 %" in trial_table(folder).splitlines()[0]
 

@@ -117,6 +117,7 @@ PARSES = {
     "launch/rerun.py": 1,  # json.loads
     "launch/resources.py": 1,
     "recipe.py": 1,
+    "segment_recipe.py": 1,  # json.loads
     "study/tracking/mlflow_client.py": 1,
     "study/price/rates.py": 1,
     "study/tracking/store.py": 1,

@@ -32,6 +32,7 @@ LEAST_MICRO_BATCH = 2  # a batch norm on a map of one place needs two images
 # The author's rates in segmentation; those of small are 0.3 or 0.4. Others keep the variant's own.
 DROP_PATHS: Mapping[str, float] = {"tiny": 0.3, "small": 0.3, "base": 0.6}
 WARMUP_START = 1e-6  # of the rate, at step 0
+SEGMENT_TINY = replace(TINY, drop_path=DROP_PATHS["tiny"])
 
 
 def _sides_in_order(shorter_side: int, longer_side: int) -> str | None:
@@ -60,7 +61,7 @@ class SegmentRecipe:
     """Everything that decides a segmentation run's result, except the seed, the data and the
     micro-batch, whose images the batch norms see at a time."""
 
-    model: ModelConfig = replace(TINY, drop_path=DROP_PATHS["tiny"])
+    model: ModelConfig = SEGMENT_TINY
     peak_lr: float = knob(
         1e-4,
         "learning rate after warm-up; it belongs to a global batch",

@@ -146,13 +146,8 @@ def read_ade20k(root: str) -> tuple[SegmentData, SegmentData]:
     found = {split: _pairs(folder, split, below) for split in FOLDERS}
     names = _class_names(f"{folder}/{NAMES}") if NAMES in below else None
     if names is None:
-        names = _numbered_classes(
-            [
-                f"{folder}/{other}"
-                for _, pairs in found.values()
-                for other in (name for pair in pairs for name in pair[1:])
-            ]
-        )
+        files = [annotated for _, pairs in found.values() for _, annotated in pairs]
+        names = _numbered_classes([f"{folder}/{file}" for file in files])
     splits = []
     for split, (num_other, pairs) in found.items():
         said = [f"{name} {below[name]}" for pair in pairs for name in pair]

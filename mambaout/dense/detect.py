@@ -26,7 +26,6 @@ from mambaout.dense.detect_images import (
     EvaluationSamples,
     TrainingSamples,
     batch_places,
-    loaded,
 )
 from mambaout.dense.detect_recipe import (
     NOT_ON_XLA,
@@ -36,6 +35,7 @@ from mambaout.dense.detect_recipe import (
 )
 from mambaout.dense.detect_step import LOSSES, DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import Detections, fastest_engine, figures
+from mambaout.dense.loading import loaded
 from mambaout.dense.loop import DenseRun, train_run
 from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest

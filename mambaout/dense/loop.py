@@ -106,7 +106,7 @@ class DenseRun(ABC):
         while True:
             # A pass that fails may have moved the statistics of batch norms.
             is_known = self._fitting == self.micro_batch
-            before = [] if is_known else [each.clone() for each in self.network.buffers()]
+            before = [] if is_known else [each.cpu().clone() for each in self.network.buffers()]
             try:
                 losses = self.add_gradients(batch)
                 if not is_known:
@@ -118,7 +118,7 @@ class DenseRun(ABC):
                     raise
                 self._halve(error)
             for buffer, old in zip(self.network.buffers(), before, strict=False):
-                buffer.copy_(old)
+                buffer.copy_(self.backend.place_whole(old))
             fresh_gradients(self.optimizer, self.backend)
             self.backend.free_memory()
 

@@ -143,6 +143,7 @@ def read_ade20k(root: str) -> tuple[SegmentData, SegmentData]:
     part = inside[0]
     folder = f"{root}/{part}".rstrip("/")
     below = {n.removeprefix(part): size for n, size in there.items() if n.startswith(part)}
+    found: dict[SegmentSplit, tuple[int, list[tuple[str, str]]]]
     found = {split: _pairs(folder, split, below) for split in FOLDERS}
     names = _class_names(f"{folder}/{NAMES}") if NAMES in below else None
     if names is None:

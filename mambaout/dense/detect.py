@@ -175,6 +175,7 @@ class DetectRun(DenseRun):
             directory,
             saved,
             micro_batch=micro_batch,
+            asked=micro_batch,
             sizes=range(micro_batch, 0, -1),
         )
 

@@ -50,12 +50,17 @@ class DenseRun(ABC):
         saved: Mapping[str, Any] | None,
         *,
         micro_batch: int,
+        asked: int | None,
         sizes: Sequence[int],
     ) -> None:
-        """`network` is on its device, and both have the state of `saved`, a checkpoint."""
+        """`network` is on its device, and both have the state of `saved`, a checkpoint.
+
+        The run begins with `micro_batch`. If the checkpoint's run was `asked` for the same one, or
+        like it for none, its own stays, which may have been halved.
+        """
         self.network, self.optimizer = network, optimizer
         self.backend, self.directory = backend, directory
-        self.asked_micro_batch = self.micro_batch = micro_batch
+        self.micro_batch, self._asked = micro_batch, asked
         self.sizes = sizes
         self._fitting: int | None = None  # a micro-batch whose step has succeeded
         self.meter = Meter(backend, lambda rate: None)
@@ -66,9 +71,11 @@ class DenseRun(ABC):
             self.meter.load_state(saved["meter"])
             self._sums = backend.place_whole(saved["losses"])
             self._num_steps, self.step = saved["num_steps"], saved["step"]
-            if saved.get("asked_micro_batch") == micro_batch:  # it may have been halved
-                self.micro_batch = saved["micro_batch"]
             log.info("continuing %s at step %d", directory.out, self.step)
+            kept = saved.get("micro_batch", micro_batch)  # earlier versions did not save it
+            if kept != micro_batch and kept in sizes and saved["asked"] == asked:
+                self.micro_batch = kept
+                log.info("going on with a micro-batch of %d", kept)
 
     @abstractmethod
     def add_gradients(self, batch: Sequence[Any]) -> Tensor:
@@ -163,7 +170,7 @@ class DenseRun(ABC):
         return {
             "step": self.step,
             "micro_batch": self.micro_batch,
-            "asked_micro_batch": self.asked_micro_batch,
+            "asked": self._asked,
             "num_steps": self._num_steps,
             "losses": self._sums,
             "meter": self.meter.state(),

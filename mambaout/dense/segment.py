@@ -112,12 +112,13 @@ def train_segmenter(
 ) -> Outcome:
     """Train into the run directory `out`; a run that lies there is resumed.
 
-    `micro_batch` images are in memory at once, and the batch norms see as many at a time. None: the
-    whole batch. With `multi_scale` the last step is followed by an evaluation at six scales. The
-    arguments that mambaout.train.loop.train has too mean the same here. Raises WrongRequest if the
-    directory holds another run, or if the batch cannot be split so.
+    `micro_batch` images are in memory at once, and the batch norms see as many at a time. None: as
+    many as are estimated to fit, or those of the run that is resumed. With `multi_scale` the last
+    evaluation is done at six scales too. The arguments that mambaout.train.loop.train has too mean
+    the same here. Raises WrongRequest if the directory holds another run, or if the batch cannot be
+    split so.
     """
-    sizes = fitting_sizes(recipe, backend, micro_batch)
+    first = micro_batch_of(recipe, train.num_classes, backend, micro_batch)
     milestones = Milestones(
         global_batch=recipe.global_batch,
         num_train=len(train),
@@ -148,7 +149,8 @@ def train_segmenter(
         seed=seed,
         backend=backend,
         directory=directory,
-        sizes=sizes,
+        micro_batch=first,
+        asked=micro_batch,
         multi_scale=multi_scale,
         num_workers=num_workers,
     )
@@ -165,26 +167,35 @@ def train_segmenter(
     )
 
 
-def fitting_sizes(recipe: SegmentRecipe, backend: Backend, micro_batch: int | None) -> list[int]:
-    """`micro_batch`, by default the whole batch, and the smaller ones that it may be halved to.
+def micro_batch_of(
+    recipe: SegmentRecipe, num_classes: int, backend: Backend, asked: int | None
+) -> int:
+    """`asked`, or if it is None, the largest micro-batch that is estimated to fit.
 
-    Raises WrongRequest if the batch cannot be split so.
+    On a CPU it matters: there the kernel ends a process that needs too much. Raises WrongRequest
+    if the batch cannot be split so.
     """
     if backend.num_hosts > 1:
         raise WrongRequest("a segmenter is trained by one host; take a slice of one host")
     sizes = segment_micro_batches(recipe.global_batch, backend.num_devices)
     if not sizes:
         raise WrongRequest(
-            f"global_batch={recipe.global_batch} does not split over {backend.num_devices} devices "
-            f"with {LEAST_MICRO_BATCH} images or more; try --global-batch {2 * backend.num_devices}"
+            f"--global-batch {recipe.global_batch} does not split over {backend.num_devices} "
+            f"devices into parts of {LEAST_MICRO_BATCH} images or more; try "
+            f"{LEAST_MICRO_BATCH * backend.num_devices}"
         )
-    if micro_batch is not None and micro_batch not in sizes:
-        raise WrongRequest(
-            f"--micro-batch {micro_batch} does not split --global-batch {recipe.global_batch} into "
-            "equal parts that the batch norms can take; give "
-            f"{' or '.join(map(str, sizes))}"
-        )
-    return [size for size in sizes if micro_batch is None or size <= micro_batch]
+    if asked is not None:
+        if asked not in sizes:
+            raise WrongRequest(
+                f"--micro-batch {asked} does not split --global-batch {recipe.global_batch} into "
+                f"equal parts that batch norms can take; give {' or '.join(map(str, sizes))}"
+            )
+        return asked
+    # Floats that one image keeps for each of its pixels: two heads' logits with what the loss makes
+    # of them, the decoder's maps at a fourth of the sides, and the backbone's.
+    floats = 6 * num_classes + recipe.head_channels + 10 * recipe.model.dims[0]
+    room = backend.usable_bytes() / (4 * floats * recipe.crop_size**2) * backend.num_devices
+    return next((size for size in sizes if size <= room), sizes[-1])
 
 
 class SegmentRun(DenseRun):
@@ -202,7 +213,8 @@ class SegmentRun(DenseRun):
         seed: int,
         backend: Backend,
         directory: DenseDirectory,
-        sizes: Sequence[int],
+        micro_batch: int,
+        asked: int | None,
         multi_scale: bool,
         num_workers: int,
     ) -> None:
@@ -224,8 +236,9 @@ class SegmentRun(DenseRun):
             backend,
             directory,
             saved,
-            micro_batch=sizes[0],
-            sizes=sizes,
+            micro_batch=micro_batch,
+            asked=asked,
+            sizes=segment_micro_batches(recipe.global_batch, backend.num_devices),
         )
 
     @property

@@ -48,7 +48,7 @@ def segment_sheet(
         tiles.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         for classes in (annotated, predicted):
             small = cv2.resize(classes, size, interpolation=cv2.INTER_NEAREST)
-            tiles.append(colours[small])
+            tiles.append(colours[small.astype(np.uint8)])
     counts = sum(np.bincount(each.ravel(), minlength=256) for each in (*labels, *found))
     return png_of([*tiles, *_legend(np.asarray(counts), colours, class_names)], 3)
 

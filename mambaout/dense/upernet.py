@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaout.dense.backbone import Backbone
@@ -77,13 +78,19 @@ class UperNetDecoder(nn.Module):
         return self.fuse(joined)
 
 
-class ChannelDropout(nn.Dropout2d):
+class ChannelDropout(nn.Module):
     """Dropout of whole channels, by factors that the caller gives or that are drawn here."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
 
     def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
         """x (B, C, H, W); `scales` (B, C) are 0 for a channel that is dropped, else 1 / (1 - p)."""
-        if scales is None or not self.training:
-            return super().forward(x)
+        if not self.training:
+            return x
+        if scales is None:
+            return F.dropout2d(x, self.p)
         return x * scales.to(x.dtype)[:, :, None, None]
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mambaout.applied_rules import PRECISION, AppliedRule, precision_rule, rule_lines
 from mambaout.command_line import add_compile_option, writable_folder
-from mambaout.commands.dense import add_dense_options, refuse_dense_options, run_dense
+from mambaout.commands.dense import run_dense
+from mambaout.commands.dense_options import add_dense_options, refuse_dense_options
 from mambaout.commands.detect import DetectCommand
 from mambaout.commands.options import (
     DEFAULT_STORAGE,

@@ -414,10 +414,10 @@ def test_four_images_are_learned_by_heart(tmp_path):
     recipe = tuned_segment(
         TINY,
         {
-            **{"steps": 160, "warmup_steps": 10, "eval_every_steps": 160, "peak_lr": 4e-3},
+            **{"steps": 150, "warmup_steps": 10, "eval_every_steps": 150, "peak_lr": 5e-3},
             **{"crop_size": 64, "shorter_side": 64, "longer_side": 64, "max_class_share": 1.0},
             **{"scale_min": 1.0, "scale_max": 1.0, "photometric": 0.0, "hflip": 0.0},
-            **{"dims": (16, 24, 32, 40), "head_channels": 32, "drop_path": 0.0, "dropout": 0.0},
+            **{"dims": (24, 48, 72, 96), "head_channels": 64, "drop_path": 0.0, "dropout": 0.0},
         },
     )
     plan, _ = segmenter_plan(recipe, train, None)

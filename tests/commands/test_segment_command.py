@@ -157,6 +157,6 @@ def test_xla_trains_to_the_same_losses_and_compiles_no_step_twice(folder, tmp_pa
         subprocess.run(run, check=True, env=environment, timeout=600)
         found[name] = [each.values for each in read_records(tmp_path / name / "records.jsonl")]
     for cpu, xla in zip(found["cpu"], found["xla"], strict=True):
-        assert xla["train/loss"] == pytest.approx(cpu["train/loss"], rel=1e-3)
+        assert xla["train/loss"] == pytest.approx(cpu["train/loss"], rel=5e-3)
     compiled = [values["compilations"] for values in found["xla"]]
     assert compiled[1] == compiled[2] == compiled[3]

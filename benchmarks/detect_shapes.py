@@ -42,6 +42,7 @@ from mambaout.train.facts import git_commit
 from mambaout.train.loop import train
 from mambaout.train.metrics import read_records
 from mambaout.train.outcomes import Finished
+from mambaout.variants import ModelConfig
 
 GARMENTS = 8000  # pictures to pretrain on
 MICRO_BATCH = 6
@@ -66,13 +67,13 @@ def colored_garments(folder: Path) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def pretraining(recipe_model: Any) -> Recipe:
+def pretraining(model: ModelConfig) -> Recipe:
     """Enough for a backbone of edges and parts: no augmentation but a mild crop."""
     recipe = with_global_batch(BASELINE, 32)
     return tuned(
         recipe,
-        depths=recipe_model.depths,
-        dims=recipe_model.dims,
+        depths=model.depths,
+        dims=model.dims,
         drop_path=0.0,
         image_size=64,
         epochs=2,
@@ -85,6 +86,20 @@ def pretraining(recipe_model: Any) -> Recipe:
         erasing=0.0,
         eval_every_epochs=2,
     )
+
+
+def pretrained_backbone(model: ModelConfig, out: Path) -> tuple[Path, float]:
+    """The weights of `model`, pretrained in `out` (or now), and their top-1 in percent."""
+    folder = out / "garments"
+    if not folder.exists():
+        aside = folder.with_name("garments-begun")
+        colored_garments(aside)
+        aside.rename(folder)
+    garments, place = open_data(str(folder), out / "cache"), out / "pretrained"
+    ended = train(pretraining(model), garments, out=place, backend=backend("cpu"), num_workers=0)
+    if not isinstance(ended, Finished):
+        raise RuntimeError(f"the pretraining did not finish: {ended}")
+    return place / LAST, ended.metrics["top1"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,22 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {"epochs": epochs, "first_drop_epoch": epochs, "second_drop_epoch": epochs}
     recipe, _ = DetectRequest(SHAPES, None, given, False).recipe(len(data.images))
 
-    folder = options.out / "garments"
-    if not folder.exists():
-        aside = folder.with_name("garments-begun")
-        colored_garments(aside)
-        aside.rename(folder)
-    garments, place = open_data(str(folder), options.out / "cache"), options.out / "pretrained"
-    pretrained = train(
-        pretraining(recipe.model), garments, out=place, backend=backend("cpu"), num_workers=0
-    )
-    if not isinstance(pretrained, Finished):
-        raise RuntimeError(f"the pretraining did not finish: {pretrained}")
-    print(f"pretrained: top-1 {pretrained.metrics['top1']:.1f} %", flush=True)
+    weights, top1 = pretrained_backbone(recipe.model, options.out)
+    print(f"pretrained: top-1 {top1:.1f} %", flush=True)
 
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
-        for name, init in (("random", None), ("pretrained", place / LAST)):
+        for name, init in (("random", None), ("pretrained", weights)):
             plan, _ = detector_plan(recipe, data, init)
             out = options.out / f"{name}-{seed}-{epochs}-epochs"
             outcome = train_detector(
@@ -150,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"mask AP {mean['mask_ap']:5.1f} (n={len(own)})"
             )
     if options.json:
-        body = {"rows": rows, "means": means, "pretrained_top1": pretrained.metrics["top1"]}
+        body = {"rows": rows, "means": means, "pretrained_top1": top1}
         body |= {"machine": {"device": backend("cpu").device_name}, "commit": git_commit()}
         body["command"] = " ".join(["python", *sys.argv])
         options.json.write_text(json.dumps(body, indent=1) + "\n")

@@ -22,6 +22,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
+from mambaout.data.batches.device_augment import prepare_eval
 from mambaout.dense.mask_rcnn import mask_rcnn
 from mambaout.dense.proposals import AnchorGrid, AnchorMatcher, ProposalNetwork
 from mambaout.dense.roi_heads import (
@@ -301,6 +302,15 @@ def test_without_resizing_images_keep_their_size_in_evaluation_too():
     images, _ = detector.transform([torch.rand(3, 40, 50)])
     assert images.image_sizes == [(40, 50)]
     assert images.tensors.shape == (1, 3, 64, 64)
+
+
+def test_the_backbone_gets_the_pixels_that_a_classifier_gets():
+    """So weights of a classifier find in the detector what they were trained on."""
+    detector: Any = small_detector().eval()
+    detector.transform._skip_resize = True
+    pixels = torch.randint(256, (1, 64, 96, 3), dtype=torch.uint8)
+    images, _ = detector.transform([pixels[0].permute(2, 0, 1).float() / 255])
+    torch.testing.assert_close(images.tensors, prepare_eval(pixels))
 
 
 def without(target: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from image_files import encoded, photograph
@@ -254,22 +253,6 @@ def test_the_shapes_are_the_same_each_time_and_exact_in_both_formats(tmp_path):
             rows, columns = np.nonzero(mask)
             box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
             assert each.box == box
-
-
-def test_a_shape_differs_from_its_surroundings_by_more_than_its_own_colours_spread(tmp_path):
-    """Else no detector learns the shapes in the minutes that a benchmark has."""
-    write_shapes(tmp_path, ShapesSize(train=100, val=1))
-    data = read_coco(str(tmp_path), "train")
-    clear = []
-    for image in data.images:
-        pixels, size = data.pixels(image).astype(float), (image.height, image.width)
-        for each in image.objects:
-            mask = each.mask(size, size)
-            near = (cv2.dilate(mask, np.ones((7, 7))) > mask, mask > 0)
-            outside, inside = (pixels[part] for part in near)
-            spread = np.sqrt(inside.var(0).sum())
-            clear.append(np.linalg.norm(inside.mean(0) - outside.mean(0)) > spread)
-    assert np.mean(clear) > 0.95  # 0.76 where the filling has the photographs' colours
 
 
 def _labels(path: Path) -> np.ndarray:

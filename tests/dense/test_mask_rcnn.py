@@ -201,6 +201,16 @@ def detected(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
     return detector.eval()(images)
 
 
+@pytest.mark.parametrize("sampled_boxes", [20, 48])
+def test_the_box_head_learns_from_as_many_boxes_of_an_image_as_asked(sampled_boxes):
+    detector = mask_rcnn(SMALL, 3, shorter_side=64, widths=WIDTHS, sampled_boxes=sampled_boxes)
+    seen = []
+    detector.roi_heads.box_head.register_forward_hook(lambda _, args, out: seen.append(len(out)))
+    image, target = scene(OBJECTS, (64, 96))
+    detector.train()([image, image], [target, target])
+    assert seen == [2 * sampled_boxes]
+
+
 def test_it_learns_one_image():
     """What training calls class 1, its box and its mask is what an evaluation finds."""
     detector = small_detector().train()

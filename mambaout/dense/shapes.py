@@ -142,15 +142,14 @@ def _scenes(
     """Pixels (side, side, 3), labels 1 to 3, and masks (objects, side, side) of what is visible."""
     for index in range(number):
         random = np.random.default_rng([size.seed, split == "val", index])
-        pixels = _piece(random, size.side)
+        pixels = photograph_piece(random, size.side)
         labels: list[int] = []
         masks = np.zeros((0, size.side, size.side), bool)
         whole: list[int] = []  # pixels of each shape before another one covers it
         for _ in range(int(random.integers(1, MOST_SHAPES + 1))):
             label, mask = _shape(random, size.side)
             tint = random.uniform(LEAST_TINT, 1, 3)
-            grey = _piece(random, size.side).mean(-1, keepdims=True)
-            texture = (LEAST_GREY + (1 - LEAST_GREY / 255) * grey) * (tint / tint.max())
+            texture = tinted(photograph_piece(random, size.side).mean(-1), tint)
             left = (masks & ~mask).sum((1, 2))
             if any(now < LEAST_VISIBLE * first for now, first in zip(left, whole, strict=True)):
                 continue  # it would hide another one
@@ -161,7 +160,7 @@ def _scenes(
         yield pixels, labels, masks
 
 
-def _piece(random: np.random.Generator, side: int) -> np.ndarray:
+def photograph_piece(random: np.random.Generator, side: int) -> np.ndarray:
     """A square cut of a photograph, scaled to `side`."""
     photographs = _photographs()
     photograph = photographs[random.integers(len(photographs))]
@@ -169,6 +168,11 @@ def _piece(random: np.random.Generator, side: int) -> np.ndarray:
     top, left = (int(random.integers(length - cut)) for length in photograph.shape[:2])
     square = photograph[top : top + cut, left : left + cut]
     return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def tinted(grey: np.ndarray, tint: np.ndarray) -> np.ndarray:
+    """A texture (H, W) of 0 to 255 with half its contrast, in a tint: (H, W, 3) of 0 to 255."""
+    return (LEAST_GREY + (1 - LEAST_GREY / 255) * grey[..., None]) * (tint / tint.max())
 
 
 def _shape(random: np.random.Generator, side: int) -> tuple[int, np.ndarray]:

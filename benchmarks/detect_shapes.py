@@ -7,9 +7,11 @@ Prints: box AP and mask AP of both on 60 images after the last step; mean, and w
 
 Pretraining: 8,000 pictures of Fashion-MNIST, 64 px, 8 epochs, by `mambaout train`'s own loop. The
 garments lie on pieces of the same two photographs that the shapes lie on, in the same kind of
-tints. So the pretraining knows the grounds, and no shape. Detection: `--data shapes` (300 images of 96 px), Mask R-CNN with narrow heads, 2
-epochs (or --epochs) of 50 steps of 6 images. Both kinds of training of one seed see the same images
-in the same order, and differ only in the backbone's first weights. The rate never falls.
+tints. So the pretraining knows the grounds, and no shape.
+
+Detection: `--data shapes` (300 images of 96 px), Mask R-CNN with narrow heads, 2 epochs (or
+--epochs) of 50 steps of 6 images. Both kinds of training of one seed see the same images in the
+same order, and differ only in the backbone's first weights. The rate never falls.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from mambaout.train.metrics import read_records
 from mambaout.train.outcomes import Finished
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "dense"))
-from deepforest_tiles import (
+from deepforest_tiles import (  # pyright: ignore[reportMissingImports] - no package
     FOLDER_VARIABLE,
     deepforest_data,
     write_deepforest_tiles,

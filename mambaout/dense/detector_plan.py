@@ -30,6 +30,7 @@ def detector_plan(
             longer_side=recipe.longer_side,
             anchor_sizes=recipe.anchor_sizes,
             widths=recipe.widths,
+            sampled_boxes=recipe.sampled_boxes,
         )
         if not data.has_masks:
             boxes_alone(detector)

@@ -28,6 +28,7 @@ from mambaout.dense.detect_recipe import (
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of, fault_of, flat_fields, knobs, parsed, type_in_words
 from mambaout.launch.named import named_weights
+from mambaout.launch.start_weights import start_weights
 from mambaout.numbers import clock_text, rate_text
 from mambaout.options import FIELD_DEST, field_text, option
 from mambaout.recipe import field_types
@@ -131,17 +132,27 @@ class DetectRequest:
     given: Mapping[str, Any]
     smoke: bool
 
-    def recipe(self, num_images: int) -> tuple[DetectRecipe, list[str]]:
-        """The recipe for so many training images, and a line for each field that follows."""
+    def recipe(self, num_images: int, start: Mapping[str, Any]) -> tuple[DetectRecipe, list[str]]:
+        """The recipe for so many training images, and a line for each field that follows.
+
+        `start` has the fields that fit the weights to start from.
+        """
         base, lines = DETECT_BASELINE, []
-        fields: dict[str, Any] = {} if self.shape is None else flat_fields(self.shape)
+        fields: dict[str, Any] = dict(start)
+        fields |= {} if self.shape is None else flat_fields(self.shape)
+        for name, value in start.items():
+            if (
+                name not in self.given
+                and fields[name] == value
+                and value != flat_fields(base)[name]
+            ):
+                lines.append(f"{option(name)} {field_text(value)}: as in --init")
         if self.data == SHAPES:
             chosen = SMOKE_FIELDS if self.smoke else SHAPES_FIELDS
-            of_shape = flat_fields(DETECT_BASELINE.model).keys() if self.shape is not None else ()
             own = {
                 name: value
                 for name, value in chosen.items()
-                if name not in self.given and name not in of_shape
+                if name not in self.given and name not in fields
             }
             lines += [f"{option(n)} {field_text(v)}: for the small shapes" for n, v in own.items()]
             fields |= own
@@ -214,6 +225,7 @@ def run_detect(
     from mambaout.dense.coco import read_coco
     from mambaout.dense.detect import train_detector
     from mambaout.dense.detector_plan import detector_plan
+    from mambaout.dense.detector_start import fields_of_start
     from mambaout.dense.shapes import ShapesSize, shapes_folder
     from mambaout.train.backend import backend
     from mambaout.train.outcomes import Diverged, Finished, OutOfMemory, Preempted
@@ -223,11 +235,14 @@ def run_detect(
         train_images, val_images = SMOKE_IMAGES
         size = ShapesSize(train=train_images, val=val_images) if options.smoke else ShapesSize()
         root = str(shapes_folder(size))
+    start = {}
+    if init is not None:
+        start = fields_of_start(start_weights(options.init, DEFAULT_STORAGE))
     train, val = read_coco(root, "train"), read_coco(root, "val")
     for data in (train, val):
         print(data.report)
     where = backend(options.backend)
-    recipe, lines = request.recipe(len(train.images))
+    recipe, lines = request.recipe(len(train.images), start)
     if "precision" not in request.given:
         precision, reason = _precision(recipe, folder, where)
         if precision != recipe.precision:

@@ -145,7 +145,7 @@ def train_detector(
         if late or stopped or is_last or has_evaluation:
             with run.meter.paused():
                 if run.meter.is_finite():
-                    directory.save(run.state())
+                    directory.save(run.state() | {"classes": list(train.class_names)})
                 elif is_last:
                     return run.end_diverged()
             interruptions.saved()

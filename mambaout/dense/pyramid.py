@@ -1,14 +1,17 @@
-"""The feature pyramid: torchvision's, with another computation of the same upsampling.
+"""The feature pyramid: torchvision's, with an upsampling that XLA computes too.
 
 On XLA the backward pass of torch's nearest upsampling runs on the CPU, in the middle of a step.
 Each map is twice as large as the one after it, or a row or column less. So a copy of every place
-in two rows and two columns, cut to the size, is the same; and it runs on every device.
+in two rows and two columns, cut to the size, is the same. On a CPU its backward pass takes nine
+times as long as torch's (452 and 49 ms for 256 channels of 200 x 320, 2 images, one thread), so
+only XLA takes it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -25,11 +28,18 @@ class FeaturePyramid(FeaturePyramidNetwork):
         results = [self.get_result_from_layer_blocks(above, -1)]
         for place in range(len(maps) - 2, -1, -1):
             lateral = self.get_result_from_inner_blocks(maps[place], place)
-            above = lateral + doubled(above, lateral.shape[-2], lateral.shape[-1])
+            above = lateral + upsampled(above, lateral.shape[-2], lateral.shape[-1])
             results.insert(0, self.get_result_from_layer_blocks(above, place))
         if self.extra_blocks is not None:
             results, names = self.extra_blocks(results, maps, names)
         return OrderedDict(zip(names, results, strict=True))
+
+
+def upsampled(x: Tensor, height: int, width: int) -> Tensor:
+    """`x` (B, C, H, W) at the size (height, width), by the nearest place."""
+    if x.device.type == "xla":
+        return doubled(x, height, width)
+    return F.interpolate(x, size=(height, width), mode="nearest")
 
 
 def doubled(x: Tensor, height: int, width: int) -> Tensor:

@@ -13,13 +13,16 @@ import torch
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from mambaout.dense.pyramid import FeaturePyramid
+from mambaout.dense import pyramid
+from mambaout.dense.pyramid import FeaturePyramid, doubled, upsampled
 
 HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("size", [(32, 48), (31, 45), (25, 9), (1, 1)])
-def test_the_pyramid_is_torchvisions_for_any_size(size):
+@pytest.mark.parametrize("way", [upsampled, doubled])
+def test_the_pyramid_is_torchvisions_for_any_size(way, size, monkeypatch):
+    monkeypatch.setattr(pyramid, "upsampled", way)
     torch.manual_seed(0)
     theirs = FeaturePyramidNetwork([4, 6, 8], 5, LastLevelMaxPool())
     ours = FeaturePyramid([4, 6, 8], 5, LastLevelMaxPool())

@@ -27,7 +27,7 @@ from mambaout.dense.detect_recipe import (
 )
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of, fault_of, flat_fields, knobs, parsed, type_in_words
-from mambaout.launch.named import named_weights
+from mambaout.launch.named import NamedWeights, named_weights
 from mambaout.launch.start_weights import start_weights
 from mambaout.numbers import clock_text, rate_text
 from mambaout.options import FIELD_DEST, field_text, option
@@ -210,6 +210,15 @@ def _request(options: argparse.Namespace) -> DetectRequest:
     return DetectRequest(data, shape, given, options.smoke)
 
 
+def _given_weights(text: str | None) -> NamedWeights | None:
+    if text is None:
+        return None
+    try:
+        return named_weights(text, DEFAULT_STORAGE)
+    except WrongRequest as error:
+        raise WrongRequest(f"--init: {error}") from error
+
+
 # -- the run --------------------------------------------------------------------------------------
 
 
@@ -220,7 +229,7 @@ def run_detect(
     request, folder, init = all_of(
         lambda: _request(options),
         out,
-        lambda: None if options.init is None else named_weights(options.init, DEFAULT_STORAGE),
+        lambda: _given_weights(options.init),
     )
     from mambaout.dense.coco import read_coco
     from mambaout.dense.detect import train_detector

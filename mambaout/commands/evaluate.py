@@ -27,7 +27,6 @@ from mambaout.commands.options import (
 )
 from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
-from mambaout.errors import WrongRequest
 from mambaout.launch.named import named_weights
 from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, tuned
@@ -80,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage
     from mambaout.data.shards.files import DataError
+    from mambaout.model.file_shape import without_shape
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, read_weights
     from mambaout.train.backend import backend
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
-        raise WrongRequest(f"{named.path} does not say its shape; add --variant")
+        raise without_shape(named.path, weights.tensors)
     if options.image_size is not None:
         recipe = tuned(recipe, image_size=options.image_size)
     source = options.data or named.data

@@ -63,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from mambaout.dense.backbone import Backbone
     from mambaout.model.dense_checkpoint import NORMS
+    from mambaout.model.file_shape import without_shape
     from mambaout.model.network import Trunk, build
     from mambaout.model.onnx_file import ONNX, onnx_code, save_onnx
     from mambaout.model.timm_call import check, data_config, timm_code, timm_features_code
@@ -84,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
-        raise WrongRequest(f"{named.path} does not say its shape; add --variant")
+        raise without_shape(named.path, weights.tensors)
     if weights.task is not None and not options.features:
         raise WrongRequest(
             f"{named.path} is of a run with --task {weights.task}, and only its backbone can be "

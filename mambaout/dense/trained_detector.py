@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from mambaout.data.images.decode import picture
 from mambaout.data.shards.encoded import EncodedImage
 from mambaout.data.shards.files import DataError, file_size, names_below, read_range
 from mambaout.dense.coco import CocoData, CocoImage
+from mambaout.dense.coco_hints import IMAGE_ENDINGS
 from mambaout.dense.detect import predictions
 from mambaout.dense.detect_recipe import DetectRecipe, detect_recipe_from_json
 from mambaout.dense.detect_step import DetectorSteps
@@ -29,7 +31,6 @@ from mambaout.errors import WrongRequest
 from mambaout.model.weights import Weights
 from mambaout.train.backend import Backend
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHOWN_CLASSES = 5  # names of classes in a sentence
 
 
@@ -131,6 +132,8 @@ def photographs(folder: str, class_names: Sequence[str]) -> CocoData:
     Raises DataError if there is none, or if one cannot be read.
     """
     folder = folder.rstrip("/")
+    if os.path.isfile(folder):
+        raise DataError(f"{folder} is a file; give the folder that it is in")
     names = sorted(n for n in names_below(folder) if n.lower().endswith(IMAGE_ENDINGS))
     if not names:
         raise DataError(

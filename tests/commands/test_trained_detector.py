@@ -174,11 +174,13 @@ def test_what_is_no_detector_is_refused_for_what_it_is(run, folder, tmp_path, ca
         {"state_dict": {"backbone.a": torch.ones(1), "rpn_head.b": torch.ones(1)}},
         tmp_path / "mmdetection.pth",
     )
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
     torch.save(saved_in(run) | {"identity": {"task": "segment"}}, tmp_path / "segmenter.ckpt")
     torch.save(saved_in(run) | {"model": {"backbone.body.x": torch.ones(1)}}, tmp_path / "cut.ckpt")
     said = {
         "classifier.safetensors": f"is a classifier, and {folder} is a set for detection; train a",
         "mmdetection.pth": "a detector or segmenter of another program (backbone.a); give the",
+        "linear.pth": "holds no MambaOut: its 2 tensors are another network's, like weight",
         "segmenter.ckpt": "is of a run with --task segment; evaluate takes",
         "cut.ckpt": "cut.ckpt does not fit the detector of its recipe",
     }

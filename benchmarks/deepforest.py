@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from detect_shapes import pretrained_backbone
 
-from mambaout.commands.detect import SHAPES_FIELDS
 from mambaout.dense.coco import read_coco
 from mambaout.dense.detect import train_detector
 from mambaout.dense.detector_plan import detector_plan
 from mambaout.detect_recipe import DETECT_BASELINE, tuned_detect
+from mambaout.detect_rules import SHAPES_FIELDS
 from mambaout.train.backend import backend
 from mambaout.train.facts import git_commit
 from mambaout.train.metrics import read_records

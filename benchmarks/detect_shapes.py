@@ -29,14 +29,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mambaout.commands.dense import SHAPES
-from mambaout.commands.detect import DetectRequest
 from mambaout.data.images.decode import Images
 from mambaout.data.packing.sources import open_data
 from mambaout.dense.coco import read_coco
 from mambaout.dense.detect import train_detector
 from mambaout.dense.detector_plan import detector_plan
 from mambaout.dense.shapes import LEAST_TINT, photograph_piece, shapes_folder, tinted
+from mambaout.detect_rules import SHAPES_FIELDS, fitted_detect
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.train.backend import backend
 from mambaout.train.checkpoint import LAST
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     epochs = options.epochs
     given = {"epochs": epochs, "first_drop_epoch": epochs, "second_drop_epoch": epochs}
     given["eval_every_epochs"] = epochs
-    recipe, _ = DetectRequest(SHAPES, None, given, False).recipe(len(data.images))
+    recipe, _ = fitted_detect(len(data.images), None, given, SHAPES_FIELDS)
 
     weights, top1 = pretrained_backbone(recipe.model, options.out)
     print(f"pretrained: top-1 {top1:.1f} %", flush=True)

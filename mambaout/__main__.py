@@ -4,6 +4,7 @@
     mambaout list scale                                                 a study's trials, or studies
     mambaout evaluate scale/w16-d4-s0                                   top-1 and top-5 of a trial
     mambaout evaluate tiny.safetensors --data DIR                       top-1 and top-5 of a file
+    mambaout evaluate runs/boxes --data COCO                            a detector's 24 figures
     mambaout account small base --image-size 288                        parameters, MACs, TPU v3
     mambaout account --depths 1,1,3,1 --dims 16,32,64,96                the same for your own shape
     mambaout pack SOURCE OUT                                            write Parquet shards

@@ -25,7 +25,7 @@ PAPER = "paper, section 4.3"
 MMDETECTION = "mmdetection's configuration of Swin"
 NOT_ON_XLA = (
     "Mask R-CNN does not run on XLA: its shapes are dynamic (each image has another number of "
-    "boxes), so every step would be compiled anew; use --backend cpu or --backend cuda"
+    "boxes), so every step would be compiled anew"
 )
 MULTIPLE = 32  # px that sides are padded to: the stride of the last stage
 

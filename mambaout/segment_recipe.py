@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from mambaout.accounting import cost_of
+from mambaout.accounting import Cost, cost_of
 from mambaout.dense_layers import AUXILIARY, SEGMENTER_CHANNELS, segmenter_layers
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
@@ -209,6 +209,13 @@ class SegmentRecipe:
         source="bf16 where the device has units for it; the paper had fp16",
     )
 
+    init: str | None = knob(
+        None,
+        "digest of the weights that the backbone starts from; none: random weights",
+        unit=None,
+        source="paper, which starts from ImageNet's",
+    )
+
     RULES: ClassVar[tuple[Rule, ...]] = (
         _sides_in_order,
         _scales_in_order,
@@ -223,13 +230,15 @@ class SegmentRecipe:
         """The (height, width) of the image whose MACs are said; the paper's is 512 x 2048."""
         return self.shorter_side, self.longer_side
 
-    def macs(self, num_classes: int) -> int:
-        """Multiply-adds of one image of `counted_size`, as the paper's table counts them."""
+    def cost(self, num_classes: int) -> Cost:
+        """The cost of one image of `counted_size`, as the paper's table counts it.
+
+        The auxiliary head is for training alone: its parameters count, its MACs do not.
+        """
         parts = segmenter_layers(self.model, self.counted_size, num_classes, self.head_channels)
+        costs = [(part.name, cost_of(part.layers.values()).times(part.times)) for part in parts]
         return sum(
-            cost_of(part.layers.values()).times(part.times).macs
-            for part in parts
-            if part.name != AUXILIARY
+            (Cost(cost.params) if name == AUXILIARY else cost for name, cost in costs), Cost()
         )
 
     def learning_rate(self, step: int) -> float:

@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from mambaout.launch.dense_cli import DETECT_SWEEP, main
+from mambaout.launch.dense_cli import main
+from mambaout.launch.dense_sweeps import DETECT_SWEEP
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.study import Study
 from mambaout.variants import ModelConfig

@@ -16,7 +16,7 @@ _ALL: dict[str, Callable[..., Study]] = {
     path.stem: runpy.run_path(str(path))[path.stem]
     for path in sorted((ROOT / "sweeps").glob("*.py"))
 }
-DENSE = {name: _ALL[name] for name in ("detect",)}  # they start from a DenseStart
+DENSE = {name: _ALL[name] for name in ("detect", "segment")}  # they start from a DenseStart
 FUNCTIONS = {name: function for name, function in _ALL.items() if name not in DENSE}
 # What a sweep must be asked where it has no question of its own.
 ASKED: dict[str, dict[str, Any]] = {"mine": {"shapes": ["thin=1,1,1,1/8,16,24,32", "femto"]}}

@@ -5,83 +5,52 @@ from __future__ import annotations
 import argparse
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mambaout.commands.dense_options import given_dense_fields
+from mambaout.commands.dense_options import given_task_fields
 from mambaout.commands.options import DEFAULT_STORAGE, load_workers
+from mambaout.dense_rules import SHAPES, SMOKE_SHAPES
 from mambaout.errors import WrongRequest
-from mambaout.fields import all_of, flat_fields, knobs
-from mambaout.launch.named import named_weights
+from mambaout.fields import all_of, flat_fields
+from mambaout.launch.named import NamedWeights, named_weights
+from mambaout.launch.start_weights import start_weights
 from mambaout.numbers import clock_text, rate_text
-from mambaout.options import field_text, option
+from mambaout.options import option
+from mambaout.train.tasks import TaskKind
 from mambaout.variants import ModelConfig
 
 if TYPE_CHECKING:
+    from mambaout.dense.dense_sets import DenseSets
+    from mambaout.model.initial import InitialWeights
     from mambaout.train.backend import Backend
     from mambaout.train.outcomes import Outcome
 
-SHAPES = "shapes"  # the value of --data for the generated set
-SMOKE_IMAGES = (12, 6)  # training and validation
-
-
-# -- the request ----------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
-class DenseRequest(ABC):
+class DenseRequest:
     """What the options ask for, before the data are read."""
 
     data: str
     shape: ModelConfig | None
     given: Mapping[str, Any]
-    smoke: bool
-
-    shapes_fields: ClassVar[Mapping[str, Any]]  # what --data shapes trains, if nothing else is said
-    smoke_fields: ClassVar[Mapping[str, Any]]
-
-    @abstractmethod
-    def recipe(self, num_images: int) -> tuple[Any, list[str]]:
-        """The recipe for so many training images, and a line for each field that follows."""
-
-    def fields(self) -> tuple[dict[str, Any], list[str]]:
-        """The fields that do not depend on the number of images, and a line for each of them that
-        is not given."""
-        fields: dict[str, Any] = {} if self.shape is None else flat_fields(self.shape)
-        own: dict[str, Any] = {}
-        if self.data == SHAPES:
-            chosen = self.smoke_fields if self.smoke else self.shapes_fields
-            of_shape = knobs(ModelConfig).keys() if self.shape is not None else ()
-            taken = {*self.given, *of_shape}
-            own = {name: value for name, value in chosen.items() if name not in taken}
-        lines = [f"{option(n)} {field_text(v)}: for the small shapes" for n, v in own.items()]
-        return {**fields, **own, **self.given}, lines
-
-
-MANY_WARMUPS = 20  # a shorter training than so many warm-ups has a shorter warm-up
-
-
-def shorter_warmup(fields: dict[str, Any], steps: int, usual: int) -> list[str]:
-    """Set warmup_steps in `fields` if it is not there and the training is short; says so."""
-    if "warmup_steps" in fields or not 0 < steps <= MANY_WARMUPS * usual:
-        return []
-    fields["warmup_steps"] = steps // MANY_WARMUPS
-    return [
-        f"{option('warmup_steps')} {fields['warmup_steps']}: 1 of {MANY_WARMUPS} of the {steps} "
-        f"steps, which is less than {usual}"
-    ]
 
 
 class DenseCommand(ABC):
     """One task: how its data are read, how it is trained, and which of its figures are printed."""
 
-    task: ClassVar[str]
+    kind: ClassVar[TaskKind]
     format: ClassVar[str]  # of the data, in words
-    request: ClassVar[type[DenseRequest]]
+    small: ClassVar[Mapping[str, Mapping[str, Any]]]  # fields of the generated sets, by their names
+    fit: ClassVar[Callable[..., tuple[Any, list[str]]]]  # fitted_detect or fitted_segment
     figures: ClassVar[Mapping[str, str]]  # name of a metric -> in words
+
+    @property
+    def task(self) -> str:
+        return self.kind.name
 
     def check(self, options: argparse.Namespace) -> None:
         """Raise WrongRequest if an option is not for this task."""
@@ -95,23 +64,20 @@ class DenseCommand(ABC):
     def variant(self, name: str) -> ModelConfig: ...
 
     @abstractmethod
-    def read(self, root: str) -> Sequence[Any]:
-        """The training and the validation split in the folder or bucket `root`."""
+    def read(self, data: str) -> DenseSets: ...
 
     @abstractmethod
-    def num_images(self, train: Any) -> int: ...
+    def num_steps(self, recipe: Any, num_images: int) -> int: ...
 
-    @abstractmethod
-    def num_steps(self, recipe: Any, train: Any) -> int: ...
-
-    @abstractmethod
-    def read_recipe(self, text: str, where: str) -> Any: ...
+    def fields_of_start(self, weights: InitialWeights) -> Mapping[str, Any]:
+        """The fields of a recipe with which the weights to start from fit."""
+        return flat_fields(weights.model)
 
     @abstractmethod
     def trainer(
         self,
         recipe: Any,
-        splits: Sequence[Any],
+        sets: DenseSets,
         init: Path | None,
         where: Backend,
         options: argparse.Namespace,
@@ -142,11 +108,19 @@ def _request(command: DenseCommand, options: argparse.Namespace) -> DenseRequest
         )
     if options.smoke and data != SHAPES:
         raise WrongRequest(f"--smoke with {task} is for --data {SHAPES}; leave --data out")
+    data = SMOKE_SHAPES if options.smoke else data
     shape, given = all_of(
         lambda: None if options.variant is None else command.variant(options.variant),
-        lambda: given_dense_fields(options, command.task),
+        lambda: given_task_fields(options, command.task),
     )
-    return command.request(data, shape, given, options.smoke)
+    return DenseRequest(data, shape, given)
+
+
+def _given_weights(text: str) -> NamedWeights:
+    try:
+        return named_weights(text, DEFAULT_STORAGE)
+    except WrongRequest as error:
+        raise WrongRequest(f"--init: {error}") from error
 
 
 # -- the run --------------------------------------------------------------------------------------
@@ -162,33 +136,29 @@ def run_dense(
     request, folder, init = all_of(
         lambda: _request(command, options),
         out,
-        lambda: None if options.init is None else named_weights(options.init, DEFAULT_STORAGE),
+        lambda: None if options.init is None else _given_weights(options.init),
     )
     from mambaout.cache import default_cache
-    from mambaout.dense.shapes import ShapesSize, shapes_folder
     from mambaout.train.backend import backend
 
-    root = request.data
-    if root == SHAPES:
-        train_images, val_images = SMOKE_IMAGES
-        size = ShapesSize(train=train_images, val=val_images) if options.smoke else ShapesSize()
-        root = str(shapes_folder(size))
-    splits = command.read(root)
-    for data in splits:
-        print(data.report)
+    start = {}
+    if init is not None:
+        start = command.fields_of_start(start_weights(options.init, DEFAULT_STORAGE))
+    sets = command.read(request.data)
+    for line in sets.reports:
+        print(line)
     # torch.compile is for classification: it has not been tried on these networks.
     compiles = None if options.backend == "xla" else False
     where = backend(options.backend, cache=default_cache() / "xla", compiles=compiles)
-    recipe, lines = request.recipe(command.num_images(splits[0]))
+    small = command.small.get(request.data)
+    recipe, lines = command.fit(sets.num_train, request.shape, request.given, small, start)
     if "precision" not in request.given:
         precision, reason = _precision(command, recipe, folder, where)
         if precision != recipe.precision:
             recipe = replace(recipe, precision=precision)
             lines.append(f"--precision {precision}: {reason}")
-    steps = command.num_steps(recipe, splits[0])
-    train, said = command.trainer(
-        recipe, splits, None if init is None else init.path, where, options
-    )
+    steps = command.num_steps(recipe, sets.num_train)
+    train, said = command.trainer(recipe, sets, None if init is None else init.path, where, options)
     if lines:
         print("what follows the data (each is an option):")
     for line in lines:
@@ -247,7 +217,7 @@ def _precision(
     """The precision on these devices, and why. A run that has begun keeps its own anywhere."""
     try:
         text = (out / "recipe.json").read_text(encoding="utf-8")
-        kept = command.read_recipe(text, str(out))
+        kept = command.kind.read(text, str(out))
     except (OSError, WrongRequest, UnicodeDecodeError):
         kept = None  # nothing has begun, or the training will report the error
     if kept is not None and replace(kept, precision=recipe.precision) == recipe:

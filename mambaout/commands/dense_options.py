@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mambaout.commands.options import whole_number
-from mambaout.detect_recipe import DETECT_BASELINE
+from mambaout.dense_options import dense_field, dense_field_types
 from mambaout.errors import WrongRequest
-from mambaout.fields import WrongValues, fault_of, hints, knobs, parsed, type_in_words
+from mambaout.fields import WrongValues, knobs
 from mambaout.options import FIELD_DEST, field_text, option
 from mambaout.recipe import field_types
-from mambaout.segment_recipe import SEGMENT_BASELINE
-from mambaout.variants import ModelConfig
+from mambaout.train.tasks import DETECT, SEGMENT
 
-BASELINES: Mapping[str, Any] = {"detect": DETECT_BASELINE, "segment": SEGMENT_BASELINE}
+BASELINES: Mapping[str, Any] = {kind.name: kind.baseline for kind in (DETECT, SEGMENT)}
 
 
 def add_dense_options(parser: argparse.ArgumentParser) -> None:
@@ -103,11 +102,10 @@ def refuse_dense_options(options: argparse.Namespace) -> None:
         raise WrongRequest(f"{option(name)} is for {wanted} alone; add that or leave it out")
 
 
-def given_dense_fields(options: argparse.Namespace, task: str) -> dict[str, Any]:
+def given_task_fields(options: argparse.Namespace, task: str) -> dict[str, Any]:
     """The fields on the command line; WrongValues has a line for each wrong or foreign option."""
-    owners = (ModelConfig, type(BASELINES[task]))
-    types = {name: hints(owner)[name] for owner in owners for name in knobs(owner)}
-    said = {name: knob for owner in owners for name, knob in knobs(owner).items()}
+    recipe_type = type(BASELINES[task])
+    types = dense_field_types(recipe_type)
     values, wrong = {}, []
     for name in dict.fromkeys([*field_types(), *types, *_own_fields()]):
         text = getattr(options, f"{FIELD_DEST}{name}", None)
@@ -117,13 +115,9 @@ def given_dense_fields(options: argparse.Namespace, task: str) -> dict[str, Any]
             wrong.append(f"{option(name)} is not for --task {task}; leave it out")
             continue
         try:
-            values[name] = parsed(name, text, types[name])
-            fault = fault_of(name, values[name], said[name])
-        except WrongRequest:
-            fault = name
-        if fault is not None:
-            wanted = type_in_words(types[name], said[name].bound)
-            wrong.append(f"{option(name)} {text!r} must be {wanted}")
+            values[name] = dense_field(name, text, recipe_type)
+        except WrongRequest as error:
+            wrong.append(f"{option(name)} {error}")
     if wrong:
         raise WrongValues(*wrong)
     return values

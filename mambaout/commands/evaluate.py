@@ -1,4 +1,4 @@
-"""`mambaout evaluate`: top-1 and top-5 of weights on a split."""
+"""`mambaout evaluate`: top-1 and top-5 of weights on a split, or a detector's figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from mambaout.commands.evaluate_detector import (
+    add_detector_options,
+    evaluate_detector,
+    refuse_detector_options,
+    require_no_annotations,
+)
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     NO_EMA_HELP,
@@ -21,16 +27,19 @@ from mambaout.commands.options import (
 )
 from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
-from mambaout.errors import WrongRequest
 from mambaout.launch.named import named_weights
 from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
 
+BATCH_SIZE = 256
+
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        "evaluate", help="top-1 and top-5 of weights: ours, timm's or the authors'"
+        "evaluate",
+        help="top-1 and top-5 of weights: ours, timm's or the authors'; COCO's figures of a "
+        "detection run",
     )
     parser.add_argument("weights", help=WEIGHTS_HELP)
     parser.add_argument("--data", help="what `mambaout train` takes; default: the run's own")
@@ -52,14 +61,14 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--batch-size",
         type=whole_number(1),
-        default=256,
         metavar="N",
-        help="images at a time, over all devices (default 256); it changes no number",
+        help=f"images at a time, over all devices (default {BATCH_SIZE}); it changes no number",
     )
     parser.add_argument("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
     parser.add_argument(
         "--image-size", type=int, metavar="PX", help="default: the weights' own, else 224"
     )
+    add_detector_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -70,22 +79,27 @@ def _run(options: argparse.Namespace) -> int:
     from mambaout.data.packing.sources import open_data
     from mambaout.data.packing.stage import stage
     from mambaout.data.shards.files import DataError
+    from mambaout.model.file_shape import without_shape
     from mambaout.model.network import build
     from mambaout.model.weights import load_weights, read_weights
     from mambaout.train.backend import backend
     from mambaout.train.evaluation import evaluate
 
     weights = read_weights(named.path, ema=not options.no_ema)
+    if weights.task is not None:
+        return evaluate_detector(options, named, weights)
+    refuse_detector_options(options, named.path)
     recipe = weights.recipe
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
-        raise WrongRequest(f"{named.path} does not say its shape; add --variant")
+        raise without_shape(named.path, weights.tensors)
     if options.image_size is not None:
         recipe = tuned(recipe, image_size=options.image_size)
     source = options.data or named.data
     if source is None:
         raise missing_data()
+    require_no_annotations(source, named.path)
     columns = given_columns(options)
     if not options.data:
         columns = named.columns | columns
@@ -113,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
             options.split,
             recipe,
             backend=device,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or BATCH_SIZE,
             num_workers=load_workers(options.workers, device.name),
         )
     except DataError as error:  # the request was right, but the data have changed

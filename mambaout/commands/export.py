@@ -25,6 +25,13 @@ from mambaout.launch.named import named_weights
 from mambaout.recipe import BASELINE, canonical_json
 from mambaout.variants import VARIANTS, variant
 
+# What becomes of the norms on a backbone's outputs, which timm's network does not have.
+NORMS_LEFT_OUT = {
+    ".onnx": "the maps are without the norms on the outputs, as timm's are",
+    ".safetensors": "the norms on the outputs are in the file for --init of a detector; timm calls "
+    "them unexpected keys and leaves them out",
+}
+
 
 def add_export(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
@@ -54,6 +61,9 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> int:
     named, out = named_weights(options.weights, options.storage), options.out
 
+    from mambaout.dense.backbone import Backbone
+    from mambaout.model.dense_checkpoint import NORMS
+    from mambaout.model.file_shape import without_shape
     from mambaout.model.network import Trunk, build
     from mambaout.model.onnx_file import ONNX, onnx_code, save_onnx
     from mambaout.model.timm_call import check, data_config, timm_code, timm_features_code
@@ -75,7 +85,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))
     if recipe is None:
-        raise WrongRequest(f"{named.path} does not say its shape; add --variant")
+        raise without_shape(named.path, weights.tensors)
+    if weights.task is not None and not options.features:
+        raise WrongRequest(
+            f"{named.path} is of a run with --task {weights.task}, and only its backbone can be "
+            "exported; add --features"
+        )
     if not num_classes and not options.features:
         raise WrongRequest(
             f"{named.path} has no head, whose classes a network needs; add --features to export it "
@@ -90,33 +105,41 @@ def _run(options: argparse.Namespace) -> int:
             code = timm_code(recipe, num_classes or 0, out)
     model: Trunk
     left_out = 0
+    has_norms = any(name.startswith(NORMS) for name in weights.tensors)
     if options.features:
-        model = Trunk(recipe.model)
+        model = Backbone(recipe.model) if has_norms else Trunk(recipe.model)
         left_out = load_trunk(model, weights)
+        left_out += max(0, len(weights.checkpoint.get("model", ())) - len(weights.tensors))
     else:
         model = build(recipe.model, num_classes or 0)
         load_weights(model, weights)
-    facts = {"timm_data_config": json.dumps(data_config(recipe))}
+    facts: dict[str, str] = {}
+    trained_by = recipe if weights.task is None else None  # a detection's recipe is another kind
+    if trained_by is not None:
+        facts["timm_data_config"] = json.dumps(data_config(trained_by))
     if weights.code_version is not None:
         facts["code_version"] = str(weights.code_version)
     if out.suffix == ONNX:
         facts["model"] = canonical_json(recipe.model)
         checked = save_onnx(model, out, facts)
     else:
-        save_weights(model, out, recipe, is_ema=weights.is_ema, facts=facts | {"timm": code})
+        save_weights(model, out, trained_by, is_ema=weights.is_ema, facts=facts | {"timm": code})
         try:
             checked = check(code, model, recipe.image_size)
         except BaseException:
             out.unlink()  # remove a file that timm reads in a wrong way
             raise
-    params = sum(parameter.numel() for parameter in model.parameters())
+    written = [n for n in model.state_dict() if out.suffix != ONNX or not n.startswith(NORMS)]
+    params = sum(model.get_parameter(name).numel() for name in written)
     unfinished = ", of a run that has not finished" if named.is_unfinished else ""
     head = f"no head, {left_out} tensors left out" if options.features else f"{num_classes} classes"
     print(f"# {out}: {params:,} parameters, {head}")
     for line in (f"{weights.text}{unfinished}", *weights.of_other_numbers):
         print(f"# from {named.path}: {line}")
     print(f"# {checked}")
-    if recipe.precision != "fp32":
+    if has_norms:
+        print(f"# {NORMS_LEFT_OUT[out.suffix]}")
+    if trained_by is not None and trained_by.precision != "fp32":
         print(f"# our evaluation computes matrix products in {recipe.precision}, these lines fp32")
     print(code)
     return 0

@@ -14,13 +14,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from mambaout.model.dense_checkpoint import NORMS
 from mambaout.model.mixers import nchw
 from mambaout.model.network import NORM_EPS, Trunk, initialise
 from mambaout.model.norm import LayerNorm
 from mambaout.model.weights import Weights, load_trunk
 from mambaout.variants import ModelConfig
-
-NORMS = "norms."  # the names of the output norms begin so; a classifier has none
 
 
 class Backbone(Trunk):

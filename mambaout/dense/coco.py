@@ -30,6 +30,14 @@ import numpy as np
 from mambaout.data.images.decode import picture
 from mambaout.data.shards.encoded import EncodedImage
 from mambaout.data.shards.files import DataError, file_size, names_below, read_range
+from mambaout.dense.coco_hints import (
+    ENTRIES,
+    missing_annotations,
+    missing_image,
+    unknown_category,
+    wrong_category,
+    wrong_root,
+)
 from mambaout.dense.coco_masks import (
     area_of,
     is_finite,
@@ -44,6 +52,8 @@ CocoSplit = Literal["train", "val"]
 
 LEAST_SIDE = 32  # px of an image that is trained on; mmdetection's filter_cfg
 LEAST_BOX_SIDE = 1  # px of a box; mmdetection
+BEYOND = 2  # px by which a box may reach beyond its image; rounding does so
+MANY_BEYOND = 0.05  # of all boxes; more of them are a mistake in the file
 YEARS = ("2017", "", "2014")  # endings of a split's name, in the order in which they are tried
 
 
@@ -89,6 +99,10 @@ class CocoData:
     has_masks: bool
     body: Mapping[str, Any]  # of val, the file's content, which COCO's evaluation reads; else empty
     fingerprint: str
+    warning: str = ""  # what seems to be wrong and is no error
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     @property
     def num_classes(self) -> int:
@@ -106,8 +120,9 @@ class CocoData:
             f"{self.file}: {counted(len(self.images), 'image')}, "
             f"{counted(num_objects, 'object')}, {counted(self.num_classes, 'class', 'classes')}"
         )
-        reasons = [f"{number:,} {reason}" for reason, number in self.left_out.items() if number]
-        return f"{text}; left out: {', '.join(reasons)}" if reasons else text
+        left_out = _counts_text(self.left_out)
+        text = f"{text}; left out: {left_out}" if left_out else text
+        return f"{text}; {self.warning}" if self.warning else text
 
     def pixels(self, image: CocoImage) -> np.ndarray:
         """The image as uint8 (height, width, 3). DataError if it cannot be read or decoded."""
@@ -132,19 +147,22 @@ class CocoData:
         return pixels.copy()
 
 
+def _counts_text(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in counts.items() if number)
+
+
 # -- the file -------------------------------------------------------------------------------------
 
 
 def read_coco(root: str, split: CocoSplit) -> CocoData:
     """The split in the folder or bucket `root`. DataError if a part is missing or broken."""
     root = root.rstrip("/")
+    if fault := wrong_root(root):
+        raise DataError(fault)
     there = names_below(root)
     years = [year for year in YEARS if f"annotations/instances_{split}{year}.json" in there]
     if not years:
-        raise DataError(
-            f"{root} has no annotations/instances_{split}2017.json; a data set in COCO format has "
-            f"it, or instances_{split}.json"
-        )
+        raise DataError(missing_annotations(root, split, there))
     name = f"{split}{years[0]}"
     file = f"{root}/annotations/instances_{name}.json"
     content = read_range(file, 0, file_size(file)).to_pybytes()
@@ -167,9 +185,12 @@ def _parsed(file: str, content: bytes) -> dict[str, Any]:
         raise DataError(
             f"{file} is no whole JSON ({error}); it may have been cut off: copy it again"
         ) from None
-    for part in ("images", "annotations", "categories"):
+    for part, entry in ENTRIES.items():
         if not isinstance(body, dict) or not isinstance(body.get(part), list):
-            raise DataError(f"{file} has no list {part!r}, so it is not in COCO's format")
+            raise DataError(
+                f"{file} has no list {part!r}, so it is not in COCO's format; add it, with entries "
+                f"like {entry}"
+            )
     return body
 
 
@@ -180,6 +201,7 @@ class _Reader:
         self.split: CocoSplit = split
         self.file, self.body = file, body
         self.counts: Counter[str] = Counter()
+        self.num_beyond = 0  # boxes that reach beyond their image
         self.labels = self._labels()
 
     def read(self, folder: str, names: set[str], fingerprint: str) -> CocoData:
@@ -199,8 +221,12 @@ class _Reader:
                 objects = tuple(each for each in found if each is not None)
                 size = info["height"], info["width"]
                 images.append(CocoImage(number, info["file_name"], *size, objects))
-        if not images:
-            raise DataError(f"{self.file} has no image to use; left out: {dict(self.counts)}")
+        if not images or (self.split == "train" and not any(each.objects for each in images)):
+            raise DataError(
+                f"{self.file} has no {'object' if images else 'image'} to use; left out: "
+                f"{_counts_text(self.counts) or 'nothing'}; a bbox is [left, top, width, height] "
+                "in pixels"
+            )
         ordered = sorted(self.body["categories"], key=lambda each: self.labels[each["id"]])
         return CocoData(
             split=self.split,
@@ -213,18 +239,24 @@ class _Reader:
             has_masks=has_masks,
             body=self.body if self.split == "val" else {},
             fingerprint=fingerprint,
+            warning=self._warning(),
+        )
+
+    def _warning(self) -> str:
+        """A sentence if the boxes seem to be [left, top, right, bottom]; "" if not."""
+        total = len(self.body["annotations"])
+        if self.num_beyond <= MANY_BEYOND * total:
+            return ""
+        return (
+            f"{self.num_beyond:,} of {total:,} boxes reach beyond their image; is each bbox [left, "
+            "top, width, height] in pixels?"
         )
 
     def _labels(self) -> dict[int, int]:
         """The label, 1 to N, of each category id. The file's ids may have gaps."""
-        ids: list[Any] = [
-            each.get("id") for each in self.body["categories"] if isinstance(each, dict)
-        ]
-        if len(ids) < len(self.body["categories"]) or not all(map(is_whole, ids)):
-            raise DataError(f"{self.file} has a category without a whole number as its id")
-        if len(set(ids)) < len(ids) or not ids:
-            what = "no categories" if not ids else "two categories with one id"
-            raise DataError(f"{self.file} has {what}")
+        if fault := wrong_category(self.body["categories"]):
+            raise DataError(f"{self.file} has {fault}")
+        ids = [each["id"] for each in self.body["categories"]]
         return {number: label for label, number in enumerate(sorted(ids), 1)}
 
     def _infos(self, folder: str, names: set[str]) -> dict[int, dict[str, Any]]:
@@ -238,13 +270,17 @@ class _Reader:
                 raise DataError(f"{self.file}: two images have the id {number}")
             sizes: list[Any] = [info.get(side) for side in ("height", "width")]
             if not all(is_whole(size) and size > 0 for size in sizes):
-                raise DataError(f"{self.file}: image {number} has no height and width in pixels")
+                height, width = map(short_text, sizes)
+                raise DataError(
+                    f"{self.file}: image {number} has no height and width in pixels: the height is "
+                    f"{height} and the width {width}; write two whole numbers"
+                )
             if not isinstance(info.get("file_name"), str):
                 raise DataError(f"{self.file}: image {number} has no file_name")
             if info["file_name"] not in names:
                 raise DataError(
                     f"{self.file}: the file of image {number}, {info['file_name']}, is not in "
-                    f"{folder}; copy it there, or take the image and its annotations out"
+                    f"{folder}; {missing_image(info['file_name'], names)}"
                 )
             infos[number] = info
         return infos
@@ -258,18 +294,23 @@ class _Reader:
         if number in seen:
             raise DataError(f"{self.file}: two annotations have the id {number}")
         seen.add(number)
-        if image not in infos:
+        if not is_whole(image) or image not in infos:
             raise self._broken(annotation, "its image is not in the list images")
         box = annotation.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
             raise self._broken(
                 annotation, f"bbox is {short_text(box)}, not [left, top, width, height]"
             )
-        if annotation.get("category_id") not in self.labels:
-            wrong = annotation.get("category_id")
-            raise self._broken(annotation, f"category_id {wrong!r} is not in the list categories")
+        category: Any = annotation.get("category_id")
+        if not is_whole(category) or category not in self.labels:
+            said = unknown_category(category, self.labels, self.body["categories"])
+            raise self._broken(annotation, said)
         segmentation = annotation.get("segmentation")
         size = infos[image]["height"], infos[image]["width"]
+        left, top, width, height = box
+        begins_inside = left < size[1] and top < size[0]
+        beyond = max(left + width - size[1], top + height - size[0])
+        self.num_beyond += begins_inside and beyond > BEYOND
         if segmentation and (fault := segmentation_fault(segmentation, size)):
             raise self._broken(annotation, fault)
         annotation.setdefault("iscrowd", 0)

@@ -13,6 +13,8 @@ COLUMNS = 4
 TILE = 320  # px: the longer side of an image on the sheet
 GAP = 8  # px between images
 LEAST_SCORE = 0.5  # of what is drawn
+FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45  # 10 px high
+LUMINANCE = (0.299, 0.587, 0.114)  # shares of red, green and blue (BT.601)
 TINT = 0.45  # share of the colour in a mask
 # Colours that people with any colour vision tell apart (Okabe and Ito), red, green, blue.
 COLOURS = (
@@ -50,6 +52,11 @@ def tile_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+def label_text(found: Detections, place: int, class_names: Sequence[str]) -> str:
+    """The class and the score in percent of one detection: "circle 98"."""
+    return f"{class_names[int(found.labels[place]) - 1]} {100 * float(found.scores[place]):.0f}"
+
+
 def _tile(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
     height, width = image.shape[:2]
     size, scale = tile_size(height, width), TILE / max(height, width)
@@ -57,14 +64,38 @@ def _tile(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> n
     drawn = [n for n in range(len(found.scores)) if found.scores[n] >= LEAST_SCORE]
     masks = found.masks()
     for n in reversed(drawn):  # the best is drawn last, so it lies on top
-        colour = COLOURS[(int(found.labels[n]) - 1) % len(COLOURS)]
+        colour = _colour(found, n)
         if len(masks):
-            mask = cv2.resize(masks[n].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-            tile[mask] = ((1 - TINT) * tile[mask] + TINT * np.array(colour)).astype(np.uint8)
+            mask = cv2.resize(masks[n].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            inside = mask > 0
+            tile[inside] = ((1 - TINT) * tile[inside] + TINT * np.array(colour)).astype(np.uint8)
+            edges, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(tile, edges, -1, colour, 1, cv2.LINE_AA)
         left, top, right, bottom = (round(float(v) * scale) for v in found.boxes[n])
         cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
-        text = f"{class_names[int(found.labels[n]) - 1]} {100 * float(found.scores[n]):.0f}"
-        place = left + 2, max(top + 13, 13)
-        for thickness, ink in ((3, (255, 255, 255)), (1, (0, 0, 0))):
-            cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, ink, thickness)
+    for n in reversed(drawn):  # after all boxes, so that none lies over a text
+        left, top, _, _ = (round(float(v) * scale) for v in found.boxes[n])
+        _write(tile, label_text(found, n, class_names), (left, top), _colour(found, n))
+    if not drawn:
+        best = f"; best: {label_text(found, 0, class_names)}" if len(found.scores) else ""
+        _write(tile, f"nothing over {100 * LEAST_SCORE:.0f}{best}", (0, 0), (255, 255, 255))
     return tile
+
+
+def _colour(found: Detections, place: int) -> tuple[int, int, int]:
+    return COLOURS[(int(found.labels[place]) - 1) % len(COLOURS)]
+
+
+def _write(
+    tile: np.ndarray, text: str, corner: tuple[int, int], colour: tuple[int, int, int]
+) -> None:
+    """Write on a label of `colour`, in place: above the corner (x, y), and inside of the tile."""
+    (width, height), below = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
+    height += below + 4
+    left = max(0, min(corner[0], tile.shape[1] - width - 6))
+    top = max(0, min(corner[1] - height, tile.shape[0] - height))
+    cv2.rectangle(tile, (left, top), (left + width + 5, top + height - 1), colour, cv2.FILLED)
+    is_light = np.dot(colour, LUMINANCE) > 110
+    ink = (0, 0, 0) if is_light else (255, 255, 255)
+    place = left + 3, top + height - below - 1
+    cv2.putText(tile, text, place, FONT, FONT_SCALE, ink, 1, cv2.LINE_AA)

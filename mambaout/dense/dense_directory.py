@@ -21,8 +21,6 @@ from mambaout.train.facts import host_facts
 from mambaout.train.outcomes import Diverged, Finished
 from mambaout.train.run_files import RunFiles, difference
 
-SHEET = "predictions.png"
-
 
 class DenseDirectory(RunFiles):
     """The files of one run. Each tells which run it is: recipe, seed, data, first weights, code."""

@@ -20,7 +20,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mambaout.dense.coco import CocoData
 from mambaout.dense.contact_sheet import contact_sheet
-from mambaout.dense.dense_directory import SHEET, DenseDirectory
+from mambaout.dense.dense_directory import DenseDirectory
 from mambaout.dense.detect_images import (
     DetectSample,
     EvaluationSamples,
@@ -43,6 +43,7 @@ from mambaout.train.backend import Backend
 from mambaout.train.milestones import Milestones
 from mambaout.train.outcomes import Outcome
 from mambaout.train.reporter import Sink
+from mambaout.train.tasks import SHEET
 
 SHEET_IMAGES = 12  # of the validation images, on the sheet
 
@@ -185,6 +186,9 @@ class DetectRun(DenseRun):
 
     def add_gradients(self, batch: Sequence[DetectSample]) -> Tensor:
         return self.steps.add_gradients(batch, self.micro_batch, self.step)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"classes": list(self.train.class_names)}
 
     def update(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

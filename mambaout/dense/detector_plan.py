@@ -5,9 +5,9 @@ from __future__ import annotations
 from hashlib import blake2b
 from pathlib import Path
 
-from mambaout.dense.backbone import load_backbone
 from mambaout.dense.coco import CocoData
 from mambaout.dense.detect import DetectorPlan
+from mambaout.dense.detector_start import load_start
 from mambaout.dense.mask_rcnn import MaskRCNN, mask_rcnn
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.model.weights import read_weights
@@ -16,26 +16,16 @@ from mambaout.model.weights import read_weights
 def detector_plan(
     recipe: DetectRecipe, data: CocoData, init: Path | None
 ) -> tuple[DetectorPlan, str]:
-    """The plan, and a sentence about the first weights of the backbone: those in `init`, or random.
+    """The plan, and a sentence about the first weights: those in `init`, or random.
 
     A set without masks gets a detector of boxes. Raises WrongRequest if the file does not fit the
     network.
     """
 
     def build() -> MaskRCNN:
-        detector = mask_rcnn(
-            recipe.model,
-            data.num_classes,
-            shorter_side=recipe.shorter_side,
-            longer_side=recipe.longer_side,
-            anchor_sizes=recipe.anchor_sizes,
-            widths=recipe.widths,
-            sampled_boxes=recipe.sampled_boxes,
-        )
-        if not data.has_masks:
-            boxes_alone(detector)
+        detector = new_detector(recipe, data.num_classes, has_masks=data.has_masks)
         if weights is not None:
-            said.append(load_backbone(detector.backbone.body, weights))
+            said.append(load_start(detector, weights, data.class_names))
         return detector
 
     said: list[str] = []
@@ -47,6 +37,22 @@ def detector_plan(
     build()  # whether the file fits is known before the run begins
     key = blake2b(init.read_bytes(), digest_size=8).hexdigest()
     return DetectorPlan(build=build, first_weights=key, macs=macs), said[0]
+
+
+def new_detector(recipe: DetectRecipe, num_classes: int, *, has_masks: bool) -> MaskRCNN:
+    """The recipe's detector with random weights. Without masks it finds boxes alone."""
+    detector = mask_rcnn(
+        recipe.model,
+        num_classes,
+        shorter_side=recipe.shorter_side,
+        longer_side=recipe.longer_side,
+        anchor_sizes=recipe.anchor_sizes,
+        widths=recipe.widths,
+        sampled_boxes=recipe.sampled_boxes,
+    )
+    if not has_masks:
+        boxes_alone(detector)
+    return detector
 
 
 def boxes_alone(detector: MaskRCNN) -> None:

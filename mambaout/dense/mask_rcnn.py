@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mambaout.dense.backbone import Backbone
 from mambaout.dense.proposals import ProposalNetwork
+from mambaout.dense.pyramid import FeaturePyramid
 from mambaout.dense.roi_heads import RegionHeads
 from mambaout.dense_layers import (
     COCO_CLASSES,
@@ -48,7 +48,7 @@ class BackbonePyramid(nn.Module):
     def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
         self.body = Backbone(config)
-        self.fpn = FeaturePyramidNetwork(list(config.dims), channels, LastLevelMaxPool())
+        self.fpn = FeaturePyramid(list(config.dims), channels, LastLevelMaxPool())
         self.out_channels = channels
         for layer in self.fpn.modules():
             if isinstance(layer, nn.Conv2d):

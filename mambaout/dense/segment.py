@@ -24,7 +24,7 @@ from torch import Tensor
 from mambaout.dense.ade20k import SegmentData
 from mambaout.dense.backbone import load_backbone
 from mambaout.dense.confusion import MIOU, MIOU_MULTI_SCALE, Confusion
-from mambaout.dense.dense_directory import SHEET, DenseDirectory
+from mambaout.dense.dense_directory import DenseDirectory
 from mambaout.dense.loading import loaded
 from mambaout.dense.loop import DenseRun, train_run
 from mambaout.dense.segment_images import (
@@ -50,6 +50,7 @@ from mambaout.train.milestones import Milestones
 from mambaout.train.optim import take_step
 from mambaout.train.outcomes import Outcome
 from mambaout.train.reporter import Sink
+from mambaout.train.tasks import SHEET
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ class SegmentRun(DenseRun):
 
     @property
     def macs(self) -> float:
-        return self.recipe.macs(self.train.num_classes)
+        return self.recipe.cost(self.train.num_classes).macs
 
     def add_gradients(self, batch: Sequence[SegmentSample]) -> Tensor:
         return self.steps.add_gradients(batch, self.micro_batch, self.step)

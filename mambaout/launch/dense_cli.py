@@ -11,27 +11,21 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from mambaout.accounting import TRAIN_FORWARDS, Cost
+from mambaout.accounting import TRAIN_FORWARDS
 from mambaout.applied_rules import PRECISION
 from mambaout.command_line import check_working_directory, writable_folder
 from mambaout.dense_options import given_dense_fields
-from mambaout.detect_recipe import NOT_ON_XLA, detect_steps_per_epoch
-from mambaout.detect_rules import (
-    SHAPES,
-    SHAPES_FIELDS,
-    SMOKE_FIELDS,
-    SMOKE_SHAPES,
-    fitted_detect,
-)
+from mambaout.dense_rules import SHAPES, SMOKE_SHAPES
 from mambaout.errors import WrongRequest
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cli import checked_price, ended, plain_name, study_suffix, trial_storage
 from mambaout.launch.cluster import cluster_address
+from mambaout.launch.dense_sweeps import TRAINER, DenseSweep
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_share, hello
@@ -47,62 +41,11 @@ from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
-from mambaout.train.tasks import DETECT, TaskKind
 from mambaout.variants import ModelConfig
 
 if TYPE_CHECKING:
+    from mambaout.dense.dense_sets import DenseSets
     from mambaout.model.initial import InitialWeights
-
-
-class DenseSets(Protocol):
-    """The training and the validation images of a task."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def reports(self) -> Sequence[str]: ...
-    @property
-    def num_train(self) -> int: ...
-    @property
-    def num_val(self) -> int: ...
-    @property
-    def num_classes(self) -> int: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseSweep:
-    """What differs between the sweeps of two tasks."""
-
-    kind: TaskKind
-    data: str  # help of --data
-    small: Mapping[str, Mapping[str, Any]]  # fields of the generated sets, by the set's name
-    open: Callable[[str], Any]  # --data -> DenseSets
-    fit: Callable[..., tuple[Any, list[str]]]
-    num_steps: Callable[[Any, int], int]  # (recipe, training images) -> of the whole training
-    num_evaluations: Callable[[Any], int]
-    cost: Callable[[Any, Any], Cost]  # (recipe, sets) -> of one image
-    trainer: str  # MODULE:FUNCTION
-    not_on_xla: str = ""  # why it cannot run there; "" if it can
-
-
-def _open_detect(data: str) -> DenseSets:
-    from mambaout.dense.detect_data import detect_sets
-
-    return detect_sets(data)
-
-
-DETECT_SWEEP = DenseSweep(
-    kind=DETECT,
-    data=f"a folder or bucket in COCO format, or {SHAPES}, a small generated set",
-    small={SHAPES: SHAPES_FIELDS, SMOKE_SHAPES: SMOKE_FIELDS},
-    open=_open_detect,
-    fit=fitted_detect,
-    num_steps=lambda recipe, images: detect_steps_per_epoch(recipe, images) * recipe.epochs,
-    num_evaluations=lambda recipe: -(-recipe.epochs // recipe.eval_every_epochs),
-    cost=lambda recipe, sets: recipe.cost(sets.num_classes, with_masks=sets.has_masks),
-    trainer="mambaout.launch.detect_trial:train_detect_trial",
-    not_on_xla=NOT_ON_XLA,
-)
 
 
 def main(sweep: DenseSweep, build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
@@ -214,7 +157,7 @@ def _asked(
         budget_hours=options.budget_hours,
         rerun=options.rerun,
         command=command,
-        trainer=sweep.trainer,
+        trainer=TRAINER,
         not_on_xla=sweep.not_on_xla,
         rules=start.rules,
         weights=weights,
@@ -260,14 +203,10 @@ def _check(
     for trial in trials:
         try:
             sweep.num_steps(trial.recipe, sets.num_train)
+            if micro_batch is not None:
+                sweep.check_micro_batch(trial.recipe, micro_batch)
         except WrongRequest as error:
             raise WrongRequest(f"trial {trial.label}: {error}") from error
-        batch = trial.recipe.global_batch
-        if micro_batch is not None and micro_batch > batch:
-            raise WrongRequest(
-                f"--micro-batch {micro_batch} is more than the global batch {batch} of trial "
-                f"{trial.label}; give that or less"
-            )
 
 
 def _study_name(study: Study, data: str, start: DenseStart) -> str:

@@ -114,7 +114,9 @@ def check_share(request: Request, part: Share) -> None:
     """Raise ValueError if a recipe's batch does not split over the share's devices, or if they
     cannot recompute stages or take --compile."""
     if part.backend == "xla" and request.not_on_xla:
-        raise WrongRequest(f"{part.accelerator}: {request.not_on_xla}")
+        raise WrongRequest(
+            f"{part.accelerator}: {request.not_on_xla}; use --accelerator gpu or cpu"
+        )
     check_recompute(request.recompute, part.backend)
     if part.backend == "xla" and request.compiles is not None:
         raise WrongRequest(f"{NOT_ON_XLA} on {part.accelerator}")

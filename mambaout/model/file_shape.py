@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mambaout.errors import WrongRequest
+from mambaout.model.torch_file import printable
 from mambaout.variants import ALIGNMENT, NUM_STAGES, VARIANTS, ModelConfig
 
 _BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.fc2\.weight")
@@ -48,6 +50,16 @@ def shape_in(tensors: Mapping[str, Tensor]) -> ModelConfig | None:
         if _visible(known) == seen:
             return known
     return None
+
+
+def without_shape(path: Path, tensors: Mapping[str, Tensor]) -> WrongRequest:
+    """The error for a file that does not say its network's shape: what it holds, what to do."""
+    if shape_in(tensors) is not None:
+        return WrongRequest(f"{path} does not say its shape; add --variant")
+    return WrongRequest(
+        f"{path} holds no MambaOut: its {len(tensors)} tensors are another network's, like "
+        f"{printable(next(iter(tensors)))}"
+    )
 
 
 def shape_text(config: ModelConfig) -> str:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
-from mambaout.model.file_shape import shape_in
+from mambaout.model.file_shape import shape_in, without_shape
 from mambaout.model.network import MambaOut, build
 from mambaout.model.torch_file import printable
 from mambaout.model.weights import (
@@ -87,11 +87,7 @@ def read_initial(path: Path) -> InitialWeights:
     seen = shape_in(weights.tensors)
     said = None if weights.recipe is None else weights.recipe.model
     if seen is None and said is None:
-        first = printable(next(iter(weights.tensors)))
-        raise WrongRequest(
-            f"{path} holds no MambaOut: its {len(weights.tensors)} tensors are another network's, "
-            f"like {first}"
-        )
+        raise without_shape(path, weights.tensors)
     if said is not None and seen is not None:
         # timm's train.py can change a published shape and keep its name.
         said = said if (said.depths, said.dims) == (seen.depths, seen.dims) else None

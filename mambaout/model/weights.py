@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ from torch import Tensor, nn
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
+from mambaout.model.dense_checkpoint import (
+    NORMS,
+    backbone_in,
+    require_ours,
+    said_by,
+    task_of,
+)
 from mambaout.model.file_shape import shape_in, shape_text
 from mambaout.model.network import MambaOut, Trunk
 from mambaout.model.tensor_names import from_authors, unwrapped
@@ -54,6 +61,8 @@ class Weights:
     other: str | None  # another set in the file that was not chosen
     recipe: Recipe | None  # None: the file does not say the network's shape
     code_version: int | None = None  # of the training; None: not our file, or not stored
+    task: str | None = None  # of the run, like "detect"; None: a classifier, or not our run
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)  # of such a run: what it holds
 
     @property
     def num_classes(self) -> int | None:
@@ -64,6 +73,8 @@ class Weights:
     @property
     def text(self) -> str:
         """A text for people about which weights these are: "EMA weights (state_dict_ema; ...)"."""
+        if self.task is not None:
+            return f"the backbone of a run with --task {self.task}"
         kind = "EMA weights" if self.is_ema else "plain weights"
         if self.other is None:
             return f"{kind}, the only ones in the file"
@@ -166,15 +177,20 @@ def read_weights(path: Path | str, *, ema: bool = True) -> Weights:
     state = saved[place] if place else saved.get(_TENSORS, saved)
     if not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()) or not state:
         raise _no_weights(path)
+    task = task_of(saved)
     try:
+        if task is None:
+            require_ours(unwrapped(state))
         return Weights(
             path=path,
-            tensors=from_authors(unwrapped(state)),
+            tensors=from_authors(unwrapped(state)) if task is None else backbone_in(state),
             place=place,
             is_ema=place in EMA_SETS or saved.get(_IS_EMA) == "true",
             other=passed_over[0] if passed_over else None,
             recipe=_recipe_in(saved),
             code_version=_code_version_in(saved),
+            task=task,
+            checkpoint={} if task is None else said_by(saved),
         )
     except WrongRequest as error:
         raise WrongRequest(f"{path}: {error}") from error
@@ -208,18 +224,22 @@ def _recipe_in(saved: Mapping[str, Any]) -> Recipe | None:
     """The recipe in a file; None if the file does not tell the network's shape.
 
     A file that tells only the shape gives BASELINE with that shape. That is one of our own files,
-    or a file of timm's that names a published variant.
+    like a detection's checkpoint, or a file of timm's that names a published variant.
     """
     if isinstance(text := saved.get("recipe"), str):
-        return recipe_from_json(text)
+        return recipe_from_json(text) if task_of(saved) is None else _shaped(json.loads(text))
     if isinstance(text := saved.get("model"), str) and text.startswith("{"):
-        body = json.loads(canonical_json(BASELINE)) | {"model": json.loads(text)}
-        return recipe_from_json(json.dumps(body))
+        return _shaped({"model": json.loads(text)})
     named = str(saved.get("arch")).partition(".")[0].removeprefix("mambaout_")
     # With this option timm's train.py can change a published shape without changing its name.
     if named in VARIANTS and not getattr(saved.get("args"), "model_kwargs", None):
         return replace(BASELINE, model=VARIANTS[named])
     return None
+
+
+def _shaped(said: Mapping[str, Any]) -> Recipe:
+    body = json.loads(canonical_json(BASELINE)) | {"model": said.get("model")}
+    return recipe_from_json(json.dumps(body))
 
 
 def _code_version_in(saved: Mapping[str, Any]) -> int | None:
@@ -334,7 +354,7 @@ def _other_network(model: nn.Module, weights: Weights, differing: WeightDifferen
 
 
 def _is_body(name: str) -> bool:
-    return not name.startswith(HEAD)
+    return not name.startswith((HEAD, NORMS))
 
 
 def save_weights(

@@ -18,6 +18,8 @@ from mambaout.detect_recipe import DETECT_BASELINE, detect_recipe_from_json
 from mambaout.detect_rules import SHAPES_FIELDS
 from mambaout.errors import WrongRequest
 from mambaout.recipe import BASELINE, recipe_from_json
+from mambaout.segment_recipe import SEGMENT_BASELINE, segment_recipe_from_json
+from mambaout.segment_rules import SHAPES_FIELDS as SEGMENT_SHAPES_FIELDS
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
 SHEET = "predictions.png"  # in the directory of a run that detects or segments
@@ -72,7 +74,23 @@ DETECT = TaskKind(
     length=attrgetter("epochs"),
     follow=("first_drop_epoch", "second_drop_epoch", "warmup_steps", *SHAPES_FIELDS),
 )
-TASKS: Mapping[str, TaskKind] = {kind.name: kind for kind in (CLASSIFY, DETECT)}
+SEGMENT = TaskKind(
+    name="segment",
+    baseline=SEGMENT_BASELINE,
+    read=segment_recipe_from_json,
+    watched="val/miou",
+    final="miou",
+    score="mIoU",
+    more={
+        "pixel_accuracy": "pixel accuracy",
+        "mean_accuracy": "mean accuracy",
+        "miou_multi_scale": "multi-scale mIoU",
+    },
+    length=attrgetter("steps"),
+    unit="steps",
+    follow=("warmup_steps", "eval_every_steps", *SEGMENT_SHAPES_FIELDS),
+)
+TASKS: Mapping[str, TaskKind] = {kind.name: kind for kind in (CLASSIFY, DETECT, SEGMENT)}
 
 
 def kind_of(recipe: object) -> TaskKind:

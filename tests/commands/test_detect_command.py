@@ -74,7 +74,9 @@ def test_the_backbone_begins_with_the_weights_of_a_classifier(folder, tmp_path, 
     assert main(command(folder, tmp_path / "run", *words)) == 2
     assert "holds another run, of first_weights" in capsys.readouterr().err
     assert main(command(folder, tmp_path / "other", *words, "--dims", "8,12,16,24")) == 2
-    assert "does not fit the backbone" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "does not fit the backbone, which is depths (1, 1, 1, 1), dims (8, 12, 16, 24)" in error
+    assert "it is depths (1, 1, 1, 1), dims (8, 12, 16, 20). Without VARIANT and shape" in error
 
 
 def test_a_run_keeps_the_precision_that_it_was_begun_with(folder, tmp_path, capsys):
@@ -124,13 +126,29 @@ def test_a_set_without_masks_trains_a_detector_of_boxes(folder, tmp_path, capsys
         (["--warmup-steps", "6"], "warmup_steps=6 is not below the 6 steps"),
         (["--micro-batch", "5"], "--micro-batch 5 is more than --global-batch 4"),
         (["--smoke"], "--smoke with --task detect is for --data shapes"),
-        (["--init", "nothing.ckpt"], "nothing.ckpt is not there"),
+        (["--init", "nothing.ckpt"], "--init: nothing.ckpt is not there"),
+        (
+            ["--init", "{linear}"],
+            "linear.pth holds no MambaOut: its 2 tensors are another network's",
+        ),
+        (["--init", "{text}"], "--init: {text} is no whole file of torch.save"),
+        (["--init", "{folder}"], "--init: {folder} holds no last.ckpt"),
+        (["--init", "{foreign}"], "foreign.pth: it holds a detector or segmenter of another progr"),
+        (["--data", "{folder}/train"], "give the folder above, {folder}"),
+        (["--data", "digits"], "digits is a set for classification, which is trained without"),
+        (["tinny"], "unknown variant 'tinny'"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_starts_nothing(folder, tmp_path, capsys, words, what):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    torch.save({"rpn.a": torch.ones(1)}, tmp_path / "foreign.pth")
+    (tmp_path / "a.txt").write_text("no weights")
+    names = {"linear": "linear.pth", "text": "a.txt", "foreign": "foreign.pth"}
+    paths = {name: str(tmp_path / file) for name, file in names.items()} | {"folder": folder}
+    words = [word.format_map(paths) for word in words]
     assert main(command(folder, tmp_path / "run", *words)) == 2
     error = capsys.readouterr().err
-    assert what in error
+    assert what.format_map(paths) in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

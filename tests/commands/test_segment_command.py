@@ -55,7 +55,7 @@ def test_smoke_segments_the_shapes(data_cache, tmp_path, capsys):
     *_, last = read_records(out / "records.jsonl")
     assert {"val/miou", "val/pixel_accuracy", "train/loss_auxiliary"} <= last.values.keys()
     macs = json.loads((out / "outcome.json").read_text())["metrics"]["macs"]
-    assert macs == segment_recipe_from_json((out / "recipe.json").read_text(), "it").macs(4)
+    assert macs == segment_recipe_from_json((out / "recipe.json").read_text(), "it").cost(4).macs
 
 
 def test_a_short_training_has_a_short_warm_up_and_ten_evaluations(folder, tmp_path, capsys):
@@ -75,9 +75,10 @@ def test_a_variant_has_the_authors_drop_path(folder, tmp_path, capsys):
     words.insert(1, "base")
     assert main(words) == 2  # what else is wrong does not matter here
     assert "--peak-lr 'high'" in capsys.readouterr().err
-    from mambaout.commands.segment import SegmentCommand, SegmentRequest
+    from mambaout.commands.segment import SegmentCommand
+    from mambaout.segment_rules import fitted_segment
 
-    recipe, lines = SegmentRequest("x", SegmentCommand().variant("base"), {}, False).recipe(9)
+    recipe, lines = fitted_segment(9, SegmentCommand().variant("base"), {})
     assert recipe.model.drop_path == 0.6
     assert lines == ["--drop-path 0.6: the author, in issue 251, for base"]
 

@@ -79,8 +79,9 @@ def test_what_mmdetection_leaves_out_is_left_out_and_counted(tmp_path):
 
 
 def test_an_image_whose_annotations_are_all_left_out_stays_as_in_mmdetection(tmp_path):
-    data = read_coco(written(tmp_path, [annotation(1, iscrowd=1)]), "train")
-    assert [(image.id, image.objects) for image in data.images] == [(1, ())]
+    root = written(tmp_path, [annotation(1, iscrowd=1), annotation(2, image=2)])
+    data = read_coco(root, "train")
+    assert [(image.id, len(image.objects)) for image in data.images] == [(1, 0), (2, 1)]
 
 
 def test_all_images_are_evaluated(tmp_path):

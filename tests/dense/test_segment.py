@@ -248,7 +248,7 @@ def test_drop_path_and_macs_are_the_authors():
     assert SEGMENT_BASELINE.model == segment_shape("tiny")
     rates = {name: segment_shape(name).drop_path for name in ("femto", "tiny", "small", "base")}
     assert rates == {"femto": 0.025, "tiny": 0.3, "small": 0.3, "base": 0.6}
-    assert round(SEGMENT_BASELINE.macs(150) / 1e9) == 938
+    assert round(SEGMENT_BASELINE.cost(150).macs / 1e9) == 938
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_records_outcome_and_sheet_are_written(shapes, whole):
     assert [r.step for r in records if "val/miou_multi_scale" in r.values] == [6]
     outcome = json.loads((whole / "outcome.json").read_text())
     assert outcome["metrics"]["miou"] == last["val/miou"]
-    assert outcome["metrics"]["macs"] == TINY.macs(4)
+    assert outcome["metrics"]["macs"] == TINY.cost(4).macs
     assert list(outcome["facts"]["class_iou"]) == ["ground", "circle", "rectangle", "triangle"]
     assert (whole / "predictions.png").read_bytes().startswith(b"\x89PNG")
     text = (whole / "recipe.json").read_text()

@@ -9,10 +9,10 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from mambaout.commands.detect import SHAPES, DetectRequest
 from mambaout.dense.coco import CocoData, read_coco
 from mambaout.dense.proposals import AnchorGrid, AnchorMatcher
 from mambaout.dense.shapes import ShapesSize, write_shapes
+from mambaout.detect_rules import SHAPES_FIELDS, fitted_detect
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_shape_differs_from_its_surroundings_by_more_than_its_own_colours_spre
 
 def test_a_shape_has_more_than_one_anchor(shapes):
     """An object that one anchor of 2,307 stands for gives the proposals little to learn from."""
-    recipe, _ = DetectRequest(SHAPES, None, {}, smoke=False).recipe(len(shapes.images))
+    recipe, _ = fitted_detect(len(shapes.images), None, {}, SHAPES_FIELDS)
     images = ImageList(torch.empty(1, 3, 96, 96), [(96, 96)])
     maps = [torch.empty(1, 1, side, side) for side in (24, 12, 6, 3, 2)]
     anchors = AnchorGrid(recipe.anchor_sizes, (4, 8, 16, 32, 64))(images, maps)[0]

@@ -107,7 +107,7 @@ PARSES = {
     "data/shards/columns.py": 1,
     "data/shards/description.py": 1,  # a damaged file of the cache
     "dense/coco.py": 1,  # json.loads
-    "dense/detect_recipe.py": 1,  # json.loads
+    "detect_recipe.py": 1,  # json.loads
     "durable.py": 1,  # a line of a file
     "data/images/decode.py": 1,
     "data/images/jpeg.py": 3,

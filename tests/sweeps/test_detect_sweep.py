@@ -11,7 +11,8 @@ from sweep_scripts import DENSE
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.detect_rules import SHAPES_FIELDS, fitted_detect
 from mambaout.errors import WrongRequest
-from mambaout.launch.dense_cli import DETECT_SWEEP, main
+from mambaout.launch.dense_cli import main
+from mambaout.launch.dense_sweeps import DETECT_SWEEP
 from mambaout.model.network import build
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.study import StudyFolder, Trial

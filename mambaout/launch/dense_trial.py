@@ -1,9 +1,10 @@
-"""A worker's training of a detector: the trainer of the trials of sweeps/detect.py."""
+"""A worker's training of a detector or a segmenter."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mambaout.errors import WrongRequest
@@ -13,9 +14,10 @@ from mambaout.study.kept_weights import kept_weights
 from mambaout.study.study import Trial
 from mambaout.train.imports import import_training
 from mambaout.train.metrics import Record
+from mambaout.train.tasks import DETECT
 
 
-def train_detect_trial(
+def train_dense_trial(
     task: Task,
     trial: Trial,
     directory: Path,
@@ -24,15 +26,12 @@ def train_detect_trial(
 ) -> None:
     """Train to the end, or until `stop` returns True. `report` gets every record."""
     import_training()
-    from mambaout.dense.detect import train_detector
-    from mambaout.dense.detect_data import detect_sets
-    from mambaout.dense.detector_plan import detector_plan
-    from mambaout.detect_rules import MICRO_BATCH
+    from mambaout.dense.dense_sets import detect_sets, segment_sets
     from mambaout.train.facts import COMMIT_VARIABLE
     from mambaout.train.outcomes import OutOfMemory
 
     os.environ[COMMIT_VARIABLE] = task.commit
-    sets = detect_sets(task.data)
+    sets = (detect_sets if trial.kind is DETECT else segment_sets)(task.data)
     if sets.fingerprint != trial.data:
         raise WrongRequest(
             f"{task.data} here is {sets.fingerprint}, and the study began with {trial.data}: the "
@@ -41,16 +40,25 @@ def train_detect_trial(
     backend = task.devices()
     recipe = trial.recipe
     init = None if recipe.init is None else kept_weights(Path(task.storage), recipe.init)
-    plan, _ = detector_plan(recipe, sets.train, init)
-    outcome = train_detector(
-        recipe,
-        plan,
+    if trial.kind is DETECT:
+        from mambaout.dense.detect import train_detector
+        from mambaout.dense.detector_plan import detector_plan
+        from mambaout.detect_rules import MICRO_BATCH
+
+        plan, _ = detector_plan(recipe, sets.train, init)
+        size = min(task.micro_batch or MICRO_BATCH, recipe.global_batch)
+        train = partial(train_detector, recipe, plan, micro_batch=size)
+    else:
+        from mambaout.dense.segment import segmenter_plan, train_segmenter
+
+        segmenter, _ = segmenter_plan(recipe, sets.train, init)
+        train = partial(train_segmenter, recipe, segmenter, micro_batch=task.micro_batch)
+    outcome = train(
         sets.train,
         sets.val,
         out=directory,
         backend=backend,
         seed=trial.seed,
-        micro_batch=min(task.micro_batch or MICRO_BATCH, recipe.global_batch),
         sinks=[report],
         num_workers=task.num_workers,
         checkpoint_seconds=CHECKPOINT_SECONDS,

@@ -414,7 +414,7 @@ def test_four_images_are_learned_by_heart(tmp_path):
     recipe = tuned_segment(
         TINY,
         {
-            **{"steps": 150, "warmup_steps": 10, "eval_every_steps": 150, "peak_lr": 5e-3},
+            **{"steps": 400, "warmup_steps": 10, "eval_every_steps": 400, "peak_lr": 5e-3},
             **{"crop_size": 64, "shorter_side": 64, "longer_side": 64, "max_class_share": 1.0},
             **{"scale_min": 1.0, "scale_max": 1.0, "photometric": 0.0, "hflip": 0.0},
             **{"dims": (24, 48, 72, 96), "head_channels": 64, "drop_path": 0.0, "dropout": 0.0},

@@ -56,7 +56,7 @@ def garments_on_photographs(folder: Path) -> None:
     """Write garments as PNGs by class, each tinted and laid on a photograph as the shapes are.
 
     (In a tint on a dim ground of one colour they were learned sooner, and were of no use to the
-    detector: after 100 steps box AP 8.4, and 12.8 from random weights; LOG.md.)
+    detector: after 100 steps box AP 8.4, and 12.8 from random weights, n=1; LOG.md.)
     """
     data = open_data("fashion-mnist")
     pictures = Images(data, "train")

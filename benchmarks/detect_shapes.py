@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mambaout.commands.detect import SHAPES, DetectRequest
+from mambaout.commands.dense import SHAPES
+from mambaout.commands.detect import DetectRequest
 from mambaout.data.images.decode import Images
 from mambaout.data.packing.sources import open_data
 from mambaout.dense.coco import read_coco

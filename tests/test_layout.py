@@ -26,6 +26,7 @@ BOTTOM = {
     "fields",
     "recipe",
     "recipe_parts",
+    "segment_recipe",
     "stored_format",
     "options",
     "command_line",

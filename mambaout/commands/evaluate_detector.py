@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mambaout.commands.detect import SHAPES
+from mambaout.commands.dense import SHAPES
 from mambaout.commands.options import load_workers
 from mambaout.dense.detect_recipe import NOT_ON_XLA
 from mambaout.errors import WrongRequest

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from mambaout.applied_rules import PRECISION, AppliedRule, precision_rule, rule_lines
 from mambaout.command_line import add_compile_option, writable_folder
-from mambaout.commands.detect import add_detect_options, refuse_detect_options, run_detect
+from mambaout.commands.dense import run_dense
+from mambaout.commands.dense_options import add_dense_options, refuse_dense_options
+from mambaout.commands.detect import DetectCommand
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     STAGE_HELP,
@@ -25,6 +27,7 @@ from mambaout.commands.options import (
     load_workers,
     whole_number,
 )
+from mambaout.commands.segment import SegmentCommand
 from mambaout.data.packing.data_option import add_data_option, given_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
 from mambaout.errors import WrongRequest
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 
 MOST_SEED = 2**63 - 1  # the largest whole number of most databases
 GO_ON = "the same command continues"
+DENSE_TASKS = {"detect": DetectCommand(), "segment": SegmentCommand()}
 PAPER = "paper"  # --recipe takes this word or a file
 
 
@@ -87,17 +91,18 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     text = "steps between records and lines of progress (default 50)"
     add("--log-every-steps", type=whole_number(1), default=50, metavar="N", help=text)
     add("--smoke", action="store_true", help="a minute on the digits: does it run?")
-    text = "classify images (default), or detect objects: Mask R-CNN on COCO's format"
-    add("--task", choices=["classify", "detect"], default="classify", help=text)
+    text = "classify images (default), detect objects or segment: see the last group of options"
+    add("--task", choices=["classify", *DENSE_TASKS], default="classify", help=text)
     add_recipe_options(parser, skip={INIT})
-    add_detect_options(parser)
+    add_dense_options(parser)
     parser.set_defaults(run=_run_train)
 
 
 def _run_train(options: argparse.Namespace) -> int:
-    if options.task == "detect":
-        return run_detect(options, lambda: _out_of(options), _stop_on_signal)
-    refuse_detect_options(options)
+    if options.task in DENSE_TASKS:
+        command = DENSE_TASKS[options.task]
+        return run_dense(command, options, lambda: _out_of(options), _stop_on_signal)
+    refuse_dense_options(options)
     choice, data_name, out, (initial, weights), _ = all_of(
         lambda: recipe_choice(options),
         lambda: given_data(options),

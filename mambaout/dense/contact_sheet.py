@@ -27,8 +27,12 @@ def contact_sheet(
     images: Sequence[np.ndarray], found: Sequence[Detections], class_names: Sequence[str]
 ) -> bytes:
     """The PNG. `images` are uint8 (H, W, 3), red first; `found` has one prediction for each."""
-    tiles = [_tile(*pair, class_names) for pair in zip(images, found, strict=True)]
-    columns = min(COLUMNS, len(tiles))
+    return png_of([_tile(*pair, class_names) for pair in zip(images, found, strict=True)], COLUMNS)
+
+
+def png_of(tiles: Sequence[np.ndarray], columns: int) -> bytes:
+    """A PNG of the tiles, uint8 (H, W, 3) with no side above TILE, in rows of so many columns."""
+    columns = min(columns, len(tiles))
     rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
     heights = [max(len(tile) for tile in row) for row in rows]
     shape = sum(heights) + GAP * (len(rows) + 1), columns * (TILE + GAP) + GAP, 3
@@ -47,10 +51,15 @@ def label_text(found: Detections, place: int, class_names: Sequence[str]) -> str
     return f"{class_names[int(found.labels[place]) - 1]} {100 * float(found.scores[place]):.0f}"
 
 
+def tile_size(height: int, width: int) -> tuple[int, int]:
+    """The (width, height) of an image on the sheet."""
+    scale = TILE / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def _tile(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
     height, width = image.shape[:2]
-    scale = TILE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    size, scale = tile_size(height, width), TILE / max(height, width)
     tile = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     drawn = [n for n in range(len(found.scores)) if found.scores[n] >= LEAST_SCORE]
     masks = found.masks()

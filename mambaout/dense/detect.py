@@ -9,7 +9,6 @@ equal those of an uninterrupted run to the bit.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,29 +20,29 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mambaout.dense.coco import CocoData
 from mambaout.dense.contact_sheet import contact_sheet
-from mambaout.dense.detect_directory import SHEET, DetectDirectory
+from mambaout.dense.dense_directory import SHEET, DenseDirectory
 from mambaout.dense.detect_images import (
+    DetectSample,
     EvaluationSamples,
     TrainingSamples,
     batch_places,
-    loaded,
 )
-from mambaout.dense.detect_recipe import NOT_ON_XLA, DetectRecipe, detect_steps_per_epoch
+from mambaout.dense.detect_recipe import (
+    NOT_ON_XLA,
+    DetectRecipe,
+    detect_recipe_from_json,
+    detect_steps_per_epoch,
+)
 from mambaout.dense.detect_step import LOSSES, DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import Detections, fastest_engine, figures
+from mambaout.dense.loading import loaded
+from mambaout.dense.loop import DenseRun, train_run
 from mambaout.durable import write_whole
-from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
-from mambaout.train import metrics
 from mambaout.train.backend import Backend
-from mambaout.train.meter import Meter
-from mambaout.train.metrics import Record
-from mambaout.train.milestones import Interruptions, Milestones
-from mambaout.train.outcomes import Diverged, Finished, Outcome, OutOfMemory, Preempted
+from mambaout.train.milestones import Milestones
+from mambaout.train.outcomes import Outcome
 from mambaout.train.reporter import Sink
-from mambaout.train.step import Sums
-
-log = logging.getLogger(__name__)
 
 SHEET_IMAGES = 12  # of the validation images, on the sheet
 
@@ -96,9 +95,10 @@ def train_detector(
         eval_every_steps=per_epoch * recipe.eval_every_epochs,
         log_every_steps=log_every_steps,
     )
-    directory = DetectDirectory(
+    directory = DenseDirectory(
         out,
         recipe,
+        detect_recipe_from_json,
         {
             "task": "detect",
             "seed": seed,
@@ -108,114 +108,94 @@ def train_detector(
     )
     if (ended := directory.outcome) is not None:
         return ended
-    run = _DetectRun(recipe, plan, seed, backend, directory)
+    run = DetectRun(
+        recipe,
+        plan,
+        train,
+        val,
+        seed=seed,
+        backend=backend,
+        directory=directory,
+        micro_batch=micro_batch,
+        num_workers=num_workers,
+    )
     began()
-    interruptions = Interruptions(milestones, backend, checkpoint_seconds, stop)
-    first_step = run.step
-    batches = batch_places(train, seed, recipe, first_step, milestones.last_step)
-    samples = TrainingSamples(train, seed, recipe)
-    for batch in run.meter.watch(loaded(samples, batches, num_workers)):
-        lr = recipe.learning_rate(run.step, per_epoch)
-        try:
-            run.take_step(batch, micro_batch, lr)
-        except Exception as error:
-            if not backend.is_out_of_memory(error):
-                raise
-            return OutOfMemory(micro_batch, str(error))
-        step, is_last = run.step, run.step == milestones.last_step
-        has_evaluation = milestones.has_evaluation(step)
-        if milestones.has_record(step):
-            values = run.values(lr, micro_batch)
-            if run.meter.diverged_at is not None:
-                return run.end_diverged()
-            if has_evaluation:
-                with run.meter.paused():
-                    values |= run.evaluated(val, num_workers, is_final=milestones.is_over(step))
-            record = Record(
-                step=step,
-                epoch=milestones.epoch(step),
-                images_seen=milestones.images_seen(step),
-                seconds=run.meter.seconds,
-                values=values,
-            )
-            directory.keep(record)
-            for sink in sinks:
-                sink(record)
-        stopped, late = interruptions.ask(step)
-        if late or stopped or is_last or has_evaluation:
-            with run.meter.paused():
-                if run.meter.is_finite():
-                    directory.save(run.state() | {"classes": list(train.class_names)})
-                elif is_last:
-                    return run.end_diverged()
-            interruptions.saved()
-        if stopped:
-            break
-    if not milestones.is_over(run.step):
-        return Preempted(run.step, first_step)
-    return run.end_finished(train, val)
+    places = batch_places(train, seed, recipe, run.step, milestones.last_step)
+    return train_run(
+        run,
+        milestones,
+        loaded(TrainingSamples(train, seed, recipe), places, num_workers),
+        lambda step: recipe.learning_rate(step, per_epoch),
+        sinks=sinks,
+        checkpoint_seconds=checkpoint_seconds,
+        stop=stop,
+    )
 
 
-class _DetectRun:
-    """The detector, its optimizer and its sums, and how they are saved and restored."""
+class DetectRun(DenseRun):
+    """A detector that is trained."""
+
+    losses = tuple(LOSSES)
 
     def __init__(
         self,
         recipe: DetectRecipe,
         plan: DetectorPlan,
+        train: CocoData,
+        val: CocoData,
+        *,
         seed: int,
         backend: Backend,
-        directory: DetectDirectory,
+        directory: DenseDirectory,
+        micro_batch: int,
+        num_workers: int,
     ) -> None:
-        self.recipe, self.plan, self.backend, self.directory = recipe, plan, backend, directory
+        self.recipe, self.plan, self.train, self.val = recipe, plan, train, val
+        self.num_workers = num_workers
         saved = directory.latest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.detector = plan.build()
+            detector = plan.build()
         if saved is not None:
-            self.detector.load_state_dict(saved["model"])
-        backend.move(self.detector)
-        self.optimizer = detect_optimizer(
-            self.detector,
+            detector.load_state_dict(saved["model"])
+        backend.move(detector)
+        optimizer = detect_optimizer(
+            detector,
             lr=recipe.peak_lr,
             betas=(recipe.beta1, recipe.beta2),
             weight_decay=recipe.weight_decay,
         )
-        self.steps = DetectorSteps(self.detector, backend, recipe.precision, seed)
-        self.meter = Meter(backend, lambda rate: None)
-        self.losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=backend.device)
-        self.num_steps = 0  # since the last record
-        self.step = 0
         if saved is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.meter.load_state(saved["meter"])
-            self.losses = backend.place_whole(saved["losses"])
-            self.num_steps, self.step = saved["num_steps"], saved["step"]
-            log.info("continuing %s at step %d", directory.out, self.step)
+            optimizer.load_state_dict(saved["optimizer"])
+        self.steps = DetectorSteps(detector, backend, recipe.precision, seed)
+        super().__init__(
+            detector,
+            optimizer,
+            backend,
+            directory,
+            saved,
+            micro_batch=micro_batch,
+            asked=micro_batch,
+            sizes=range(micro_batch, 0, -1),
+        )
 
-    def take_step(self, batch: Sequence[Any], micro_batch: int, lr: float) -> None:
-        losses = self.steps.add_gradients(batch, micro_batch, self.step)
+    @property
+    def macs(self) -> float | None:
+        return self.plan.macs
+
+    def add_gradients(self, batch: Sequence[DetectSample]) -> Tensor:
+        return self.steps.add_gradients(batch, self.micro_batch, self.step)
+
+    def update(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.losses += losses
-        self.num_steps += 1
-        self.meter.add(Sums(_summed(losses, len(batch)), len(batch)))
 
-    def values(self, lr: float, micro_batch: int) -> dict[str, float]:
-        """The metrics of the window that ends here, without an evaluation's."""
-        values = {metrics.TRAIN_LR: lr, metrics.MICRO_BATCH: micro_batch} | self.meter.record()
-        means = (self.losses / self.num_steps).tolist()
-        values |= {f"train/{name}": value for name, value in zip(LOSSES, means, strict=True)}
-        self.losses.zero_()
-        self.num_steps = 0
-        return values
-
-    def evaluated(self, val: CocoData, num_workers: int, *, is_final: bool) -> dict[str, float]:
+    def evaluated(self, *, is_final: bool) -> dict[str, float]:
         """COCO's figures on all validation images; writes the sheet."""
-        found = predictions(self.steps, val, self.recipe, num_workers)
+        val = self.val
+        found = predictions(self.steps, val, self.recipe, self.num_workers)
         shown = range(0, len(found), max(1, len(found) // SHEET_IMAGES))[:SHEET_IMAGES]
         sheet = contact_sheet(
             [val.pixels(val.images[n]) for n in shown], [found[n] for n in shown], val.class_names
@@ -225,52 +205,16 @@ class _DetectRun:
         return {f"val/{name}": value for name, value in figures(val, found, engine).items()}
 
     def state(self) -> dict[str, Any]:
+        return super().state() | {"classes": list(self.train.class_names)}
+
+    def facts(self) -> dict[str, Any]:
         return {
-            "step": self.step,
-            "num_steps": self.num_steps,
-            "losses": self.losses,
-            "meter": self.meter.state(),
-            "model": self.detector.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def end_diverged(self) -> Diverged:
-        step = int(self.meter.diverged_at or 0)
-        self.directory.end(Ending.DIVERGED, {}, {"step": step})
-        return Diverged(step)
-
-    def end_finished(self, train: CocoData, val: CocoData) -> Finished:
-        last = self.directory.last_record
-        assert last is not None  # the last step has a record
-        final = {name.removeprefix("val/"): value for name, value in last.values.items()}
-        parameters = self.detector.parameters()
-        final |= {
-            metrics.PARAMS: sum(each.numel() for each in parameters if each.requires_grad),
-            metrics.IMAGES_PER_SECOND: self.meter.images_per_second,
-            metrics.INPUT_WAIT: self.meter.input_wait_fraction,
-            metrics.TRAIN_DEVICE_HOURS: self.meter.seconds / 3600,
-        }
-        if self.plan.macs is not None:
-            final[metrics.MACS] = self.plan.macs
-        facts = {
-            "num_train": len(train.images),
-            "num_val": len(val.images),
-            "num_classes": train.num_classes,
-            "left_out": dict(train.left_out),
+            "num_train": len(self.train.images),
+            "num_val": len(self.val.images),
+            "num_classes": self.train.num_classes,
+            "left_out": dict(self.train.left_out),
             "macs_image_size": list(self.recipe.counted_size),
-            "backend": self.backend.name,
-            metrics.DEVICE: self.backend.device_name,
-            metrics.NUM_DEVICES: self.backend.num_devices,
         }
-        if earlier := self.meter.earlier_devices:
-            facts[metrics.EARLIER_DEVICES] = earlier
-        self.directory.end(Ending.FINISHED, final, facts)
-        return Finished(final)
-
-
-def _summed(losses: Tensor, num_images: int) -> Tensor:
-    """The batch's loss times its images, (1,) in float64, as the meter adds it up."""
-    return losses.double().sum().reshape(1) * num_images
 
 
 def predictions(

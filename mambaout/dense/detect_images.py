@@ -9,15 +9,14 @@ worker, micro-batch or resumed run asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mambaout.data.draws import draws, uniforms
 from mambaout.data.shards.files import DataError
@@ -149,40 +148,3 @@ class EvaluationSamples(Dataset):
 
     def __len__(self) -> int:
         return len(self.data.images)
-
-
-def loaded(
-    samples: TrainingSamples | EvaluationSamples, batches: Iterable[list], num_workers: int
-) -> Iterator[list[DetectSample]]:
-    """The samples of each batch, made by `num_workers` processes, or here if there are none.
-
-    Raises DataError for an image that cannot be read.
-    """
-    for found in _made(samples, batches, num_workers):
-        for each in found:
-            if isinstance(each, DataError):
-                raise each
-        yield cast(list[DetectSample], found)
-
-
-def _made(
-    samples: TrainingSamples | EvaluationSamples, batches: Iterable[list], num_workers: int
-) -> Iterator[list[DetectSample | DataError]]:
-    if not num_workers:
-        for batch in batches:
-            yield [samples[place] for place in batch]
-        return
-    # A bucket's client has threads, which a fork would leave behind. Without one, forked processes
-    # share the annotations' memory.
-    start = "forkserver" if "://" in samples.data.folder else "fork"
-    yield from DataLoader(
-        samples,
-        batch_sampler=cast(Any, batches),
-        collate_fn=_as_they_are,
-        num_workers=num_workers,
-        multiprocessing_context=start,
-    )
-
-
-def _as_they_are(batch: list) -> list:
-    return batch

@@ -38,17 +38,18 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size), bilinear."""
     height, width = x.shape[-2:]
     rows = resize_matrix(height, size[0], x.device)
-    return _product(x, rows, resize_matrix(width, size[1], x.device))
+    return product(x, rows, resize_matrix(width, size[1], x.device))
 
 
 def pooled(x: Tensor, bins: int) -> Tensor:
     """(B, C, H, W) -> (B, C, bins, bins): the means of equal parts of the map."""
     height, width = x.shape[-2:]
-    return _product(x, pool_matrix(height, bins, x.device), pool_matrix(width, bins, x.device))
+    return product(x, pool_matrix(height, bins, x.device), pool_matrix(width, bins, x.device))
 
 
-def _product(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows` (H', H) and `columns` (W', W) times (B, C, H, W), in memory channels last."""
+def product(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows` (H', H) and `columns` (W', W) times (B, C, H, W): (B, C, H', W'), in memory channels
+    last."""
     x = nhwc(x)  # (B, H, W, C)
     x = (rows.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])  # (B, H', W, C)
     return nchw(columns.to(x.dtype) @ x)  # (B, C, H', W')

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaout.dense.backbone import Backbone
@@ -77,18 +78,36 @@ class UperNetDecoder(nn.Module):
         return self.fuse(joined)
 
 
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels, by factors that the caller gives or that are drawn here."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W); `scales` (B, C) are 0 for a channel that is dropped, else 1 / (1 - p)."""
+        if not self.training:
+            return x
+        if scales is None:
+            return F.dropout2d(x, self.p)
+        return x * scales.to(x.dtype)[:, :, None, None]
+
+
 class UperNet(nn.Module):
     """The segmenter of `upernet`."""
 
-    def __init__(self, config: ModelConfig, num_classes: int, channels: int) -> None:
+    def __init__(
+        self, config: ModelConfig, num_classes: int, channels: int, dropout: float
+    ) -> None:
         super().__init__()
         self.backbone = Backbone(config)
         self.decoder = UperNetDecoder(config.dims, channels)
-        self.dropout = nn.Dropout2d(DROPOUT)
+        self.dropout = ChannelDropout(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.auxiliary = nn.Sequential(
             ConvNorm(config.dims[AUXILIARY_STAGE], AUXILIARY_CHANNELS, 3),
-            nn.Dropout2d(DROPOUT),
+            ChannelDropout(dropout),
             nn.Conv2d(AUXILIARY_CHANNELS, num_classes, 1),
         )
         for name, parameter in self.named_parameters():
@@ -96,19 +115,26 @@ class UperNet(nn.Module):
                 nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else CLASS_STD)
 
     def forward(
-        self, x: Tensor, drop_scales: Tensor | None = None
+        self,
+        x: Tensor,
+        drop_scales: Tensor | None = None,
+        channel_scales: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, num_classes, H, W) in fp32 of images (B, 3, H, W).
 
         In training, a pair of them: the second is the auxiliary head's, for a loss that is added
-        with a weight of 0.4. `drop_scales` is that of `Trunk.forward_pyramid`.
+        with a weight of 0.4. `drop_scales` is that of `Trunk.forward_pyramid`. `channel_scales` are
+        those of the dropout of the decoder and of the auxiliary head; None: they are drawn here.
         """
         maps = self.backbone(x, drop_scales)
         to_image = partial(resized, size=x.shape[-2:])
-        logits = in_fp32(to_image, self.classifier(self.dropout(self.decoder(maps))))
+        main, auxiliary = (None, None) if channel_scales is None else channel_scales
+        logits = in_fp32(to_image, self.classifier(self.dropout(self.decoder(maps), main)))
         if not self.training:
             return logits
-        return logits, in_fp32(to_image, self.auxiliary(maps[AUXILIARY_STAGE]))
+        conv, dropout, classifier = self.auxiliary
+        found = classifier(dropout(conv(maps[AUXILIARY_STAGE]), auxiliary))
+        return logits, in_fp32(to_image, found)
 
 
 def upernet(
@@ -116,11 +142,12 @@ def upernet(
     num_classes: int = ADE20K_CLASSES,
     *,
     channels: int = SEGMENTER_CHANNELS,
+    dropout: float = DROPOUT,
 ) -> UperNet:
     """A new UperNet with random weights, drawn by torch's global generator.
 
-    `channels` are those of the decoder. `config.drop_path` acts in training.
+    `channels` are those of the decoder. `dropout` and `config.drop_path` act in training.
     """
     if num_classes < 1 or channels < 1:
         raise WrongRequest(f"num_classes={num_classes}, channels={channels}: give 1 or more")
-    return UperNet(config, num_classes, channels)
+    return UperNet(config, num_classes, channels, dropout)

@@ -49,15 +49,37 @@ def optimizer(
     if optim.lr_base_dim is not None:
         share = optim.lr_base_dim / recipe.model.dims[0]
         groups.append({"params": hidden, "decays": True, "share": share})
-    found = torch.optim.AdamW(
+    return adamw_over(
         groups,
         lr=optim.peak_lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.adam_eps,
+        backend=backend,
+        saved=saved,
+    )
+
+
+def adamw_over(
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    backend: Backend,
+    saved: dict[str, Any] | None,
+) -> torch.optim.AdamW:
+    """The optimizer that `take_step` needs. Each group has `params`, says whether it `decays`, and
+    has the `share` of the learning rate that it moves by."""
+    found = torch.optim.AdamW(
+        groups,
+        lr=lr,
+        betas=betas,
+        eps=eps,
         weight_decay=0.0,  # `take_step` applies the decay
     )
     step = None
-    for index, parameter in enumerate((*decayed, *kept, *hidden)):
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
         if saved is not None:
             state = _moments(backend, **saved["state"][index])
         else:

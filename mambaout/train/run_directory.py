@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,46 +19,36 @@ import torch
 from mambaout.accounting import cost
 from mambaout.code_version import CODE_VERSION, said_version
 from mambaout.data.shards.data_set import DataSet
-from mambaout.durable import (
-    DamagedLine,
-    append_lines,
-    read_lines,
-    read_whole,
-    sync_lines,
-    write_whole,
-)
+from mambaout.durable import append_lines, read_lines, read_whole, sync_lines, write_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.model.initial import load_initial
 from mambaout.model.network import build
-from mambaout.recipe import Recipe, canonical_json, flat_fields, recipe_from_json
+from mambaout.recipe import Recipe, canonical_json, recipe_from_json
 from mambaout.recompute import stages_text
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Backend
-from mambaout.train.facts import UNKNOWN, git_commit, host_facts
+from mambaout.train.facts import UNKNOWN, git_commit
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record
 from mambaout.train.optim import optimizer
 from mambaout.train.outcomes import Diverged, Finished
+from mambaout.train.run_files import RunFiles, difference
 from mambaout.train.step import TrainState
 from mambaout.train.stepper import Stepper
 
 log = logging.getLogger(__name__)
 
 
-class RunDirectory:
+class RunDirectory(RunFiles):
     """The files of one run. Each tells which run it is: recipe, seed, data, code version."""
 
     def __init__(
         self, out: Path, recipe: Recipe, data: DataSet, seed: int, backend: Backend
     ) -> None:
-        self.out, self.recipe, self.data, self.seed, self.backend = out, recipe, data, seed, backend
-        self._last_record: Record | None = None
+        super().__init__(out)
+        self.recipe, self.data, self.seed, self.backend = recipe, data, seed, backend
         self._check_and_claim()
-
-    @property
-    def records(self) -> Path:
-        return self.out / "records.jsonl"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -80,25 +69,13 @@ class RunDirectory:
 
         Raises WrongRequest if outcome.json is damaged or of another run.
         """
-        path = self.out / "outcome.json"
-        text = read_whole(path)
-        if text is None:
+        found = self.read_outcome(("seed", "data"), "a run")
+        if found is None:
             return None
-        try:
-            outcome = json.loads(text)
-            kept = {name: outcome["facts"][name] for name in ("seed", "data")}
-            kept["code_version"] = said_version(outcome["facts"])
-            commit = outcome["facts"].get("git_commit")
-            ended: Finished | Diverged
-            if Ending(outcome["status"]) is Ending.DIVERGED:
-                ended = Diverged(outcome["facts"]["step"])
-            else:
-                ended = Finished(outcome["metrics"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise WrongRequest(
-                f"{path} is not what a run writes ({error}); give another --out or remove it"
-            ) from None
-        self._require_same(kept, commit)
+        ended, facts = found
+        kept = {name: facts[name] for name in ("seed", "data")}
+        kept["code_version"] = said_version(facts)
+        self._require_same(kept, facts.get("git_commit"))
         return ended
 
     def _check_and_claim(self) -> None:
@@ -114,7 +91,7 @@ class RunDirectory:
             if kept != self.recipe:
                 raise WrongRequest(
                     f"{self.out} holds a run of another recipe "
-                    f"({_difference(kept, self.recipe)}){self._of_other_data()}; "
+                    f"({difference(kept, self.recipe)}){self._of_other_data()}; "
                     "give another --out or remove it"
                 )
         if is_written or self.backend.host > 0:
@@ -185,13 +162,13 @@ class RunDirectory:
                     stepper.topology,
                 )
         if self.backend.host == 0:
-            self._keep_records_up_to(state.step)
+            self.keep_records_up_to(state.step)
         return state, meter
 
     def save(self, state: TrainState, meter: Meter, stepper: Stepper) -> None:
         if self.backend.host > 0:
             return
-        self._sync_records()
+        self.sync_records()
         checkpoint.save(
             self.out,
             {
@@ -209,9 +186,10 @@ class RunDirectory:
         )
 
     def keep(self, record: Record) -> None:
-        self._last_record = record
         if self.backend.host == 0:
-            append_lines(self.records, [record.to_json()])
+            super().keep(record)
+        else:
+            self.last_record = record
 
     @property
     def undecodable(self) -> dict[int, str]:
@@ -232,38 +210,24 @@ class RunDirectory:
             lines = [f"{row} {' '.join(text.split())}" for row, text in new.items()]
             append_lines(self.out / name, lines)
 
-    def _keep_records_up_to(self, step: int) -> None:
-        """Drop the records after the checkpoint, because the run makes them again."""
-        kept = []
-        try:
-            for record in metrics.read_records(self.records):
-                if record.step <= step:
-                    kept.append(record)
-        except DamagedLine as error:
-            log.warning("%s; the records from there on are dropped", error)
-        if self.records.exists():
-            lines = "".join(record.to_json() + "\n" for record in kept)
-            write_whole(self.records, lines)
-        self._last_record = kept[-1] if kept else None
-
     def lacks(self, metric: str, step: int) -> bool:
         """Whether the record with `metric` at the checkpoint's step is lost. Only the first host
         knows.
 
         Earlier versions did not sync records before the checkpoint, so a power loss could lose it.
         """
-        last = self._last_record
+        last = self.last_record
         there = last is not None and last.step == step and metric in last.values
         return self.backend.host == 0 and not there
 
-    def _sync_records(self) -> None:
-        """Sync the records to the disk. It happens before the checkpoint or outcome is written."""
-        for path in (self.records, *self.out.glob("undecodable*.txt")):
+    def sync_records(self) -> None:
+        super().sync_records()
+        for path in self.out.glob("undecodable*.txt"):
             sync_lines(path)
 
     def end_finished(self, meter: Meter, stepper: Stepper) -> Finished:
         """Write outcome.json from the last record."""
-        last = self._last_record
+        last = self.last_record
         if last is None:  # an earlier process was killed after the last step
             *_, last = metrics.read_records(self.records)
         price = cost(self.recipe.model, self.recipe.image_size, self.data.num_classes)
@@ -298,10 +262,8 @@ class RunDirectory:
     ) -> None:
         if self.backend.host > 0:
             return
-        self._sync_records()
         facts = {
             **facts,
-            **host_facts(),
             "git_commit": self.commit,
             **self.identity,
             "data_name": self.data.name,
@@ -316,16 +278,8 @@ class RunDirectory:
             "micro_batch": stepper.micro_batch,
             "recompute": stages_text(stepper.recompute),
             "undecodable_images": len(self.undecodable),
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        body = {"status": ending, "metrics": final, "facts": facts}
-        write_whole(self.out / "outcome.json", json.dumps(body, indent=1) + "\n")
-
-
-def _difference(kept: Recipe, asked: Recipe) -> str:
-    old, new = flat_fields(kept), flat_fields(asked)
-    changed = [name for name in old if old[name] != new[name]]
-    return ", ".join(f"{name} {old[name]!r} not {new[name]!r}" for name in changed)
+        self.write_outcome(ending, final, facts)
 
 
 def _row_and_text(line: str) -> tuple[int, str]:

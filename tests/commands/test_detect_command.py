@@ -116,6 +116,8 @@ def test_a_set_without_masks_trains_a_detector_of_boxes(folder, tmp_path, capsys
         (["--image-size", "64"], "--image-size is not for --task detect; leave it out"),
         (["--stage", "/dev/shm"], "--stage is not for --task detect; leave it out"),
         (["--recompute", "all"], "--recompute is not for --task detect; leave it out"),
+        (["--multi-scale"], "--multi-scale is not for --task detect; leave it out"),
+        (["--crop-size", "64"], "--crop-size is not for --task detect; leave it out"),
         (["--no-compile"], "--no-compile is not for --task detect; leave it out"),
         (["--peak-lr", "high"], "--peak-lr 'high' must be a finite number, above 0 and below 10"),
         (["--shorter-side", "9"], "--shorter-side '9' must be a whole number, 32 to 4096"),
@@ -174,7 +176,8 @@ def test_an_image_that_breaks_on_the_way_is_one_line_and_the_run_can_go_on(
 def test_an_option_of_detection_is_refused_for_another_task(tmp_path, capsys):
     words = ["train", "--data", "digits", "--out", str(tmp_path / "run"), "--shorter-side", "64"]
     assert main(words) == 2
-    assert "--shorter-side is for detection alone; add --task detect" in capsys.readouterr().err
+    said = "--shorter-side is for --task detect or --task segment alone; add that or leave it out"
+    assert said in capsys.readouterr().err
 
 
 def test_data_that_are_missing_are_asked_for(tmp_path, capsys):
@@ -183,9 +186,9 @@ def test_data_that_are_missing_are_asked_for(tmp_path, capsys):
 
 
 def test_without_pycocotools_the_extra_is_named(folder, tmp_path, capsys, monkeypatch):
-    from mambaout.commands import detect
+    from mambaout.commands import dense
 
-    monkeypatch.setattr(detect, "find_spec", lambda name: None)
+    monkeypatch.setattr(dense, "find_spec", lambda name: None)
     assert main(command(folder, tmp_path / "run")) == 2
     assert "pip install -c constraints.txt -e '.[dense]'" in capsys.readouterr().err
 

@@ -20,13 +20,13 @@ from mambaout.dense.detect_images import (
     TrainingSamples,
     batch_places,
     epoch_order,
-    loaded,
     resized_size,
     training_sample,
 )
 from mambaout.dense.detect_recipe import DETECT_BASELINE, DetectRecipe, tuned_detect
 from mambaout.dense.detect_step import DetectorSteps, detect_optimizer
 from mambaout.dense.evaluate import FIGURES
+from mambaout.dense.loading import loaded
 from mambaout.dense.mask_rcnn import MaskRCNN, mask_rcnn
 from mambaout.dense.shapes import ShapesSize, write_shapes
 from mambaout.errors import WrongRequest

@@ -16,7 +16,7 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import nn
 
 from mambaout.dense.resizing import pool_matrix, pooled, resize_matrix, resized
-from mambaout.dense.upernet import UperNet, upernet
+from mambaout.dense.upernet import ChannelDropout, UperNet, upernet
 from mambaout.dense_accounting import SEGMENTER
 from mambaout.dense_layers import segmenter_layers
 from mambaout.variants import VARIANTS
@@ -149,7 +149,7 @@ def test_logits_have_the_images_size_and_training_has_two_of_them(size):
 
 def test_dropout_is_a_tenth_of_the_channels_before_both_classes():
     model = upernet(SMALL, 4, channels=8)
-    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout2d)]
+    rates = [m.p for m in model.modules() if isinstance(m, ChannelDropout)]
     assert rates == [0.1, 0.1]
 
 

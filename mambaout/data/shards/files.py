@@ -223,6 +223,14 @@ def names_below(location: str) -> set[str]:
 
     Raises DataError if there is no such folder or if it cannot be listed.
     """
+    return set(sizes_below(location))
+
+
+def sizes_below(location: str) -> dict[str, int]:
+    """As `names_below`, with the bytes of each file.
+
+    Raises DataError if there is no such folder or if it cannot be listed.
+    """
     files, root = filesystem(location)
     everything = pyarrow.fs.FileSelector(root, recursive=True)
     try:
@@ -232,7 +240,8 @@ def names_below(location: str) -> set[str]:
     except OSError as error:
         raise DataError(f"{location} cannot be listed: {in_words(error)}") from error
     start = len(root.rstrip("/")) + 1
-    return {info.path[start:] for info in found if info.type == pyarrow.fs.FileType.File}
+    inside = (info for info in found if info.type == pyarrow.fs.FileType.File)
+    return {info.path[start:]: info.size for info in inside}
 
 
 def file_size(location: str, known: Footer | None = None) -> int:

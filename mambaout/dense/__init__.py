@@ -3,8 +3,9 @@ and 3. The home of pycocotools.
 
 In:  a `ModelConfig`, the weights of a classifier, images with boxes, masks or maps of classes.
 Out: modules with torchvision's way of calling, and files that timm and onnxruntime read; a run
-     directory with records, checkpoints, COCO's figures and a sheet of predictions.
+     directory with records, checkpoints, COCO's figures or mIoU, and a sheet of predictions.
 Read: backbone.py; mask_rcnn.py with its parts proposals.py and roi_heads.py; upernet.py with
 resizing.py; of a detection training coco.py, detect_images.py, detect_recipe.py, detect_step.py,
-detect.py and evaluate.py.
+detect.py and evaluate.py; of a segmentation training ade20k.py, segment_images.py, segment_step.py,
+segment.py and confusion.py; loop.py is the loop of both.
 """

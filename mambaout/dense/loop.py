@@ -75,7 +75,7 @@ class DenseRun(ABC):
             kept = saved.get("micro_batch", micro_batch)  # earlier versions did not save it
             if kept != micro_batch and kept in sizes and saved["asked"] == asked:
                 self.micro_batch = kept
-                log.info("going on with a micro-batch of %d", kept)
+                log.warning("going on with a micro-batch of %d, as the run has so far", kept)
 
     @abstractmethod
     def add_gradients(self, batch: Sequence[Any]) -> Tensor:

@@ -380,6 +380,26 @@ def test_a_loss_that_is_not_finite_ends_the_run(shapes, tmp_path):
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["status"] == "diverged"
 
 
+def test_a_step_that_is_out_of_memory_is_taken_again_with_half_the_micro_batch(
+    shapes, tmp_path, monkeypatch, caplog
+):
+    assert trained(shapes, tmp_path / "one", micro_batch=1, max_steps=2) == Preempted(2)
+    real = DetectorSteps.add_gradients
+
+    def add_gradients(self, batch, micro_batch, step):
+        if micro_batch > 1:
+            real(self, batch[:1], 1, step)  # leaves gradients behind
+            raise MemoryError("there is no room")
+        return real(self, batch, micro_batch, step)
+
+    monkeypatch.setattr(DetectorSteps, "add_gradients", add_gradients)
+    assert trained(shapes, tmp_path / "run", micro_batch=2, max_steps=2) == Preempted(2)
+    assert "micro-batch 2 is out of memory; going on with 1" in caplog.text
+    assert values_of(tmp_path / "run") == values_of(tmp_path / "one")
+    mine, theirs = (weights_of(tmp_path / name) for name in ("run", "one"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 def test_splits_of_other_categories_and_xla_are_refused(shapes, tmp_path):
     train, val = shapes
     other = replace(val, class_names=("circle", "square", "triangle"))

@@ -382,3 +382,27 @@ def test_a_segmenters_backbone_begins_a_detector_and_is_exported(
     assert "checked: timm" in capsys.readouterr().out
     assert main(["evaluate", str(segmentation), "--data", str(folder)]) == 2
     assert "is of a run with --task segment; evaluate takes" in capsys.readouterr().err
+
+
+# -- a folder of another task ---------------------------------------------------------------------
+
+
+def test_a_run_of_another_task_in_the_folder_is_told_by_its_task(
+    run, segmentation, classification, digits, data_cache, capsys
+):
+    tasks = {"detect": run, "segment": segmentation, "classify": classification}
+    for task in tasks:
+        for found, out in tasks.items():
+            if found == task:
+                continue
+            before = (out / "recipe.json").read_bytes()
+            smoke = [
+                "--smoke",
+                "--task",
+                task,
+                *(["--data", "digits"] if task == "classify" else []),
+            ]
+            assert main(["train", *smoke, "--out", str(out)]) == 2
+            said = f"{out}/recipe.json is of a run with --task {found}, not {task}; give another"
+            assert said in capsys.readouterr().err
+            assert (out / "recipe.json").read_bytes() == before

@@ -112,7 +112,7 @@ def test_a_tile_says_what_is_found_inside_of_it_or_that_nothing_is():
 
     sure, unsure = tile(0.9), tile(0.2)
     label = (sure[1:14] == COLOURS[0]).all(-1)
-    assert label[:, : TILE // 2].any()  # moved to the left, so that the whole text is seen
+    assert label[:, : TILE - 60].any()  # moved to the left, so that the whole text is seen
     assert not (unsure == COLOURS[0]).all(-1).any()
     assert (unsure[:14, :100] == 255).all(-1).any()  # "nothing over 50; best: ..."
     assert (unsure[30:] == 128).all()

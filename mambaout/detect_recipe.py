@@ -19,6 +19,7 @@ from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
 from mambaout.fields import typed as typed_value
 from mambaout.recipe import canonical_json
+from mambaout.stored_format import require_task
 from mambaout.variants import TINY, ModelConfig
 
 PAPER = "paper, section 4.3"
@@ -279,7 +280,10 @@ def detect_recipe_from_json(text: str, where: str) -> DetectRecipe:
     """The recipe in the text of a recipe.json; a WrongRequest names `where` if it is none."""
     try:
         body = json.loads(text)
+        require_task(body, "detect", where)
         flat = {**body.pop("model"), **body}
+    except WrongRequest:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WrongRequest(f"{where} is no recipe of a detection run ({error})") from None
     try:

@@ -42,7 +42,7 @@ from mambaout.fields import (
     typed,
 )
 from mambaout.recipe_parts import AUTHORS_RUN, PAPER, SHARE, Augment, Optim, Schedule
-from mambaout.stored_format import FIRST_FIELDS, meant_where_missing
+from mambaout.stored_format import FIRST_FIELDS, meant_where_missing, require_task
 from mambaout.variants import AUTHORS_CODE, FEMTO, ModelConfig
 
 
@@ -329,6 +329,7 @@ def recipe_from_json(text: str, where: str = "recipe") -> Recipe:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WrongRequest(f"{where} is no JSON ({error}); give the recipe.json of a run") from None
+    require_task(data, "classify", where)
     flat = _opened(Recipe, data, where)
     try:
         return judged(flat_fields(BASELINE) | _left_out(), flat)

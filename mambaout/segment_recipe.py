@@ -23,6 +23,7 @@ from mambaout.dense_layers import AUXILIARY, SEGMENTER_CHANNELS, segmenter_layer
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
 from mambaout.fields import typed as typed_value
+from mambaout.stored_format import require_task
 from mambaout.variants import TINY, VARIANTS, ModelConfig
 
 PAPER = "paper, section 4.4"
@@ -302,7 +303,10 @@ def segment_recipe_from_json(text: str, where: str) -> SegmentRecipe:
     """The recipe in the text of a recipe.json; a WrongRequest names `where` if it is none."""
     try:
         body = json.loads(text)
+        require_task(body, "segment", where)
         flat = {**body.pop("model"), **body}
+    except WrongRequest:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WrongRequest(f"{where} is no recipe of a segmentation run ({error})") from None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,10 +14,9 @@ from mambaout.segment_recipe import (
     DROP_PATHS,
     SEGMENT_BASELINE,
     SegmentRecipe,
-    segment_shape,
     tuned_segment,
 )
-from mambaout.variants import ModelConfig
+from mambaout.variants import VARIANTS, ModelConfig
 
 # What the generated shapes train if it is not said otherwise: minutes on a CPU, not a photograph's
 # size.
@@ -52,11 +52,13 @@ def fitted_segment(
     del num_images
     base = SEGMENT_BASELINE
     fields, lines = chosen_fields(base, shape, given, small, start)
-    if shape is not None and "drop_path" not in given:
-        known = [name for name in DROP_PATHS if segment_shape(name) == shape]
-        if known:
-            rate = field_text(shape.drop_path)
-            lines.append(f"{option('drop_path')} {rate}: {AUTHOR}, for {known[0]}")
+    if small is None and "drop_path" not in given:
+        model = replace(base.model, **{n: fields[n] for n in ("depths", "dims") if n in fields})
+        named = next((n for n in DROP_PATHS if _is_shape_of(model, n)), None)
+        if named is not None:
+            fields["drop_path"] = DROP_PATHS[named]
+            rate = field_text(fields["drop_path"])
+            lines.append(f"{option('drop_path')} {rate}: {AUTHOR}, for {named}")
     steps = fields.get("steps", base.steps)
     lines += shorter_warmup(fields, steps, base.warmup_steps)
     if "eval_every_steps" not in fields and steps <= base.eval_every_steps:
@@ -66,3 +68,8 @@ def fitted_segment(
             f"evaluations in the {steps} steps"
         )
     return tuned_segment(base, fields), lines
+
+
+def _is_shape_of(model: ModelConfig, name: str) -> bool:
+    own = VARIANTS[name]
+    return (model.depths, model.dims) == (own.depths, own.dims)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import MISSING, Field
 from typing import Any
 
+from mambaout.errors import WrongRequest
 from mambaout.fields import KNOB
 
 # The fields of the first stored recipes, and the parts of the recipe that hold them.
@@ -43,3 +44,18 @@ def meant_where_missing(item: Field[Any]) -> Any:
     if KNOB not in item.metadata or item.name in FIRST_FIELDS:
         return MISSING
     return LEFT_OUT.get(item.name, item.default)
+
+
+# A field that only the recipes of one task have, in every version.
+OF_TASK = {"classify": "augment", "detect": "smallest_anchor", "segment": "crop_size"}
+
+
+def require_task(body: Any, task: str, where: str) -> None:
+    """Raise WrongRequest if the JSON of a stored recipe is of another task than `task`."""
+    names = body.keys() if isinstance(body, dict) else ()
+    found = next((each for each, name in OF_TASK.items() if name in names), task)
+    if found != task:
+        raise WrongRequest(
+            f"{where} is of a run with --task {found}, not {task}; give another folder or file, or "
+            f"--task {found}"
+        )

@@ -14,7 +14,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from mambaout.errors import WrongRequest
 from mambaout.model.dense_checkpoint import NORMS
+from mambaout.model.file_shape import shape_in, shape_text
 from mambaout.model.mixers import nchw
 from mambaout.model.network import NORM_EPS, Trunk, initialise
 from mambaout.model.norm import LayerNorm
@@ -43,6 +45,17 @@ class Backbone(Trunk):
         """
         maps = self.forward_pyramid(x, drop_scales)
         return [nchw(norm(each)) for norm, each in zip(self.norms, maps, strict=True)]
+
+
+def require_shape(backbone: Backbone, weights: Weights) -> None:
+    """Raise WrongRequest if the weights of --init are of another depth or width; it names both."""
+    ours, theirs = backbone.config, shape_in(weights.tensors)
+    if theirs is not None and (ours.depths, ours.dims) != (theirs.depths, theirs.dims):
+        raise WrongRequest(
+            f"--init: {weights.path} does not fit the backbone, which is {shape_text(ours)}: it is "
+            f"{shape_text(theirs)}. Without VARIANT and shape options the network is the weights' "
+            "own"
+        )
 
 
 def load_backbone(backbone: Backbone, weights: Weights) -> str:

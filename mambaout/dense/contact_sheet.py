@@ -22,6 +22,8 @@ COLOURS = (
     *((204, 121, 167), (86, 180, 233), (240, 228, 66)),
 )
 
+Box = tuple[int, int, int, int]  # left, top, width, height
+
 
 def contact_sheet(
     images: Sequence[np.ndarray], found: Sequence[Detections], class_names: Sequence[str]
@@ -46,15 +48,15 @@ def png_of(tiles: Sequence[np.ndarray], columns: int) -> bytes:
     return cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
 
 
+def label_text(found: Detections, place: int, class_names: Sequence[str]) -> str:
+    """The class and the score in percent of one detection: "circle 98"."""
+    return f"{class_names[int(found.labels[place]) - 1]} {100 * float(found.scores[place]):.0f}"
+
+
 def tile_size(height: int, width: int) -> tuple[int, int]:
     """The (width, height) of an image on the sheet."""
     scale = TILE / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def label_text(found: Detections, place: int, class_names: Sequence[str]) -> str:
-    """The class and the score in percent of one detection: "circle 98"."""
-    return f"{class_names[int(found.labels[place]) - 1]} {100 * float(found.scores[place]):.0f}"
 
 
 def _tile(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
@@ -73,12 +75,13 @@ def _tile(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> n
             cv2.drawContours(tile, edges, -1, colour, 1, cv2.LINE_AA)
         left, top, right, bottom = (round(float(v) * scale) for v in found.boxes[n])
         cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
-    for n in reversed(drawn):  # after all boxes, so that none lies over a text
+    labels: list[Box] = []
+    for n in drawn:  # after all boxes, so that none lies over a text
         left, top, _, _ = (round(float(v) * scale) for v in found.boxes[n])
-        _write(tile, label_text(found, n, class_names), (left, top), _colour(found, n))
+        _write(tile, label_text(found, n, class_names), (left, top), _colour(found, n), labels)
     if not drawn:
         best = f"; best: {label_text(found, 0, class_names)}" if len(found.scores) else ""
-        _write(tile, f"nothing over {100 * LEAST_SCORE:.0f}{best}", (0, 0), (255, 255, 255))
+        _write(tile, f"nothing over {100 * LEAST_SCORE:.0f}{best}", (0, 0), (255, 255, 255), [])
     return tile
 
 
@@ -87,15 +90,34 @@ def _colour(found: Detections, place: int) -> tuple[int, int, int]:
 
 
 def _write(
-    tile: np.ndarray, text: str, corner: tuple[int, int], colour: tuple[int, int, int]
+    tile: np.ndarray,
+    text: str,
+    corner: tuple[int, int],
+    colour: tuple[int, int, int],
+    labels: list[Box],
 ) -> None:
-    """Write on a label of `colour`, in place: above the corner (x, y), and inside of the tile."""
+    """Write on a label of `colour`, in place: above the corner (x, y), and inside of the tile.
+
+    A label that would lie over one of `labels` goes below that. `labels` gets the new one.
+    """
     (width, height), below = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
-    height += below + 4
-    left = max(0, min(corner[0], tile.shape[1] - width - 6))
+    width, height = width + 6, height + below + 4
+    left = max(0, min(corner[0], tile.shape[1] - width))
     top = max(0, min(corner[1] - height, tile.shape[0] - height))
-    cv2.rectangle(tile, (left, top), (left + width + 5, top + height - 1), colour, cv2.FILLED)
+    while hit := [each for each in labels if _overlap(each, (left, top, width, height))]:
+        top = max(each[1] + each[3] for each in hit)
+    if top + height > tile.shape[0]:
+        return  # the tile is full of labels: the box has to do
+    labels.append((left, top, width, height))
+    cv2.rectangle(tile, (left, top), (left + width - 1, top + height - 1), colour, cv2.FILLED)
     is_light = np.dot(colour, LUMINANCE) > 110
     ink = (0, 0, 0) if is_light else (255, 255, 255)
     place = left + 3, top + height - below - 1
     cv2.putText(tile, text, place, FONT, FONT_SCALE, ink, 1, cv2.LINE_AA)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(
+        one[side] < other[side] + other[side + 2] and other[side] < one[side] + one[side + 2]
+        for side in (0, 1)
+    )

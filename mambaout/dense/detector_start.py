@@ -13,12 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mambaout.dense.backbone import load_backbone
+from mambaout.dense.backbone import load_backbone, require_shape
 from mambaout.dense.mask_rcnn import MaskRCNN
 from mambaout.detect_recipe import detect_recipe_from_json
-from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
-from mambaout.model.file_shape import shape_in, shape_text
 from mambaout.model.initial import InitialWeights
 from mambaout.model.weights import Weights
 
@@ -58,13 +56,7 @@ def load_start(detector: MaskRCNN, weights: Weights, class_names: Sequence[str])
 
     Raises WrongRequest, and loads nothing, if the backbone does not fit.
     """
-    ours, theirs = detector.backbone.body.config, shape_in(weights.tensors)
-    if theirs is not None and (ours.depths, ours.dims) != (theirs.depths, theirs.dims):
-        raise WrongRequest(
-            f"--init: {weights.path} does not fit the backbone, which is {shape_text(ours)}: it is "
-            f"{shape_text(theirs)}. Without VARIANT and shape options the network is the weights' "
-            "own"
-        )
+    require_shape(detector.backbone.body, weights)
     said = load_backbone(detector.backbone.body, weights)
     if weights.task != DETECT:
         return said

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mambaout.dense.ade20k import SegmentData
-from mambaout.dense.backbone import load_backbone
+from mambaout.dense.backbone import load_backbone, require_shape
 from mambaout.dense.confusion import MIOU, MIOU_MULTI_SCALE, Confusion
 from mambaout.dense.dense_directory import DenseDirectory
 from mambaout.dense.loading import loaded
@@ -79,6 +79,7 @@ def segmenter_plan(
             recipe.model, data.num_classes, channels=recipe.head_channels, dropout=recipe.dropout
         )
         if weights is not None:
+            require_shape(segmenter.backbone, weights)
             said.append(load_backbone(segmenter.backbone, weights))
         return segmenter
 

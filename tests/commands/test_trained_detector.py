@@ -342,3 +342,67 @@ def test_a_classifier_begins_with_the_backbone_of_a_detector(run, digits, tmp_pa
     state = checkpoint.load(out / "last.ckpt")["model"]
     body = saved_in(run)["model"]["backbone.body.stem.conv1.weight"]
     torch.testing.assert_close(state["stem.conv1.weight"], body, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def segmentation(run, folder, tmp_path_factory) -> Path:
+    """A segmentation that began with the backbone of the detector."""
+    out = tmp_path_factory.mktemp("segmentation") / "run"
+    words = ["--task", "segment", "--data", str(folder / "ade20k"), "--init", str(run)]
+    sizes = ["--crop-size", "96", "--shorter-side", "96", "--longer-side", "96"]
+    short = ["--global-batch", "4", "--steps", "2", "--head-channels", "8", "--peak-lr", "1e-12"]
+    assert main(["train", *words, *sizes, *short, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_segmenter_begins_with_the_backbone_of_a_detector_and_its_norms(run, segmentation):
+    before, after = saved_in(run)["model"], saved_in(segmentation)["model"]
+    body = [name for name in before if name.startswith("backbone.body.")]
+    assert len(body) > 50
+    for name in body:
+        other = after[name.replace("backbone.body.", "backbone.")]
+        torch.testing.assert_close(other, before[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*unexpected keys:UserWarning")
+def test_a_segmenters_backbone_begins_a_detector_and_is_exported(
+    segmentation, folder, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    words = ("--init", str(segmentation), "--max-steps", "1", "--peak-lr", "1e-12", *NETWORK[6:])
+    assert main(detection(folder, out, *words)) == 0
+    shown = capsys.readouterr().out
+    assert "the backbone of a run with --task segment; it has no head" in shown
+    assert "the norms on the four outputs" not in shown
+    before, after = saved_in(segmentation)["model"], saved_in(out)["model"]
+    name = "backbone.norms.3.weight"
+    torch.testing.assert_close(after[f"backbone.body{name[8:]}"], before[name], atol=1e-5, rtol=0)
+    file = tmp_path / "backbone.safetensors"
+    assert main(["export", str(segmentation), str(file), "--features"]) == 0
+    assert "checked: timm" in capsys.readouterr().out
+    assert main(["evaluate", str(segmentation), "--data", str(folder)]) == 2
+    assert "is of a run with --task segment; evaluate takes" in capsys.readouterr().err
+
+
+# -- a folder of another task ---------------------------------------------------------------------
+
+
+def test_a_run_of_another_task_in_the_folder_is_told_by_its_task(
+    run, segmentation, classification, digits, data_cache, capsys
+):
+    tasks = {"detect": run, "segment": segmentation, "classify": classification}
+    for task in tasks:
+        for found, out in tasks.items():
+            if found == task:
+                continue
+            before = (out / "recipe.json").read_bytes()
+            smoke = [
+                "--smoke",
+                "--task",
+                task,
+                *(["--data", "digits"] if task == "classify" else []),
+            ]
+            assert main(["train", *smoke, "--out", str(out)]) == 2
+            said = f"{out}/recipe.json is of a run with --task {found}, not {task}; give another"
+            assert said in capsys.readouterr().err
+            assert (out / "recipe.json").read_bytes() == before

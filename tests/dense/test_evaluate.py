@@ -97,3 +97,22 @@ def test_the_sheet_shows_what_is_sure_in_the_colour_of_its_class(shapes):
     first = sheet[GAP : GAP + TILE // 2, GAP : GAP + TILE]
     assert (first[90, 80] == [int(0.55 * 128 + 0.45 * c) for c in COLOURS[0]]).all()
     assert (first[80, 240] == 128).all()  # the unsure one
+
+
+def test_a_tile_says_what_is_found_inside_of_it_or_that_nothing_is():
+    from PIL import Image
+
+    image = np.full((TILE, TILE, 3), 128, np.uint8)
+    corner = np.array([[TILE - 20, 0, TILE, 20]], np.float32)
+
+    def tile(score: float) -> np.ndarray:
+        one = Detections(1, corner, np.array([1]), np.array([score], np.float32), None)
+        sheet = Image.open(io.BytesIO(contact_sheet([image], [one], ["a long name of a class"])))
+        return np.asarray(sheet)[GAP : GAP + TILE, GAP : GAP + TILE]
+
+    sure, unsure = tile(0.9), tile(0.2)
+    label = (sure[1:14] == COLOURS[0]).all(-1)
+    assert label[:, : TILE - 60].any()  # moved to the left, so that the whole text is seen
+    assert not (unsure == COLOURS[0]).all(-1).any()
+    assert (unsure[:14, :100] == 255).all(-1).any()  # "nothing over 50; best: ..."
+    assert (unsure[30:] == 128).all()

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 # What --data shapes trains if it is not said otherwise: minutes on a CPU, not a photograph's size.
 SHAPES_FIELDS: Mapping[str, Any] = {
     **{"depths": (1, 1, 2, 1), "dims": (24, 48, 72, 96), "drop_path": 0.0, "head_channels": 64},
-    **{"crop_size": 96, "shorter_side": 96, "longer_side": 96, "global_batch": 8, "peak_lr": 1e-3},
-    **{"steps": 1500, "eval_every_steps": 300},
+    **{"crop_size": 96, "shorter_side": 96, "longer_side": 96, "global_batch": 8, "peak_lr": 2e-3},
+    # At 1e-3 with the full augmentation mIoU was 32.3 after as many steps; so it is 43.3 (n=1).
+    **{"scale_min": 0.75, "scale_max": 1.5, "max_class_share": 1.0},
+    **{"photometric": 0.0, "dropout": 0.0, "steps": 1500, "eval_every_steps": 300},
 }
 SMOKE_FIELDS: Mapping[str, Any] = {
     **SHAPES_FIELDS,

@@ -36,6 +36,7 @@ SIZE_DIVISOR = 32  # a detector's images are padded to a multiple of it, in pixe
 COCO_CLASSES = 80
 ANCHORS_A_PLACE = 3  # one for each ratio of the sides
 PROPOSALS = 1000  # boxes that the region proposal network hands on
+SAMPLED_BOXES = 512  # of these, what the box head learns from; no evaluation samples
 COUNTED_MASKS = 100  # detections of an image, and the masks that mmdetection counts
 BOX_SIDE, MASK_SIDE = 7, 14  # of the map that is cut out for each box, for its mask
 MASK_CONVS = 4

@@ -30,7 +30,7 @@ MICRO_BATCH = 2  # images in memory at once, as in mmdetection's 8 x 2
 # What --data shapes trains if it is not said otherwise: minutes on a CPU, not a photograph's size.
 SHAPES_FIELDS: Mapping[str, Any] = {
     **{"depths": (1, 1, 2, 1), "dims": (24, 48, 72, 96), "drop_path": 0.0},
-    **{"head_channels": 64, "box_features": 256, "smallest_anchor": 12},
+    **{"head_channels": 64, "box_features": 256, "smallest_anchor": 24, "sampled_boxes": 128},
     **{"shorter_side": 96, "longer_side": 96, "global_batch": 6, "peak_lr": 1e-3},
 }
 SMOKE_FIELDS: Mapping[str, Any] = {

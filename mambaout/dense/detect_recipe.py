@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from mambaout.accounting import cost_of
-from mambaout.dense_layers import WIDTHS, HeadWidths, detector_layers
+from mambaout.dense_layers import SAMPLED_BOXES, WIDTHS, HeadWidths, detector_layers
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
 from mambaout.fields import typed as typed_value
@@ -163,6 +163,13 @@ class DetectRecipe:
         32,
         "side of the square anchors on the finest of five maps; it doubles from map to map",
         unit="px",
+        source=MMDETECTION,
+        bound=Bound(least=1),
+    )
+    sampled_boxes: int = knob(
+        SAMPLED_BOXES,
+        "proposals of an image that the box head learns from; up to a quarter of them are objects",
+        unit="boxes",
         source=MMDETECTION,
         bound=Bound(least=1),
     )

@@ -48,6 +48,7 @@ def new_detector(recipe: DetectRecipe, num_classes: int, *, has_masks: bool) -> 
         longer_side=recipe.longer_side,
         anchor_sizes=recipe.anchor_sizes,
         widths=recipe.widths,
+        sampled_boxes=recipe.sampled_boxes,
     )
     if not has_masks:
         boxes_alone(detector)

@@ -27,7 +27,13 @@ from mambaout.dense.detect_recipe import NOT_ON_XLA
 from mambaout.dense.proposals import ProposalNetwork
 from mambaout.dense.pyramid import FeaturePyramid
 from mambaout.dense.roi_heads import RegionHeads
-from mambaout.dense_layers import COCO_CLASSES, SIZE_DIVISOR, WIDTHS, HeadWidths
+from mambaout.dense_layers import (
+    COCO_CLASSES,
+    SAMPLED_BOXES,
+    SIZE_DIVISOR,
+    WIDTHS,
+    HeadWidths,
+)
 from mambaout.errors import WrongRequest
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD
 from mambaout.variants import ModelConfig
@@ -140,12 +146,14 @@ def mask_rcnn(
     longer_side: int = LONGER_SIDE,
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
     widths: HeadWidths = WIDTHS,
+    sampled_boxes: int = SAMPLED_BOXES,
 ) -> MaskRCNN:
     """A new Mask R-CNN with random weights, drawn by torch's global generator.
 
     `num_classes` is without the background. Every image is resized to `shorter_side`, or less if
     its longer side would be above `longer_side`, both in pixels. `anchor_sizes` are the sides in
-    pixels of the square anchors on the five maps. `config.drop_path` acts in training.
+    pixels of the square anchors on the five maps. The box head learns from `sampled_boxes` of an
+    image. `config.drop_path` acts in training.
     """
     if num_classes < 1:
         raise WrongRequest(f"num_classes={num_classes}: a detector needs at least 1")
@@ -163,7 +171,7 @@ def mask_rcnn(
     return MaskRCNN(
         backbone,
         ProposalNetwork(widths.channels, anchor_sizes, backbone.strides),
-        RegionHeads(num_classes, backbone.body.strides, widths),
+        RegionHeads(num_classes, backbone.body.strides, widths, sampled_boxes),
         ImageTransform(
             shorter_side,
             longer_side,

@@ -19,10 +19,10 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_align
 
 from mambaout.dense.fp32 import in_fp32
-from mambaout.dense_layers import BOX_SIDE, MASK_CONVS, MASK_SIDE, HeadWidths
+from mambaout.dense_layers import BOX_SIDE, MASK_CONVS, MASK_SIDE, SAMPLED_BOXES, HeadWidths
 
 MATCH_FROM = 0.5  # IoU of a proposal and an object; less is background
-SAMPLED_BOXES, POSITIVE_SHARE = 512, 0.25
+POSITIVE_SHARE = 0.25  # of the sampled boxes, at most
 LEAST_SCORE, SUPPRESS_FROM, MOST_DETECTIONS = 0.05, 0.5, 100
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the corners' regression: x, y, width, height
 FINEST_STRIDES = 14  # boxes up to twice that many strides of the finest map come from that map
@@ -122,7 +122,13 @@ class RegionHeads(RoIHeads):
     mask_head: Any
     mask_predictor: Any
 
-    def __init__(self, num_classes: int, strides: Sequence[int], widths: HeadWidths) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        strides: Sequence[int],
+        widths: HeadWidths,
+        sampled_boxes: int = SAMPLED_BOXES,
+    ) -> None:
         channels, features = widths
         box_head = TwoMLPHead(channels * BOX_SIDE**2, features)
         for layer in (box_head.fc6, box_head.fc7):
@@ -134,7 +140,7 @@ class RegionHeads(RoIHeads):
             BoxPredictor(features, num_classes),
             MATCH_FROM,
             MATCH_FROM,
-            SAMPLED_BOXES,
+            sampled_boxes,
             POSITIVE_SHARE,
             BOX_WEIGHTS,
             LEAST_SCORE,

@@ -22,6 +22,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
+from mambaout.data.batches.device_augment import prepare_eval
 from mambaout.dense.mask_rcnn import mask_rcnn
 from mambaout.dense.proposals import AnchorGrid, AnchorMatcher, ProposalNetwork
 from mambaout.dense.roi_heads import (
@@ -200,6 +201,16 @@ def detected(detector: Any, images: list[Tensor]) -> list[dict[str, Tensor]]:
     return detector.eval()(images)
 
 
+@pytest.mark.parametrize("sampled_boxes", [20, 48])
+def test_the_box_head_learns_from_as_many_boxes_of_an_image_as_asked(sampled_boxes):
+    detector = mask_rcnn(SMALL, 3, shorter_side=64, widths=WIDTHS, sampled_boxes=sampled_boxes)
+    seen = []
+    detector.roi_heads.box_head.register_forward_hook(lambda _, args, out: seen.append(len(out)))
+    image, target = scene(OBJECTS, (64, 96))
+    detector.train()([image, image], [target, target])
+    assert seen == [2 * sampled_boxes]
+
+
 def test_it_learns_one_image():
     """What training calls class 1, its box and its mask is what an evaluation finds."""
     detector = small_detector().train()
@@ -301,6 +312,15 @@ def test_without_resizing_images_keep_their_size_in_evaluation_too():
     images, _ = detector.transform([torch.rand(3, 40, 50)])
     assert images.image_sizes == [(40, 50)]
     assert images.tensors.shape == (1, 3, 64, 64)
+
+
+def test_the_backbone_gets_the_pixels_that_a_classifier_gets():
+    """So weights of a classifier find in the detector what they were trained on."""
+    detector: Any = small_detector().eval()
+    detector.transform._skip_resize = True
+    pixels = torch.randint(256, (1, 64, 96, 3), dtype=torch.uint8)
+    images, _ = detector.transform([pixels[0].permute(2, 0, 1).float() / 255])
+    torch.testing.assert_close(images.tensors, prepare_eval(pixels))
 
 
 def without(target: dict[str, Tensor], name: str) -> dict[str, Tensor]:

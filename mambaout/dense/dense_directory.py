@@ -98,9 +98,10 @@ class DenseDirectory(RunFiles):
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint of `state`, which has the step; the records go to the disk first."""
         self.sync_records()
-        said = {"recipe": self._recipe_text, "identity": self.identity}
+        said = {"recipe": self._recipe_text, "identity": self.identity, "git_commit": self.commit}
         checkpoint.save(self.out, {**said, **host_facts(), **state})
 
     def end(self, ending: Ending, final: Mapping[str, float], facts: Mapping[str, Any]) -> None:
         """Write outcome.json."""
-        self.write_outcome(ending, final, {**facts, **self.identity})
+        more = {"precision": self.recipe.precision, "git_commit": self.commit}
+        self.write_outcome(ending, final, {**facts, **more, **self.identity})

@@ -273,11 +273,11 @@ def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
         forecast.row(trial, asked.work(trial), None if anew else folder.run(trial), finished)
         for trial in request.trials
     ]
-    precisions = {row.recipe.precision for row in rows if not row.finished}
+    todo = [row for row in rows if not row.finished]
     return Plan(
         rows=rows,
         concurrency=concurrency,
-        basis=[*forecast.basis(precisions), _counted(rows[0].recipe)],
+        basis=[*forecast.basis(todo), _counted(rows[0].recipe)],
         num_devices=part.num_devices,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from mambaout.recipe import Recipe, canonical_json, recipe_from_json
 from mambaout.recompute import stages_text
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Backend
-from mambaout.train.facts import UNKNOWN, git_commit
+from mambaout.train.facts import UNKNOWN
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record
 from mambaout.train.optim import optimizer
@@ -57,11 +56,6 @@ class RunDirectory(RunFiles):
             "data": self.data.fingerprint,
             "code_version": CODE_VERSION,
         }
-
-    @cached_property
-    def commit(self) -> str:
-        """The commit of the running code. It is read once, because the files may change later."""
-        return git_commit()
 
     @property
     def outcome(self) -> Finished | Diverged | None:

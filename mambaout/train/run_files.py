@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mambaout.durable import DamagedLine, append_lines, read_whole, sync_lines, 
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
-from mambaout.train.facts import host_facts
+from mambaout.train.facts import git_commit, host_facts
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.outcomes import Diverged, Finished
 
@@ -30,6 +31,11 @@ class RunFiles:
     @property
     def records(self) -> Path:
         return self.out / "records.jsonl"
+
+    @cached_property
+    def commit(self) -> str:
+        """The commit of the running code. It is read once, because the files may change later."""
+        return git_commit()
 
     def keep(self, record: Record) -> None:
         self.last_record = record

@@ -2,7 +2,8 @@
 
 The MACs of an image are those of the closed form. The seconds of an image are the assumption about
 the device (rates.py), times the ratio of measured to assumed time in finished trials of the same
-task on that device. The ratio is a median. Without such trials it is 1.
+task on that device: the median over the trials whose MACs are near, or over all if none is near.
+Without such trials the ratio is 1.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mambaout.study.study import OUTCOME_FILE, REUSED_FILE, Run, Trial
 from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, IMAGES_PER_SECOND, MACS
 from mambaout.train.tasks import TaskKind
 
+EXTRAPOLATED = 4  # times the MACs of another network; beyond, its time is a guess
 SHEET_BYTES = 1_000_000  # the pictures of predictions, with MLflow's copy
 
 
@@ -53,24 +55,31 @@ class DenseForecast:
         self.ratios = _ratios(storage, kind, device)
 
     def train_image_seconds(self, macs: int, precision: str) -> float:
-        ratios = self.ratios.get(precision)
-        if not ratios:
+        known = self.ratios.get(precision)
+        if not known:
             return assumption(self.device, precision).train_image_seconds(macs)
+        near = [ratio for of, ratio in known if max(of / macs, macs / of) <= EXTRAPOLATED]
         seconds = yardstick(self.device, precision).train_image_seconds(macs)
-        return statistics.median(ratios) * seconds
+        return statistics.median(near or [ratio for _, ratio in known]) * seconds
 
-    def basis(self, precisions: Collection[str]) -> list[str]:
-        """A line for each source of the times."""
+    def basis(self, rows: Collection[PlanRow]) -> list[str]:
+        """A line for each source of the rows' times."""
         lines = []
-        for precision in sorted(precisions):
-            ratios = self.ratios.get(precision)
-            if ratios:
+        for precision in sorted({row.recipe.precision for row in rows}):
+            known = self.ratios.get(precision)
+            if known:
+                ratios = [ratio for _, ratio in known]
                 text = f"measured: from {counted(len(ratios), 'finished trial')} on {self.device}"
                 text += f" in {precision}" if precision != "fp32" else ""
                 if len(ratios) > 2:
                     middle = statistics.median(ratios)
                     off = statistics.median(abs(each / middle - 1) for each in ratios)
                     text += f"; they differ from their median by {off:.0%} (median)"
+                largest = max(row.macs for row in rows if row.recipe.precision == precision)
+                beyond = largest / max(of for of, _ in known)
+                if beyond > EXTRAPOLATED:
+                    text += f"; extrapolated: the largest network here has {beyond:.0f} times the "
+                    text += "MACs of the largest that was trained"
                 lines.append(text)
             else:
                 told = assumption(self.device, precision).text
@@ -107,9 +116,9 @@ class DenseForecast:
         return replace(row, state="begun", seconds=left, most_seconds=left)
 
 
-def _ratios(storage: Path, kind: TaskKind, device: str) -> dict[str, Sequence[float]]:
-    """Measured / assumed seconds of a training image in each finished trial, by precision."""
-    found: dict[str, list[float]] = {}
+def _ratios(storage: Path, kind: TaskKind, device: str) -> dict[str, Sequence[tuple[float, float]]]:
+    """By precision, the MACs of each finished trial and its ratio of measured to assumed time."""
+    found: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
         text = read_whole(path)
         outcome = {} if text is None else json.loads(text)
@@ -122,5 +131,5 @@ def _ratios(storage: Path, kind: TaskKind, device: str) -> dict[str, Sequence[fl
         if outcome["status"] == Ending.FINISHED and rate > 0 and macs:
             precision = facts.get("precision", "fp32")
             assumed = yardstick(device, precision).train_image_seconds(macs)
-            found.setdefault(precision, []).append(1 / rate / assumed)
+            found.setdefault(precision, []).append((macs, 1 / rate / assumed))
     return dict(found)

@@ -21,8 +21,10 @@ from mambaout import build
 from mambaout.__main__ import command_parser
 from mambaout.__main__ import main as run_mambaout
 from mambaout.data.packing import named_sets
-from mambaout.launch import cli
-from mambaout.launch.sweep_options import sweep_parser
+from mambaout.dense_options import given_dense_fields
+from mambaout.launch import cli, dense_cli
+from mambaout.launch.dense_sweeps import DETECT_SWEEP, SEGMENT_SWEEP
+from mambaout.launch.sweep_options import dense_parser, sweep_parser
 from mambaout.options import given_fields
 from mambaout.train import metrics
 
@@ -39,6 +41,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # What a reader fills in or makes: not to be looked for, not to be run.
 FILLED_IN = re.compile(r"[A-Z]{4,}|~|gs://|\bshards\b")
+DENSE_SWEEPS = {"detect": DETECT_SWEEP, "segment": SEGMENT_SWEEP}  # by the script's name
 MADE_BY_READERS = {"kernels.py", "load.py", "model_best.pth.tar"}
 FOLDERS = ["benchmarks", "cluster", "docs", "mambaout", "results", "sweeps", "tests"]
 OWN_FILE = re.compile(rf"(?<![\w/.~-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w\.\w+")
@@ -129,7 +132,12 @@ def test_every_command_of_the_pages_is_one_that_there_is(command):
     elif program == "mambaout":
         given_fields(command_parser().parse_args(words))
     elif words[0].startswith("sweeps/"):
-        given_fields(sweep_parser(sweep(words[0])).parse_args(words[1:]))
+        function, dense = sweep(words[0]), DENSE_SWEEPS.get(Path(words[0]).stem)
+        if dense is None:
+            given_fields(sweep_parser(function).parse_args(words[1:]))
+        else:
+            parser = dense_parser(function, dense.kind.baseline, dense.data)
+            given_dense_fields(parser.parse_args(words[1:]), dense.kind.recipe_type)
     elif words[0].startswith("benchmarks/"):
         options = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
         assert options <= benchmark_options(words[0])
@@ -275,7 +283,11 @@ def test_a_study_of_the_pages_is_planned(command, place, monkeypatch, capsys):
         pytest.skip("needs Debian's dataset-fashion-mnist")
     monkeypatch.chdir(place)
     plain = [word for word in words if word not in ("--plan", "--calibrate")]
-    assert cli.main(sweep(path), [*plain, "--plan"]) == 0
+    dense = DENSE_SWEEPS.get(Path(path).stem)
+    if dense is None:
+        assert cli.main(sweep(path), [*plain, "--plan"]) == 0
+    else:
+        assert dense_cli.main(dense, sweep(path), [*plain, "--plan"]) == 0
     assert "device-hours" in capsys.readouterr().out
 
 

@@ -22,6 +22,7 @@ h2 { font-size: 1.15rem; margin: 36px 0 10px; }
 .scroll + .scroll { margin-top: 14px; }
 td.name a { color: inherit; text-decoration: none; } td.name a:hover { text-decoration: underline; }
 .charts figure.wide { grid-column: 1 / -1; }
+.charts figure.wide img { width: auto; max-width: 100%; max-height: 900px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr));
           gap: 20px; align-items: start; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 10px;

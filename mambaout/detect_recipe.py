@@ -18,7 +18,6 @@ from mambaout.dense_layers import SAMPLED_BOXES, WIDTHS, HeadWidths, detector_la
 from mambaout.errors import WrongRequest
 from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
 from mambaout.fields import typed as typed_value
-from mambaout.recipe import canonical_json
 from mambaout.stored_format import require_task
 from mambaout.variants import TINY, ModelConfig
 
@@ -290,13 +289,3 @@ def detect_recipe_from_json(text: str, where: str) -> DetectRecipe:
         return tuned_detect(DETECT_BASELINE, flat)
     except WrongRequest as error:
         raise WrongRequest(f"{where}: {error}") from None
-
-
-def detect_recipe_json(recipe: DetectRecipe) -> str:
-    return json.dumps(json.loads(canonical_json(recipe)), indent=1) + "\n"
-
-
-def differing_fields(kept: DetectRecipe, asked: DetectRecipe) -> str:
-    """What differs between two recipes, in words."""
-    old, new = flat_fields(kept), flat_fields(asked)
-    return ", ".join(f"{n} {old[n]!r} not {new[n]!r}" for n in old if old[n] != new[n])

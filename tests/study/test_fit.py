@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_the_fit_recovers_a_law_it_was_given():
     assert law.predict(64e6).value == pytest.approx(known(64e6), abs=0.01)
     assert law.holdout is not None
     assert law.holdout.error == pytest.approx(0, abs=0.01)
+
+
+def test_a_floor_of_a_logarithm_is_called_not_determined():
+    law = fitted(ladder(lambda cost: 45 - 0.4 * math.log(cost / 1e6), COSTS, seeds=2, sd=0.01))
+    assert not law.has_floor
+    assert "floor not determined" in law.text()
+    assert any("on its bound" in note for note in law.notes)
+    other = fitted(ladder(known, COSTS, seeds=2, sd=0.01))
+    assert other.has_floor
+    assert re.search(r"floor \d+\.\d to \d+\.\d\)", other.text())
 
 
 def test_the_unit_of_cost_changes_nothing_but_the_unit():

@@ -150,6 +150,12 @@ class Law:
     _factors: Array = field(repr=False, compare=False)  # (R,): noise of a new run / estimate
     _normals: Array = field(repr=False, compare=False)  # (R,)
 
+    @property
+    def has_floor(self) -> bool:
+        """Whether the floor means something. With the exponent on its bound the law is a logarithm
+        or a step, and the floor is what makes it so."""
+        return _is_inside(self.b.value)
+
     def curve(self, costs: Sequence[float]) -> list[Prediction]:
         """The law itself at each cost, with its confidence band."""
         values = power_law.value(self._draws, np.asarray(costs, float) / self._scale)
@@ -174,9 +180,10 @@ class Law:
         floor = f"{self.c.value:.2f} + " if self.c.value > 0 else ""
         sure = ""
         if math.isfinite(self.b.low):
+            floors = f"{self.c.low:.1f} to {self.c.high:.1f}"
             sure = (
                 f" (95 %: exponent {self.b.low:.2f} to {self.b.high:.2f}, "
-                f"floor {self.c.low:.1f} to {self.c.high:.1f})"
+                f"floor {floors if self.has_floor else 'not determined'})"
             )
         return (
             f"error = {floor}{self.a.value:.3g} (C / {unit}{shift})^-{self.b.value:.2f} %{sure}, "
@@ -281,6 +288,10 @@ def _law(
             f"the exponent is not determined by these sizes ({b_interval.low:.2f} to "
             f"{b_interval.high:.2f}); the law describes them and does not explain them"
         )
+    if not _is_inside(b_interval.value):
+        notes.append(
+            f"the exponent is on its bound, {b_interval.value:.2f}: the floor means nothing"
+        )
     if not noise.is_known:
         notes.append("no size has two seeds: the noise is taken from the sizes' own scatter")
     if left:
@@ -306,6 +317,12 @@ def _law(
         _factors=factors,
         _normals=rng.standard_normal(len(factors)),
     )
+
+
+def _is_inside(exponent: float) -> bool:
+    """Whether an exponent is not on its bound."""
+    low, high = power_law.EXPONENTS
+    return 1.01 * low < exponent < high / 1.01
 
 
 def interval_of(values: Array) -> Interval:

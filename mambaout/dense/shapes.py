@@ -4,7 +4,7 @@ Circles, rectangles and triangles lie on a photograph. Each is filled with a gre
 photograph in a random tint, so that neither colour nor texture tells the class. The piece has half
 its contrast, so that a shape differs from its surroundings by more than its own colours spread.
 (In version 1 it had a photograph's colours. Then every fifth shape did not differ that much, and
-neither our detector nor torchvision's learned them in 150 steps.) A shape that lies over another
+neither our detector nor torchvision's learned them in 100 steps.) A shape that lies over another
 cuts its mask. The same `ShapesSize` gives the same files on any machine that has the same
 photographs (two, which scikit-learn's wheel carries).
 

@@ -7,5 +7,6 @@ Out: modules with torchvision's way of calling, and files that timm and onnxrunt
 Read: backbone.py; mask_rcnn.py with its parts proposals.py and roi_heads.py; upernet.py with
 resizing.py; of a detection training coco.py, detect_images.py, detect_recipe.py, detect_step.py,
 detect.py and evaluate.py; of a segmentation training ade20k.py, segment_images.py, segment_step.py,
-segment.py and confusion.py; loop.py is the loop of both.
+segment.py and confusion.py; loop.py is the loop of both; trained_detector.py and
+trained_segmenter.py use a finished run's network.
 """

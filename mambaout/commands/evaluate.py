@@ -1,4 +1,4 @@
-"""`mambaout evaluate`: top-1 and top-5 of weights on a split, or a detector's figures."""
+"""`mambaout evaluate`: top-1 and top-5 of weights, or the figures of a detector or segmenter."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mambaout.commands.evaluate_detector import (
-    add_detector_options,
-    evaluate_detector,
-    refuse_detector_options,
+from mambaout.commands.evaluate_dense import (
+    add_dense_evaluation,
+    refuse_dense_options,
     require_no_annotations,
 )
+from mambaout.commands.evaluate_detector import evaluate_detector
+from mambaout.commands.evaluate_segmenter import evaluate_segmenter
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
     NO_EMA_HELP,
@@ -27,19 +28,21 @@ from mambaout.commands.options import (
 )
 from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
+from mambaout.errors import WrongRequest
 from mambaout.launch.named import named_weights
 from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, tuned
 from mambaout.variants import VARIANTS, variant
 
 BATCH_SIZE = 256
+DENSE = {"detect": evaluate_detector, "segment": evaluate_segmenter}  # by the task of a run
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="top-1 and top-5 of weights: ours, timm's or the authors'; COCO's figures of a "
-        "detection run",
+        "detection run, mIoU of a segmentation run",
     )
     parser.add_argument("weights", help=WEIGHTS_HELP)
     parser.add_argument("--data", help="what `mambaout train` takes; default: the run's own")
@@ -68,7 +71,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="PX", help="default: the weights' own, else 224"
     )
-    add_detector_options(parser)
+    add_dense_evaluation(parser)
     parser.set_defaults(run=_run)
 
 
@@ -87,8 +90,13 @@ def _run(options: argparse.Namespace) -> int:
 
     weights = read_weights(named.path, ema=not options.no_ema)
     if weights.task is not None:
-        return evaluate_detector(options, named, weights)
-    refuse_detector_options(options, named.path)
+        if weights.task not in DENSE:
+            raise WrongRequest(
+                f"{named.path} is of a run with --task {weights.task}; evaluate takes "
+                "classifiers, detectors and segmenters"
+            )
+        return DENSE[weights.task](options, named, weights)
+    refuse_dense_options(options, named.path)
     recipe = weights.recipe
     if options.variant is not None:
         recipe = replace(recipe or BASELINE, model=variant(options.variant))

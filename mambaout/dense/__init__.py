@@ -9,4 +9,5 @@ resizing.py; dense_sets.py (the data); of a detection training coco.py, detect_i
 detect_step.py, detect.py and evaluate.py; of a segmentation training ade20k.py, segment_images.py,
 segment_step.py, segment.py and confusion.py; loop.py is the loop of both, and dense_directory.py
 their files. The recipes stand beside the package's others: detect_recipe.py, segment_recipe.py.
+trained_detector.py and trained_segmenter.py use the network of a finished run.
 """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mambaout.dense.backbone import load_backbone, require_shape
 from mambaout.dense.mask_rcnn import MaskRCNN
+from mambaout.dense.trained import class_names_in
 from mambaout.detect_recipe import detect_recipe_from_json
 from mambaout.fields import flat_fields
 from mambaout.model.initial import InitialWeights
@@ -34,12 +35,6 @@ PARTS = {
 }
 # What a new detector takes from the recipe of the one that it starts from, so that the heads fit.
 FOLLOWING = ("head_channels", "box_features", "smallest_anchor")
-
-
-def class_names_in(saved: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The classes of a detection's checkpoint, in the order of their labels; None: not said."""
-    found = saved.get("classes")
-    return tuple(map(str, found)) if isinstance(found, list) else None
 
 
 def fields_of_start(initial: InitialWeights) -> dict[str, Any]:

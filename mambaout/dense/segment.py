@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -31,6 +31,7 @@ from mambaout.dense.segment_images import (
     SegmentEvaluation,
     SegmentSample,
     SegmentTraining,
+    WholeSample,
     batch_places,
 )
 from mambaout.dense.segment_sheet import segment_sheet
@@ -250,6 +251,9 @@ class SegmentRun(DenseRun):
     def add_gradients(self, batch: Sequence[SegmentSample]) -> Tensor:
         return self.steps.add_gradients(batch, self.micro_batch, self.step)
 
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"classes": list(self.train.class_names)}
+
     def update(self, lr: float) -> None:
         take_step(self.optimizer, lr, self.recipe.weight_decay, self.backend)
 
@@ -299,11 +303,24 @@ def evaluate(
     The figures are those at the image files' own sizes.
     """
     confusion, kept = Confusion(data.num_classes), {}
+    found = predictions(steps, data, ratios, with_mirrors=with_mirrors, num_workers=num_workers)
+    for one, classes in found:
+        confusion.add(one.labels, classes)
+        if one.index in keep:
+            kept[one.index] = classes
+    return confusion, kept
+
+
+def predictions(
+    steps: SegmenterSteps,
+    data: SegmentData,
+    ratios: Sequence[float] = (1.0,),
+    *,
+    with_mirrors: bool = False,
+    num_workers: int = 0,
+) -> Iterator[tuple[WholeSample, np.ndarray]]:
+    """Each image of `data`, in their order, with its map of classes, uint8 of the file's size."""
     samples = SegmentEvaluation(data, steps.recipe, ratios)
     for (one,) in loaded(samples, [[index] for index in range(len(data))], num_workers):
         size = one.labels.shape
-        found = steps.predict(one.scaled, (size[0], size[1]), with_mirrors=with_mirrors)
-        confusion.add(one.labels, found)
-        if one.index in keep:
-            kept[one.index] = found
-    return confusion, kept
+        yield one, steps.predict(one.scaled, (size[0], size[1]), with_mirrors=with_mirrors)

@@ -12,6 +12,7 @@ from mambaout.dense.ade20k import IGNORED
 from mambaout.dense.contact_sheet import COLOURS, TILE, png_of, tile_size
 
 MOST_NAMES = 36  # in the legend: the classes with the most pixels on the sheet
+MOST_PAIRS = 2  # of an image and its prediction in a row, without annotations
 LINE = 22  # px of a line of the legend
 BOX = 14  # px of a colour's square
 GOLDEN = 0.618034  # of the circle of hues, from a class to the next: neighbours differ most
@@ -29,28 +30,42 @@ def class_colours(num_classes: int) -> np.ndarray:
     return np.array(colours, np.uint8)
 
 
+def image_tile(image: np.ndarray) -> np.ndarray:
+    """An image, uint8 (H, W, 3), of the size that it has on the sheet."""
+    return cv2.resize(image, tile_size(*image.shape[:2]), interpolation=cv2.INTER_AREA)
+
+
+def map_tile(classes: np.ndarray) -> np.ndarray:
+    """A map of classes, uint8 (H, W), of the size that it has on the sheet."""
+    size = tile_size(*classes.shape)
+    return cv2.resize(classes, size, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+
+
 def segment_sheet(
     images: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray] | None,
     found: Sequence[np.ndarray],
     class_names: Sequence[str],
 ) -> bytes:
     """The PNG: a row for each image, with the image, its annotation and the prediction.
 
     `images` are uint8 (H, W, 3); the maps of classes are uint8 (H, W). Pixels that are not
-    evaluated are black in the annotation.
+    evaluated are black in the annotation. Without annotations (None) two images share a row.
     """
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(class_names)] = class_colours(len(class_names))
-    tiles = [_title(text) for text in ("image", "annotation", "prediction")]
-    for image, annotated, predicted in zip(images, labels, found, strict=True):
-        size = tile_size(*annotated.shape)
-        tiles.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        for classes in (annotated, predicted):
-            small = cv2.resize(classes, size, interpolation=cv2.INTER_NEAREST)
-            tiles.append(colours[small.astype(np.uint8)])
-    counts = sum(np.bincount(each.ravel(), minlength=256) for each in (*labels, *found))
-    return png_of([*tiles, *_legend(np.asarray(counts), colours, class_names)], 3)
+    maps = [found] if labels is None else [labels, found]
+    pair = ("image", "prediction")
+    titles = ("image", "annotation", "prediction") if labels is not None else pair * MOST_PAIRS
+    titles = titles[: len(images) * (1 + len(maps))]
+    tiles = [_title(text) for text in titles]
+    for image, *of_image in zip(images, *maps, strict=True):
+        tiles.append(image_tile(image))
+        tiles += [colours[map_tile(classes)] for classes in of_image]
+    columns = len(titles)
+    tiles += [_title("")] * (-len(tiles) % columns)  # so that the legend begins a row
+    counts = sum(np.bincount(each.ravel(), minlength=256) for of in maps for each in of)
+    return png_of([*tiles, *_legend(np.asarray(counts), colours, class_names, columns)], columns)
 
 
 def _title(text: str) -> np.ndarray:
@@ -59,9 +74,9 @@ def _title(text: str) -> np.ndarray:
 
 
 def _legend(
-    counts: np.ndarray, colours: np.ndarray, class_names: Sequence[str]
+    counts: np.ndarray, colours: np.ndarray, class_names: Sequence[str], columns: int
 ) -> list[np.ndarray]:
-    """Three tiles with the names of the classes on the sheet, in the order of the classes."""
+    """So many tiles with the names of the classes on the sheet, in the order of the classes."""
     there = [n for n in np.argsort(-counts, kind="stable") if counts[n] and n != IGNORED]
     shown = sorted(int(n) for n in there[:MOST_NAMES])
     lines = [(tuple(map(int, colours[n])), class_names[n]) for n in shown]
@@ -69,9 +84,9 @@ def _legend(
         lines.append(((0, 0, 0), "not evaluated"))
     if len(there) > len(shown):
         lines.append(((255, 255, 255), f"and {len(there) - len(shown)} more"))
-    height = -(-len(lines) // 3)
+    height = -(-len(lines) // columns)
     tiles = []
-    for column in range(3):
+    for column in range(columns):
         tile = np.full((max(1, height) * LINE, TILE, 3), 255, np.uint8)
         for row, (colour, name) in enumerate(lines[column * height : (column + 1) * height]):
             top = row * LINE + 3

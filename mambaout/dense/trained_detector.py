@@ -10,77 +10,47 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mambaout.data.images.decode import picture
-from mambaout.data.shards.encoded import EncodedImage
-from mambaout.data.shards.files import DataError, file_size, names_below, read_range
 from mambaout.dense.coco import CocoData, CocoImage
-from mambaout.dense.coco_hints import IMAGE_ENDINGS
 from mambaout.dense.detect import predictions
 from mambaout.dense.detect_step import DetectorSteps
 from mambaout.dense.detector_plan import new_detector
-from mambaout.dense.detector_start import DETECT, class_names_in
+from mambaout.dense.detector_start import DETECT
 from mambaout.dense.evaluate import FIGURES, Detections
 from mambaout.dense.mask_rcnn import MaskRCNN
+from mambaout.dense.trained import ABSENT, TrainedNetwork, class_names_in, photographs_in
 from mambaout.detect_recipe import DetectRecipe, detect_recipe_from_json
 from mambaout.errors import WrongRequest
 from mambaout.model.weights import Weights
 from mambaout.train.backend import Backend
 
-SHOWN_CLASSES = 5  # names of classes in a sentence
 
-
-@dataclass(frozen=True)
-class TrainedDetector:
+@dataclass(frozen=True, kw_only=True)
+class TrainedDetector(TrainedNetwork):
     """A detector with the weights of a run's checkpoint."""
 
-    path: Path
     recipe: DetectRecipe
     network: MaskRCNN
-    class_names: tuple[str, ...] | None  # None: the checkpoint does not say them
-    step: int
 
     @property
     def num_classes(self) -> int:
         return self.network.num_classes
 
-    @property
-    def names_to_show(self) -> tuple[str, ...]:
-        """The classes' names, or "class 1" and so on if the checkpoint does not say them."""
-        return self.class_names or tuple(f"class {n}" for n in range(1, self.num_classes + 1))
-
     def require_classes_of(self, data: CocoData) -> None:
         """Raise WrongRequest if the data have other classes, or the same in another order."""
-        ours, theirs = self.names_to_show, data.class_names
-        if ours == theirs or (self.class_names is None and len(ours) == len(theirs)):
-            return
-        differs = ""
-        if len(ours) == len(theirs):
-            pairs = enumerate(zip(ours, theirs, strict=True), 1)
-            differs = "; class {} is {!r} there and {!r} here".format(
-                *next((n, one, other) for n, (one, other) in pairs if one != other)
-            )
-        raise WrongRequest(
-            f"{self.path} was trained on {_classes_text(ours)}, and {data.file} has "
-            f"{_classes_text(theirs)}{differs}: give a set with the same classes in the order of "
-            "their ids, or train on this one, with --init to start from this detector"
+        remedy = (
+            "give a set with the same classes in the order of their ids, or train on this one, "
+            "with --init to start from this detector"
         )
+        self.require_classes(data.class_names, data.file, remedy)
 
     def found(self, data: CocoData, backend: Backend, num_workers: int = 0) -> list[Detections]:
         """What it finds on each image of `data`, as the evaluations of its run find it."""
         backend.move(self.network)
         steps = DetectorSteps(self.network, backend, self.recipe.precision, seed=0)
         return predictions(steps, data, self.recipe, num_workers)
-
-
-def _classes_text(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN_CLASSES])
-    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown}{more})"
 
 
 def trained_detector(weights: Weights) -> TrainedDetector:
@@ -98,7 +68,13 @@ def trained_detector(weights: Weights) -> TrainedDetector:
     except (KeyError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise WrongRequest(f"{path} does not fit the detector of its recipe: {text}") from error
-    return TrainedDetector(path, recipe, network, class_names_in(saved), int(saved["step"]))
+    return TrainedDetector(
+        path=path,
+        recipe=recipe,
+        network=network,
+        class_names=class_names_in(saved),
+        step=int(saved["step"]),
+    )
 
 
 # -- what is shown --------------------------------------------------------------------------------
@@ -109,7 +85,6 @@ LINES = (
     *("AR, 1 an image", "AR, 10 an image", "AR, 100 an image"),
     *("AR small", "AR medium", "AR large"),
 )
-ABSENT = "-"  # the data have nothing that this figure is about
 
 
 def figures_text(values: Mapping[str, float]) -> str:
@@ -131,26 +106,11 @@ def photographs(folder: str, class_names: Sequence[str]) -> CocoData:
 
     Raises DataError if there is none, or if one cannot be read.
     """
-    folder = folder.rstrip("/")
-    if os.path.isfile(folder):
-        raise DataError(f"{folder} is a file; give the folder that it is in")
-    names = sorted(n for n in names_below(folder) if n.lower().endswith(IMAGE_ENDINGS))
-    if not names:
-        raise DataError(
-            f"{folder} has no image; give a folder with files that end in "
-            f"{', '.join(IMAGE_ENDINGS)}"
-        )
-    images = []
-    for number, name in enumerate(names, 1):
-        location = f"{folder}/{name}"
-        encoded = memoryview(read_range(location, 0, file_size(location)))
-        try:
-            width, height = picture(EncodedImage(encoded, None)).size
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's plug-ins raise many kinds of errors
-            raise DataError(f"{location} cannot be decoded: {error}; take it out") from error
-        images.append(CocoImage(number, name, height, width, ()))
+    folder, found = photographs_in(folder)
+    images = [
+        CocoImage(number, each.name, each.height, each.width, ())
+        for number, each in enumerate(found, 1)
+    ]
     return CocoData(
         split="val",
         file=folder,

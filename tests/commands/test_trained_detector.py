@@ -175,13 +175,13 @@ def test_what_is_no_detector_is_refused_for_what_it_is(run, folder, tmp_path, ca
         tmp_path / "mmdetection.pth",
     )
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
-    torch.save(saved_in(run) | {"identity": {"task": "segment"}}, tmp_path / "segmenter.ckpt")
+    torch.save(saved_in(run) | {"identity": {"task": "pose"}}, tmp_path / "poses.ckpt")
     torch.save(saved_in(run) | {"model": {"backbone.body.x": torch.ones(1)}}, tmp_path / "cut.ckpt")
     said = {
         "classifier.safetensors": f"is a classifier, and {folder} is a set for detection; train a",
         "mmdetection.pth": "a detector or segmenter of another program (backbone.a); give the",
         "linear.pth": "holds no MambaOut: its 2 tensors are another network's, like weight",
-        "segmenter.ckpt": "is of a run with --task segment; evaluate takes",
+        "poses.ckpt": "is of a run with --task pose; evaluate takes classifiers, detectors and",
         "cut.ckpt": "cut.ckpt does not fit the detector of its recipe",
     }
     for name, text in said.items():
@@ -202,6 +202,7 @@ def test_what_is_no_detector_is_refused_for_what_it_is(run, folder, tmp_path, ca
         (["--data", "shapes", "--split", "train"], "--split train is for classifiers"),
         (["--data", "shapes", "--batch-size", "4"], "--batch-size is for classifiers"),
         (["--data", "shapes", "--backend", "xla"], "does not run on XLA"),
+        (["--data", "shapes", "--multi-scale"], "--multi-scale is for a segmentation run, and"),
         (["--data", "shapes", "--sheet", "a.jpg"], "--sheet a.jpg must end in .png"),
         (["--data", "shapes", "--sheet", "no/a.png"], "no is no folder"),
         (["--images", "nowhere"], "nowhere is not there"),
@@ -221,7 +222,7 @@ def test_a_wrong_request_is_one_line_that_names_it(run, tmp_path, monkeypatch, c
 def test_an_option_of_detectors_is_refused_for_a_classifier(tmp_path, capsys):
     save_weights(build(SHAPE, 10), tmp_path / "it.safetensors")
     assert main(["evaluate", str(tmp_path / "it.safetensors"), "--images", "x"]) == 2
-    assert "--images is for a detection run, and" in capsys.readouterr().err
+    assert "--images is for a detection or segmentation run, and" in capsys.readouterr().err
 
 
 # -- export ---------------------------------------------------------------------------------------
@@ -380,8 +381,6 @@ def test_a_segmenters_backbone_begins_a_detector_and_is_exported(
     file = tmp_path / "backbone.safetensors"
     assert main(["export", str(segmentation), str(file), "--features"]) == 0
     assert "checked: timm" in capsys.readouterr().out
-    assert main(["evaluate", str(segmentation), "--data", str(folder)]) == 2
-    assert "is of a run with --task segment; evaluate takes" in capsys.readouterr().err
 
 
 # -- a folder of another task ---------------------------------------------------------------------

@@ -16,9 +16,9 @@ PIP=26.3
 
 kind=${1:-}
 case $kind in
-    tpu) extra='[tpu]' ;;
-    gcp-head) extra='[gcp]' ;; # with what Ray's autoscaler talks to GCP through
-    cpu | gpu) extra='' ;; # torch's own package brings CUDA
+    tpu) extra='[tpu,dense]' ;;
+    gcp-head) extra='[gcp,dense]' ;; # with what Ray's autoscaler talks to GCP through
+    cpu | gpu) extra='[dense]' ;; # torch's own package brings CUDA
     *)
         echo "usage: setup.sh cpu|gpu|tpu|gcp-head" >&2
         exit 2

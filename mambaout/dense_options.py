@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from importlib.util import find_spec
 from typing import Any
 
 from mambaout.errors import WrongRequest
@@ -48,6 +49,15 @@ def add_dense_options(
                 metavar="X",
                 help=f"{text} ({source})".replace("%", "%%"),
             )
+
+
+def require_dense_extra(what: str) -> None:
+    """Raise WrongRequest if the packages of detection and segmentation are not installed."""
+    if find_spec("pycocotools") is None:
+        raise WrongRequest(
+            f"{what} needs pycocotools: in the project's folder, "
+            "pip install -c constraints.txt -e '.[dense]'"
+        )
 
 
 def dense_field_types(recipe_type: type) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mambaout.commands.dense_options import given_task_fields
 from mambaout.commands.options import DEFAULT_STORAGE, load_workers
+from mambaout.dense_options import require_dense_extra
 from mambaout.dense_rules import SHAPES, SMOKE_SHAPES
 from mambaout.errors import WrongRequest
 from mambaout.fields import all_of, flat_fields
@@ -54,11 +54,7 @@ class DenseCommand(ABC):
 
     def check(self, options: argparse.Namespace) -> None:
         """Raise WrongRequest if an option is not for this task."""
-        if find_spec("pycocotools") is None:
-            raise WrongRequest(
-                f"--task {self.task} needs pycocotools: in the project's folder, "
-                "pip install -c constraints.txt -e '.[dense]'"
-            )
+        require_dense_extra(f"--task {self.task}")
 
     @abstractmethod
     def variant(self, name: str) -> ModelConfig: ...

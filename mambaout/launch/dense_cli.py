@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mambaout.accounting import TRAIN_FORWARDS
 from mambaout.applied_rules import PRECISION
 from mambaout.command_line import check_working_directory, writable_folder
-from mambaout.dense_options import given_dense_fields
+from mambaout.dense_options import given_dense_fields, require_dense_extra
 from mambaout.dense_rules import SHAPES, SMOKE_SHAPES
 from mambaout.errors import WrongRequest
 from mambaout.launch.calibrate import device_of
@@ -80,6 +80,7 @@ def _asked(
 ) -> _DenseRequest:
     """The request, with all checks done that are possible before Ray starts."""
     check_working_directory()
+    require_dense_extra(f"a study of --task {sweep.kind.name}")
     checked_price(options.plan, options)
     given = given_dense_fields(options, sweep.kind.recipe_type)
     storage = trial_storage(options.storage)

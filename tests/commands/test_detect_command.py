@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mambaout import dense_options
 from mambaout.__main__ import main
 from mambaout.dense.shapes import ShapesSize, write_shapes
 from mambaout.detect_recipe import detect_recipe_from_json
@@ -186,9 +187,7 @@ def test_data_that_are_missing_are_asked_for(tmp_path, capsys):
 
 
 def test_without_pycocotools_the_extra_is_named(folder, tmp_path, capsys, monkeypatch):
-    from mambaout.commands import dense
-
-    monkeypatch.setattr(dense, "find_spec", lambda name: None)
+    monkeypatch.setattr(dense_options, "find_spec", lambda name: None)
     assert main(command(folder, tmp_path / "run")) == 2
     assert "pip install -c constraints.txt -e '.[dense]'" in capsys.readouterr().err
 

@@ -461,7 +461,7 @@ def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
     assert all("==" in word for word in tools[tools.index("install") + 1 :] if word[0] != "-")
     assert "--no-build-isolation" in packages  # nor a newest setuptools for the occasion
     assert packages[packages.index("--constraint") + 1] == str(ROOT / "constraints.txt")
-    extra = {"tpu": "[tpu]", "gcp-head": "[gcp]"}.get(kind, "")
+    extra = {"tpu": "[tpu,dense]", "gcp-head": "[gcp,dense]"}.get(kind, "[dense]")
     assert packages[-2:] == ["--editable", f"{ROOT}{extra}"]
 
     asked = log.read_text()  # and a second time installs nothing

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sweep_scripts import DENSE
 
+from mambaout import dense_options
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.detect_rules import SHAPES_FIELDS, fitted_detect
 from mambaout.errors import WrongRequest
@@ -70,6 +71,12 @@ def test_a_wrong_request_is_refused_before_anything_starts(words, said, tmp_path
     assert main(DETECT_SWEEP, detect, ["--data", "shapes", *storage, *words]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_without_pycocotools_the_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(dense_options, "find_spec", lambda name: None)
+    assert main(DETECT_SWEEP, detect, ["--data", "shapes", "--plan"]) == 2
+    assert "pip install -c constraints.txt -e '.[dense]'" in capsys.readouterr().err
 
 
 def planned(tmp_path: Path, capsys, *words: str) -> str:

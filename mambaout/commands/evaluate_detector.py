@@ -92,7 +92,7 @@ def _check(options: argparse.Namespace, weights: Weights) -> None:
     if weights.task != "detect":
         raise WrongRequest(
             f"{path} is of a run with --task {weights.task}; evaluate takes classifiers and "
-            "detectors"
+            "detectors; the figures of a segmenter are in outcome.json of its run"
         )
     given = {
         "--variant": options.variant is not None,

@@ -78,7 +78,8 @@ class TrainedDetector:
 
 
 def _classes_text(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN_CLASSES])
+    # A name may have a comma in it.
+    shown = ", ".join(map(repr, names[:SHOWN_CLASSES]))
     more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
     return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({shown}{more})"
 

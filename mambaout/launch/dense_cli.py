@@ -9,6 +9,7 @@ Exit status: as in cli.py.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -210,7 +211,8 @@ def _check(
 
 
 def _study_name(study: Study, data: str, start: DenseStart) -> str:
-    name = Path(data).name if Path(data).exists() else data.removesuffix("-smoke")
+    # Made absolute, because "." and ".." have no name; a link keeps its own.
+    name = Path(os.path.abspath(data)).name if Path(data).exists() else data.removesuffix("-smoke")
     smoke = "smoke" if start.smoke else ""
     parts = [plain_name(study.name), smoke, plain_name(name), study_suffix(start)]
     return "-".join(filter(None, parts))

@@ -14,6 +14,7 @@ from mambaout.dense.coco import read_coco
     [
         (["train/cat/1.jpg", "val/cat/2.jpg"], "a folder for each class, which is for classificat"),
         (["data.json", "1.jpg"], "there is data.json: rename it, and put its images into train/"),
+        (["mine/annotations/instances_train2017.json", "mine/train2017/1.jpg"], "/mine"),
         (["labels/train/1.txt", "images/train/1.jpg"], "its labels/ are in YOLO's format: convert"),
         (["Annotations/1.xml", "JPEGImages/1.jpg"], "are in Pascal VOC's format: convert them"),
         (["1.jpg"], "has it, or instances_train.json, in annotations/"),

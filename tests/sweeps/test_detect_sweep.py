@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sweep_scripts import DENSE
 
+from mambaout.dense.shapes import ShapesSize, write_shapes
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.detect_rules import SHAPES_FIELDS, fitted_detect
 from mambaout.errors import WrongRequest
@@ -125,3 +126,15 @@ def test_a_trial_is_read_back_with_the_recipe_of_its_task(tmp_path):
 def test_a_study_without_variants_of_its_own_says_so():
     with pytest.raises(WrongRequest, match="did you mean 'small'"):
         detect(start_on(117_266, variants=("smal",)))
+
+
+@pytest.mark.parametrize("given", [".", "../photos", "../photos/", "../photos/train/.."])
+def test_a_relative_path_gives_the_study_the_name_of_the_folder(
+    given, tmp_path, capsys, monkeypatch
+):
+    root = tmp_path / "photos"
+    write_shapes(root, ShapesSize(train=3, val=1, side=48))
+    monkeypatch.chdir(root)
+    argv = ["--data", given, "--storage", str(tmp_path / "runs"), "--plan", "--variants", "femto"]
+    assert main(DETECT_SWEEP, detect, [*argv, "--global-batch", "2"]) == 0
+    assert capsys.readouterr().out.startswith("detect-photos-global_batch2-femto: ")

@@ -40,7 +40,7 @@ from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.dense_price import DenseForecast, DenseWork
 from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.store_uri import chosen_uri, hidden
-from mambaout.study.study import Study, StudyFolder, Trial
+from mambaout.study.study import CHECKPOINT_FILE, Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
 from mambaout.variants import ModelConfig
 
@@ -251,8 +251,13 @@ def _about_weights(weights: Sequence[InitialWeights], study: Study) -> str:
                 f"--init {one.weights.path}: no network of this study starts from it; leave it "
                 "out, or name its network with --variants"
             )
-    names = ", ".join(f"{one.weights.path.name} ({one.digest})" for one in weights)
+    names = ", ".join(f"{_file_text(one.weights.path)} ({one.digest})" for one in weights)
     return f"the backbones start from {names}; the heads are new"
+
+
+def _file_text(path: Path) -> str:
+    """The name of a file of weights; with its folder for a run's, because all have one name."""
+    return str(path) if path.name == CHECKPOINT_FILE else path.name
 
 
 # -- the plan -------------------------------------------------------------------------------------

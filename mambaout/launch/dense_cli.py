@@ -29,7 +29,7 @@ from mambaout.launch.cluster import cluster_address
 from mambaout.launch.dense_sweeps import TRAINER, DenseSweep
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_share, hello
+from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator, plan_nodes, share
 from mambaout.launch.start_weights import start_weights
@@ -106,6 +106,7 @@ def _asked(
         raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     folder = StudyFolder(storage, name)
     writable_folder(str(folder.path), "--name")
+    check_task(folder, sweep.kind)
     precision = precision_of(
         folder,
         given.get(PRECISION),

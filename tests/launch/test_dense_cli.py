@@ -12,9 +12,12 @@ import pytest
 from sweep_scripts import DENSE
 
 from mambaout.dense.shapes import ShapesSize, write_shapes
+from mambaout.errors import WrongRequest
 from mambaout.launch import dense_cli
 from mambaout.launch.dense_sweeps import DETECT_SWEEP, SEGMENT_SWEEP
-from mambaout.launch.request import Request
+from mambaout.launch.request import Request, check_task
+from mambaout.study.study import StudyFolder
+from mambaout.train.tasks import CLASSIFY, DETECT
 
 NETWORKS = ["--variants", "femto,kobe"]
 
@@ -120,3 +123,31 @@ def test_the_weights_of_a_run_are_named_with_its_folder(tmp_path):
     study = SimpleNamespace(recipes={"a": SimpleNamespace(init="d")})
     text = dense_cli._about_weights(weights, study)
     assert text.startswith(f"the backbones start from {run} (d), femto.pth (d); ")
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+@pytest.mark.parametrize("there", ["classify", "segment"])
+def test_a_study_of_another_task_is_not_replaced(there, plan, tmp_path, capsys):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    body = json.dumps({"name": "mine", "task": there})
+    (folder / "study.json").write_text(body)
+    argv = ["--smoke", "--name", "mine", "--storage", str(tmp_path / "runs"), *plan]
+    assert dense_cli.main(DETECT_SWEEP, DENSE["detect"], argv) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} is a study of --task {there}" in said
+    assert "give it another --name or --storage" in said
+    assert (folder / "study.json").read_text() == body
+    assert [path.name for path in folder.iterdir()] == ["study.json"]
+
+
+def test_a_study_of_classifiers_does_not_replace_detectors_either(tmp_path):
+    folder = StudyFolder(tmp_path, "mine")
+    check_task(folder, CLASSIFY)
+    folder.path.mkdir()
+    (folder.path / "study.json").write_text('{"name": "mine"}')  # before there were tasks
+    check_task(folder, CLASSIFY)
+    (folder.path / "study.json").write_text('{"name": "mine", "task": "detect"}')
+    check_task(folder, DETECT)
+    with pytest.raises(WrongRequest, match="is a study of --task detect, and this one is of"):
+        check_task(folder, CLASSIFY)

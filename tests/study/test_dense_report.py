@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.endings import Ending
@@ -108,3 +112,12 @@ def test_what_is_left_out_of_the_training_is_json_in_the_table(tmp_path):
     assert json.loads(row["left_out"]) == {"crowds": 4}
     assert json.loads(row["macs_image_size"]) == [64, 96]
     assert row["command"] == "train, 'it'"
+
+
+@pytest.mark.parametrize("macs", [7_940_000, 239_483_488, 1e9])
+def test_recipes_of_one_network_are_drawn_without_a_warning(macs, tmp_path):
+    runs = [run(label, seed, 9.0 + seed) for label in "ab" for seed in (0, 1)]
+    runs = [replace(one, metrics={**one.metrics, MACS: macs}) for one in runs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert content(tmp_path, *runs).pictures["score_macs.png"]().startswith(b"\x89PNG")

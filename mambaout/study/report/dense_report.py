@@ -225,6 +225,9 @@ def _score_chart(table: Sequence[Row], kind: TaskKind, noise: SeedNoise) -> Figu
     if not ready:
         return nothing_yet(figure, axes)
     axes.set_xscale("log")
+    macs = [row.mean(MACS).value for row in ready]
+    if math.isclose(min(macs), max(macs)):  # recipes of one network: the axis has no length yet
+        axes.set_xlim(macs[0] / 2, macs[0] * 2)
     spots = []
     for row in ready:
         mean, x = row.mean(kind.final), row.mean(MACS).value

@@ -95,5 +95,7 @@ def dense_field(name: str, text: str, recipe_type: type) -> Any:
     except WrongRequest:
         value, is_wrong = None, True
     if is_wrong:
-        raise WrongRequest(f"{text!r} must be {type_in_words(hint, said.bound)}")
+        choices = ", ".join(map(str, said.choices or ()))
+        words = f"one of {choices}" if choices else type_in_words(hint, said.bound)
+        raise WrongRequest(f"{text!r} must be {words}")
     return value

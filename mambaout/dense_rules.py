@@ -24,7 +24,7 @@ def chosen_fields(
     small: Mapping[str, Any] | None,
     start: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-    """The fields that do not depend on the number of images, and a line for each that follows.
+    """The fields that do not depend on the number of images, and a line for each rule that acted.
 
     `shape` is the network if it is named, `given` what the user gave. `small` are the fields of the
     generated set, None for other data. `start` are the fields of the weights to start from.
@@ -42,11 +42,11 @@ def chosen_fields(
 
 
 def shorter_warmup(fields: dict[str, Any], steps: int, usual: int) -> list[str]:
-    """Set warmup_steps in `fields` if it is not there and the training is short; says so."""
-    if "warmup_steps" in fields or not 0 < steps <= MANY_WARMUPS * usual:
+    """Set warmup_steps in `fields` if it is not there and the training is short; a line says so."""
+    if "warmup_steps" in fields or not 0 < steps < MANY_WARMUPS * usual:
         return []
     fields["warmup_steps"] = steps // MANY_WARMUPS
     return [
-        f"{option('warmup_steps')} {fields['warmup_steps']}: 1 of {MANY_WARMUPS} of the {steps} "
-        f"steps, which is less than {usual}"
+        f"{option('warmup_steps')} {fields['warmup_steps']}: one step in {MANY_WARMUPS} of the "
+        f"{steps}, because the usual {usual} would be too many"
     ]

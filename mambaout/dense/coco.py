@@ -148,7 +148,13 @@ class CocoData:
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in counts.items() if number)
+    """{"crowds": 1, "boxes without area": 2} -> "1 crowd, 2 boxes without area"."""
+    words = []
+    for reason, number in counts.items():
+        many, space, rest = reason.partition(" ")
+        one = "box" if many == "boxes" else many.removesuffix("s")
+        words += [f"{counted(number, one, many)}{space}{rest}"] * bool(number)
+    return ", ".join(words)
 
 
 # -- the file -------------------------------------------------------------------------------------
@@ -359,7 +365,7 @@ class _Reader:
         if annotation.get("ignore"):
             reason = "boxes marked ignore"
         elif min(inside) <= 0:
-            reason = "boxes outside of their image"
+            reason = "boxes outside of the image"
         elif annotation["area"] <= 0 or min(width, height) < LEAST_BOX_SIDE:
             reason = "boxes without area"
         elif annotation["iscrowd"]:

@@ -49,6 +49,10 @@ def missing_annotations(root: str, split: str, there: Collection[str]) -> str:
         )
     if "://" not in root and (Path(root).absolute().parent / "annotations").is_dir():
         return f"{text}; give the folder above, {Path(root).parent}"
+    for name in files:
+        above, _, file = name.rpartition("/annotations/")
+        if above and file.startswith("instances_"):
+            return f"{text}; there is {name}: give {root}/{above}"
     if files:
         return f"{text}; there is {files[0]}: rename it, and put its images into {split}/"
     if any(name.startswith("labels/") and name.endswith(".txt") for name in there):

@@ -234,7 +234,11 @@ def require_one_set(train: CocoData, val: CocoData) -> None:
     )
     if one != other:
         wrong = sorted({number for number, _ in one.items() ^ other.items()})
+        ours, theirs = (
+            repr(each[wrong[0]]) if wrong[0] in each else "missing" for each in (one, other)
+        )
         raise WrongRequest(
-            f"{train.file} and {val.file} have other categories: id {wrong[0]} is "
-            f"{one.get(wrong[0], 'missing')!r} and {other.get(wrong[0], 'missing')!r}"
+            f"{train.file} and {val.file} have other categories: id {wrong[0]} is {ours} in the "
+            f"first and {theirs} in the second; give both the same list, also where a class has no "
+            "object"
         )

@@ -100,7 +100,5 @@ def _legend(
 def _written(
     tile: np.ndarray, text: str, place: tuple[int, int], ink: tuple[int, int, int]
 ) -> np.ndarray:
-    # OpenCV's letters are ASCII.
-    plain = text.encode("ascii", "replace").decode()
-    cv2.putText(tile, plain, place, cv2.FONT_HERSHEY_SIMPLEX, 0.48, ink, 1, cv2.LINE_AA)
+    cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.48, ink, 1, cv2.LINE_AA)
     return tile

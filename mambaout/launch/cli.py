@@ -39,7 +39,7 @@ from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_addres
 from mambaout.launch.ending import StudyBroke
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_share, hello
+from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator, plan_nodes, share
 from mambaout.launch.start_weights import INIT, about_weights, facts_of_weights, start_weights
@@ -55,6 +55,7 @@ from mambaout.study.start import Start, check_given
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
+from mambaout.train.tasks import CLASSIFY
 
 # The working directory of a submitted job is a copy that disappears with the cluster. Results do
 # not belong there.
@@ -137,6 +138,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     if name != plain_name(name):
         raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     writable_folder(str(storage / name), "--name")
+    check_task(StudyFolder(storage, name), CLASSIFY)
     precision = precision_of(
         StudyFolder(storage, name),
         given.get(PRECISION),

@@ -9,6 +9,7 @@ Exit status: as in cli.py.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from mambaout.launch.cluster import cluster_address
 from mambaout.launch.dense_sweeps import TRAINER, DenseSweep
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_share, hello
+from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator, plan_nodes, share
 from mambaout.launch.start_weights import start_weights
@@ -39,7 +40,7 @@ from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.dense_price import DenseForecast, DenseWork
 from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.store_uri import chosen_uri, hidden
-from mambaout.study.study import Study, StudyFolder, Trial
+from mambaout.study.study import CHECKPOINT_FILE, Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
 from mambaout.variants import ModelConfig
 
@@ -106,6 +107,7 @@ def _asked(
         raise WrongRequest(f"--name {name!r}: use letters, digits, dots, dashes and underscores")
     folder = StudyFolder(storage, name)
     writable_folder(str(folder.path), "--name")
+    check_task(folder, sweep.kind)
     precision = precision_of(
         folder,
         given.get(PRECISION),
@@ -211,7 +213,8 @@ def _check(
 
 
 def _study_name(study: Study, data: str, start: DenseStart) -> str:
-    name = Path(data).name if Path(data).exists() else data.removesuffix("-smoke")
+    # Made absolute, because "." and ".." have no name; a link keeps its own.
+    name = Path(os.path.abspath(data)).name if Path(data).exists() else data.removesuffix("-smoke")
     smoke = "smoke" if start.smoke else ""
     parts = [plain_name(study.name), smoke, plain_name(name), study_suffix(start)]
     return "-".join(filter(None, parts))
@@ -250,8 +253,13 @@ def _about_weights(weights: Sequence[InitialWeights], study: Study) -> str:
                 f"--init {one.weights.path}: no network of this study starts from it; leave it "
                 "out, or name its network with --variants"
             )
-    names = ", ".join(f"{one.weights.path.name} ({one.digest})" for one in weights)
+    names = ", ".join(f"{_file_text(one.weights.path)} ({one.digest})" for one in weights)
     return f"the backbones start from {names}; the heads are new"
+
+
+def _file_text(path: Path) -> str:
+    """The name of a file of weights; with its folder for a run's, because all have one name."""
+    return str(path) if path.name == CHECKPOINT_FILE else path.name
 
 
 # -- the plan -------------------------------------------------------------------------------------

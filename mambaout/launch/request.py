@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mambaout.code_version import CODE_VERSION
 from mambaout.command_line import NOT_ON_XLA
 from mambaout.data.shards.column_options import GivenColumns
+from mambaout.durable import read_whole
 from mambaout.errors import WrongRequest
 from mambaout.launch.progress import Job
 from mambaout.launch.resources import Share
@@ -18,8 +20,8 @@ from mambaout.numbers import counted
 from mambaout.recompute import Stages, check_recompute, stages_text
 from mambaout.study.price.trial_price import NumImages
 from mambaout.study.speeds import speed_goals
-from mambaout.study.study import Study, StudyFolder, Trial
-from mambaout.train.tasks import CLASSIFY, kind_of
+from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
+from mambaout.train.tasks import CLASSIFY, TaskKind, kind_of
 
 if TYPE_CHECKING:
     from mambaout.model.initial import InitialWeights
@@ -95,6 +97,17 @@ def hello(request: Request) -> list[str]:
         "over from another study"
         for label, goal in speed_goals(request.study.searches).items()
     ]
+
+
+def check_task(folder: StudyFolder, kind: TaskKind) -> None:
+    """Raise WrongRequest if the folder has a study of another task, which would be replaced."""
+    text = read_whole(folder.path / STUDY_FILE)
+    there = kind.name if text is None else json.loads(text).get("task", CLASSIFY.name)
+    if there != kind.name:
+        raise WrongRequest(
+            f"{folder.path} is a study of --task {there}, and this one is of --task {kind.name}; "
+            "give it another --name or --storage"
+        )
 
 
 def about_others(folder: StudyFolder) -> str:

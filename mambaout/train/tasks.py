@@ -15,11 +15,11 @@ from operator import attrgetter
 from typing import Any
 
 from mambaout.detect_recipe import DETECT_BASELINE, detect_recipe_from_json
-from mambaout.detect_rules import SHAPES_FIELDS
+from mambaout.detect_rules import SMOKE_FIELDS
 from mambaout.errors import WrongRequest
 from mambaout.recipe import BASELINE, recipe_from_json
 from mambaout.segment_recipe import SEGMENT_BASELINE, segment_recipe_from_json
-from mambaout.segment_rules import SHAPES_FIELDS as SEGMENT_SHAPES_FIELDS
+from mambaout.segment_rules import SMOKE_FIELDS as SEGMENT_SMOKE_FIELDS
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
 SHEET = "predictions.png"  # in the directory of a run that detects or segments
@@ -72,7 +72,7 @@ DETECT = TaskKind(
         "mask_ap50": "mask AP50",
     },
     length=attrgetter("epochs"),
-    follow=("first_drop_epoch", "second_drop_epoch", "warmup_steps", *SHAPES_FIELDS),
+    follow=("first_drop_epoch", "second_drop_epoch", "warmup_steps", *SMOKE_FIELDS),
 )
 SEGMENT = TaskKind(
     name="segment",
@@ -88,7 +88,7 @@ SEGMENT = TaskKind(
     },
     length=attrgetter("steps"),
     unit="steps",
-    follow=("warmup_steps", "eval_every_steps", *SEGMENT_SHAPES_FIELDS),
+    follow=("warmup_steps", "eval_every_steps", *SEGMENT_SMOKE_FIELDS),
 )
 TASKS: Mapping[str, TaskKind] = {kind.name: kind for kind in (CLASSIFY, DETECT, SEGMENT)}
 

@@ -62,7 +62,10 @@ def test_a_short_training_has_a_short_warm_up_and_ten_evaluations(folder, tmp_pa
     words = ("--steps", "40", "--max-steps", "1", "--multi-scale")
     assert main(command(folder, tmp_path / "run", *words)) == 0
     shown = capsys.readouterr().out
-    assert "--warmup-steps 2: 1 of 20 of the 40 steps, which is less than 1500" in shown
+    assert (
+        "--warmup-steps 2: one step in 20 of the 40, because the usual 1500 would be too many"
+        in shown
+    )
     assert "--eval-every-steps 4: 10 evaluations in the 40 steps" in shown
     assert "stopped at step 1 of 40, as --max-steps says" in shown
 

@@ -73,8 +73,8 @@ def test_what_mmdetection_leaves_out_is_left_out_and_counted(tmp_path):
     assert [each.annotation for each in data.images[0].objects] == [1]
     assert data.report == (
         f"{root}/annotations/instances_train2017.json: 1 image, 1 object, 3 classes; left out: "
-        "1 crowds, 2 boxes without area, 1 boxes outside of their image, 1 boxes marked ignore, "
-        "1 objects without a mask, 1 images without annotations, 1 images under 32 px"
+        "1 crowd, 2 boxes without area, 1 box outside of the image, 1 box marked ignore, "
+        "1 object without a mask, 1 image without annotations, 1 image under 32 px"
     )
 
 

@@ -7,6 +7,8 @@ from test_coco import annotation, written
 
 from mambaout.data.shards.files import DataError
 from mambaout.dense.coco import read_coco
+from mambaout.dense.detect import require_one_set
+from mambaout.errors import WrongRequest
 
 
 @pytest.mark.parametrize(
@@ -14,6 +16,7 @@ from mambaout.dense.coco import read_coco
     [
         (["train/cat/1.jpg", "val/cat/2.jpg"], "a folder for each class, which is for classificat"),
         (["data.json", "1.jpg"], "there is data.json: rename it, and put its images into train/"),
+        (["mine/annotations/instances_train2017.json", "mine/train2017/1.jpg"], "/mine"),
         (["labels/train/1.txt", "images/train/1.jpg"], "its labels/ are in YOLO's format: convert"),
         (["Annotations/1.xml", "JPEGImages/1.jpg"], "are in Pascal VOC's format: convert them"),
         (["1.jpg"], "has it, or instances_train.json, in annotations/"),
@@ -75,3 +78,11 @@ def test_boxes_of_corners_are_noticed(tmp_path):
     assert said in read_coco(root, "train").report
     root = written(tmp_path / "right", [annotation(1, bbox=[30, 20, 31, 21])])  # 1 px by rounding
     assert read_coco(root, "train").warning == ""
+
+
+def test_splits_with_other_classes_are_refused_with_the_remedy(tmp_path):
+    categories = [{"id": n, "name": name} for n, name in ((3, "c"), (7, "g"), (90, "z"))]
+    root = written(tmp_path, [annotation(1)])
+    written(tmp_path, [annotation(1)], split="val", categories=[*categories, {"id": 99}])
+    with pytest.raises(WrongRequest, match=r"id 99 is missing in the first and '99' in the second"):
+        require_one_set(read_coco(root, "train"), read_coco(root, "val"))

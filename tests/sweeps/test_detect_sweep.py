@@ -9,6 +9,7 @@ import pytest
 from sweep_scripts import DENSE
 
 from mambaout import dense_options
+from mambaout.dense.shapes import ShapesSize, write_shapes
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.detect_rules import SHAPES_FIELDS, fitted_detect
 from mambaout.errors import WrongRequest
@@ -54,7 +55,10 @@ def test_a_grid_is_every_combination_at_each_network():
         (["--grid", "peak_lr=1e-4,2e-4", "--peak-lr", "1e-3"], "--peak-lr: this study varies it"),
         (["--grid", "learning_rate=1e-4"], "'learning_rate' cannot be compared"),
         (["--grid", "peak_lr=1e-4,1e-4"], "a value is there twice"),
-        (["--grid", "peak_lr=fast"], "'fast' must be"),
+        (["--grid", "peak_lr=fast"], "'fast' must be a finite number"),
+        (["--grid", "peak_lr="], "write FIELD=A,B,C"),
+        (["--mixer", "attention"], "--mixer 'attention' must be one of gated_conv"),
+        (["--precision", "fp16"], "'fp16' must be one of fp32, bf16"),
         (["--grid", "dims=8,8,8,8"], "--variants compares networks"),
         (["--variants", "tny"], "did you mean 'tiny'?"),
         (["--peak-lr", "0"], "--peak-lr '0' must be"),
@@ -132,3 +136,15 @@ def test_a_trial_is_read_back_with_the_recipe_of_its_task(tmp_path):
 def test_a_study_without_variants_of_its_own_says_so():
     with pytest.raises(WrongRequest, match="did you mean 'small'"):
         detect(start_on(117_266, variants=("smal",)))
+
+
+@pytest.mark.parametrize("given", [".", "../photos", "../photos/", "../photos/train/.."])
+def test_a_relative_path_gives_the_study_the_name_of_the_folder(
+    given, tmp_path, capsys, monkeypatch
+):
+    root = tmp_path / "photos"
+    write_shapes(root, ShapesSize(train=3, val=1, side=48))
+    monkeypatch.chdir(root)
+    argv = ["--data", given, "--storage", str(tmp_path / "runs"), "--plan", "--variants", "femto"]
+    assert main(DETECT_SWEEP, detect, [*argv, "--global-batch", "2"]) == 0
+    assert capsys.readouterr().out.startswith("detect-photos-global_batch2-femto: ")

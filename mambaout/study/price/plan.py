@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mambaout.accounting import cost
-from mambaout.numbers import bytes_text, count_text, hours_text
+from mambaout.numbers import bytes_text, count_text, counted, hours_text
 from mambaout.recipe import BASELINE
 from mambaout.study.axes import Search
 from mambaout.study.price.rates import Forecast, Kind, Rate, assumption
@@ -245,7 +245,7 @@ def _sums(plan: Plan) -> list[str]:
     more = sum(row.num_confirmations for row in todo)
     notes += [f"{more} of them are further seeds of the best"] if more else []
     lines = [
-        f"to run       {plan.num_trials} trials"
+        f"to run       {counted(plan.num_trials, 'trial')}"
         + (f" ({', '.join(notes)})" if notes else "")
         + f": {count_text(plan.images)} training images, {count_text(plan.train_macs)} MACs",
     ]

@@ -47,11 +47,9 @@ def score_curves(table: Sequence[Row], kind: TaskKind) -> Figure:
     return _curves(table, kind.watched, lambda score: score, title, ylabel)[0]
 
 
-def training_loss(table: Sequence[Row]) -> Figure:
+def training_loss(table: Sequence[Row], ylabel: str = "training loss, nats") -> Figure:
     """Training loss by epoch."""
-    return _curves(
-        table, TRAIN_LOSS, lambda loss: loss, "Loss over training", "training loss, nats"
-    )[0]
+    return _curves(table, TRAIN_LOSS, lambda loss: loss, "Loss over training", ylabel)[0]
 
 
 def drawn(table: Sequence[Row]) -> list[Row]:

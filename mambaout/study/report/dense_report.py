@@ -18,6 +18,7 @@ from mambaout.numbers import count_text, hours_text, percent_text, rate_text
 from mambaout.study.law.noise import SeedNoise, noise_of_runs
 from mambaout.study.report.content import Content, Section
 from mambaout.study.report.curves import score_curves, training_loss
+from mambaout.study.report.findings import missing
 from mambaout.study.report.labels import Spot, place_labels
 from mambaout.study.report.picture import PLAIN, log_ticks, new, nothing_yet, png, small_jpeg
 from mambaout.study.report.rows import Row, rows
@@ -120,8 +121,7 @@ def _best_run(table: Sequence[Row], kind: TaskKind) -> Run | None:
 def _answer(table: Sequence[Row], kind: TaskKind, noise: SeedNoise) -> list[str]:
     ready = [row for row in table if row.mean(kind.final)]
     if not ready:
-        return ["No trial has finished yet."]
-    unfinished = len(table) - len(ready)
+        return [*missing(table), "No trial has a result yet."]
     best = ready[0]
     told = f"{best.label} reaches {kind.score} {interval_text(best, kind.final, noise)}"
     told += f" for {count_text(best.mean(MACS).value)} MACs"
@@ -138,9 +138,7 @@ def _answer(table: Sequence[Row], kind: TaskKind, noise: SeedNoise) -> list[str]
         else:
             text += " Each recipe has one seed, so this does not tell a better one from luck."
         said.append(text)
-    if unfinished:
-        said.insert(0, f"Provisional: {unfinished} of {len(table)} recipes have not finished.")
-    return said
+    return [*missing(table), *said]
 
 
 def _notes(kind: TaskKind) -> list[str]:
@@ -212,7 +210,7 @@ def _charts(
 ) -> dict[str, Callable[[], Figure]]:
     found: dict[str, Callable[[], Figure]] = {
         "score_curves.png": partial(score_curves, table, kind),
-        "training_loss.png": partial(training_loss, table),
+        "training_loss.png": partial(training_loss, table, "training loss"),
     }
     if sum(bool(row.mean(kind.final)) for row in table) > 1:
         found = {"score_macs.png": partial(_score_chart, table, kind, noise)} | found
@@ -227,6 +225,9 @@ def _score_chart(table: Sequence[Row], kind: TaskKind, noise: SeedNoise) -> Figu
     if not ready:
         return nothing_yet(figure, axes)
     axes.set_xscale("log")
+    macs = [row.mean(MACS).value for row in ready]
+    if math.isclose(min(macs), max(macs)):  # recipes of one network: the axis has no length yet
+        axes.set_xlim(macs[0] / 2, macs[0] * 2)
     spots = []
     for row in ready:
         mean, x = row.mean(kind.final), row.mean(MACS).value

@@ -35,7 +35,7 @@ def answer(reading: Reading) -> list[str]:
     table, ready = found.rows, found.ready
     if not ready:
         return ["No trial has finished yet, so there is no answer yet."]
-    warnings = [*_missing(table), *found.warnings()]
+    warnings = [*missing(table), *found.warnings()]
     if found.guessing:
         return [*warnings, *_stopped(table)]
     tuned = [one.family for one in reading.grown if one.family.title]
@@ -203,7 +203,8 @@ def _baseline(found: Standing) -> list[str]:
     ]
 
 
-def _missing(table: Sequence[Row]) -> list[str]:
+def missing(table: Sequence[Row]) -> list[str]:
+    """A paragraph on the trials without a result; empty if there are none."""
     runs = [run for row in table for run in row.runs]
     parts = []
     if num_open := sum(run.status is Ending.UNFINISHED for run in runs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -98,7 +99,7 @@ def trial_lines(
             | {TRAIN_MACS: price if price == price else None}
             | {LAST_EPOCH: run.records[-1].epoch if run.records else None}
             | {f"last_{kind.watched}": ended[0].values[kind.watched] if ended else None}
-            | {name: run.facts.get(name) for name in facts}
+            | {name: _fact(run.facts.get(name)) for name in facts}
             | {name: _cell(value) for name, value in flat_fields(trial.recipe).items()}
             | {"command": commands[key]}
             | {"run_directory": folder.run_directory(trial).relative_to(folder.path).as_posix()}
@@ -109,6 +110,11 @@ def trial_lines(
 
 def _cell(value: object) -> object:
     return field_text(value) if value is None or isinstance(value, tuple) else value
+
+
+def _fact(value: object) -> object:
+    """A fact as a cell: what is left out, or an image's size, is JSON, which any reader takes."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -155,7 +155,7 @@ def test_photographs_without_annotations_are_listed_and_drawn(run, folder, tmp_p
 def test_a_set_of_other_classes_is_refused_and_both_are_named(run, folder, other, tmp_path, capsys):
     assert main(["evaluate", str(run), "--data", str(other)]) == 2
     error = capsys.readouterr().err
-    assert "was trained on 3 classes (circle, rectangle, triangle)" in error
+    assert "was trained on 3 classes ('circle', 'rectangle', 'triangle')" in error
     assert f"{other}/annotations/instances_val.json has 3 classes (circle, rectangle, st" in error
     assert "class 3 is 'triangle' there and 'star' here" in error
     more = tmp_path / "more"

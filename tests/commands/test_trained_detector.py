@@ -155,8 +155,8 @@ def test_photographs_without_annotations_are_listed_and_drawn(run, folder, tmp_p
 def test_a_set_of_other_classes_is_refused_and_both_are_named(run, folder, other, tmp_path, capsys):
     assert main(["evaluate", str(run), "--data", str(other)]) == 2
     error = capsys.readouterr().err
-    assert "was trained on 3 classes (circle, rectangle, triangle)" in error
-    assert f"{other}/annotations/instances_val.json has 3 classes (circle, rectangle, st" in error
+    assert "was trained on 3 classes ('circle', 'rectangle', 'triangle')" in error
+    assert f"{other}/annotations/instances_val.json has 3 classes ('circle', 'rectangle', " in error
     assert "class 3 is 'triangle' there and 'star' here" in error
     more = tmp_path / "more"
     shutil.copytree(folder, more)
@@ -165,7 +165,8 @@ def test_a_set_of_other_classes_is_refused_and_both_are_named(run, folder, other
     body["categories"] += [{"id": 10 + i, "name": f"c{i}"} for i in range(4)]
     file.write_text(json.dumps(body))
     assert main(["evaluate", str(run), "--data", str(more)]) == 2
-    assert "7 classes (circle, rectangle, triangle, c0, c1 and 2 more)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "7 classes ('circle', 'rectangle', 'triangle', 'c0', 'c1' and 2 more)" in error
 
 
 def test_what_is_no_detector_is_refused_for_what_it_is(run, folder, tmp_path, capsys):

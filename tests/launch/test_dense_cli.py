@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sweep_scripts import DENSE
@@ -119,8 +120,10 @@ def test_a_wrong_word_ends_with_2_and_its_remedy(words, said, tmp_path, capsys):
 
 def test_the_weights_of_a_run_are_named_with_its_folder(tmp_path):
     run, file = tmp_path / "runs" / "boxes" / "last.ckpt", tmp_path / "femto.pth"
-    weights = [SimpleNamespace(weights=SimpleNamespace(path=p), digest="d") for p in (run, file)]
-    study = SimpleNamespace(recipes={"a": SimpleNamespace(init="d")})
+    weights: list[Any] = [
+        SimpleNamespace(weights=SimpleNamespace(path=p), digest="d") for p in (run, file)
+    ]
+    study: Any = SimpleNamespace(recipes={"a": SimpleNamespace(init="d")})
     text = dense_cli._about_weights(weights, study)
     assert text.startswith(f"the backbones start from {run} (d), femto.pth (d); ")
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from mambaout.dense_rules import SHAPES, SMOKE_SHAPES, chosen_fields, shorter_warmup
 from mambaout.detect_recipe import DETECT_BASELINE, DetectRecipe, tuned_detect
+from mambaout.numbers import counted
 from mambaout.options import option
+from mambaout.recipe import power_of_two_in
 from mambaout.variants import ModelConfig
 
 MICRO_BATCH = 2  # images in memory at once, as in mmdetection's 8 x 2
@@ -40,6 +42,7 @@ def fitted_detect(
     """
     base = DETECT_BASELINE
     fields, lines = chosen_fields(base, shape, given, small, start)
+    lines += _smaller_batch(fields, num_images)
     epochs = fields.get("epochs", base.epochs)
     if epochs != base.epochs:
         for name in ("first_drop_epoch", "second_drop_epoch"):
@@ -49,3 +52,19 @@ def fitted_detect(
     steps = num_images // fields.get("global_batch", base.global_batch) * epochs
     lines += shorter_warmup(fields, steps, base.warmup_steps)
     return tuned_detect(base, fields), lines
+
+
+def _smaller_batch(fields: dict[str, Any], num_images: int) -> list[str]:
+    """Set global_batch in `fields` if it is not there and there are fewer images; says so.
+
+    The learning rate belongs to a batch, so it follows linearly unless it is there.
+    """
+    base = DETECT_BASELINE
+    if "global_batch" in fields or not 0 < num_images < base.global_batch:
+        return []
+    fields["global_batch"] = batch = power_of_two_in(num_images)
+    lines = [f"{option('global_batch')} {batch}: there are {counted(num_images, 'training image')}"]
+    if "peak_lr" not in fields:
+        fields["peak_lr"] = base.peak_lr * batch / base.global_batch
+        lines.append(f"{option('peak_lr')} {fields['peak_lr']:g}: it follows the batch linearly")
+    return lines

@@ -65,7 +65,7 @@ class TrainedNetwork(ABC):
 
 
 def _classes_text(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN_CLASSES])
+    shown = ", ".join(map(repr, names[:SHOWN_CLASSES]))  # a name may have a comma in it
     more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
     return f"{counted(len(names), 'class', 'classes')} ({shown}{more})"
 

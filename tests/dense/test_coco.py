@@ -262,3 +262,12 @@ def _labels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.mode == "L"
         return np.asarray(image)
+
+
+def test_an_image_that_is_replaced_by_another_is_another_fingerprint(tmp_path):
+    root = written(tmp_path, [annotation(1), annotation(2, image=2)])
+    before = read_coco(root, "train").fingerprint
+    assert read_coco(root, "train").fingerprint == before
+    path = tmp_path / "train2017" / "1.png"
+    path.write_bytes(encoded(photograph(*SIZE)[::-1]))
+    assert read_coco(root, "train").fingerprint != before

@@ -11,7 +11,9 @@ from mambaout.dense.segment_sheet import segment_sheet
 def sheet_of(name: str) -> np.ndarray:
     image, labels = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), np.uint8)
     png = segment_sheet([image], [labels], [labels], [name])
-    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    return pixels
 
 
 def test_a_name_in_other_letters_is_written_and_is_no_question_mark():

@@ -41,6 +41,14 @@ def test_on_coco_it_trains_the_papers_three_backbones_with_the_papers_recipe():
         assert recipe == DetectRecipe(model=VARIANTS[name])
 
 
+def test_a_batch_is_no_larger_than_the_training_images_and_the_rate_follows_it():
+    recipe, lines = fitted_detect(11, None, {})
+    assert (recipe.global_batch, recipe.peak_lr) == (8, 5e-5)
+    assert "--global-batch 8: there are 11 training images" in lines
+    given, _ = fitted_detect(11, None, {"peak_lr": 3e-4})
+    assert (given.global_batch, given.peak_lr) == (8, 3e-4)
+
+
 def test_a_grid_is_every_combination_at_each_network():
     start = start_on(117_266, variants=("tiny", "femto"))
     study = detect(start, grid=["peak_lr=5e-5,1e-4", "drop_path=0.1,0.2"])

@@ -237,8 +237,8 @@ def _digest(weights: Sequence[InitialWeights], shape: ModelConfig, num_classes: 
             return one.digest
     depths, dims = field_text(shape.depths), field_text(shape.dims)
     raise WrongRequest(
-        f"--init: no file has the weights of the network {depths}/{dims} ({'; '.join(faults)}); add its "
-        "file to --init, or name the networks that have one with --variants"
+        f"--init: no file has the weights of the network {depths}/{dims} ({'; '.join(faults)}); "
+        "add its file to --init, or name the networks that have one with --variants"
     )
 
 

@@ -145,13 +145,13 @@ def test_a_set_of_other_classes_is_refused_and_both_are_named(run, folder, tmp_p
     other = with_names(folder, tmp_path / "other", "ground", "circle", "rectangle", "star")
     assert main(["evaluate", str(run), "--data", str(other)]) == 2
     error = capsys.readouterr().err
-    assert "was trained on 4 classes (ground, circle, rectangle, triangle)" in error
-    assert f"{other} has 4 classes (ground, circle, rectangle, star)" in error
+    assert "was trained on 4 classes ('ground', 'circle', 'rectangle', 'triangle')" in error
+    assert f"{other} has 4 classes ('ground', 'circle', 'rectangle', 'star')" in error
     assert "class 4 is 'triangle' there and 'star' here" in error
     assert len(error.splitlines()) == 1
     more = with_names(folder, tmp_path / "more", *NAMES, "c4", "c5")
     assert main(["evaluate", str(run), "--data", str(more)]) == 2
-    assert "6 classes (ground, circle, rectangle, triangle, c4 and 1 more)" in (
+    assert "6 classes ('ground', 'circle', 'rectangle', 'triangle', 'c4' and 1 more)" in (
         capsys.readouterr().err
     )
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_the_names_of_its_classes_is_still_read(run, folder
     assert "000000.png: class " in capsys.readouterr().out
     more = with_names(folder, tmp_path / "more", *NAMES, "star")
     assert main(["evaluate", str(earlier), "--data", str(more)]) == 2
-    assert "was trained on 4 classes (class 1, class 2, class 3, class 4)" in (
+    assert "was trained on 4 classes ('class 1', 'class 2', 'class 3', 'class 4')" in (
         capsys.readouterr().err
     )
 

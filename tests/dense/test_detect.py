@@ -403,7 +403,9 @@ def test_a_step_that_is_out_of_memory_is_taken_again_with_half_the_micro_batch(
 def test_splits_of_other_categories_and_xla_are_refused(shapes, tmp_path):
     train, val = shapes
     other = replace(val, class_names=("circle", "square", "triangle"))
-    with pytest.raises(WrongRequest, match="id 2 is 'rectangle' and 'square'"):
+    with pytest.raises(
+        WrongRequest, match="id 2 is 'rectangle' in the first and 'square' in the second"
+    ):
         trained((train, other), tmp_path)
     xla = copy.copy(backend("cpu"))
     xla.compiles = True

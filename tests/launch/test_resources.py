@@ -157,7 +157,9 @@ def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
     wide = tuned(recipe("wide"), global_batch=100)
     study = Study(name="odd", question="?", recipes={"wide": wide})
     trials = study.trials("d")
-    request: Any = SimpleNamespace(study=study, trials=trials, recompute=(), compiles=None)
+    request: Any = SimpleNamespace(
+        study=study, trials=trials, recompute=(), compiles=None, not_on_xla=""
+    )
     check_share(request, share("cpu", [TWO_CORES]))
     says = r"trial wide on tpu-v3-8: .*=100 .* 8 devices .* 96 or 112"
     with pytest.raises(WrongRequest, match=says):
@@ -173,7 +175,9 @@ def test_a_batch_that_a_share_s_devices_cannot_split_is_refused():
 def test_compile_is_refused_for_a_tpu_alone(compiles):
     study = Study(name="even", question="?", recipes={"wide": recipe("wide")})
     trials = study.trials("d")
-    request: Any = SimpleNamespace(study=study, trials=trials, recompute=(), compiles=compiles)
+    request: Any = SimpleNamespace(
+        study=study, trials=trials, recompute=(), compiles=compiles, not_on_xla=""
+    )
     check_share(request, share("cpu", [TWO_CORES]))
     with pytest.raises(WrongRequest, match=r"--compile and --no-compile .* on tpu-v3-8$"):
         check_share(request, share("tpu-v3-8", [V3_8]))

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from mambaout.study.law.scatter import scatter_factors
 
 # A column of the model counts as determined if this share of it is independent of the others.
 _INDEPENDENT = 1e-3
+POWER = 0.8  # share of studies that find a difference that is called detectable
 _LEAST_DOUBLINGS = 0.5  # of cost, from the cheapest size to the dearest, for a slope over cost
 
 # -- the contrast at equal cost --------------------------------------------------------------------
@@ -102,6 +105,7 @@ class Contrast:
     """Width against depth at equal cost."""
 
     gain: Interval  # points of top-1 if width / depth doubles and the cost stays
+    detectable: float  # points: a true gain of so much is significant in 80 % of such studies
     num_sizes: int
     is_curved: bool  # whether the curve of accuracy over cost is allowed for
     without: Mapping[str, Interval | None]  # the gain without "width 8"; None if not determined
@@ -137,20 +141,35 @@ def contrast(sizes: Sequence[Size], noise: SeedNoise) -> Contrast | None:
     A family of shapes is all sizes of one width, or all of one depth.
     """
     shaped = [size for size in sizes if math.isfinite(size.depth) and math.isfinite(size.width)]
-    model, gain = cost_model(shaped, noise), gain_of_shape(shaped, noise)
-    if model is None or gain is None:
+    found = _gain_of_shape(shaped, noise)
+    if found is None:
         return None
+    gain, error, model = found
     families = [(f"width {w:g}", w, None) for w in sorted({size.width for size in shaped})]
     families += [(f"depth {d:g}", None, d) for d in sorted({size.depth for size in shaped})]
     without = {}
     for name, width, depth in families:
         left = [size for size in shaped if size.width != width and size.depth != depth]
         without[name] = gain_of_shape(left, noise)
-    return Contrast(gain=gain, num_sizes=len(shaped), is_curved=model.is_curved, without=without)
+    return Contrast(
+        gain=gain,
+        detectable=(gain.high - gain.low) / 2 + NormalDist().inv_cdf(POWER) * error,
+        num_sizes=len(shaped),
+        is_curved=model.is_curved,
+        without=without,
+    )
 
 
 def gain_of_shape(sizes: Sequence[Size], noise: SeedNoise) -> Interval | None:
     """What sizes gain if width / depth doubles at equal cost; None if they do not determine it."""
+    found = _gain_of_shape(sizes, noise)
+    return None if found is None else found[0]
+
+
+def _gain_of_shape(
+    sizes: Sequence[Size], noise: SeedNoise
+) -> tuple[Interval, float, CostModel] | None:
+    """The gain, its standard error by the noise alone, and the model."""
     model = cost_model(sizes, noise)
     if model is None:
         return None
@@ -161,12 +180,12 @@ def gain_of_shape(sizes: Sequence[Size], noise: SeedNoise) -> Interval | None:
     degrees = len(sizes) - model.weights.shape[1]
     weights = model.contrast_weights
     value = float(weights @ y)
+    error = math.sqrt(float((weights**2 * variances).sum()))
     if degrees > 0:
-        errors = _standard_errors(noise.degrees(means), misfit, degrees)
-        half = errors * math.sqrt(float((weights**2 * variances).sum()))
+        half = error * half_in_errors(noise.degrees(means), misfit, degrees)
     else:
         half = noise.half_width_of_sum(means, weights.tolist())
-    return Interval(value, value - half, value + half)
+    return Interval(value, value - half, value + half), error, model
 
 
 # -- the gain per doubling of cost -----------------------------------------------------------------
@@ -207,7 +226,7 @@ def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
             misfit += float((residuals**2 / variances[line]).sum())
             degrees += len(line) - 1
         degrees -= 1
-    errors = _standard_errors(noise.degrees(means), misfit, degrees) if degrees > 0 else None
+    errors = half_in_errors(noise.degrees(means), misfit, degrees) if degrees > 0 else None
 
     def interval(weights: Array) -> Interval:
         value = float(weights @ y)
@@ -247,8 +266,13 @@ def _slope(sizes: Sequence[Size], x: Array, fixed: Callable[[Size], float]) -> _
     return _Slope(weights / (weights**2).sum(), lines)
 
 
-def _standard_errors(noise_degrees: float, misfit: float, degrees: int) -> float:
-    """Standard errors in half a 95 % interval: more if the sizes scatter by more than noise."""
+@lru_cache(maxsize=1000)
+def half_in_errors(noise_degrees: float, misfit: float, degrees: int) -> float:
+    """Half a 95 % interval in standard errors: more if the sizes scatter by more than noise.
+
+    `misfit` is the sum of squared residuals, each divided by its variance, with `degrees` degrees
+    of freedom.
+    """
     rng = np.random.default_rng(0)
     factors = scatter_factors(noise_degrees, rng, 4000, misfit, degrees)
     return float(np.quantile(np.abs(factors * rng.standard_normal(4000)), 0.95))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mambaout.study.law.noise import Interval
 from mambaout.study.report.content import Table
@@ -29,6 +30,7 @@ def deeper_or_wider(reading: Reading) -> list[str]:
         "At equal MACs, a network with twice the width for its depth reaches (points of top-1, "
         f"95 % intervals): {contrasts}.",
         *_rests(told),
+        _precision(told, reading.study),
         f"A doubling of MACs bought, with 95 % intervals: {gains}. These gains describe the lines "
         "and are not compared, because the lines begin at different MACs.",
     ]
@@ -99,6 +101,21 @@ def _rests(told: Sequence[GrowthFinding]) -> list[str]:
             text += ", significant each time"
         parts.append(text)
     return [f"Without any one width or depth: {'; '.join(parts)}."] if parts else []
+
+
+def _precision(told: Sequence[GrowthFinding], study: Mapping[str, Any]) -> str:
+    """Which difference the study could find, beside the one that it was planned for."""
+    parts = [
+        f"{one.growth.contrast.detectable:.2f} points {one.family.where}"
+        for one in told
+        if one.growth.contrast is not None
+    ]
+    text = f"Such a study finds a difference in 80 % of cases if it is {'; '.join(parts)}."
+    if detect := study.get("detect"):
+        text += f" It was planned to find {detect['points']:g} points (--detect)."
+    if until := study.get("until"):
+        text += f" Seeds were added until ± {until:g} points (--until)."
+    return text
 
 
 def _any_of(names: Sequence[str]) -> str:

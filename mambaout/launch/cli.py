@@ -37,14 +37,14 @@ from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.ending import StudyBroke
-from mambaout.launch.precision import precision_of
-from mambaout.launch.precision_wanted import (
+from mambaout.launch.power_wanted import (
     UNTIL,
     check_given_seeds,
     check_until,
     plan_lines,
     with_seeds,
 )
+from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun

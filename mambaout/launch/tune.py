@@ -38,7 +38,7 @@ from mambaout.launch.failures import (
 from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
-from mambaout.launch.precision_wanted import seeds_until
+from mambaout.launch.power_wanted import seeds_until
 from mambaout.launch.progress import Screen
 from mambaout.launch.request import Request, check_share, hello
 from mambaout.launch.rerun import Rerun

@@ -25,7 +25,7 @@ class PlannedSize:
     price: float = 1.0  # of one more seed, in any unit
 
     def as_size(self) -> Size:
-        """As a size with its seeds. Its errors do not matter for the precision."""
+        """As a size with its seeds. Its errors do not matter for the power."""
         errors = (50.0,) * self.num_seeds
         return Size(
             label=self.label,

@@ -25,7 +25,7 @@ _SURE_DEGREES = 1_000_000  # of an assumed spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
+class ExpectedInterval:
     """How precisely sizes of one length will give the gain of shape."""
 
     standard_error: float  # points
@@ -41,8 +41,10 @@ class Precision:
         return self.half + NormalDist().inv_cdf(POWER) * self.standard_error
 
 
-def precision(sizes: Sequence[PlannedSize], sd: float, degrees: float = 0) -> Precision | None:
-    """The expected precision at a spread of `sd` points between seeds.
+def expected_interval(
+    sizes: Sequence[PlannedSize], sd: float, degrees: float = 0
+) -> ExpectedInterval | None:
+    """The interval that the report will compute, at a spread of `sd` points between seeds.
 
     `degrees` are the degrees of freedom from other sizes; those of `sizes` are added. None if the
     sizes do not determine the gain, or if no size has a second seed.
@@ -58,7 +60,7 @@ def precision(sizes: Sequence[PlannedSize], sd: float, degrees: float = 0) -> Pr
     error = sd * math.sqrt(float((model.contrast_weights**2 / counts).sum()))
     free = len(sizes) - model.weights.shape[1]
     errors = half_in_errors(degrees, float(free), free) if free > 0 else t95(degrees)
-    return Precision(standard_error=error, half=errors * error)
+    return ExpectedInterval(standard_error=error, half=errors * error)
 
 
 def _noise(sd: float, degrees: float) -> SeedNoise:
@@ -75,7 +77,7 @@ def seeds_needed(
     """
 
     def is_enough(count: int) -> bool:
-        found = precision([replace(s, num_seeds=count) for s in sizes], sd, degrees)
+        found = expected_interval([replace(s, num_seeds=count) for s in sizes], sd, degrees)
         return found is not None and found.detectable <= points
 
     return _least(is_enough)

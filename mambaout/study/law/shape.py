@@ -24,7 +24,7 @@ from mambaout.study.law.power_law import Array
 from mambaout.study.law.scatter import scatter_factors
 
 # A column of the model counts as determined if this share of it is independent of the others.
-_INDEPENDENT = 1e-3
+_INDEPENDENT = 0.01
 POWER = 0.8  # share of studies that find a difference that is called detectable
 _LEAST_DOUBLINGS = 0.5  # of cost, from the cheapest size to the dearest, for a slope over cost
 
@@ -68,7 +68,7 @@ def _terms(x: Array, s: Array, is_curved: bool) -> Array:
 
 def cost_model(sizes: Sequence[Size], noise: SeedNoise) -> CostModel | None:
     """The model of the sizes; None if they do not tell shape and cost apart."""
-    if len(sizes) < 3:
+    if len({size.width for size in sizes}) < 2 or len({size.depth for size in sizes}) < 2:
         return None
     x = np.log2(np.array([size.cost for size in sizes]))
     s = np.log2(np.array([size.width / size.depth for size in sizes]))
@@ -197,7 +197,7 @@ class Growth:
 
     depth: Interval | None  # None if no two sizes differ only in depth
     width: Interval | None
-    contrast: Contrast | None  # at equal cost; None if depth or width was not varied
+    contrast: Contrast | None  # at equal cost; None if the sizes do not determine it
     num_depth: int  # sizes from which the depth gain is computed
     num_width: int
 
@@ -239,7 +239,7 @@ def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
     return Growth(
         depth=interval(by_depth.weights) if by_depth else None,
         width=interval(by_width.weights) if by_width else None,
-        contrast=contrast(sizes, noise) if by_depth and by_width else None,
+        contrast=contrast(sizes, noise),
         num_depth=sum(map(len, by_depth.lines)) if by_depth else 0,
         num_width=sum(map(len, by_width.lines)) if by_width else 0,
     )

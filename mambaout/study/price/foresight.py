@@ -1,4 +1,4 @@
-"""What a study will be able to tell, said with its price: the precision of width against depth.
+"""What a study will be able to tell, said with its price: the power of width against depth.
 
 The spread between seeds comes from finished trials on the same data, in any study of the storage.
 Otherwise it is assumed, and the text says so.
@@ -22,9 +22,9 @@ from mambaout.study.law.noise import SeedMean, noise_of
 from mambaout.study.law.planned import PlannedSize, degrees_of
 from mambaout.study.law.power import (
     MOST_SEEDS,
-    Precision,
+    ExpectedInterval,
+    expected_interval,
     pair_seeds,
-    precision,
     seeds_for,
     seeds_needed,
 )
@@ -99,16 +99,16 @@ def foresight(
         degrees = degrees_of(ladders, epochs)
         needed = seeds_needed(sizes, spread.points, wanted, degrees)
         two = [size if size.num_seeds > 1 else replace(size, num_seeds=2) for size in sizes]
-        if precision(two, spread.points, degrees) is None:
+        if expected_interval(two, spread.points, degrees) is None:
             continue
-        found = precision(sizes, spread.points, degrees)
+        found = expected_interval(sizes, spread.points, degrees)
         told.append(_ladder_text(epochs, sizes, found, wanted, needed))
     if not told:
         return []
     pair = pair_seeds(spread.points, wanted)
     each = f"{pair} seeds each" if pair is not None else "too many seeds"
     texts = [
-        ("precision", f"of width against depth: what twice the width / depth gains at equal MACs; "
+        ("power", f"of width against depth: what twice the width / depth gains at equal MACs; "
          f"seeds differ by {spread.text}"),
         *(("", text) for text in told),
         ("", f"two networks of equal MACs alone would need {each} to find {wanted:g} points"),
@@ -125,7 +125,7 @@ def foresight(
 def _ladder_text(
     epochs: int,
     sizes: Sequence[PlannedSize],
-    found: Precision | None,
+    found: ExpectedInterval | None,
     wanted: float,
     needed: int | None,
 ) -> str:
@@ -168,12 +168,14 @@ def seeds_to_detect(
         degrees = degrees_of(begun, epochs)
 
         def is_reached(now: Iterable[PlannedSize], degrees: int = degrees) -> bool:
-            found = precision(list(now), spread.points, degrees)
+            found = expected_interval(list(now), spread.points, degrees)
             return found is not None and found.detectable <= points
 
-        if precision(sizes, spread.points, degrees) is None:
+        if expected_interval(sizes, spread.points, degrees) is None:
             continue
-        found = seeds_for(sizes, is_reached)
+        found = sizes
+        if is_reached([replace(size, num_seeds=MOST_SEEDS) for size in sizes]):
+            found = seeds_for(sizes, is_reached)
         if not is_reached(found):
             raise WrongRequest(
                 f"--detect {points:g}: at {counted(epochs, 'epoch')} even {MOST_SEEDS} seeds of a "
@@ -187,7 +189,7 @@ def seeds_to_detect(
 def check_compares(ladders: Mapping[int, Sequence[PlannedSize]], option: str) -> None:
     """Raise WrongRequest if no length of training has shapes that tell width from depth."""
     two = ([replace(size, num_seeds=2) for size in sizes] for sizes in ladders.values())
-    if all(precision(sizes, 1.0) is None for sizes in two):
+    if all(expected_interval(sizes, 1.0) is None for sizes in two):
         raise WrongRequest(
             f"{option}: this study has no shapes that tell width from depth; it needs at least "
             "three of one length of training that differ in both, with different MACs"

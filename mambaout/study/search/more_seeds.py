@@ -9,6 +9,7 @@ to 4 % end with a significant one (tests/study/test_power.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from mambaout.recipe import Recipe
 from mambaout.study.law.fit import Size
 from mambaout.study.law.noise import SeedNoise, noise_of_runs
 from mambaout.study.law.planned import PlannedSize, planned_ladders
-from mambaout.study.law.power import next_seed, precision, seeds_for
+from mambaout.study.law.power import expected_interval, next_seed
 from mambaout.study.law.shape import gain_of_shape
 from mambaout.study.origin import AddedSeed
 from mambaout.study.search.ledger import Ledger
@@ -78,11 +79,11 @@ class MoreSeeds:
         if wide is None:  # the noise is not known yet
             if not is_idle:
                 return None
-            wide = list(self._planned(self._trials).values())
+            wide = [(math.inf, sizes) for sizes in self._planned(self._trials).values()]
         if not wide:
             self.over = is_idle
             return None
-        sizes = wide[0]
+        _, sizes = wide[0]
         place = next_seed(sizes)
         label = sizes[place].label
         own = [trial for trial in self._trials if trial.label == label]
@@ -104,10 +105,11 @@ class MoreSeeds:
         self.ledger.write(trial, self.folder)
         return trial
 
-    def _too_wide(self) -> list[list[PlannedSize]] | None:
+    def _too_wide(self) -> list[tuple[float, list[PlannedSize]]] | None:
         """The ladders whose expected interval is too wide, with running trials counted in.
 
-        The widest comes first. None if no shape has two finished seeds.
+        Each with half of that interval; the widest comes first. None if no shape has two finished
+        seeds.
         """
         finished = [run for run in self._closed.values() if run.status is Ending.FINISHED]
         noise = noise_of_runs(finished)
@@ -129,7 +131,7 @@ class MoreSeeds:
             half = expected if not before else half * expected / before
             if half > self.until:
                 found.append((half, sizes))
-        return [sizes for _, sizes in sorted(found, key=lambda row: -row[0])]
+        return sorted(found, key=lambda row: -row[0])
 
     def _planned(self, trials: Sequence[Trial]) -> dict[int, list[PlannedSize]]:
         return planned_ladders(trials, self._num_train, self._num_classes)
@@ -159,27 +161,14 @@ class MoreSeeds:
         spread = noise.spread(sizes[0].epochs)
         assert spread is not None
         own = sum(size.num_seeds - 1 for size in sizes)
-        found = precision(sizes, spread.points, max(0, spread.degrees - own))
+        found = expected_interval(sizes, spread.points, max(0, spread.degrees - own))
         return found and found.half
 
     def _estimate(self) -> int:
-        """About how many seeds will be added, for the ETA."""
-        if self.over:
-            return 0
-        wide = self._too_wide()
-        if wide is None:
-            return 0
-        finished = [run for run in self._closed.values() if run.status is Ending.FINISHED]
-        noise = noise_of_runs(finished)
-
-        def is_reached(sizes: Sequence[PlannedSize]) -> bool:
-            half = self._expected(sizes, noise)
-            return half is None or half <= self.until
-
+        """About how many seeds will be added, for the ETA. Intervals narrow as 1 / sqrt(n)."""
         more = 0
-        for sizes in wide:
-            most = max(MOST_SEEDS * len(sizes), 1)
-            found = seeds_for(sizes, is_reached)
-            more += sum(size.num_seeds for size in found) - sum(size.num_seeds for size in sizes)
-            more = min(more, most)
-        return max(more, 1) if wide else 0
+        for half, sizes in () if self.over else self._too_wide() or ():
+            num = sum(size.num_seeds for size in sizes)
+            wanted = math.ceil(num * ((half / self.until) ** 2 - 1))
+            more += min(wanted, MOST_SEEDS * len(sizes) - num)
+        return max(more, 0)

@@ -72,7 +72,7 @@ def check_until(study: Study, data: DataSet) -> None:
 
 
 def plan_lines(request: Request) -> list[str]:
-    """The plan's lines on precision; empty if the study does not compare width and depth."""
+    """The plan's lines on power; empty if the study does not compare width and depth."""
     num_train, num_classes = request.facts["num_train"], request.facts["num_classes"]
     ladders = planned_ladders(
         _compared(request.study, request.trials),

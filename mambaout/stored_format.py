@@ -36,7 +36,7 @@ FIRST_FIELDS = frozenset(
 LEFT_OUT: dict[str, Any] = {
     "pixels": "exact",
 }
-# Fields of older recipes that no recipe has any more, each with the reason. A recipe that was stored
+# Fields of older recipes that no recipe has any more, and what they were. A recipe that was stored
 # with one of them is refused: it would train otherwise now.
 GONE: dict[str, str] = {
     "lr_base_dim": "muP's learning rates alone; mup_base_dim is the whole rule",

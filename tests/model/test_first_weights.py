@@ -63,8 +63,8 @@ def test_drawn_by_fan_in_every_layer_keeps_the_size_of_what_it_gets():
             assert float(parameter.detach().std()) == pytest.approx(wanted, rel=0.1), name
         elif name.endswith("bias"):
             assert not parameter.any()
-    last = drawn(recipe_of(64, weight_init="fan_in", mup_base_dim=16)).get_parameter("head.fc.weight")
-    assert torch.allclose(last, model.get_parameter("head.fc.weight") / 2)
+    ruled = drawn(recipe_of(64, weight_init="fan_in", mup_base_dim=16))
+    assert torch.allclose(ruled.head.fc.weight, model.head.fc.weight / 2)
 
 
 @pytest.mark.parametrize("weight_init", ["trunc_normal", "fan_in"])
@@ -74,7 +74,7 @@ def test_at_the_base_width_the_rule_changes_nothing(weight_init):
     assert all(torch.equal(plain[name], ruled[name]) for name in plain)
 
 
-# -- the coordinate check (arXiv 2203.03466, appendix D.1) ------------------------------------------
+# -- the coordinate check (arXiv 2203.03466, appendix D.1) ----------------------------------------
 
 
 def sizes_after_four_steps(recipe: Recipe) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from mambaout.train.metrics import MACS, MINIVAL_TOP1
 from mambaout.variants import VARIANTS, widen
 
 LR = AXES[0]
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 def optuna_study(storage: Path, label: str = "femto"):
@@ -38,20 +39,6 @@ def optuna_study(storage: Path, label: str = "femto"):
 
 def states(storage: Path, label: str = "femto") -> list[str]:
     return [trial.state.name for trial in optuna_study(storage, label).get_trials(deepcopy=False)]
-
-
-@pytest.fixture(autouse=True)
-def _unsynced():
-    """No waiting for the disk: it is most of these tests' time, and guards against a power cut."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def unsync(connection, _) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", unsync)
-    yield
-    event.remove(Engine, "connect", unsync)
 
 
 # -- what a search may be -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Augment, Optim, Recipe
-from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
+from mambaout.study.axes import Axis, Choice, LogRange, Range, Search, WholeRange
 from mambaout.study.origin import searches_of
 from mambaout.study.search.space import DIGITS, Values, base_values, recipe_of, values_of
 from mambaout.study.study import Run
@@ -124,14 +124,14 @@ def edge_of(axis: Axis, value: Any) -> str | None:
     """ "lower" or "upper" if the value is at that end of the axis's range, else None."""
     if isinstance(axis, Choice):
         return None
-    share = _share(axis, value)
+    share = share_of(axis, value)
     step = getattr(axis, "step", None)
     near = EDGE if step is None else min(0.5, step / (axis.high - axis.low)) / 2
     return "lower" if share <= near else "upper" if share >= 1 - near else None
 
 
-def _share(axis: LogRange | LinearRange | WholeRange, value: float) -> float:
-    """The position of the value in the range, from 0 to 1."""
+def share_of(axis: Range, value: float) -> float:
+    """The position of the value in the range, from 0 to 1 inside it."""
     low, high = axis.low, axis.high
     if isinstance(axis, LogRange):
         return math.log(value / low) / math.log(high / low)
@@ -155,7 +155,7 @@ def widened(search: Search, axis: Axis, side: str) -> Axis | None:
     return None
 
 
-def _further(axis: LogRange | LinearRange | WholeRange, end: float, side: str) -> Iterator[Any]:
+def _further(axis: Range, end: float, side: str) -> Iterator[Any]:
     """Possible new ends beyond `end`: first the wanted one, then nearer ones."""
     sign = -1 if side == "lower" else 1
     if isinstance(axis, LogRange):

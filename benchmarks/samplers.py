@@ -1,7 +1,7 @@
 """Which of Optuna's samplers finds the best front of accuracy against MACs in one search?
 
 Run:    python benchmarks/samplers.py --seeds 100 --json results/samplers.json
-Costs:  about 1 min on one core; nothing is trained
+Costs:  about 8 min on one core; nothing is trained
 Prints: the hypervolume after all trials, mean and standard deviation over seeds of the sampler, and
         each sampler's lead over random draws, seed by seed, with its 95 % interval
 
@@ -38,7 +38,7 @@ from mambaout.train.metrics import MACS, MINIVAL_TOP1
 
 Sampler = Literal["tpe", "nsga2", "random"]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "nsga2", "random")
-NUM_TRIALS = 50
+LENGTHS = (24, 50, 200)  # trials of a search; sweeps/recipe.py has 24
 BASE = tuned(
     BASELINE, global_batch=64, epochs=9, warmup_epochs=1, image_size=28, stem_stride=2,
     minival_fraction=0.1, hidden_multiple=8, dims=(16, 32, 64, 96), depths=(1, 1, 3, 1),
@@ -68,7 +68,7 @@ def truth(recipe: Recipe, macs: float) -> float:
     return 100 - error - 25 * (model.drop_path - 0.02 * model.num_blocks / 6) ** 2
 
 
-def searched(sampler: Sampler, seed: int, num_trials: int = NUM_TRIALS) -> float:
+def searched(sampler: Sampler, seed: int, num_trials: int) -> float:
     """The hypervolume of one search in percent."""
     search = Search(
         label="shape",
@@ -122,29 +122,33 @@ def _end(width: float, blocks: int) -> Recipe:
     return recipe_of(plain, base_values(plain) | shape)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Samplers of a search with two goals, compared.")
-    parser.add_argument("--seeds", type=int, default=100, help="searches of each sampler")
-    parser.add_argument("--trials", type=int, default=NUM_TRIALS, help="of each search")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    options = parser.parse_args(argv)
-    quiet()
-    found: dict[str, list[float]] = {name: [] for name in SAMPLERS}
-    for seed in range(options.seeds):  # a kill leaves as many searches of each
-        for name in SAMPLERS:
-            found[name].append(searched(name, seed, options.trials))
-    print(f"hypervolume in % after {options.trials} trials, n={options.seeds} searches each")
+def compared(num_trials: int, num_seeds: int) -> dict[str, list[float]]:
+    """The hypervolume of each sampler's searches, printed with the leads over random draws."""
+    found = {
+        name: [searched(name, seed, num_trials) for seed in range(num_seeds)] for name in SAMPLERS
+    }
+    print(f"hypervolume in % after {num_trials} trials, n={num_seeds} searches each")
     for name, values in found.items():
         text = f"{name:7} {statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
         if name != "random":
             lead = [own - other for own, other in zip(values, found["random"], strict=True)]
-            low, high = stats.t.interval(
-                0.95, len(lead) - 1, statistics.fmean(lead), stats.sem(lead)
-            )
-            text += f"   over random {statistics.fmean(lead):+.2f} ({low:+.2f} to {high:+.2f})"
-        print(text)
+            mean = statistics.fmean(lead)
+            low, high = stats.t.interval(0.95, len(lead) - 1, mean, stats.sem(lead))
+            text += f"   over random {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        print(text, flush=True)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Samplers of a search with two goals, compared.")
+    parser.add_argument("--seeds", type=int, default=100, help="searches of each sampler")
+    parser.add_argument("--trials", type=int, nargs="+", default=LENGTHS, help="of a search")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args(argv)
+    quiet()
+    found = {str(length): compared(length, options.seeds) for length in options.trials}
     if options.json:
-        rows = {"trials": options.trials, "seed_sd": SEED_SD, "hypervolume_percent": found}
+        rows = {"seed_sd": SEED_SD, "hypervolume_percent_by_trials": found}
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 

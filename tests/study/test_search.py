@@ -20,7 +20,7 @@ from mambaout.study.search import candidates
 from mambaout.study.search.best import as_run, best, chosen, edges
 from mambaout.study.search.importances import importances
 from mambaout.study.search.memory import OPTUNA_FILE, open_store
-from mambaout.study.search.space import check, check_all, tuning
+from mambaout.study.search.space import check, check_all, doubts, tuning
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
@@ -95,6 +95,13 @@ def test_early_stopping_judges_what_trials_report(tmp_path):
     other = study(search(early_stop=True, goals=(("images_per_second", "max"),)))
     with pytest.raises(ValueError, match="stops early on images_per_second"):
         Driver(tmp_path, other)
+
+
+def test_a_search_that_may_stop_slow_starters_says_so():
+    (line,) = doubts([search(early_stop=True), search(label="other")])
+    assert "search femto stops recipes early and varies drop_path" in line
+    assert "--search drop_path=LOW..HIGH" in line
+    assert doubts([search(early_stop=True, axes=(LR,))]) == []
 
 
 # -- suggestions ----------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def rivals(found: Standing) -> list[Row]:
     best = found.best
     if best is None:
         return []
-    for group in (found.chosen, found.confirmed):
+    for group in (found.search_bests, found.confirmed):
         if best.recipe in group:
             return [row for row in found.ready if row.recipe in group]
     return found.ready

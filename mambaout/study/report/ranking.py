@@ -71,7 +71,7 @@ class Standing:
     minival_noise: SeedNoise
     searches: tuple[Search, ...]
     confirmed: frozenset[Recipe]  # recipes of searches that have all their seeds, if several
-    chosen: frozenset[Recipe]  # those of the confirmed that are the best of their search
+    search_bests: frozenset[Recipe]  # those of the confirmed that are the best of their search
     chance: Chance | None  # None if the number of classes is not known
     near_chance: frozenset[Recipe]
     num_minival: int | None  # the smallest minival of any recipe
@@ -120,7 +120,7 @@ class Standing:
         found: list[int | None] = []
         before = None
         for place, row in enumerate(self.rows, 1):
-            now = (row.recipe in self.confirmed, row.recipe in self.chosen, self.score(row))
+            now = (row.recipe in self.confirmed, row.recipe in self.search_bests, self.score(row))
             found.append((found[-1] if now == before else place) if row.mean(TOP1) else None)
             before = now
         return found
@@ -254,14 +254,14 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
     searches = tuple(search_from_json(body) for body in study.get("searches", ()))
     confirmed = _confirmed(table, searches)
     bests = [best(search, speeds.runs) for search in searches]
-    chosen = confirmed & {one.recipe for one in bests if one is not None}
+    search_bests = confirmed & {one.recipe for one in bests if one is not None}
     noise = noise_of_runs(speeds.runs, MINIVAL_TOP1)
 
     def order(row: Row) -> tuple[Any, ...]:
         has_result = bool(row.mean(TOP1))
         macs = row.train_macs if math.isfinite(row.train_macs) else math.inf
         # If recipes are equal on minival, the cheaper one comes first.
-        by_search = (row.recipe not in confirmed, row.recipe not in chosen)
+        by_search = (row.recipe not in confirmed, row.recipe not in search_bests)
         return (not has_result, *by_search, -score(row, noise), macs)
 
     ordered = tuple(sorted(table, key=order))
@@ -277,7 +277,7 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
         minival_noise=replace(noise, least_points=_least_points(ordered, num_minival)),
         searches=searches,
         confirmed=confirmed,
-        chosen=chosen,
+        search_bests=search_bests,
         chance=chance,
         near_chance=frozenset(row.recipe for row in near),
         num_minival=num_minival,

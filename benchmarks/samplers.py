@@ -1,7 +1,7 @@
 """Which of Optuna's samplers finds the best front of accuracy against MACs in one search?
 
-Run:    python benchmarks/samplers.py --seeds 100 --json results/samplers.json
-Costs:  about 8 min on one core; nothing is trained
+Run:    python benchmarks/samplers.py --seeds 40 --json results/samplers.json
+Costs:  about 4 min on one core; nothing is trained
 Prints: the hypervolume after all trials, mean and standard deviation over seeds of the sampler, and
         each sampler's lead over random draws, seed by seed, with its 95 % interval
 
@@ -141,7 +141,7 @@ def compared(num_trials: int, num_seeds: int) -> dict[str, list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Samplers of a search with two goals, compared.")
-    parser.add_argument("--seeds", type=int, default=100, help="searches of each sampler")
+    parser.add_argument("--seeds", type=int, default=40, help="searches of each sampler")
     parser.add_argument("--trials", type=int, nargs="+", default=LENGTHS, help="of a search")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args(argv)

@@ -42,7 +42,7 @@ from mambaout.fields import (
     typed,
 )
 from mambaout.recipe_parts import AUTHORS_RUN, PAPER, SHARE, Augment, Optim, Schedule
-from mambaout.stored_format import FIRST_FIELDS, meant_where_missing, require_task
+from mambaout.stored_format import FIRST_FIELDS, GONE, meant_where_missing, require_task
 from mambaout.variants import AUTHORS_CODE, FEMTO, ModelConfig
 
 
@@ -350,9 +350,10 @@ def _opened(owner: type, data: Any, where: str) -> dict[str, Any]:
     known = {f.name for f in fields(owner)}
     unknown, missing = sorted(data.keys() - known), sorted((known & FIRST_FIELDS) - data.keys())
     if unknown or missing:
+        gone = "".join(f" ({name} was {GONE[name]})" for name in unknown if name in GONE)
         raise WrongRequest(
             f"{where} does not fit this version of mambaout: "
-            f"unknown fields {unknown or 'none'}, missing fields {missing or 'none'}; "
+            f"unknown fields {unknown or 'none'}{gone}, missing fields {missing or 'none'}; "
             "mend them, or use the version that wrote it"
         )
     flat: dict[str, Any] = {}

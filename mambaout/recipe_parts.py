@@ -60,13 +60,18 @@ class Optim:
         source=PAPER,
         bound=Bound(above=0),
     )
-    # A matrix between hidden channels has the learning rate times lr_base_dim / dims[0]. Every
-    # other parameter has the learning rate itself. That is muP's rule for Adam (arXiv 2203.03466,
-    # Table 3), for the learning rates only.
-    lr_base_dim: int | None = knob(
+    weight_init: Literal["trunc_normal", "fan_in"] = knob(
+        "trunc_normal",
+        "how the first weights are drawn; trunc_normal: with a standard deviation of 0.02 in every "
+        "layer; fan_in: uniform up to 1 / sqrt(fan-in), torch's default",
+        unit=None,
+        source=AUTHORS_RUN,
+    )
+    # model/first_weights.py has the rule as a table.
+    mup_base_dim: int | None = knob(
         None,
-        "dims[0] of the network that peak_lr was tuned on: hidden matrices then learn at "
-        "lr_base_dim / dims[0] of the rate (muP); none: one rate for all",
+        "dims[0] of the network that peak_lr was tuned on: first weights and learning rates then "
+        "follow the width by muP's rule; none: one rate for all",
         unit="channels",
         source="paper, which has one rate",
         bound=Bound(least=1),

@@ -34,8 +34,12 @@ FIRST_FIELDS = frozenset(
 )
 # Fields that were added later, each with its first default.
 LEFT_OUT: dict[str, Any] = {
-    "lr_base_dim": None,
     "pixels": "exact",
+}
+# Fields of older recipes that no recipe has any more, and what they were. A recipe that was stored
+# with one of them is refused: it would train otherwise now.
+GONE: dict[str, str] = {
+    "lr_base_dim": "muP's learning rates alone; mup_base_dim is the whole rule",
 }
 
 

@@ -132,7 +132,7 @@ def one_rate_for_all(start: Start) -> Study:
     if not wider:
         raise WrongRequest(f"--transfer compares widths; --variants {thinnest} is only one")
     base = recipes[thinnest].model.dims[0]
-    carried = {f"{label}-mup": tuned(recipes[label], lr_base_dim=base) for label in wider}
+    carried = {f"{label}-mup": tuned(recipes[label], mup_base_dim=base) for label in wider}
     return Study(
         name="scale-transfer",
         question=str(one_rate_for_all.__doc__),

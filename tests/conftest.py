@@ -121,3 +121,18 @@ def tiny_recipe() -> Recipe:
         train_images=256,
         minival_fraction=0.1,
     )
+
+
+@pytest.fixture
+def unsynced():
+    """No waiting for the disk by searches: it is most of their tests' time, and guards against a
+    power cut."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def unsync(connection, _) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", unsync)
+    yield
+    event.remove(Engine, "connect", unsync)

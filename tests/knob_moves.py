@@ -21,7 +21,7 @@ MOVES = {
     "beta2": 0.5,
     "adam_eps": 1e-3,
     "clip_norm": 0.01,
-    "lr_base_dim": 2,
+    "mup_base_dim": 2,
     "epochs": 2,
     "warmup_epochs": 0.0,
     "warmup_lr": 1e-4,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -17,12 +19,14 @@ import pytest
 import torch
 from image_files import write_folder
 from PIL import Image
+from starts import start_of
 
 from mambaout.data.packing.sources import open_data
 from mambaout.recipe import BASELINE, flat_fields
 from mambaout.train import compiler
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RECIPE_SWEEP = BENCHMARKS.parent / "sweeps" / "recipe.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -330,3 +334,17 @@ def test_recomputed_stages_hold_less_and_change_no_bit():
     assert kept["timm"] > 2 * kept["timm, checkpointing"]
     peak = recompute.of_an_image(found["ours"], lambda one: recompute.peak_bytes(one, "cpu"))
     assert peak >= kept["ours"]
+
+
+# -- searches -------------------------------------------------------------------------------------
+
+
+def test_the_sampler_of_the_shape_search_finds_a_better_front_than_nsga2_in_as_many_trials():
+    samplers, recipe = module("samplers"), runpy.run_path(str(RECIPE_SWEEP))
+    _, shape = recipe["recipe"](start_of(60_000, 28)).searches
+    assert shape.num_trials == samplers.LENGTHS[0]
+    means = {
+        name: statistics.fmean(samplers.searched(name, seed, shape.num_trials) for seed in range(8))
+        for name in (shape.sampler, "nsga2")
+    }
+    assert means[shape.sampler] > means["nsga2"] + 1

@@ -120,8 +120,8 @@ def test_the_key_of_a_stored_value_stays():
 
 def test_a_field_that_came_later_changes_no_key_and_no_stored_recipe():
     assert (content_key(BASELINE), content_key(RELEASED_CODE)) == ("b4a7bd35703c", "82ee8e594afc")
-    assert "lr_base_dim" not in canonical_json(BASELINE)
-    moved = tuned(BASELINE, lr_base_dim=48)
+    assert "mup_base_dim" not in canonical_json(BASELINE)
+    moved = tuned(BASELINE, mup_base_dim=48)
     assert recipe_from_json(canonical_json(moved)) == moved
     assert content_key(moved) != content_key(BASELINE)
 

@@ -66,8 +66,8 @@ def test_a_stored_recipe_is_read_and_keeps_its_text_and_its_key(stored):
 
 def test_what_a_recipe_of_the_first_format_does_not_say_keeps_its_meaning():
     recipe = recipe_from_json(json.dumps(STORED[0]["recipe"]))
-    assert {name: flat_fields(recipe)[name] for name in ("lr_base_dim", "pixels")} == {
-        "lr_base_dim": None,
+    assert {name: flat_fields(recipe)[name] for name in ("mup_base_dim", "pixels")} == {
+        "mup_base_dim": None,
         "pixels": "exact",
     }, WRONG_KEY
 
@@ -191,3 +191,10 @@ def test_a_recipe_with_a_field_that_is_gone_is_refused_by_the_fields_name_and_th
     older = body | {"augment": body["augment"] | {"sharpness": 0.1}}
     with pytest.raises(ValueError, match=r"^runs/old/recipe\.json: augment .*\['sharpness'\].*use"):
         recipe_from_json(json.dumps(older), "runs/old/recipe.json")
+
+
+def test_a_recipe_of_mup_s_rates_alone_is_refused_because_it_would_train_otherwise_now():
+    body = STORED[0]["recipe"]
+    older = body | {"optim": body["optim"] | {"lr_base_dim": 48}}
+    with pytest.raises(WrongRequest, match=r"lr_base_dim was muP's .* mup_base_dim .* use the"):
+        recipe_from_json(json.dumps(older))

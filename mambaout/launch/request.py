@@ -19,6 +19,7 @@ from mambaout.memory import micro_batches
 from mambaout.numbers import counted
 from mambaout.recompute import Stages, check_recompute, stages_text
 from mambaout.study.price.trial_price import NumImages
+from mambaout.study.search.space import doubts
 from mambaout.study.speeds import speed_goals
 from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
 from mambaout.train.tasks import CLASSIFY, TaskKind, kind_of
@@ -93,6 +94,7 @@ def hello(request: Request) -> list[str]:
             f"--recompute {stages_text(request.recompute)}: less memory, and up to 1.4 times the "
             "time; a plan knows that only after --calibrate with the same option"
         )
+    lines += doubts(request.study.searches)
     return lines + [
         f"search {label} looks for {goal}, which is measured on this device: no trial is taken "
         "over from another study"

@@ -58,7 +58,8 @@ class Choice:
     values: tuple[Any, ...]
 
 
-Axis = LogRange | LinearRange | WholeRange | Choice
+Range = LogRange | LinearRange | WholeRange
+Axis = Range | Choice
 # (metric, "max" | "min"): minival/top1 upwards, macs downwards, images_per_second upwards
 Goal = tuple[str, Literal["max", "min"]]
 

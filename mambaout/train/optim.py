@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from mambaout.model.first_weights import Role, role_of, width_share
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
 
@@ -29,26 +30,26 @@ def optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over `model`, which must be on its device; `saved` is the state dict to resume from.
 
-    Only matrices and kernels have weight decay. Biases, norms and other one-dimensional parameters
+    With `mup_base_dim`, matrices whose fan-in grows with the width have a smaller rate. Only
+    matrices and kernels have weight decay. Biases, norms and other one-dimensional parameters
     do not decay, as in DeiT and timm.
 
     All state exists from the start, so that the first step has the same graph as the others. If the
     backend compiles, rates and counts are tensors: a plain 0 or 1 would be part of the graph.
     """
-    decayed, kept, hidden = [], [], []
+    decayed, kept, slower = [], [], []
     optim = recipe.optim
     for name, parameter in model.named_parameters():
-        if optim.lr_base_dim is not None and is_hidden(name, parameter):
-            hidden.append(parameter)
+        if optim.mup_base_dim is not None and role_of(name, parameter) is not Role.INPUT:
+            slower.append(parameter)
         else:
             (decayed if parameter.ndim > 1 else kept).append(parameter)
     groups = [
         {"params": decayed, "decays": True, "share": 1.0},
         {"params": kept, "decays": False, "share": 1.0},
     ]
-    if optim.lr_base_dim is not None:
-        share = optim.lr_base_dim / recipe.model.dims[0]
-        groups.append({"params": hidden, "decays": True, "share": share})
+    if optim.mup_base_dim is not None:
+        groups.append({"params": slower, "decays": True, "share": width_share(recipe)})
     return adamw_over(
         groups,
         lr=optim.peak_lr,
@@ -90,16 +91,6 @@ def adamw_over(
         found.state[parameter] = state
     fresh_gradients(found, backend)
     return found
-
-
-def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether both dimensions of the parameter grow with the network's width.
-
-    They do not in the first and the last matrix, which have colours and classes on one side, nor
-    in depthwise kernels.
-    """
-    ends = ("stem.conv1.weight", "head.fc.weight")
-    return parameter.ndim > 1 and parameter.shape[1] > 1 and name not in ends
 
 
 def _moments(

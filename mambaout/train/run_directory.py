@@ -21,8 +21,8 @@ from mambaout.data.shards.data_set import DataSet
 from mambaout.durable import append_lines, read_lines, read_whole, sync_lines, write_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.model.first_weights import new_model
 from mambaout.model.initial import load_initial
-from mambaout.model.network import build
 from mambaout.recipe import Recipe, canonical_json, recipe_from_json
 from mambaout.recompute import stages_text
 from mambaout.train import checkpoint, metrics
@@ -130,7 +130,7 @@ class RunDirectory(RunFiles):
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            model = build(self.recipe.model, self.data.num_classes)
+            model = new_model(self.recipe, self.data.num_classes)
         saved = checkpoint.load_latest(self.out)
         if saved is not None:
             self._require_same(saved["identity"], saved.get("git_commit"))

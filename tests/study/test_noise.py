@@ -141,7 +141,7 @@ def random_study(seed: int) -> Reading:
             recipe = tuned(sized(width, depth), epochs=epochs)
             recipes[f"w{width}-d{depth}-e{epochs}"] = recipe
             if draw.random() < 0.3:
-                recipes[f"w{width}-d{depth}-e{epochs}-mup"] = tuned(recipe, lr_base_dim=4)
+                recipes[f"w{width}-d{depth}-e{epochs}-mup"] = tuned(recipe, mup_base_dim=4)
     recipes["baseline"] = sized(16, 4, tuned(SMALL, peak_lr=4e-3))
     counts = {epochs: draw.choice((1, 2, 3)) for epochs in (4, 10, 12, 36)}
     few = draw.choice((60, 5_000))  # images of minival

@@ -17,16 +17,17 @@ from mambaout.endings import Ending
 from mambaout.recipe import tuned
 from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search import candidates
-from mambaout.study.search.best import as_run, best, edges
+from mambaout.study.search.best import as_run, best, chosen, edges
 from mambaout.study.search.importances import importances
 from mambaout.study.search.memory import OPTUNA_FILE, open_store
-from mambaout.study.search.space import check, check_all, tuning
+from mambaout.study.search.space import check, check_all, doubts, tuning
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
 from mambaout.variants import VARIANTS, widen
 
 LR = AXES[0]
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 def optuna_study(storage: Path, label: str = "femto"):
@@ -38,20 +39,6 @@ def optuna_study(storage: Path, label: str = "femto"):
 
 def states(storage: Path, label: str = "femto") -> list[str]:
     return [trial.state.name for trial in optuna_study(storage, label).get_trials(deepcopy=False)]
-
-
-@pytest.fixture(autouse=True)
-def _unsynced():
-    """No waiting for the disk: it is most of these tests' time, and guards against a power cut."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def unsync(connection, _) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", unsync)
-    yield
-    event.remove(Engine, "connect", unsync)
 
 
 # -- what a search may be -------------------------------------------------------------------------
@@ -108,6 +95,13 @@ def test_early_stopping_judges_what_trials_report(tmp_path):
     other = study(search(early_stop=True, goals=(("images_per_second", "max"),)))
     with pytest.raises(ValueError, match="stops early on images_per_second"):
         Driver(tmp_path, other)
+
+
+def test_a_search_that_may_stop_slow_starters_says_so():
+    (line,) = doubts([search(early_stop=True), search(label="other")])
+    assert "search femto stops recipes early and varies drop_path" in line
+    assert "--search drop_path=LOW..HIGH" in line
+    assert doubts([search(early_stop=True, axes=(LR,))]) == []
 
 
 # -- suggestions ----------------------------------------------------------------------------------
@@ -255,13 +249,14 @@ def test_other_seeds_are_for_the_best_alone_and_are_never_stopped(tmp_path):
     assert again.agenda.num_undecided == 0
 
 
-def test_the_best_is_not_a_lucky_first_seed_beside_means():
-    one, other = {0: (91.0,), 1: (85.0,)}, {0: (90.0,), 1: (90.0,)}
-    from mambaout.study.search.best import chosen
-
-    results = {"lucky": one, "steady": other, "luckiest": {0: (99.0,)}}
-    assert chosen(search(seeds=(0, 1)), results) == "steady"
-    assert chosen(search(seeds=(0,)), results) == "luckiest"
+def test_the_first_seed_chooses_and_the_others_only_report():
+    results = {
+        "first": {0: (91.0,), 1: (85.0,)},
+        "steady": {0: (90.0,), 1: (90.0,)},
+        "not confirmed": {0: (99.0,)},
+    }
+    assert chosen(search(seeds=(0, 1)), results) == "first"
+    assert chosen(search(seeds=(0,)), results) == "not confirmed"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])

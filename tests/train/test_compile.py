@@ -175,7 +175,7 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 @needs_cxx
 def test_inductors_update_is_eager_s_at_any_rate(tiny_recipe):
     # Three groups: decayed, not decayed, and with a share of the rate.
-    recipe = tuned(tiny_recipe, lr_base_dim=4)
+    recipe = tuned(tiny_recipe, mup_base_dim=4)
     models = [build(recipe.model, 10) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     backends = [Cpu(), Cpu(compiles=True)]

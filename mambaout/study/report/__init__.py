@@ -3,5 +3,6 @@
 In:  a study's folder.
 Out: report.html, results.md, trials.csv, trials.parquet, charts, and the terminal's table.
 Read: study_report.py (what is written), reading.py (what is computed once), ranking.py (the order),
-findings.py (the answer in words), sections.py and page.py (the page).
+findings.py (the answer in words), fresh.py (the best on fresh seeds), sections.py and page.py (the
+page).
 """

@@ -12,6 +12,7 @@ from mambaout.endings import Ending
 from mambaout.numbers import count_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
 from mambaout.study.report.families import Family, longest
+from mambaout.study.report.fresh import about_seeds
 from mambaout.study.report.growing import deeper_or_wider, one_way, stopped_paying
 from mambaout.study.report.ranking import Standing
 from mambaout.study.report.reading import Reading
@@ -69,7 +70,7 @@ def _best(found: Standing) -> str:
     result = f"{interval_text(best, TOP1, found.noise, ' %')} top-1 on val for {cost}"
     minival = percent_text(best.mean(MINIVAL_TOP1).value)
     if not found.noise.has_seeds and others:
-        return f"{best.label} is the highest on minival ({minival}): {result}."
+        return f"{best.label} is the highest on minival ({minival}): {result}.{about_seeds(found)}"
     if not near:
         text = f"{best.label} comes out best: {result}"
     else:
@@ -78,7 +79,7 @@ def _best(found: Standing) -> str:
             f"{best.label} is the highest, but not clearly the best ({len(near)} of {len(others)} "
             f"other {verb} within noise of it): {result}"
         )
-    text += f"; it was chosen on minival ({minival})."
+    text += f"; it was chosen on minival ({minival}).{about_seeds(found)}"
     if not others:
         return text
     if found.minival_noise.has_seeds:

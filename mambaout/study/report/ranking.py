@@ -19,7 +19,7 @@ from mambaout.rules import LEAST_MINIVAL
 from mambaout.study.axes import Search, search_from_json
 from mambaout.study.law.noise import Difference, SeedNoise, noise_of_runs
 from mambaout.study.report.rows import Row, rows
-from mambaout.study.search.best import runs_of
+from mambaout.study.search.best import best, runs_of
 from mambaout.study.speeds import Speeds, own_speeds
 from mambaout.study.study import Run
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
@@ -71,6 +71,7 @@ class Standing:
     minival_noise: SeedNoise
     searches: tuple[Search, ...]
     confirmed: frozenset[Recipe]  # recipes of searches that have all their seeds, if several
+    search_bests: frozenset[Recipe]  # those of the confirmed that are the best of their search
     chance: Chance | None  # None if the number of classes is not known
     near_chance: frozenset[Recipe]
     num_minival: int | None  # the smallest minival of any recipe
@@ -119,7 +120,7 @@ class Standing:
         found: list[int | None] = []
         before = None
         for place, row in enumerate(self.rows, 1):
-            now = (row.recipe in self.confirmed, self.score(row))
+            now = (row.recipe in self.confirmed, row.recipe in self.search_bests, self.score(row))
             found.append((found[-1] if now == before else place) if row.mean(TOP1) else None)
             before = now
         return found
@@ -252,13 +253,16 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
     table = rows(speeds.runs)
     searches = tuple(search_from_json(body) for body in study.get("searches", ()))
     confirmed = _confirmed(table, searches)
+    bests = [best(search, speeds.runs) for search in searches]
+    search_bests = confirmed & {one.recipe for one in bests if one is not None}
     noise = noise_of_runs(speeds.runs, MINIVAL_TOP1)
 
     def order(row: Row) -> tuple[Any, ...]:
         has_result = bool(row.mean(TOP1))
         macs = row.train_macs if math.isfinite(row.train_macs) else math.inf
         # If recipes are equal on minival, the cheaper one comes first.
-        return (not has_result, row.recipe not in confirmed, -score(row, noise), macs)
+        by_search = (row.recipe not in confirmed, row.recipe not in search_bests)
+        return (not has_result, *by_search, -score(row, noise), macs)
 
     ordered = tuple(sorted(table, key=order))
     ready = [row for row in ordered if row.mean(TOP1)]
@@ -273,6 +277,7 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
         minival_noise=replace(noise, least_points=_least_points(ordered, num_minival)),
         searches=searches,
         confirmed=confirmed,
+        search_bests=search_bests,
         chance=chance,
         near_chance=frozenset(row.recipe for row in near),
         num_minival=num_minival,
@@ -282,10 +287,10 @@ def standing(runs: Iterable[Run], study: Mapping[str, Any] | None = None) -> Sta
 
 def _least_points(ordered: Sequence[Row], num_minival: int | None) -> float:
     """The points that a minival of under 100 images cannot resolve; 0 for a larger one."""
-    best = next((mean for row in ordered if (mean := row.mean(MINIVAL_TOP1))), None)
-    if best is None or num_minival is None or num_minival >= LEAST_MINIVAL:
+    first = next((mean for row in ordered if (mean := row.mean(MINIVAL_TOP1))), None)
+    if first is None or num_minival is None or num_minival >= LEAST_MINIVAL:
         return 0.0
-    return half_width(best.value, num_minival)
+    return half_width(first.value, num_minival)
 
 
 def _confirmed(table: Sequence[Row], searches: Sequence[Search]) -> frozenset[Recipe]:

@@ -82,7 +82,11 @@ def search_answer(found: Sequence[SearchFinding]) -> list[str]:
             continue
         values = f": {_values(one.best.values)}" if len(found) <= MOST_TOLD else ""
         count = len(one.best.scores)
-        others = ", without the one that chose it" if one.is_confirmed else ""
+        others = ""
+        if one.is_confirmed:
+            others = ", without the one that chose it"
+        elif len(one.rows) > 1:
+            others = ", which chose it, so this is too high"
         text = (
             f"The search {one.search.label} came to {one.best.label}{values} "
             f"({one.search.goals[0][0]} {one.best.mean:.2f} over "
@@ -102,8 +106,8 @@ def search_sections(
     header = ("search", "recipes", "finished", "stopped early", "failed", "best", "at an edge")
     tables = [Table(header, overview, (5, 6)), *(_best_table(one, noise) for one in found[:6])]
     said = [
-        "A recipe that was stopped early has no result; the best is by the mean over all of the "
-        "search's seeds among the recipes that have them all."
+        "A recipe that was stopped early has no result. The best is the highest on the search's "
+        "first seed. If it has other seeds, its means are over those, which did not choose it."
     ]
     told = [one for one in found if one.importances]
     if told:

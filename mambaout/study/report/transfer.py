@@ -1,4 +1,4 @@
-"""Compares a learning rate that muP's rule carries to another width with the common rate."""
+"""Compares a recipe that muP's rule carries to another width with one recipe for all widths."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def pairs(table: Sequence[Row]) -> list[tuple[Row, Row]]:
     The thinnest comes first. At the base's width both rates are equal, so there is no pair.
     """
     ready = [row for row in table if row.mean(TOP1)]
-    common = {row.recipe: row for row in ready if row.recipe.optim.lr_base_dim is None}
+    common = {row.recipe: row for row in ready if row.recipe.optim.mup_base_dim is None}
     found = []
     for row in ready:
         optim = row.recipe.optim
-        plain = replace(row.recipe, optim=replace(optim, lr_base_dim=None))
-        if optim.lr_base_dim not in (None, row.width) and plain in common:
+        plain = replace(row.recipe, optim=replace(optim, mup_base_dim=None))
+        if optim.mup_base_dim not in (None, row.width) and plain in common:
             found.append((row, common[plain]))
     return sorted(found, key=lambda pair: (pair[0].width, pair[0].label))
 
@@ -43,7 +43,7 @@ def transfer_said(found: Standing) -> list[str]:
             verdict = "better" if gain.value > 0 else "worse"
             sure.append(verdict)
         parts.append(f"{text} over {common.label}, {verdict}")
-    base = told[0][0].recipe.optim.lr_base_dim
+    base = told[0][0].recipe.optim.mup_base_dim
     if not noise.has_seeds:
         answer = "makes a difference that one seed each cannot tell from luck"
     elif not sure:
@@ -55,5 +55,6 @@ def transfer_said(found: Standing) -> list[str]:
         answer = answer if len(sure) < len(told) else f"is {sure[0]} at each width"
     return [
         f"Carrying the learning rate from width {base} to wider networks by muP's rule (matrices "
-        f"learn at the share {base} / width of it) {answer}: {'; '.join(parts)}."
+        f"learn at the share {base} / width of it, and their first weights are smaller) {answer}: "
+        f"{'; '.join(parts)}."
     ]

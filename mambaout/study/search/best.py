@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.recipe import Augment, Optim, Recipe
-from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
+from mambaout.study.axes import Axis, Choice, LogRange, Range, Search, WholeRange
 from mambaout.study.origin import searches_of
 from mambaout.study.search.space import DIGITS, Values, base_values, recipe_of, values_of
 from mambaout.study.study import Run
@@ -65,21 +65,13 @@ def ranked(search: Search, results: Results[Name]) -> list[Name]:
 
 
 def chosen(search: Search, results: Results[Name]) -> Name | None:
-    """The best recipe.
+    """The best recipe: the best on the first seed, of those that have all seeds if any have.
 
-    It has the best mean over seeds among the recipes that have all seeds. So no lucky first seed is
-    compared with a mean. If no recipe has all seeds, the first seed decides.
+    The other seeds do not choose. So they say, without luck, what the recipe reaches.
     """
     order = ranked(search, results)
     whole = [name for name in order if set(search.seeds) <= results[name].keys()]
-    sign = 1 if search.goals[0][1] == "max" else -1
-
-    def mean(name: Name) -> float:
-        return sum(results[name][seed][0] for seed in search.seeds) / len(search.seeds)
-
-    if whole:
-        return max(whole, key=lambda name: sign * mean(name))
-    return order[0] if order else None
+    return next(iter(whole or order), None)
 
 
 def runs_of(search: Search, runs: Sequence[Run]) -> list[Run]:
@@ -124,14 +116,14 @@ def edge_of(axis: Axis, value: Any) -> str | None:
     """ "lower" or "upper" if the value is at that end of the axis's range, else None."""
     if isinstance(axis, Choice):
         return None
-    share = _share(axis, value)
+    share = share_of(axis, value)
     step = getattr(axis, "step", None)
     near = EDGE if step is None else min(0.5, step / (axis.high - axis.low)) / 2
     return "lower" if share <= near else "upper" if share >= 1 - near else None
 
 
-def _share(axis: LogRange | LinearRange | WholeRange, value: float) -> float:
-    """The position of the value in the range, from 0 to 1."""
+def share_of(axis: Range, value: float) -> float:
+    """The position of the value in the range, from 0 to 1 inside it."""
     low, high = axis.low, axis.high
     if isinstance(axis, LogRange):
         return math.log(value / low) / math.log(high / low)
@@ -155,7 +147,7 @@ def widened(search: Search, axis: Axis, side: str) -> Axis | None:
     return None
 
 
-def _further(axis: LogRange | LinearRange | WholeRange, end: float, side: str) -> Iterator[Any]:
+def _further(axis: Range, end: float, side: str) -> Iterator[Any]:
     """Possible new ends beyond `end`: first the wanted one, then nearer ones."""
     sign = -1 if side == "lower" else 1
     if isinstance(axis, LogRange):

@@ -26,5 +26,5 @@ def candidates(memory: Memory, index: int) -> Iterator[Values]:
             yield memory.suggest(index, SAMPLER_TRIES + attempt, at_random=True)
     else:
         left = list(listed)
-        random.Random(f"{memory.search.sampler_seed} {index}").shuffle(left)
+        random.Random(f"{memory.search.sampler_seed} {memory.search.label} {index}").shuffle(left)
         yield from left

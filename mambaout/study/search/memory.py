@@ -3,8 +3,8 @@
     STORAGE/NAME/optuna.db    one Optuna study per search; `optuna-dashboard sqlite:///...` opens it
 
 The database is the search's memory. The sampler works on a copy of it. The copy is made anew for
-every suggestion, from the search's seed and the suggestion's number. So a suggestion depends only
-on the results so far, and a relaunched driver suggests the same as an uninterrupted one. The states
+every suggestion, from the search's seed, its label and the suggestion's number. So a suggestion
+depends only on the results so far, and a relaunched driver suggests the same as an uninterrupted one. The states
 of a recipe in the database:
 
 | state | the recipe's first seed |
@@ -34,6 +34,7 @@ from mambaout.code_version import CODE_VERSION
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.study.axes import Axis, Choice, LinearRange, LogRange, Search, WholeRange
+from mambaout.study.search.first_draws import first_draw, num_startup
 from mambaout.study.search.space import Values, rounded
 from mambaout.study.store_uri import sqlite_uri
 
@@ -59,7 +60,6 @@ OPTUNA_STATES: Mapping[Ending, str] = {
 REDUCTION = 3
 NUM_RUNGS = 2
 
-STARTUP_SHARE, STARTUP_RANGE = 1 / 4, (4, 10)  # of a search: its random trials before TPE
 POPULATION_SHARE, POPULATION_RANGE = 1 / 5, (6, 50)  # of NSGA-II; Optuna's 50 suits long searches
 
 
@@ -166,12 +166,17 @@ class Memory:
         )
 
     def suggest(self, number: int, attempt: int = 0, *, at_random: bool = False) -> dict[str, Any]:
-        """The sampler's values for recipe `number`. Each `attempt` gives other values."""
+        """The values for recipe `number`: a first draw, then the sampler's. Each `attempt` gives
+        other values."""
         import optuna
 
         if self._asked is None:
             self._asked = self._copy.create_new_trial(self._copy_id)
-        seed = _seed(self.search.sampler_seed, number, attempt)
+        seed = _seed(self.search, number, attempt)
+        if self.search.sampler == "tpe" and not at_random:
+            known = [known.values for known in self.trials() if known.number > 0]
+            if (drawn := first_draw(self.search, known, seed)) is not None:
+                return drawn
         sampler = (
             optuna.samplers.RandomSampler(seed=seed) if at_random else _sampler(self.search, seed)
         )
@@ -333,23 +338,24 @@ def _in_use(search: Search, ranges: Mapping[str, Any]) -> Search:
     return replace(search, axes=axes)
 
 
-def _seed(*parts: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+def _seed(search: Search, *parts: int) -> int:
+    """A seed that each search of a study has for itself, the same in every launch."""
+    text = repr((search.sampler_seed, search.label, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
     import optuna
 
-    def share(part: float, least: int, most: int) -> int:
-        return min(most, max(least, round(part * search.num_trials)))
-
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if search.sampler == "nsga2":
-        size = share(POPULATION_SHARE, *POPULATION_RANGE)
+        least, most = POPULATION_RANGE
+        size = min(most, max(least, round(POPULATION_SHARE * search.num_trials)))
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=size)
-    startup = share(STARTUP_SHARE, *STARTUP_RANGE)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=num_startup(search), constant_liar=True
+    )
 
 
 # -- axes as Optuna's distributions ---------------------------------------------------------------

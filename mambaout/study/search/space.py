@@ -45,6 +45,9 @@ DIGITS = 4  # significant digits of a suggested float, to keep commands readable
 
 NARROW = "narrow the axis, or list the values that fit"
 
+# Fields that make a network learn more slowly at first than they cost it at the end.
+SLOW_STARTS = ("drop_path",)
+
 MAX_LISTED = 20_000  # points of a finite space that are gone through one by one
 
 Values = Mapping[str, Any]  # axis name -> value
@@ -250,6 +253,20 @@ def _ends(axis: Axis) -> list[Any]:
     if isinstance(axis, Choice) or (isinstance(axis, WholeRange) and grid and len(grid) <= 16):
         return list(grid or ())
     return [axis.low, axis.high]
+
+
+def doubts(searches: Iterable[Search]) -> list[str]:
+    """A line for each search that can be run and whose result is in doubt from the start."""
+    found = []
+    for search in searches:
+        names = [name for name in axis_names(search.axes) if name in SLOW_STARTS]
+        if search.early_stop and names:
+            found.append(
+                f"search {search.label} stops recipes early and varies {', '.join(names)}: with "
+                "more of it a network starts more slowly, so a recipe may be stopped that would "
+                f"have won. sweeps/mine.py --search {names[0]}=LOW..HIGH stops none"
+            )
+    return found
 
 
 # -- the same budget at every size ----------------------------------------------------------------

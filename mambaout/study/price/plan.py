@@ -24,6 +24,7 @@ from mambaout.study.axes import Search
 from mambaout.study.price.rates import Forecast, Kind, Rate, assumption
 from mambaout.study.price.trial_price import NumImages, PlanRow, Pricing, checkpoint_bytes
 from mambaout.study.study import Run, Trial
+from mambaout.study.training_images import training_images_text
 
 # Time in addition to the trials' own, on two cores. Ray and the first workers take about 10 s until
 # the first step. Between two trials, a worker opens the data and writes its outcome (an estimate).
@@ -263,8 +264,14 @@ def _sums(plan: Plan) -> list[str]:
         share = f"{plan.grant_share:.1%} of the {plan.grant_hours:,g} device-hours"
         lines.append(f"grant        {share}")
     lines.append(f"disk         {bytes_text(plan.disk_bytes)}")
+    if images := training_images_text(row.recipe for row in todo):
+        lines += _wrapped("images", images)
     for line in plan.basis:
-        lines += textwrap.wrap(
-            f"time from    {line}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False
-        )
+        lines += _wrapped("time from", line)
     return lines
+
+
+def _wrapped(title: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        f"{title:13}{text}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False
+    )

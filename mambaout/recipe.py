@@ -177,13 +177,14 @@ def following(flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, fl
 
     A field that is in `given` itself is not in the result. The learning rates follow the global
     batch linearly, unless peak_lr is given (paper section 4.2: lr = global_batch / 1024 * 1e-3,
-    which is 4e-3 at 4096). The warm-up stays the same share of the epochs.
+    which is 4e-3 at 4096). The warm-up stays the same share of the epochs. With a late decay it
+    keeps its length, so that trainings of several lengths have the same first part.
     """
     moved: dict[str, float] = {}
     if "global_batch" in given and "peak_lr" not in given:
         scale = given["global_batch"] / flat["global_batch"]
         moved |= {name: flat[name] * scale for name in ("peak_lr", "warmup_lr", "final_lr")}
-    if "epochs" in given:
+    if "epochs" in given and (dict(flat) | dict(given))["lr_decay_share"] is None:
         moved["warmup_epochs"] = flat["warmup_epochs"] * given["epochs"] / flat["epochs"]
     return {
         name: value for name, value in moved.items() if name not in given and value != flat[name]

@@ -47,6 +47,7 @@ from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
+from mambaout.study.branches import num_starts
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.plan import Plan, plan, plan_table
 from mambaout.study.price.rates import known_rates
@@ -313,12 +314,13 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
 
     One seed of every recipe comes before the next seed, so that an interrupted study has all
     recipes. Within a seed, the longest trials come first, so that no long trial runs alone at the
-    end.
+    end. But a trial comes after the shorter trials that it can go on from.
     """
     seen: Counter[str] = Counter()
     ranks = []
     for trial in trials:
-        ranks.append((seen[trial.label], -_job(data, trial).train_macs))
+        work = _job(data, trial).train_macs
+        ranks.append((seen[trial.label], num_starts(trial, trials), -work))
         seen[trial.label] += 1
     return [trial for _, trial in sorted(zip(ranks, trials, strict=True), key=lambda row: row[0])]
 

@@ -30,6 +30,7 @@ class Task(WorkerSetup):
     launch: str
     stop_file: str  # the trial saves and ends when this file exists
     commit: str  # of the driver's code
+    reuse: bool  # whether a trial may go on from runs of other studies
     trainer: str  # MODULE:FUNCTION, with the arguments of trial.train_trial
 
 

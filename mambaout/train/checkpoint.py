@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from mambaout.durable import leftovers, remove, replacing
 from mambaout.errors import WrongRequest
 from mambaout.model.torch_file import read_torch
+from mambaout.train.run_files import branch_name
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FORMAT = 1
@@ -26,11 +27,22 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     Tensors are written as CPU tensors, so that any backend can load them. At every moment the
     directory holds at least one whole checkpoint.
     """
-    last = directory / LAST
-    for left in leftovers(last):
+    _write(directory / LAST, state, directory / PREVIOUS)
+
+
+def keep(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` as the checkpoint at which longer runs branch off. It stays in the directory.
+
+    Its name has the step, so that a study can read the step without torch.
+    """
+    _write(directory / branch_name(state["step"]), state)
+
+
+def _write(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    for left in leftovers(path):
         remove(left)  # from a process that was killed while it saved
     state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
-    with replacing(last, keep=directory / PREVIOUS) as aside, aside.open("wb") as file:
+    with replacing(path, keep=keep) as aside, aside.open("wb") as file:
         torch.save({"format": FORMAT, **state}, file)
 
 

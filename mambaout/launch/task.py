@@ -30,8 +30,8 @@ class Task(WorkerSetup):
     launch: str
     stop_file: str  # the trial saves and ends when this file exists
     commit: str  # of the driver's code
-    reuse: bool  # whether a trial may go on from runs of other studies
     trainer: str  # MODULE:FUNCTION, with the arguments of trial.train_trial
+    reuse: bool = True  # whether a trial may go on from runs of other studies
 
 
 def writing(directory: Path) -> AbstractContextManager[None]:

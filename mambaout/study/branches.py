@@ -39,22 +39,18 @@ from mambaout.study.study import (
     Trial,
 )
 from mambaout.train.metrics import read_records
-from mambaout.train.run_files import branch_name
 
-_STEP = re.compile(re.escape(branch_name(0)).replace("0", r"(\d+)"))
+BRANCH_POINTS = "branch-*.ckpt"  # written by train/checkpoint.py; the number is the step
+_STEP = re.compile(r"branch-(\d+)\.ckpt")
 
 
 @dataclass(frozen=True)
 class BranchPoint:
     """A checkpoint of a shorter run from which a longer one can start."""
 
-    directory: Path  # the run directory of the shorter run
+    checkpoint: Path  # in the run directory of the shorter run
     step: int
     key: str  # of the shorter trial
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.directory / branch_name(self.step)
 
 
 def is_start_of(shorter: Trial, longer: Trial) -> bool:
@@ -91,7 +87,7 @@ def branch_points(folder: StudyFolder, trial: Trial) -> Iterator[BranchPoint]:
         return
     studies = "*" if folder.reuse else folder.path.name
     kept: dict[str, list[Path]] = {}
-    for path in sorted(folder.path.parent.glob(f"{studies}/trials/*/branch-*.ckpt")):
+    for path in sorted(folder.path.parent.glob(f"{studies}/trials/*/{BRANCH_POINTS}")):
         kept.setdefault(path.parent.name, []).append(path)
     if not kept:
         return
@@ -105,25 +101,23 @@ def branch_points(folder: StudyFolder, trial: Trial) -> Iterator[BranchPoint]:
         )
         for path in own_first:
             if match := _STEP.fullmatch(path.name):
-                yield BranchPoint(path.parent, int(match[1]), shorter.key)
+                yield BranchPoint(path, int(match[1]), shorter.key)
 
 
 def has_branched(folder: StudyFolder, trial: Trial) -> bool:
     """Whether the trial's run has kept a branch point, so that a longer one can start."""
-    return any(folder.run_directory(trial).glob("branch-*.ckpt"))
+    return any(folder.run_directory(trial).glob(BRANCH_POINTS))
 
 
 def begin_at(folder: StudyFolder, trial: Trial, point: BranchPoint) -> None:
     """Give the trial's new run directory what its run alone would have after `point.step` steps."""
-    directory = folder.run_directory(trial)
+    directory, source = folder.run_directory(trial), point.checkpoint.parent
     directory.mkdir(parents=True, exist_ok=True)
     records = [
-        record
-        for record in read_records(point.directory / RECORDS_FILE)
-        if record.step <= point.step
+        record for record in read_records(source / RECORDS_FILE) if record.step <= point.step
     ]
     write_whole(directory / RECORDS_FILE, "".join(f"{without_val(record)}\n" for record in records))
-    for listed in point.directory.glob("undecodable*.txt"):
+    for listed in source.glob("undecodable*.txt"):
         write_whole(directory / listed.name, listed.read_bytes())
     write_whole(directory / RECIPE_FILE, canonical_json(trial.recipe) + "\n")
     facts = {BRANCH_OF: point.key, BRANCH_STEP: point.step}

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map_only
 from mambaout.durable import leftovers, remove, replacing
 from mambaout.errors import WrongRequest
 from mambaout.model.torch_file import read_torch
-from mambaout.train.run_files import branch_name
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FORMAT = 1
@@ -31,11 +30,8 @@ def save(directory: Path, state: dict[str, Any]) -> None:
 
 
 def keep(directory: Path, state: dict[str, Any]) -> None:
-    """Write `state` as the checkpoint at which longer runs branch off. It stays in the directory.
-
-    Its name has the step, so that a study can read the step without torch.
-    """
-    _write(directory / branch_name(state["step"]), state)
+    """Write `state` as branch-STEP.ckpt, from which longer runs go on. It is never replaced."""
+    _write(directory / f"branch-{state['step']}.ckpt", state)
 
 
 def _write(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:

@@ -21,11 +21,6 @@ from mambaout.train.outcomes import Diverged, Finished
 log = logging.getLogger(__name__)
 
 
-def branch_name(step: int) -> str:
-    """The name of the checkpoint that is kept where the late decay begins, after `step` steps."""
-    return f"branch-{step}.ckpt"
-
-
 class RunFiles:
     """records.jsonl and outcome.json of the run directory `out`."""
 

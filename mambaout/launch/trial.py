@@ -14,9 +14,11 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mambaout.durable import DamagedLine
 from mambaout.errors import WrongRequest
 from mambaout.launch.failures import (
     Failure,
@@ -31,7 +33,7 @@ from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
 from mambaout.study.branches import begin_at, branch_points, has_begun
 from mambaout.study.kept_weights import kept_weights
-from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
+from mambaout.study.study import BRANCH_FILE, RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.imports import import_training
 from mambaout.train.metrics import IMAGES_PER_SECOND, Record, read_records
 
@@ -93,10 +95,12 @@ def begin_branch(folder: StudyFolder, trial: Trial) -> None:
         from mambaout.train.checkpoint import is_whole  # imports torch
 
         if is_whole(point.checkpoint):
-            with writing(directory):
+            with writing(directory), suppress(DamagedLine):  # of the shorter run's records
                 if not has_begun(directory):  # a worker of a killed driver may have been faster
                     begin_at(folder, trial, point)
-            return
+                return
+    # A worker may have been killed before it had copied a checkpoint that is no longer there.
+    (directory / BRANCH_FILE).unlink(missing_ok=True)
 
 
 def train_here(

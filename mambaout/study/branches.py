@@ -110,7 +110,10 @@ def has_branched(folder: StudyFolder, trial: Trial) -> bool:
 
 
 def begin_at(folder: StudyFolder, trial: Trial, point: BranchPoint) -> None:
-    """Give the trial's new run directory what its run alone would have after `point.step` steps."""
+    """Give the trial's new run directory what its run alone would have after `point.step` steps.
+
+    Raises WrongRequest, and writes nothing, if the records of the shorter run are damaged.
+    """
     directory, source = folder.run_directory(trial), point.checkpoint.parent
     directory.mkdir(parents=True, exist_ok=True)
     records = [
@@ -129,7 +132,7 @@ def begin_at(folder: StudyFolder, trial: Trial, point: BranchPoint) -> None:
 
 def has_begun(directory: Path) -> bool:
     """Whether a run has something to go on from, or is over."""
-    return any((directory / name).exists() for name in (CHECKPOINT_FILE, OUTCOME_FILE))
+    return (directory / OUTCOME_FILE).exists() or any(directory.glob("*.ckpt"))
 
 
 def shared_device_hours(run: Run) -> float:

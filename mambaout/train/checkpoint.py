@@ -30,7 +30,7 @@ def save(directory: Path, state: dict[str, Any]) -> None:
 
 
 def keep(directory: Path, state: dict[str, Any]) -> None:
-    """Write `state` as branch-STEP.ckpt, from which longer runs go on. It is never replaced."""
+    """Write `state` as branch-STEP.ckpt, from which longer runs go on."""
     _write(directory / f"branch-{state['step']}.ckpt", state)
 
 

@@ -135,6 +135,11 @@ def test_a_branch_point_that_is_missing_or_damaged_only_costs_time(digits, recip
     begin_branch(folder, long)
     body = json.loads((folder.run_directory(long) / "branch.json").read_text())
     assert body["branch_step"] == 5, "the one before it is whole"
+    shutil.rmtree(folder.run_directory(long))
+    records = folder.run_directory(trial_of(recipe, 2)) / "records.jsonl"
+    records.write_text("{\n" + records.read_text())
+    begin_branch(folder, long)
+    assert not (folder.run_directory(long) / "last.ckpt").exists()
     begin_branch(folder, trial_of(recipe, 4, seed=4))
     assert not folder.run_directory(trial_of(recipe, 4, seed=4)).exists()
 
@@ -150,6 +155,7 @@ def test_a_kill_before_the_checkpoint_is_copied_leaves_a_run_from_step_0(
     shutil.rmtree(folder.run_directory(short))
     trained(folder, long, digits)
     assert_same_run(folder, alone, long)
+    assert "branch_of" not in folder.run(long).facts
 
 
 def test_branch_points_of_other_studies_count_unless_reuse_is_off(recipe, alone):

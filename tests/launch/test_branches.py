@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tiny_sweep
 import torch
 from same_runs import TIMING, assert_same_checkpoint, measured, run
 
@@ -22,7 +23,7 @@ from mambaout.train import checkpoint
 from mambaout.train.metrics import TRAIN_DEVICE_HOURS
 from mambaout.train.outcomes import Finished
 
-PER_EPOCH = 4  # steps of tiny_recipe
+PER_EPOCH = 4  # steps of the recipe below
 SHARE = 0.4
 BRANCHES = {2: 5, 3: 7, 4: 10}  # epochs -> the step where the decay begins
 
@@ -60,11 +61,10 @@ def assert_same_run(folder: StudyFolder, alone: StudyFolder, trial: Trial) -> No
 
 
 @pytest.fixture(scope="module")
-def alone(digits, tmp_path_factory, request) -> StudyFolder:
+def alone(digits, recipe, tmp_path_factory) -> StudyFolder:
     """Each length trained from step 0."""
     torch.set_num_threads(1)
     folder = StudyFolder(tmp_path_factory.mktemp("alone"), "alone")
-    recipe = request.getfixturevalue("module_recipe")
     for epochs in BRANCHES:
         trial = trial_of(recipe, epochs)
         run(
@@ -76,15 +76,9 @@ def alone(digits, tmp_path_factory, request) -> StudyFolder:
 
 
 @pytest.fixture(scope="module")
-def module_recipe() -> Recipe:
-    from conftest import tiny_recipe
-
-    return tiny_recipe.__wrapped__()
-
-
-@pytest.fixture
-def recipe(module_recipe) -> Recipe:
-    return module_recipe
+def recipe() -> Recipe:
+    """Everything random is on; 4 steps an epoch."""
+    return tuned(tiny_sweep.recipe("thin"), train_images=128, warmup_epochs=0.5)
 
 
 def test_branches_equal_the_same_recipes_trained_alone_to_the_bit(digits, recipe, alone, tmp_path):
@@ -236,7 +230,7 @@ def test_a_plan_counts_the_steps_that_lengths_share_once(digits, recipe):
     options = {"num_train": 3000, "num_classes": 10, "num_images": digits.num_images}
     found = plan(trials, **options)
     batch = recipe.global_batch
-    assert steps_per_epoch(recipe, 256) == PER_EPOCH
+    assert steps_per_epoch(recipe, 128) == PER_EPOCH
     # 8 steps; 12 less the first 5; 16 less the first 7.
     assert found.images == 2 * batch * (8 + (12 - 5) + (16 - 7))
     assert found.saved_images == 2 * batch * (5 + 7)
@@ -246,5 +240,5 @@ def test_a_plan_counts_the_steps_that_lengths_share_once(digits, recipe):
     assert each["e3-s0"].seconds < 0.8 * single["e3-s0"].seconds
     assert each["e4-s0"].train_macs == single["e4-s0"].train_macs, "what its result has cost"
     assert found.train_macs < sum(row.train_macs for row in found.rows)
-    assert "saved        1.54k images (33%): longer trials go on" in plan_table(found)
+    assert "saved        768 images (33%): longer trials go on" in plan_table(found)
     assert "saved " not in plan_table(plan(trials[:2], **options))

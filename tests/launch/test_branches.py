@@ -12,7 +12,8 @@ import torch
 from same_runs import TIMING, assert_same_checkpoint, measured, run
 
 from mambaout.endings import Ending
-from mambaout.launch.cli import _in_order
+from mambaout.launch.cli import _in_order, _job
+from mambaout.launch.progress import done_fraction
 from mambaout.launch.trial import begin_branch
 from mambaout.recipe import Recipe, steps_per_epoch, tuned
 from mambaout.study.branches import branch_points, is_start_of, shared_device_hours
@@ -223,6 +224,22 @@ def test_a_trial_comes_after_those_it_goes_on_from_and_waits_for_a_running_one(
     fourth = chain.next()
     assert fourth is not None
     assert fourth.name == "low-e3-s0", "what was given up holds nobody back"
+
+
+def test_the_progress_of_a_trial_is_that_of_its_own_steps(digits, recipe, alone):
+    trials = [trial_of(recipe, epochs) for epochs in BRANCHES]
+    jobs = {trial.label: _job(digits, trial, trials) for trial in trials}
+    assert [job.shared_steps for job in jobs.values()] == [0, 5, 7]
+    whole = _job(digits, trials[2])
+    assert jobs["e4"].train_macs == pytest.approx(whole.train_macs * (16 - 7) / 16)
+    long = alone.run(trials[2])
+    at_6, at_12 = (
+        replace(long, status=Ending.UNFINISHED, records=[r for r in long.records if r.step <= step])
+        for step in (6, 12)
+    )
+    assert done_fraction(jobs["e4"], at_6) == 0
+    assert done_fraction(jobs["e4"], at_12) == pytest.approx((12 - 7) / (16 - 7))
+    assert done_fraction(jobs["e4"], long) == 1
 
 
 def test_a_plan_counts_the_steps_that_lengths_share_once(digits, recipe):

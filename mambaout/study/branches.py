@@ -143,7 +143,8 @@ def shared_device_hours(run: Run) -> float:
 
 
 def _decays_late(recipe: object) -> bool:
-    return isinstance(recipe, Recipe) and recipe.schedule.lr_decay_share is not None
+    """Whether the recipe has steps at a constant rate, which other lengths can share."""
+    return isinstance(recipe, Recipe) and recipe.schedule.lr_decay_share not in (None, 1)
 
 
 def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:

@@ -247,8 +247,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     20, 1e-5 in the cool-down.
 
     With a late decay the rate stays at its peak after the warm-up. Over the last `lr_decay_share`
-    of the epochs it falls as 1 - sqrt(t), where t goes from 0 to 1 (Hägele et al., arXiv
-    2405.18392, equation 1).
+    of the epochs it falls as 1 - sqrt(t), where t goes from 0 to 1: the form "1-sqrt" of Hägele et
+    al. (arXiv 2405.18392).
     """
     schedule, peak = recipe.schedule, recipe.optim.peak_lr
     epoch = step // steps_per_epoch if schedule.lr_steps == "epoch" else step / steps_per_epoch

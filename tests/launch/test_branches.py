@@ -166,6 +166,9 @@ def test_only_a_recipe_that_is_the_same_but_for_its_epochs_is_a_start(recipe):
     assert is_start_of(short, long)
     assert not is_start_of(long, short)
     assert not is_start_of(long, long)
+    share_1 = {"lr_decay_share": 1.0, "warmup_epochs": 0}
+    falling = [replace(one, recipe=tuned(one.recipe, **share_1)) for one in (short, long)]
+    assert not is_start_of(*falling), "a rate that falls from the start shares no step"
     cosine = replace(long, recipe=tuned(long.recipe, lr_decay_share=None))
     others = [
         cosine,

@@ -35,7 +35,7 @@ def test_after_the_warm_up_the_rate_is_constant_and_then_falls_by_the_formula(sh
     warm_up = math.ceil(0.5 * PER_EPOCH)
     assert found[:warm_up] == rates(tuned(LATE, lr_decay_share=None))[:warm_up]
     assert set(found[warm_up : first + 1]) == {1e-3}
-    # Hägele et al., equation 1: f = 1 - sqrt((n - (N - N_decay)) / N_decay), here down to final_lr.
+    # The form "1-sqrt" of Hägele et al., 1 - sqrt((n - (N - N_decay)) / N_decay), down to final_lr.
     for step in range(first, num_steps):
         factor = 1 - math.sqrt((step - first) / (num_steps - first))
         assert found[step] == pytest.approx(1e-5 + (1e-3 - 1e-5) * factor, rel=1e-12)

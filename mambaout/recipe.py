@@ -64,6 +64,15 @@ def _images_for_a_step(train_images: int | None, global_batch: int) -> str | Non
     return None
 
 
+def _images_to_draw(subset: str, train_images: int | None) -> str | None:
+    if subset == "seed" and train_images is None:
+        return (
+            "subset=seed draws train_images by the seed, and train_images is none; give a number "
+            "like train_images=6000, or subset=shared"
+        )
+    return None
+
+
 def _digest_of_weights(init: str | None) -> str | None:
     if init is None or re.fullmatch(r"[0-9a-f]{12}", init):
         return None
@@ -117,6 +126,12 @@ class Recipe:
         source="paper, which trains on all",
         bound=Bound(least=1),
     )
+    subset: Literal["shared", "seed"] = knob(
+        "shared",
+        "which train_images of the training images; shared: the same for every seed; seed: each "
+        "seed draws its own, so that intervals over seeds cover the draw of the images",
+        unit=None,
+    )
     eval_every_epochs: int = knob(
         1,
         "epochs between evaluations on minival",
@@ -137,7 +152,12 @@ class Recipe:
         source="paper, which starts from random weights",
     )
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_pairs_to_mix, _images_for_a_step, _digest_of_weights)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        _pairs_to_mix,
+        _images_for_a_step,
+        _images_to_draw,
+        _digest_of_weights,
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -157,13 +177,14 @@ def following(flat: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, fl
 
     A field that is in `given` itself is not in the result. The learning rates follow the global
     batch linearly, unless peak_lr is given (paper section 4.2: lr = global_batch / 1024 * 1e-3,
-    which is 4e-3 at 4096). The warm-up stays the same share of the epochs.
+    which is 4e-3 at 4096). The warm-up stays the same share of the epochs. With a late decay it
+    keeps its length, so that trainings of several lengths have the same first part.
     """
     moved: dict[str, float] = {}
     if "global_batch" in given and "peak_lr" not in given:
         scale = given["global_batch"] / flat["global_batch"]
         moved |= {name: flat[name] * scale for name in ("peak_lr", "warmup_lr", "final_lr")}
-    if "epochs" in given:
+    if "epochs" in given and (dict(flat) | dict(given))["lr_decay_share"] is None:
         moved["warmup_epochs"] = flat["warmup_epochs"] * given["epochs"] / flat["epochs"]
     return {
         name: value for name, value in moved.items() if name not in given and value != flat[name]

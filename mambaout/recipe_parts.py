@@ -92,13 +92,30 @@ def _warmup_inside(warmup_epochs: float, epochs: int) -> str | None:
     return None
 
 
+def _warmup_before_late_decay(
+    warmup_epochs: float, epochs: int, lr_decay_share: float | None
+) -> str | None:
+    if lr_decay_share is None or warmup_epochs <= epochs * (1 - lr_decay_share):
+        return None
+    return (
+        f"warmup_epochs={warmup_epochs:g} must end before the last lr_decay_share="
+        f"{lr_decay_share:g} of epochs={epochs}; give a warmup_epochs like "
+        f"{epochs * (1 - lr_decay_share) / 2:.3g}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """A cosine that starts with a linear warm-up, then an optional cool-down at the final rate."""
+    """A linear warm-up, a cosine or a late decay, then an optional cool-down at the final rate.
+
+    A late decay (Hägele et al., arXiv 2405.18392) keeps the peak rate until the last
+    `lr_decay_share` of the epochs. So two trainings that differ only in their epochs are the same
+    training until the shorter one begins its decay.
+    """
 
     epochs: int = knob(
         300,
-        "length of the training, warm-up and cosine together",
+        "length of the training, warm-up and decay together",
         unit="epochs",
         source=PAPER,
         bound=Bound(least=1),
@@ -126,10 +143,18 @@ class Schedule:
     )
     final_lr: float = knob(
         1e-5,
-        "learning rate at the end of the cosine",
+        "learning rate at the end of the decay",
         unit=None,
         source=AUTHORS_RUN,
         bound=Bound(least=0),
+    )
+    lr_decay_share: float | None = knob(
+        None,
+        "last part of the epochs, in which the learning rate falls from its peak as 1 - square "
+        "root (a late decay); 0.2 is usual; none: it falls along a cosine from the start",
+        unit="share",
+        source=AUTHORS_RUN,
+        bound=Bound(above=0, most=1),
     )
     lr_steps: Literal["step", "epoch"] = knob(
         "step",
@@ -137,7 +162,7 @@ class Schedule:
         unit=None,
     )
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_warmup_inside,)
+    RULES: ClassVar[tuple[Rule, ...]] = (_warmup_inside, _warmup_before_late_decay)
 
     def __post_init__(self) -> None:
         check(self)
@@ -145,6 +170,16 @@ class Schedule:
     @property
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
+
+    def decay_step(self, steps_per_epoch: int) -> int | None:
+        """The number of steps before the late decay begins; None if the schedule has none.
+
+        The steps before it do not depend on `epochs`.
+        """
+        if self.lr_decay_share is None:
+            return None
+        num_steps = self.epochs * steps_per_epoch
+        return min(round(num_steps * (1 - self.lr_decay_share)), num_steps - 1)
 
 
 PROBABILITY = Bound(least=0, most=1)

@@ -13,6 +13,7 @@ A data set is small if it has under 50,000 images, or images of at most 64 px.
 | stem_stride | 2 for images of up to 64 px, so that four stages fit; else the paper's 4 | same |
 | minival_fraction | a tenth; more where that is under 120 images; a quarter at most | 0.02 |
 | train_images | 6,000 in a study on images of up to 64 px; else all | all |
+| subset | seed in a study that trains on a part of the images; else shared | shared |
 | global_batch | 64; less below 1,600 images; more over 12,000 | 4096; less for 100 steps an epoch |
 | peak_lr | 0.001 at a batch of 64; it grows with the root of the batch | 0.004 at 4096; linear |
 | epochs | 12; more where 12 are fewer than 1,116 steps | 300 |
@@ -149,7 +150,8 @@ def fitted(
     `precision` is the rule of the device (None: fp32); it is always among the rules that are
     printed. With `weights` the training starts from them, so it is a fine-tuning. With `paper` the
     length and the augmentation are the paper's for any data. With `study` a trial on small images
-    trains on 6,000 of them. With `smoke` the training takes only seconds.
+    trains on 6,000 of them, unless `paper` is set, and each seed draws its own part of small data.
+    With `smoke` the training takes only seconds.
     Raises ValueError for fields that do not go together.
     """
     chosen = dict(defaults or {}) | dict(given or {})
@@ -213,7 +215,7 @@ class _Fit:
             self.rules.append(AppliedRule(name, value, reason))
 
     def data(self) -> None:
-        """Decide minival_fraction and train_images."""
+        """Decide minival_fraction, train_images and subset."""
         num = self.facts.num_train
         share = MINIVAL_SHARE if self.small else BASELINE.minival_fraction
         wanted = min(max(share, MINIVAL_IMAGES / max(num, 1)), LARGEST_MINIVAL_SHARE)
@@ -234,12 +236,14 @@ class _Fit:
         least = left - 5 * math.sqrt(max(num, 1))  # the size of minival varies with its draw
         if self.smoke and least > SMOKE_IMAGES:
             self.add("train_images", SMOKE_IMAGES, "a smoke run trains on few images")
-        elif self.study and not self.photographs and least > STUDY_IMAGES:
+        elif self.study and not (self.paper or self.photographs) and least > STUDY_IMAGES:
             self.add(
                 "train_images",
                 STUDY_IMAGES,
                 f"a study trains many networks; --train-images none takes all {num:,}",
             )
+        if self.study and self.small and self.value("train_images") is not None:
+            self.add("subset", "seed", "intervals over seeds then cover the draw of the images")
         self.num_images = int(min(self.value("train_images") or left, left))
 
     def image(self) -> None:

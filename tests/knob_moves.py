@@ -27,6 +27,7 @@ MOVES = {
     "warmup_lr": 1e-4,
     "cooldown_epochs": 1,
     "final_lr": 1e-3,
+    "lr_decay_share": 0.5,
     "crop_scale_min": 0.9,
     "crop_ratio_min": 0.99,
     "hflip": 0.0,

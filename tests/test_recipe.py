@@ -258,6 +258,7 @@ def test_a_field_that_is_wrong_by_itself_is_not_blamed_on_another(values, wrong)
         ({"global_batch": 63}, {"mixup": 0, "cutmix": 0}),
         ({"epochs": 10}, {"warmup_epochs": 0.667}),
         ({"train_images": 1000}, {"global_batch": 512}),
+        ({"subset": "seed"}, {"train_images": 6000}),
         ({"kernel_size": 4}, {"kernel_size": 3}),
         ({"dims": (1, 2, 3, 4)}, {"dims": (2, 2, 3, 4)}),
         ({"conv_ratio": 0.01}, {"conv_ratio": 0.0209}),

@@ -139,8 +139,9 @@ def _run_train(options: argparse.Namespace) -> int:
         data = stage(data, options.stage)
     num_steps = per_epoch * recipe.schedule.total_epochs
     stop = _stop_on_signal()
+    drawn = f" drawn by seed {options.seed}" if recipe.subset == "seed" else ""
     print(
-        f"{data.name}: {data.num_images('train', recipe)} training images, "
+        f"{data.name}: {data.num_images('train', recipe)} training images{drawn}, "
         f"{data.num_classes} classes; {num_steps} steps of {recipe.global_batch} into {out}"
     )
     began: list[bool] = []

@@ -54,6 +54,7 @@ from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
+from mambaout.study.branches import longest_start, num_starts
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.plan import Plan, plan, plan_table
 from mambaout.study.price.rates import known_rates
@@ -169,7 +170,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     return Request(
         study=replace(study, name=name),
         trials=_in_order(trials, data),
-        job=partial(_job, data),
+        job=partial(_job, data, others=trials),
         num_images=data.num_images,
         fingerprint=data.fingerprint,
         data=str(Path(source).resolve()) if Path(source).exists() else source,
@@ -315,12 +316,16 @@ def _check_fits(recipe: Recipe, data: DataSet) -> None:
     data.num_images("minival", recipe)
 
 
-def _job(data: DataSet, trial: Trial) -> Job:
-    """The trial with its amount of work."""
+def _job(data: DataSet, trial: Trial, others: Sequence[Trial] = ()) -> Job:
+    """The trial with its amount of work, less what it shares with the `others`."""
     num_train = data.num_images("train", trial.recipe)
     num_steps = steps_per_epoch(trial.recipe, num_train) * trial.recipe.schedule.total_epochs
     macs = train_macs(trial.recipe, num_train, data.num_classes)
-    return Job(trial=trial, num_steps=num_steps, train_macs=macs)
+    start = longest_start(trial, others)
+    per_epoch = num_steps // trial.recipe.schedule.total_epochs
+    shared = 0 if start is None else start.recipe.schedule.decay_step(per_epoch) or 0
+    macs *= (num_steps - shared) / num_steps
+    return Job(trial=trial, num_steps=num_steps, train_macs=macs, shared_steps=shared)
 
 
 def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
@@ -328,12 +333,13 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
 
     One seed of every recipe comes before the next seed, so that an interrupted study has all
     recipes. Within a seed, the longest trials come first, so that no long trial runs alone at the
-    end.
+    end. But a trial comes after the shorter trials that it can go on from.
     """
     seen: Counter[str] = Counter()
     ranks = []
     for trial in trials:
-        ranks.append((seen[trial.label], -_job(data, trial).train_macs))
+        work = _job(data, trial).train_macs
+        ranks.append((seen[trial.label], num_starts(trial, trials), -work))
         seen[trial.label] += 1
     return [trial for _, trial in sorted(zip(ranks, trials, strict=True), key=lambda row: row[0])]
 

@@ -28,14 +28,16 @@ class Job:
 
     trial: Trial
     num_steps: int
-    train_macs: float  # multiply-adds of the whole training
+    train_macs: float  # multiply-adds of the training, without the shared steps
+    shared_steps: int = 0  # the first ones, which a shorter trial takes
 
 
 def done_fraction(job: Job, run: Run) -> float:
-    """The recorded share of the trial's steps; 1 if it has an outcome."""
+    """The recorded share of the trial's own steps; 1 if it has an outcome."""
     if run.status.is_over:
         return 1.0
-    return run.records[-1].step / job.num_steps if run.records else 0.0
+    step = run.records[-1].step if run.records else 0
+    return max(0, step - job.shared_steps) / (job.num_steps - job.shared_steps)
 
 
 def seconds_left(

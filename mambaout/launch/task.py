@@ -31,6 +31,7 @@ class Task(WorkerSetup):
     stop_file: str  # the trial saves and ends when this file exists
     commit: str  # of the driver's code
     trainer: str  # MODULE:FUNCTION, with the arguments of trial.train_trial
+    reuse: bool = True  # whether a trial may go on from runs of other studies
 
 
 def writing(directory: Path) -> AbstractContextManager[None]:

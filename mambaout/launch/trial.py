@@ -14,9 +14,11 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mambaout.durable import DamagedLine
 from mambaout.errors import WrongRequest
 from mambaout.launch.failures import (
     Failure,
@@ -29,8 +31,9 @@ from mambaout.launch.failures import (
 )
 from mambaout.launch.feed import TASK, TRIAL
 from mambaout.launch.task import Appearance, Task, call_trainer, stop_of, writing
+from mambaout.study.branches import begin_at, branch_points, has_begun
 from mambaout.study.kept_weights import kept_weights
-from mambaout.study.study import RECORDS_FILE, StudyFolder, Trial
+from mambaout.study.study import BRANCH_FILE, RECORDS_FILE, StudyFolder, Trial
 from mambaout.train.imports import import_training
 from mambaout.train.metrics import IMAGES_PER_SECOND, Record, read_records
 
@@ -49,7 +52,7 @@ def run_trial(config: dict[str, Any]) -> None:
     Raises Retry if it must be tried again.
     """
     task = Task(**config[TASK])
-    folder = StudyFolder(Path(task.storage), task.study)
+    folder = StudyFolder(Path(task.storage), task.study, reuse=task.reuse)
     if not folder.path.exists():
         raise WrongRequest(
             f"{socket.gethostname()} does not see {folder.path}: --storage must be a folder that "
@@ -61,6 +64,7 @@ def run_trial(config: dict[str, Any]) -> None:
     if stop() or not retried(read_failures(directory, task.launch)):
         return
     try:
+        begin_branch(folder, trial)
         if task.num_hosts > 1:
             from mambaout.launch.hosts import train_on_slice as train
         else:
@@ -80,6 +84,23 @@ def run_trial(config: dict[str, Any]) -> None:
             raise Retry(failure.error) from None  # the cause may not be picklable
     finally:
         gc.collect()
+
+
+def begin_branch(folder: StudyFolder, trial: Trial) -> None:
+    """Let a new run go on from a shorter one, if one is there that is the start of this one."""
+    directory = folder.run_directory(trial)
+    if has_begun(directory):
+        return
+    for point in branch_points(folder, trial):
+        from mambaout.train.checkpoint import is_whole  # imports torch
+
+        if is_whole(point.checkpoint):
+            with writing(directory), suppress(DamagedLine):  # of the shorter run's records
+                if not has_begun(directory):  # a worker of a killed driver may have been faster
+                    begin_at(folder, trial, point)
+                return
+    # A worker may have been killed before it had copied a checkpoint that is no longer there.
+    (directory / BRANCH_FILE).unlink(missing_ok=True)
 
 
 def train_here(

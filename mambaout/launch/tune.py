@@ -218,6 +218,7 @@ class _Launch:
             launch=self.id,
             stop_file=str(self.early_stop.stop_file),
             commit=git_commit(),
+            reuse=self.folder.reuse,
             trainer=self.request.trainer,
         )
 

@@ -102,7 +102,7 @@ class Start:
             precision=self.precision,
             weights=self.weights,
             paper=paper,
-            study=not paper,
+            study=True,
             smoke=self.smoke,
         )
         told = {rule.name for rule in self.rules}

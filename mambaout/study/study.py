@@ -60,10 +60,13 @@ OUTCOME_FILE = "outcome.json"
 CHECKPOINT_FILE = "last.ckpt"
 REUSED_FILE = "reused.json"  # names the study from which a run was reused
 REUSED_FROM = "reused_from"  # its one fact: the study
+BRANCH_FILE = "branch.json"  # says from which shorter run the run has begun (branches.py)
+BRANCH_OF, BRANCH_STEP = "branch_of", "branch_step"  # its facts: that trial's key, and the step
 STOPPED_FILE = "stopped.json"
 STUDY_FILE = "study.json"
 TRIALS_FILE = "trials.jsonl"
-_RUN_FILES = (RECORDS_FILE, OUTCOME_FILE, REUSED_FILE, STOPPED_FILE)  # a Run is read from them
+# A Run is read from them.
+_RUN_FILES = (RECORDS_FILE, OUTCOME_FILE, REUSED_FILE, BRANCH_FILE, STOPPED_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,9 +313,10 @@ class StudyFolder:
                     facts = json.loads(read_whole(stopped) or "{}")
                 return Run(trial=trial, status=Ending.STOPPED, facts=facts, records=records)
             return Run(trial=trial, status=Ending.UNFINISHED, records=records)
-        reused = directory / REUSED_FILE
-        with named(reused):
-            origin = json.loads(read_whole(reused) or "{}")
+        origin: dict[str, Any] = {}
+        for begun in (directory / REUSED_FILE, directory / BRANCH_FILE):
+            with named(begun):
+                origin |= json.loads(read_whole(begun) or "{}")
         with named(path):
             outcome = json.loads(text)
             return Run(

@@ -26,11 +26,19 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     Tensors are written as CPU tensors, so that any backend can load them. At every moment the
     directory holds at least one whole checkpoint.
     """
-    last = directory / LAST
-    for left in leftovers(last):
+    _write(directory / LAST, state, directory / PREVIOUS)
+
+
+def keep(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` as branch-STEP.ckpt, from which longer runs go on."""
+    _write(directory / f"branch-{state['step']}.ckpt", state)
+
+
+def _write(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    for left in leftovers(path):
         remove(left)  # from a process that was killed while it saved
     state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), state)
-    with replacing(last, keep=directory / PREVIOUS) as aside, aside.open("wb") as file:
+    with replacing(path, keep=keep) as aside, aside.open("wb") as file:
         torch.save({"format": FORMAT, **state}, file)
 
 

@@ -1,7 +1,8 @@
 """Trains one recipe on the devices of this process, and resumes it where it stopped last.
 
 It writes into the run directory: recipe.json, records.jsonl, last.ckpt and previous.ckpt while it
-runs, outcome.json when it is over. The same call resumes a run that was stopped or killed. The
+runs, outcome.json when it is over. A run with a late decay also keeps its state before the decay,
+from which a longer run can go on. The same call resumes a run that was stopped or killed. The
 steps, the weights and the records then equal those of an uninterrupted run: bit for bit on a CPU
 and on the same number of XLA devices, and up to rounding on other devices than before.
 
@@ -121,11 +122,12 @@ def train(
                 reporter.report(state, meter, values)
         stopped, late = interruptions.ask(state.step)
         is_last = state.step == milestones.last_step
-        if late or stopped or is_last or milestones.has_evaluation(state.step):
+        branches = milestones.begins_decay(state.step)
+        if late or stopped or is_last or branches or milestones.has_evaluation(state.step):
             directory.note_undecodable(batches.undecodable)
             with meter.paused():
                 if meter.is_finite():  # a checkpoint never holds a run that has already diverged
-                    directory.save(state, meter, stepper)
+                    directory.save(state, meter, stepper, branches=branches)
                 elif meter.diverged_at is not None and is_last:  # the steps count as not done
                     return directory.end_diverged(meter.diverged_at, stepper)
             interruptions.saved()

@@ -23,6 +23,7 @@ class Milestones:
     last_step: int  # of this call
     eval_every_steps: int
     log_every_steps: int
+    decay_step: int | None = None  # after it the late decay begins; None: there is none
 
     @classmethod
     def of(
@@ -39,6 +40,7 @@ class Milestones:
             last_step=num_steps if max_steps is None else min(num_steps, max_steps),
             eval_every_steps=per_epoch * recipe.eval_every_epochs,
             log_every_steps=log_every_steps,
+            decay_step=recipe.schedule.decay_step(per_epoch),
         )
 
     def images_seen(self, step: int) -> int:
@@ -52,6 +54,10 @@ class Milestones:
 
     def has_evaluation(self, step: int) -> bool:
         return self.is_over(step) or step % self.eval_every_steps == 0
+
+    def begins_decay(self, step: int) -> bool:
+        """Whether the late decay begins after this step: a longer training can go on from here."""
+        return step == self.decay_step
 
     def has_record(self, step: int) -> bool:
         return self.has_evaluation(step) or step % self.log_every_steps == 0

@@ -236,6 +236,10 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     `epochs`, and the linear warm-up replaces its first part. With lr_steps="epoch" this gives the
     released code's rates: 1e-6 for the whole first epoch, 3.80e-3 in epoch 19, 3.956e-3 in epoch
     20, 1e-5 in the cool-down.
+
+    With a late decay the rate stays at its peak after the warm-up. Over the last `lr_decay_share`
+    of the epochs it falls as 1 - sqrt(t), where t goes from 0 to 1: the form "1-sqrt" of Hägele et
+    al. (arXiv 2405.18392).
     """
     schedule, peak = recipe.schedule, recipe.optim.peak_lr
     epoch = step // steps_per_epoch if schedule.lr_steps == "epoch" else step / steps_per_epoch
@@ -243,5 +247,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return schedule.warmup_lr + (peak - schedule.warmup_lr) * epoch / schedule.warmup_epochs
     if epoch >= schedule.epochs:
         return schedule.final_lr
+    if (decay_step := schedule.decay_step(steps_per_epoch)) is not None:
+        moves_at = step - step % steps_per_epoch if schedule.lr_steps == "epoch" else step
+        past = max(0, moves_at - decay_step) / (schedule.epochs * steps_per_epoch - decay_step)
+        return peak - (peak - schedule.final_lr) * math.sqrt(past)
     cosine = 0.5 * (1 + math.cos(math.pi * epoch / schedule.epochs))
     return schedule.final_lr + (peak - schedule.final_lr) * cosine

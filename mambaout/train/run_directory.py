@@ -159,25 +159,28 @@ class RunDirectory(RunFiles):
             self.keep_records_up_to(state.step)
         return state, meter
 
-    def save(self, state: TrainState, meter: Meter, stepper: Stepper) -> None:
+    def save(
+        self, state: TrainState, meter: Meter, stepper: Stepper, *, branches: bool = False
+    ) -> None:
+        """Write the checkpoint. If the run `branches` here, it is kept for longer runs, too."""
         if self.backend.host > 0:
             return
         self.sync_records()
-        checkpoint.save(
-            self.out,
-            {
-                "recipe": canonical_json(self.recipe),
-                "identity": self.identity,
-                "git_commit": self.commit,
-                "num_classes": self.data.num_classes,
-                "topology": stepper.topology,
-                "step": state.step,
-                "micro_batch": stepper.micro_batch,
-                "meter": meter.state(),
-                "model": state.model.state_dict(),
-                "optimizer": state.optimizer.state_dict(),
-            },
-        )
+        body = {
+            "recipe": canonical_json(self.recipe),
+            "identity": self.identity,
+            "git_commit": self.commit,
+            "num_classes": self.data.num_classes,
+            "topology": stepper.topology,
+            "step": state.step,
+            "micro_batch": stepper.micro_batch,
+            "meter": meter.state(),
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+        }
+        if branches:  # before last.ckpt: after a kill in between, the run comes by here again
+            checkpoint.keep(self.out, body)
+        checkpoint.save(self.out, body)
 
     def keep(self, record: Record) -> None:
         if self.backend.host == 0:

@@ -430,6 +430,16 @@ def test_the_table_has_a_line_a_recipe_and_the_sums(tmp_path):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.parametrize(
+    ("subset", "said"),
+    [("seed", "Each seed draws its own 6,000 training"), ("shared", "train on the same 6,000")],
+)
+def test_the_table_says_which_images_the_seeds_see(subset, said):
+    part = tuned(SMALL, train_images=6000, subset=subset)
+    assert said in plan_table(plan(trials_of(part=part), 60_000, CLASSES))
+    assert "images: intervals" not in plan_table(plan(trials_of(all=SMALL), 60_000, CLASSES))
+
+
 def test_a_table_of_thousands_is_cut_and_says_so():
     trials = trials_of(**{f"t{i}": tuned(SMALL, peak_lr=1e-3 + 1e-6 * i) for i in range(500)})
     text = plan_table(plan(trials, TRAIN, CLASSES))

@@ -42,6 +42,7 @@ from mambaout.study.report.ranking import standing
 from mambaout.study.report.reading import read, reading
 from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import searched
+from mambaout.study.report.sections import sections
 from mambaout.study.report.study_report import write_report
 from mambaout.study.report.tables import ranked_table
 from mambaout.study.study import Run, Study, StudyFolder, Trial
@@ -168,6 +169,23 @@ def test_a_length_without_a_second_seed_takes_the_noise_of_the_others(tmp_path):
     grown = {one.family.epochs: one.growth.contrast for one in reading(runs).grown}
     verdicts = {epochs: found.verdict for epochs, found in grown.items() if found}
     assert verdicts == {4: "not significant", 36: "not significant"}
+
+
+@pytest.mark.parametrize(
+    ("subset", "said"),
+    [("seed", "Each seed draws its own 1,000 training"), ("shared", "train on the same 1,000")],
+)
+def test_the_noise_between_seeds_says_whether_it_holds_the_draw_of_the_images(
+    tmp_path, subset, said
+):
+    part = tuned(recipe_of(4, 10), train_images=1000, subset=subset)
+    study = Study(name="part", question="?", recipes={"part": part}, seeds=(0, 1))
+    (noise,) = [
+        one
+        for one in sections(read(finished_study(tmp_path, study)))
+        if one.title == "Noise between seeds"
+    ]
+    assert said in noise.said[1]
 
 
 # -- searches -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from study_files import (
     mixed_study,
     record,
     scaling_study,
+    sized,
     start,
     write_outcome,
     write_records,
@@ -33,8 +34,8 @@ from study_files import (
 )
 
 from mambaout.endings import Ending
-from mambaout.recipe import flat_fields
-from mambaout.study.study import Run, StudyFolder, Trial
+from mambaout.recipe import flat_fields, tuned
+from mambaout.study.study import Run, Study, StudyFolder, Trial
 from mambaout.study.tracking import outage
 from mambaout.study.tracking.store import check_tracking, default_tracking_uri
 from mambaout.study.tracking.tracker import Tracker, compare_url, ui_command
@@ -82,6 +83,20 @@ def series(uri: str, trial: Trial, name: str) -> list[tuple[int, float]]:
 
 def ended(folder: StudyFolder, tracker: Tracker, trial: Trial) -> None:
     tracker.end(trial, folder.run(trial), folder.run_directory(trial))
+
+
+def test_a_study_says_above_its_trials_which_images_the_seeds_see(uri, tmp_path):
+    part = tuned(sized(8, 4), train_images=1000, subset="seed")
+    study = Study(name="part", question=QUESTION, recipes={"part": part})
+    tracker = open_tracker(uri)
+    tracker.describe(write_study(tmp_path, study))
+    client = MlflowClient(tracking_uri=uri)
+    (parent,) = client.search_runs([tracker.experiment_id], "tags.`mambaout.role` = 'study'")
+    experiment = client.get_experiment(tracker.experiment_id)
+    for tags in (parent.data.tags, experiment.tags):
+        assert tags["mlflow.note.content"].startswith(
+            f"{QUESTION}\n\nEach seed draws its own 1,000"
+        )
 
 
 # -- one run a trial ------------------------------------------------------------------------------

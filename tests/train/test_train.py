@@ -8,11 +8,11 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from places import PATHS
+from same_runs import assert_same_checkpoint, measured, run
 
 from mambaout.data.batches.loader import TrainBatches
 from mambaout.data.batches.makers import HostShare
@@ -23,14 +23,12 @@ from mambaout.study.study import StudyFolder, Trial
 from mambaout.train import checkpoint, metrics
 from mambaout.train.backend import Cpu, backend
 from mambaout.train.evaluation import evaluate
-from mambaout.train.loop import HostsDisagree, train
+from mambaout.train.loop import HostsDisagree
 from mambaout.train.meter import Meter
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.optim import learning_rate, optimizer, take_step
 from mambaout.train.outcomes import Diverged, Finished, OutOfMemory, Preempted
 from mambaout.train.step import Sums, TrainState, add_gradients, placed
-
-TIMING = {metrics.IMAGES_PER_SECOND, metrics.INPUT_WAIT, metrics.PEAK_MEMORY, metrics.MFU}
 
 
 @pytest.fixture(autouse=True)
@@ -39,30 +37,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def run(recipe: Recipe, data, out: Path, **options):
-    options = {"log_every_steps": 1, "backend": Cpu()} | options
-    return train(recipe, data, out=out, **options)
-
-
-def measured(out: Path) -> list[tuple[int, dict[str, float]]]:
-    """The records less what a clock says."""
-    return [
-        (record.step, {k: v for k, v in record.values.items() if k not in TIMING})
-        for record in read_records(out / "records.jsonl")
-    ]
-
-
-def assert_same_checkpoint(one: Path, other: Path) -> None:
-    first, second = checkpoint.load(one / "last.ckpt"), checkpoint.load(other / "last.ckpt")
-    assert first["step"] == second["step"]
-    for name, weight in first["model"].items():
-        assert torch.equal(weight, second["model"][name]), name
-    for index, moments in first["optimizer"]["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(value, second["optimizer"]["state"][index][name]), (index, name)
-    assert torch.equal(first["meter"]["loss"], second["meter"]["loss"])
 
 
 @pytest.mark.parametrize("stop_at", [3, 4, 5])

@@ -163,7 +163,7 @@ class TrainMaker(_Maker):
         self.part = host.rows(recipe.global_batch)
         super().__init__(data, "train", recipe, self.part.stop - self.part.start)
         self.seed = seed
-        self.train_rows = data.rows("train", recipe)
+        self.train_rows = data.rows("train", recipe, seed=seed)
         self.steps_per_epoch = len(self.train_rows) // recipe.global_batch
         self.augment = TrainAugment(recipe)
         self._orders: dict[int, np.ndarray] = {}  # by epoch, at most two of them

@@ -7,7 +7,8 @@ shards, local or at a URI that pyarrow opens. `EncodedImages` gives any row's by
 
 A hash of the sample's id decides whether a training row is in minival. The same holds for a reduced
 training set, and for val if it has no shards of its own. So the split of a sample depends only on
-that sample, not on its place or its neighbours.
+that sample, not on its place or its neighbours. If each seed draws its own reduced training set,
+the seed is hashed too.
 """
 
 from __future__ import annotations
@@ -54,19 +55,27 @@ class DataSet:
         return len(self.class_names)
 
     def num_images(self, split: Split, recipe: Recipe) -> int:
-        return len(self.rows(split, recipe))
+        """How many images the split has; it is the same for every seed."""
+        return len(self.rows(split, recipe, seed=0))
 
     def source(self, split: Split) -> str:
         """The split whose shards hold the rows of `split`: "train" or "val"."""
         return "val" if split == "val" and "val" in self.shards else "train"
 
-    def rows(self, split: Split, recipe: Recipe) -> np.ndarray:
+    def rows(self, split: Split, recipe: Recipe, *, seed: int | None = None) -> np.ndarray:
         """The rows of `split`: ascending int64 row numbers in the shards of its source.
 
-        The array is shared and cannot be written. Raises DataError if the split is empty or
-        train_images asks for more images than it has.
+        `seed` is that of the run. Only the training images of a recipe with subset="seed" depend
+        on it: minival and val are the same for all seeds. The array is shared and cannot be
+        written. Raises DataError if the split is empty or train_images asks for more images than
+        it has, and ValueError if the seed is needed and not given.
         """
-        rows = _rows(self, split, recipe.minival_fraction, recipe.train_images)
+        drawn_by = None
+        if split == "train" and recipe.subset == "seed":
+            if seed is None:
+                raise ValueError("the training images of a recipe with subset=seed need the seed")
+            drawn_by = seed
+        rows = _rows(self, split, recipe.minival_fraction, recipe.train_images, drawn_by)
         rows.setflags(write=False)
         return rows
 
@@ -97,8 +106,13 @@ class DataSet:
 # A training asks for its splits about ten times, and 60,000 rows take 4 ms each time.
 @functools.lru_cache(maxsize=4)
 def _rows(
-    data: DataSet, split: Split, minival_fraction: float, train_images: int | None
+    data: DataSet,
+    split: Split,
+    minival_fraction: float,
+    train_images: int | None,
+    drawn_by: int | None,
 ) -> np.ndarray:
+    """The rows of `split`; `drawn_by` is the seed that draws the training images, if one does."""
     if split == "val":
         if data.source("val") == "val":
             return np.arange(len(data.labels["val"]))
@@ -123,7 +137,8 @@ def _rows(
             f"train_images={train_images} is more than the {len(rows)} training images of "
             f"{data.name} (minival taken out); lower it or leave it out"
         )
-    rank = np.argsort(draws("train_images", each=ids[rows]), kind="stable")
+    keys = () if drawn_by is None else (drawn_by,)
+    rank = np.argsort(draws("train_images", *keys, each=ids[rows]), kind="stable")
     return np.sort(rows[rank[:train_images]])
 
 

@@ -21,9 +21,11 @@ from mambaout.accounting import cost
 from mambaout.numbers import bytes_text, count_text, counted, hours_text
 from mambaout.recipe import BASELINE
 from mambaout.study.axes import Search
+from mambaout.study.branches import longest_start
 from mambaout.study.price.rates import Forecast, Kind, Rate, assumption
 from mambaout.study.price.trial_price import NumImages, PlanRow, Pricing, checkpoint_bytes
 from mambaout.study.study import Run, Trial
+from mambaout.study.training_images import training_images_text
 
 # Time in addition to the trials' own, on two cores. Ray and the first workers take about 10 s until
 # the first step. Between two trials, a worker opens the data and writes its outcome (an estimate).
@@ -57,11 +59,18 @@ class Plan:
 
     @property
     def images(self) -> int:
-        return sum(row.num_trials * row.images for row in self.todo)
+        return sum(row.num_trials * row.own_images for row in self.todo)
 
     @property
     def train_macs(self) -> int:
-        return sum(row.num_trials * row.train_macs for row in self.todo)
+        return sum(
+            row.num_trials * row.train_macs * row.own_images // row.images for row in self.todo
+        )
+
+    @property
+    def saved_images(self) -> int:
+        """Training images that are not trained again: longer trials go on from shorter ones."""
+        return sum(row.num_trials * row.shared_images for row in self.todo)
 
     @property
     def device_seconds(self) -> float:
@@ -136,6 +145,10 @@ def plan(
     pricing = Pricing(num_train, num_classes, num_images, Forecast(rates, device, num_devices))
     known = {run.trial.key: run for run in runs}
     rows = [pricing.of_trial(trial, known.get(trial.key), finished) for trial in trials]
+    for index, trial in enumerate(trials):
+        start = longest_start(trial, trials)
+        if start is not None and rows[index].state == "new":
+            rows[index] = pricing.after(rows[index], start.recipe)
     rows += [pricing.of_search(search, runs) for search in searches]
     return Plan(
         rows=rows,
@@ -249,6 +262,10 @@ def _sums(plan: Plan) -> list[str]:
         + (f" ({', '.join(notes)})" if notes else "")
         + f": {count_text(plan.images)} training images, {count_text(plan.train_macs)} MACs",
     ]
+    if plan.saved_images:
+        share = plan.saved_images / (plan.images + plan.saved_images)
+        saved = f"{count_text(plan.saved_images)} images ({share:.0%})"
+        lines.append(f"saved        {saved}: longer trials go on from shorter ones")
     at_most = [f"at most {hours_text(most)} at the searches' dearest"] if most > hours else []
     at_most += ["early stopping makes it less"] if stops else []
     devices = f"{plan.num_devices} devices a trial" if plan.num_devices > 1 else ""
@@ -263,8 +280,14 @@ def _sums(plan: Plan) -> list[str]:
         share = f"{plan.grant_share:.1%} of the {plan.grant_hours:,g} device-hours"
         lines.append(f"grant        {share}")
     lines.append(f"disk         {bytes_text(plan.disk_bytes)}")
+    if images := training_images_text(row.recipe for row in todo):
+        lines += _wrapped("images", images)
     for line in plan.basis:
-        lines += textwrap.wrap(
-            f"time from    {line}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False
-        )
+        lines += _wrapped("time from", line)
     return lines
+
+
+def _wrapped(title: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        f"{title:13}{text}", WIDTH, subsequent_indent=" " * 13, break_on_hyphens=False
+    )

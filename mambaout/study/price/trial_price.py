@@ -48,6 +48,7 @@ class PlanRow:
     macs: int  # one image, one forward
     images: int  # training images of the whole trial, every epoch counted
     train_macs: int  # of the whole trial, backward included
+    shared_images: int = 0  # of `images`: trained by a shorter trial that this one goes on from
     seconds: float  # left of one trial, on its share of the machine
     most_seconds: float  # the same for a search's most expensive recipe
     disk_bytes: int  # of one trial at its end
@@ -60,6 +61,11 @@ class PlanRow:
     @property
     def finished(self) -> bool:
         return self.state == "finished"
+
+    @property
+    def own_images(self) -> int:
+        """Training images of one trial that no other trial of the study trains."""
+        return self.images - self.shared_images
 
 
 def checkpoint_bytes(recipe: Recipe, params: int) -> int:
@@ -101,7 +107,8 @@ class Pricing:
         seconds = images * each.train_image_seconds
         seconds += num_evaluated(recipe, minival, val) * each.eval_image_seconds
         records = epochs * steps // LOG_EVERY_STEPS + epochs
-        kept = CHECKPOINTS * checkpoint_bytes(recipe, price.params)
+        branches = recipe.schedule.lr_decay_share is not None  # it keeps one checkpoint more
+        kept = (CHECKPOINTS + branches) * checkpoint_bytes(recipe, price.params)
         return PlanRow(
             name=label,
             label=label,
@@ -125,6 +132,19 @@ class Pricing:
         left = 1 - min(1.0, run.records[-1].images_seen / row.images)
         seconds = row.seconds * left
         return replace(row, state="begun", seconds=seconds, most_seconds=seconds)
+
+    def after(self, row: PlanRow, start: Recipe) -> PlanRow:
+        """The row of a new trial, if it goes on from the trial of `start`."""
+        train, minival, _ = self.splits(row.recipe)
+        per_epoch = steps_per_epoch(row.recipe, train)
+        step = start.schedule.decay_step(per_epoch)
+        assert step is not None
+        images = step * row.recipe.global_batch
+        evaluated = step // (per_epoch * row.recipe.eval_every_epochs) * minival
+        each = self.forecast.of(row.recipe, self.num_classes)
+        seconds = row.seconds - images * each.train_image_seconds
+        seconds -= evaluated * each.eval_image_seconds
+        return replace(row, shared_images=images, seconds=seconds, most_seconds=seconds)
 
     def of_search(self, search: Search, runs: Sequence[Run]) -> PlanRow:
         """The search, priced at the middle of its axes and at their most expensive ends."""

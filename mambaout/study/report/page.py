@@ -15,6 +15,7 @@ from typing import Any
 
 from mambaout.endings import Ending
 from mambaout.numbers import counted, hours_text, percent_text, rate_text
+from mambaout.study.branches import shared_device_hours
 from mambaout.study.report.content import Content, Section, Table
 from mambaout.study.report.page_style import STYLE
 from mambaout.study.report.rows import Row
@@ -134,7 +135,7 @@ def _paragraphs(said: Sequence[str]) -> str:
 def _chips(runs: Sequence[Run]) -> str:
     states = Counter(run.status.text for run in runs)
     texts = [counted(len(runs), "trial")] + [f"{count} {state}" for state, count in states.items()]
-    hours = sum(run.metrics.get(TRAIN_DEVICE_HOURS, 0) for run in runs)
+    hours = sum(run.metrics.get(TRAIN_DEVICE_HOURS, 0) - shared_device_hours(run) for run in runs)
     texts += [f"{hours_text(hours)} of training"] if hours else []
     return "".join(f"<li>{escape(text)}</li>" for text in texts)
 

@@ -25,6 +25,7 @@ from mambaout.study.report.search_findings import (
     search_sections,
 )
 from mambaout.study.report.varied_chart import charted_fields, varied_chart
+from mambaout.study.training_images import training_images_text
 
 CAPTIONS = {
     "accuracy_macs.png": "Up and to the left is better. The dashed line joins the recipes that no "
@@ -112,12 +113,17 @@ def sections(reading: Reading) -> list[Section]:
         *_laws(reading, drawn),
         *search_sections(reading.searches, reading.noise, list(drawn)),
         *_published(drawn),
-        Section("Noise between seeds", [reading.noise.text()]),
+        Section("Noise between seeds", _noise(reading)),
         Section(
             "Over training", said=_few(reading), charts=["learning_curves.png", "training_loss.png"]
         ),
     ]
     return parts
+
+
+def _noise(reading: Reading) -> list[str]:
+    images = training_images_text(run.trial.recipe for run in reading.runs)
+    return [reading.noise.text(), *([images] if images else [])]
 
 
 def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:

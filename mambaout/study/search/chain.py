@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mambaout.endings import Ending
+from mambaout.study.branches import has_branched, is_start_of
 from mambaout.study.search.ledger import Ledger
 from mambaout.study.search.more_seeds import MoreSeeds
 from mambaout.study.search.search_agenda import SearchAgenda
@@ -32,7 +33,8 @@ class Chain:
         self._searches = {part.search.label: part for part in searches}
         self._fixed = [trial for trial in fixed if not folder.run(trial).status.is_over]
         self._predicted = [trial for trial in predicted if not folder.run(trial).status.is_over]
-        self._running: set[str] = set()
+        self._folder = folder
+        self._running: dict[str, Trial] = {}
         self._ledger, self._before_predicted = ledger, before_predicted
         self._more_seeds = more_seeds
         self._last_begun = False  # whether the predicted trials may start
@@ -42,12 +44,13 @@ class Chain:
     def next(self) -> Trial | None:
         trial = self._next()
         if trial is not None:
-            self._running.add(trial.key)
+            self._running[trial.key] = trial
         return trial
 
     def _next(self) -> Trial | None:
-        if self._fixed:
-            return self._fixed.pop(0)
+        for index, trial in enumerate(self._fixed):
+            if not self._waits(trial):
+                return self._fixed.pop(index)
         for part in self._searches.values():
             if not part.begun:
                 self._begin(part)
@@ -62,6 +65,16 @@ class Chain:
             self._last_begun = True
             return self._predicted.pop(0)
         return None
+
+    def _waits(self, trial: Trial) -> bool:
+        """Whether a running trial is the start of this one and has not come to its branch point.
+
+        If the trial began now, it would train that part a second time.
+        """
+        return any(
+            is_start_of(other, trial) and not has_branched(self._folder, other)
+            for other in self._running.values()
+        )
 
     def _begin(self, part: SearchAgenda) -> None:
         if part.search.follows is None:
@@ -102,7 +115,7 @@ class Chain:
         return next((why for why in whys if why is not None), None)
 
     def ended(self, run: Run) -> None:
-        self._running.discard(run.trial.key)
+        self._running.pop(run.trial.key, None)
         if run.status is not Ending.UNFINISHED:
             self._ledger.ended[run.trial.key] = run
         for part in self._searches.values():

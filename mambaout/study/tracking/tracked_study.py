@@ -37,9 +37,12 @@ from mambaout.study.tracking.views import (
     experiment_name,
     trials_view,
 )
+from mambaout.study.training_images import training_images_text
 from mambaout.train.tasks import CLASSIFY, TaskKind
 
 log = logging.getLogger(__name__)
+
+NOTE_TAG = "mlflow.note.content"  # the page shows it above the runs
 
 
 class TrackedStudy:
@@ -86,7 +89,7 @@ class TrackedStudy:
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment_id)
         tags = {
-            "mlflow.note.content": self._question,  # the page shows it above the runs
+            NOTE_TAG: self._question,
             KIND_TAG: KIND,
             VIEW_TAG: trials_view(f"tags.`{ROLE_TAG}` = 'trial'", self._kind),
             LAUNCHED_TAG: datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -146,7 +149,7 @@ class TrackedStudy:
                     run_id,
                 )
         else:
-            tags = {ROLE_TAG: "study", "mlflow.note.content": self._question}
+            tags = {ROLE_TAG: "study", NOTE_TAG: self._question}
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.name)
             run_id = run.info.run_id
         for run in self.runs.values():
@@ -171,10 +174,10 @@ class TrackedStudy:
             self.run_id = self._find_parent()
 
     def describe(self, folder: StudyFolder) -> None:
-        """Put study.json on the parent run. TrackingError if the store takes no file.
+        """Put study.json on the parent run, and say above the trials which images the seeds see.
 
-        Called at the start of a launch, so that a store without write access fails before a trial
-        begins.
+        Raises TrackingError if the store takes no file. Called at the start of a launch, so that a
+        store without write access fails before a trial begins.
         """
         root = self.client.get_run(self.run_id).info.artifact_uri
         try:
@@ -185,6 +188,10 @@ class TrackedStudy:
                 f"({hidden(first_line(error))}); let this process write there, or a server into "
                 f"its --artifacts-destination, or {LOCAL}"
             ) from error
+        if images := training_images_text(trial.recipe for trial in folder.trials()):
+            note = f"{self._question}\n\n{images}"
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, note)
+            self.client.set_tag(self.run_id, NOTE_TAG, note)
 
 
 def _fullness(run: MlflowRun) -> tuple[int, bool, int]:

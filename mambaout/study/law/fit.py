@@ -36,9 +36,11 @@ from mambaout.numbers import UNITS, count_text, percent_text
 from mambaout.study.law import power_law
 from mambaout.study.law.noise import Z95, Interval, SeedMean, SeedNoise
 from mambaout.study.law.power_law import Array
-from mambaout.study.law.scatter import scatter_factors
+from mambaout.study.law.spread import SpreadDraws, spread_draws
 
 MIN_SIZES = 4  # the law has four parameters
+ROUNDS = 2
+_POOL = 2000
 _DOMINATED = 2.0  # standard errors; a size so far above a cheaper one is off the front
 
 
@@ -147,7 +149,7 @@ class Law:
     notes: tuple[str, ...] = ()
     _draws: Array = field(repr=False, compare=False)  # (1 + R, 4), the fit first, per scale
     _scale: float = field(repr=False, compare=False)  # cost that is 1 in the draws
-    _factors: Array = field(repr=False, compare=False)  # (R,): noise of a new run / estimate
+    _spread: SpreadDraws = field(repr=False, compare=False)
     _normals: Array = field(repr=False, compare=False)  # (R,)
 
     @property
@@ -168,10 +170,9 @@ class Law:
         """
         values = power_law.value(self._draws, np.array([cost / self._scale]))[:, 0]
         epochs = self.sizes[-1].epochs if epochs is None else epochs
-        spread = np.sqrt(self.noise.variance_at(values[0], num_seeds, epochs)) * self._factors
-        if not self.noise.is_known:
-            spread = self._factors
-        return _prediction(values[0], values[1:] + spread * self._normals)
+        noise = self.noise.variance_at(values[0], num_seeds, epochs)
+        spread = self._spread.variances(np.array([cost]), noise)[:, 0]
+        return _prediction(values[0], values[1:] + np.sqrt(spread) * self._normals)
 
     def text(self) -> str:
         """One line for people, with the range in which the law holds."""
@@ -228,37 +229,54 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
     costs = np.array([size.cost for size in sizes])
     errors = np.array([size.error for size in sizes])[None]  # (1, n)
     means = [size.seeds for size in sizes]
-    variances = noise.variances(means)[None]
-    margins = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
-    kept = _on_front(costs, errors, margins)
-    on, near = kept[0], _on_front(costs, errors, margins, 2 * _DOMINATED)[0]
-    if on.sum() < MIN_SIZES or len(set(costs[on])) < MIN_SIZES:
+    variances = noise.variances(means)
+    expected = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
+    scale = float(np.exp(np.log(costs).mean()))
+    x = costs / scale
+    for _ in range(ROUNDS):
+        kept = _on_front(costs, errors, expected[None])
+        on = kept[0]
+        _check_front(sizes, on)
+        weights = np.where(kept, 1 / (expected if noise.is_known else variances), 0.0)
+        best = power_law.solve(x, errors, weights)
+        residuals = (errors - power_law.value(best, x))[0]
+        spread = spread_draws(
+            costs,
+            means,
+            noise,
+            np.where(on, residuals, math.nan),
+            int(on.sum()) - MIN_SIZES,
+            rng,
+            _POOL,
+        )
+        if not noise.is_known:
+            break
+        expected = np.median(spread.variances(costs, variances), axis=0)
+    near = _on_front(costs, errors, expected[None], 2 * _DOMINATED)[0]
+    num_resamples = min(num_resamples, max(100, 20_000 // int(near.sum())))  # many sizes are slow
+    spread = spread.first(num_resamples)
+    if spread.are_known:
+        # If there are hundreds of sizes, most are so far behind that no resample has them on the
+        # front.
+        drawn = spread.variances(costs[near], variances[near])  # (R, n)
+        moved = errors[:, near] + np.sqrt(drawn) * rng.standard_normal(drawn.shape)
+        masks = _on_front(costs[near], moved, drawn)
+        masks[masks.sum(axis=1) < 2] = on[near]
+        draws = power_law.solve(x[near], moved, np.where(masks, 1 / expected[near], 0.0))
+    else:
+        draws = np.full((num_resamples, 4), math.nan)
+    return _law(sizes, on, noise, np.concatenate([best, draws]), scale, spread, rng, residuals)
+
+
+def _check_front(sizes: Sequence[Size], on: NDArray[np.bool_]) -> None:
+    """Raises TooFew if the front is too small for a law."""
+    if on.sum() < MIN_SIZES or len({s.cost for s, k in zip(sizes, on, strict=True) if k}) < MIN_SIZES:
         labels = [size.label for size, keep in zip(sizes, on, strict=True) if keep]
         names = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
         raise TooFew(
             f"{int(on.sum())} of {len(sizes)} sizes are on the front ({names}), and a law needs "
             f"at least {MIN_SIZES} of different cost; add sizes that are better than cheaper ones"
         )
-    scale = float(np.exp(np.log(costs[on]).mean()))
-    x = costs / scale
-    weights = np.where(kept, 1 / variances, 0.0)
-    best = power_law.solve(x, errors, weights)
-    residuals = (errors - power_law.value(best, x))[0]
-    degrees = int(on.sum()) - MIN_SIZES
-    num_resamples = min(num_resamples, max(100, 20_000 // int(near.sum())))  # many sizes are slow
-    misfit = float((weights[0] * residuals**2).sum())
-    factors = scatter_factors(noise.degrees(means), rng, num_resamples, misfit, degrees)
-    if np.isfinite(factors).all():
-        # If there are hundreds of sizes, most are so far behind that no resample has them on the
-        # front.
-        spread = np.sqrt(variances[:, near]) * factors[:, None]  # (R, n)
-        moved = errors[:, near] + spread * rng.standard_normal(spread.shape)
-        masks = _on_front(costs[near], moved, spread**2)
-        masks[masks.sum(axis=1) < 2] = on[near]
-        draws = power_law.solve(x[near], moved, np.where(masks, 1 / variances[:, near], 0.0))
-    else:
-        draws = np.full((num_resamples, 4), math.nan)
-    return _law(sizes, on, noise, np.concatenate([best, draws]), scale, factors, rng, residuals)
 
 
 def _law(
@@ -267,7 +285,7 @@ def _law(
     noise: SeedNoise,
     draws: Array,
     scale: float,
-    factors: Array,
+    spread: SpreadDraws,
     rng: np.random.Generator,
     residuals: Array,
 ) -> Law:
@@ -314,8 +332,8 @@ def _law(
         notes=tuple(notes),
         _draws=draws,
         _scale=scale,
-        _factors=factors,
-        _normals=rng.standard_normal(len(factors)),
+        _spread=spread,
+        _normals=rng.standard_normal(len(spread.scale)),
     )
 
 

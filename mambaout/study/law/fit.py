@@ -39,6 +39,8 @@ from mambaout.study.law.power_law import Array
 from mambaout.study.law.spread import SpreadDraws, spread_draws
 
 MIN_SIZES = 4  # the law has four parameters
+START = True
+MASK = 1.0
 ROUNDS = 2
 _POOL = 2000
 _DOMINATED = 2.0  # standard errors; a size so far above a cheaper one is off the front
@@ -156,12 +158,12 @@ class Law:
     def has_floor(self) -> bool:
         """Whether the floor means something. With the exponent on its bound the law is a logarithm
         or a step, and the floor is what makes it so."""
-        return _is_inside(self.b.value)
+        return is_inside(self.b.value)
 
     def curve(self, costs: Sequence[float]) -> list[Prediction]:
         """The law itself at each cost, with its confidence band."""
         values = power_law.value(self._draws, np.asarray(costs, float) / self._scale)
-        return [_prediction(column[0], column[1:]) for column in values.T]
+        return [prediction_of(column[0], column[1:]) for column in values.T]
 
     def predict(self, cost: float, num_seeds: int = 1, epochs: int | None = None) -> Prediction:
         """The mean error of `num_seeds` new runs at that cost. The interval includes their noise.
@@ -172,7 +174,7 @@ class Law:
         epochs = self.sizes[-1].epochs if epochs is None else epochs
         noise = self.noise.variance_at(values[0], num_seeds, epochs)
         spread = self._spread.variances(np.array([cost]), noise)[:, 0]
-        return _prediction(values[0], values[1:] + np.sqrt(spread) * self._normals)
+        return prediction_of(values[0], values[1:] + np.sqrt(spread) * self._normals)
 
     def text(self) -> str:
         """One line for people, with the range in which the law holds."""
@@ -233,6 +235,12 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
     expected = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
     scale = float(np.exp(np.log(costs).mean()))
     x = costs / scale
+    if noise.is_known and START:
+        best = power_law.solve(x, errors, 1 / variances[None])
+        off = (errors - power_law.value(best, x))[0]
+        if len(sizes) > MIN_SIZES:
+            middle = (1.4826 * np.median(np.abs(off))) ** 2 * len(sizes) / (len(sizes) - MIN_SIZES)
+            expected = variances + max(0.0, middle - np.median(variances))
     for _ in range(ROUNDS):
         kept = _on_front(costs, errors, expected[None])
         on = kept[0]
@@ -260,7 +268,7 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
         # front.
         drawn = spread.variances(costs[near], variances[near])  # (R, n)
         moved = errors[:, near] + np.sqrt(drawn) * rng.standard_normal(drawn.shape)
-        masks = _on_front(costs[near], moved, drawn)
+        masks = _on_front(costs[near], moved, MASK * drawn)
         masks[masks.sum(axis=1) < 2] = on[near]
         draws = power_law.solve(x[near], moved, np.where(masks, 1 / expected[near], 0.0))
     else:
@@ -306,7 +314,7 @@ def _law(
             f"the exponent is not determined by these sizes ({b_interval.low:.2f} to "
             f"{b_interval.high:.2f}); the law describes them and does not explain them"
         )
-    if not _is_inside(b_interval.value):
+    if not is_inside(b_interval.value):
         notes.append(
             f"the exponent is on its bound, {b_interval.value:.2f}: the floor means nothing"
         )
@@ -337,7 +345,7 @@ def _law(
     )
 
 
-def _is_inside(exponent: float) -> bool:
+def is_inside(exponent: float) -> bool:
     """Whether an exponent is not on its bound."""
     low, high = power_law.EXPONENTS
     return 1.01 * low < exponent < high / 1.01
@@ -345,11 +353,11 @@ def _is_inside(exponent: float) -> bool:
 
 def interval_of(values: Array) -> Interval:
     """The first value, with the interval that holds the middle 95 % of the others."""
-    p = _prediction(values[0], values[1:])
+    p = prediction_of(values[0], values[1:])
     return Interval(p.value, p.low, p.high)
 
 
-def _prediction(value: float, draws: Array) -> Prediction:
+def prediction_of(value: float, draws: Array) -> Prediction:
     if not np.isfinite(draws).all():
         return Prediction(float(value), math.nan, math.nan)
     low, high = np.percentile(draws, (2.5, 97.5))

@@ -108,7 +108,6 @@ def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array, 
     `basis` is (G, n), the same for every row, or (R, G, n); the results are (R, G).
     """
 
-
     def total(values: Array, basis: Array) -> Array:
         if basis.ndim == 3:
             return (basis @ values[..., None])[..., 0]
@@ -120,7 +119,8 @@ def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array, 
     f = total(weights, basis)
     ff = total(weights, basis**2)
     fy = total(weights * errors, basis)
-    spread = np.maximum(w * ff - f**2, 1e-300)
+    # Two sizes of equal cost tell no slope: what is left of the spread is rounding.
+    spread = np.maximum(w * ff - f**2, 1e-14 * w * ff + 1e-300)
     a = (w * fy - f * y) / spread
     c = (ff * y - f * fy) / spread
     a = np.where(c < 0, fy / ff, a)  # the floor would be negative: fit without one

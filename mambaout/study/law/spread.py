@@ -36,6 +36,7 @@ GROWTH_SD = 0.15
 SCATTER_MEAN = 0.5
 SHARE = (0.2, 1.0)  # of the binomial variance
 _POOL = 4000
+TAIL = 0
 _GROWTHS = np.linspace(-0.6, 0.6, 61)
 
 
@@ -50,8 +51,12 @@ class SpreadDraws:
 
     def variances(self, costs: Array, variances: Array) -> Array:
         """Of means at `costs` (n,) that have `variances` (n,) or (R, n) in the noise: (R, n)."""
+        return self.of_seeds(costs, variances) + self.scatter[:, None]
+
+    def of_seeds(self, costs: Array, variances: Array) -> Array:
+        """The same without the scatter between shapes."""
         grown = (costs / self.middle) ** (2 * self.growth[:, None])
-        return self.scale[:, None] * grown * variances + self.scatter[:, None]
+        return self.scale[:, None] * grown * variances
 
     def first(self, count: int) -> SpreadDraws:
         return SpreadDraws(
@@ -71,11 +76,13 @@ def spread_draws(
     degrees: int,
     rng: np.random.Generator,
     count: int,
+    num_shapes: int | None = None,
 ) -> SpreadDraws:
     """Draws of the spread of sizes.
 
     `costs` (n,) and `means` are those of all sizes. `residuals` (n,) are those of a fit with
-    `degrees` degrees of freedom; nan where a size is no part of it.
+    `degrees` degrees of freedom; nan where a size is no part of it. With `num_shapes`, several
+    sizes are of one shape, and its residuals tell the scatter only once.
     """
     nothing = np.full(count, math.nan)
     used = np.isfinite(residuals) if residuals is not None else np.zeros(len(costs), bool)
@@ -87,12 +94,16 @@ def spread_draws(
     variances = noise.variances(means)
     one_run = float(np.mean(noise.variances([_one_of(mean) for mean in means])))
     growth, scale, middle = _of_seeds(costs, means, noise, rng)
-    scatter = one_run * rng.exponential(SCATTER_MEAN, _POOL) ** 2
+    s = rng.exponential(SCATTER_MEAN, _POOL)
+    if TAIL:
+        s = np.minimum(SCATTER_MEAN * np.abs(np.tan(np.pi / 2 * rng.uniform(0, 1, _POOL))), 10)
+    scatter = one_run * s**2
     pool = SpreadDraws(scale, growth, scatter, middle)
     if degrees and residuals is not None:
         expected = pool.variances(costs[used], variances[used])  # (P, n)
         share = degrees / used.sum()
-        logs = -0.5 * (share * np.log(expected) + residuals[used] ** 2 / expected).sum(axis=1)
+        told = 1.0 if num_shapes is None else num_shapes / len(costs)
+        logs = -0.5 * told * (share * np.log(expected) + residuals[used] ** 2 / expected).sum(axis=1)
         chances = np.exp(logs - logs.max())
         drawn = rng.choice(_POOL, count, p=chances / chances.sum())
     else:
@@ -109,7 +120,11 @@ def _of_seeds(
 ) -> tuple[Array, Array, float]:
     """Draws of growth and scale (P,), and the cost at which growth changes nothing."""
     several = [
-        (cost, len(mean.values) - 1, statistics.variance(mean.values))
+        (
+            cost,
+            len(mean.values) - 1,
+            statistics.variance(mean.values) / noise.variance(_one_of(mean)),
+        )
         for cost, mean in zip(costs, means, strict=True)
         if len(mean.values) > 1
     ]

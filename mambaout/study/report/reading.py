@@ -13,14 +13,14 @@ from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
 from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.plateau import Plateau, plateaus
-from mambaout.study.law.prediction import PREDICTION_FILE
+from mambaout.study.law.prediction import PREDICTION_FILE, JudgedPrediction, judged
 from mambaout.study.law.shape import Growth, Slice, growth, iso_mac
 from mambaout.study.report.families import Family, families, size
 from mambaout.study.report.ranking import Standing, standing
 from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import SearchFinding, searched
 from mambaout.study.study import Run, StudyFolder
-from mambaout.train.metrics import MACS
+from mambaout.train.metrics import MACS, TOP1
 
 IMAGE_MACS, TRAINING_MACS = "MACs of one image", "MACs of the whole training"
 SLICE_TOLERANCE = 0.25  # shapes whose MACs differ by at most this share count as equal
@@ -77,6 +77,12 @@ class Reading:
         """The row whose result was predicted, finished or not."""
         label = (self.prediction or {}).get("label")
         return next((row for row in self.table if row.label == label), None)
+
+    @property
+    def judged(self) -> JudgedPrediction | None:
+        """The prediction beside its outcome; None if the study has none."""
+        row = self.predicted
+        return judged(self.prediction or {}, row.mean(TOP1).values if row else ())
 
 
 def read(folder: StudyFolder) -> Reading:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mambaout.accounting import TRAIN_FORWARDS
-from mambaout.numbers import UNITS, count_text, percent_text
+from mambaout.numbers import UNITS, count_text
 from mambaout.study.law import two_powers
 from mambaout.study.law.fit import (
     Holdout,
@@ -76,20 +76,12 @@ class Optimum:
     beyond: float  # the optimum lies so many times outside the data; 1 if inside
     at_edge: bool  # the true optimum may lie further outside than is said here
 
-    def text(self) -> str:
-        where = ""
-        if self.beyond > 1:
-            where = f"; x{self.beyond:.1f} beyond the data"
+    @property
+    def doubt(self) -> str:
+        """How far the optimum lies outside the data; "" if it lies inside."""
         if self.at_edge:
-            where = f"; this is the edge of what is said, x{MOST_BEYOND:g} beyond the data"
-        epochs = self.epochs
-        return (
-            f"{count_text(self.budget)} MACs of training: a network of "
-            f"{count_text(self.macs.value)} MACs ({count_text(self.macs.low)} to "
-            f"{count_text(self.macs.high)}) for {epochs.value:.3g} epochs ({epochs.low:.3g} to "
-            f"{epochs.high:.3g}), top-1 {percent_text(100 - self.prediction.value)} "
-            f"({100 - self.prediction.high:.2f} to {100 - self.prediction.low:.2f}){where}"
-        )
+            return f"x{MOST_BEYOND:g} beyond the data, where the search ends; it may lie further"
+        return f"x{self.beyond:.1f} beyond the data" if self.beyond > 1.05 else ""
 
 
 @dataclass(frozen=True, kw_only=True)

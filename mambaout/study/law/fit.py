@@ -39,10 +39,7 @@ from mambaout.study.law.power_law import Array
 from mambaout.study.law.spread import SpreadDraws, spread_draws
 
 MIN_SIZES = 4  # the law has four parameters
-START = True
-MASK = 1.0
-ROUNDS = 2
-_POOL = 2000
+_ROUNDS = 2  # the second time with the scatter that the first fit shows
 _DOMINATED = 2.0  # standard errors; a size so far above a cheaper one is off the front
 
 
@@ -235,18 +232,15 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
     expected = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
     scale = float(np.exp(np.log(costs).mean()))
     x = costs / scale
-    if noise.is_known and START:
-        best = power_law.solve(x, errors, 1 / variances[None])
-        off = (errors - power_law.value(best, x))[0]
-        if len(sizes) > MIN_SIZES:
-            middle = (1.4826 * np.median(np.abs(off))) ** 2 * len(sizes) / (len(sizes) - MIN_SIZES)
-            expected = variances + max(0.0, middle - np.median(variances))
-    for _ in range(ROUNDS):
-        kept = _on_front(costs, errors, expected[None])
-        on = kept[0]
+    spread = None
+    for _ in range(_ROUNDS if noise.is_known else 1):
+        if spread is not None:
+            expected = np.median(spread.variances(costs, variances), axis=0)
+        on = _on_front(costs, errors, expected[None])[0]
+        near = _on_front(costs, errors, expected[None], 2 * _DOMINATED)[0]
         _check_front(sizes, on)
-        weights = np.where(kept, 1 / (expected if noise.is_known else variances), 0.0)
-        best = power_law.solve(x, errors, weights)
+        weights = 1 / (expected if noise.is_known else variances)
+        best = power_law.solve(x, errors, np.where(on, weights, 0.0)[None])
         residuals = (errors - power_law.value(best, x))[0]
         spread = spread_draws(
             costs,
@@ -255,30 +249,26 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
             np.where(on, residuals, math.nan),
             int(on.sum()) - MIN_SIZES,
             rng,
-            _POOL,
+            min(num_resamples, max(100, 20_000 // int(near.sum()))),  # many sizes are slow
         )
-        if not noise.is_known:
-            break
-        expected = np.median(spread.variances(costs, variances), axis=0)
-    near = _on_front(costs, errors, expected[None], 2 * _DOMINATED)[0]
-    num_resamples = min(num_resamples, max(100, 20_000 // int(near.sum())))  # many sizes are slow
-    spread = spread.first(num_resamples)
+    assert spread is not None
     if spread.are_known:
         # If there are hundreds of sizes, most are so far behind that no resample has them on the
         # front.
         drawn = spread.variances(costs[near], variances[near])  # (R, n)
         moved = errors[:, near] + np.sqrt(drawn) * rng.standard_normal(drawn.shape)
-        masks = _on_front(costs[near], moved, MASK * drawn)
+        masks = _on_front(costs[near], moved, drawn)
         masks[masks.sum(axis=1) < 2] = on[near]
-        draws = power_law.solve(x[near], moved, np.where(masks, 1 / expected[near], 0.0))
+        draws = power_law.solve(x[near], moved, np.where(masks, weights[near], 0.0))
     else:
-        draws = np.full((num_resamples, 4), math.nan)
+        draws = np.full((len(spread.scale), 4), math.nan)
     return _law(sizes, on, noise, np.concatenate([best, draws]), scale, spread, rng, residuals)
 
 
 def _check_front(sizes: Sequence[Size], on: NDArray[np.bool_]) -> None:
     """Raises TooFew if the front is too small for a law."""
-    if on.sum() < MIN_SIZES or len({s.cost for s, k in zip(sizes, on, strict=True) if k}) < MIN_SIZES:
+    costs = {size.cost for size, keep in zip(sizes, on, strict=True) if keep}
+    if len(costs) < MIN_SIZES:
         labels = [size.label for size, keep in zip(sizes, on, strict=True) if keep]
         names = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
         raise TooFew(

@@ -29,15 +29,15 @@ import numpy as np
 from mambaout.study.law.noise import SeedMean, SeedNoise
 from mambaout.study.law.power_law import Array
 
-# The standard deviation of a prior of the growth around 0. Noise that doubles while the cost grows
-# by x16 has a growth of 0.25.
-GROWTH_SD = 0.15
-# The mean of an exponential prior of the scatter's standard deviation, in units of one run's noise.
-SCATTER_MEAN = 0.5
+# The standard deviation of the growth's prior around 0. Noise that doubles while the cost grows by
+# x16 has a growth of 0.25.
+GROWTH_SD = 0.25
+# The mean of an exponential prior of the shapes' standard deviation, in units of one run's noise.
+# Such scatter is as likely as not, and four sizes cannot show it.
+SCATTER_MEAN = 0.75
 SHARE = (0.2, 1.0)  # of the binomial variance
-_POOL = 4000
-TAIL = 0
-_GROWTHS = np.linspace(-0.6, 0.6, 61)
+_POOL = 4000  # draws of the prior
+_GROWTHS = np.linspace(-0.8, 0.8, 81)
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class SpreadDraws:
         """The same without the scatter between shapes."""
         grown = (costs / self.middle) ** (2 * self.growth[:, None])
         return self.scale[:, None] * grown * variances
-
-    def first(self, count: int) -> SpreadDraws:
-        return SpreadDraws(
-            self.scale[:count], self.growth[:count], self.scatter[:count], self.middle
-        )
 
     @property
     def are_known(self) -> bool:
@@ -94,10 +89,7 @@ def spread_draws(
     variances = noise.variances(means)
     one_run = float(np.mean(noise.variances([_one_of(mean) for mean in means])))
     growth, scale, middle = _of_seeds(costs, means, noise, rng)
-    s = rng.exponential(SCATTER_MEAN, _POOL)
-    if TAIL:
-        s = np.minimum(SCATTER_MEAN * np.abs(np.tan(np.pi / 2 * rng.uniform(0, 1, _POOL))), 10)
-    scatter = one_run * s**2
+    scatter = scale * one_run * rng.exponential(SCATTER_MEAN, _POOL) ** 2
     pool = SpreadDraws(scale, growth, scatter, middle)
     if degrees and residuals is not None:
         expected = pool.variances(costs[used], variances[used])  # (P, n)

@@ -1,23 +1,23 @@
 """A joint law over size and length: error = c + A N^-a + B D^-b, with its uncertainty.
 
-N is the MACs of one image, and D the images seen in the training. The form is Rosenfeld et al.'s
-(arXiv:1909.12673), which Hoffmann et al. (arXiv:2203.15556, equation 2) fit to language models. All
-lengths of a study are fitted together, so the sizes that were trained briefly say something of the
-long trainings too.
+N is the MACs of one image, and D the images seen in the training. The form is that of Rosenfeld et
+al. (arXiv:1909.12673); Hoffmann et al. (arXiv:2203.15556) use it for language models. All lengths
+of a study are fitted together, so the brief trainings say something of the long ones too.
 
-Repeated images. A study sees the same images many times. Muennighoff et al. (arXiv:2305.16264,
-equation 5) count a repeated image for less than a new one: U unique images over E epochs are worth
+Repeated images. A study sees the same images many times. Muennighoff et al. (arXiv:2305.16264)
+count a repeated image for less than a new one: U images over E epochs are worth
 
     D = U + U R (1 - exp(-(E - 1) / R))
 
-new ones, with R = 15.4 in their trainings of language models. Without an R every image that is seen
-counts in full. Three lengths cannot tell R and b apart, so R is never fitted to fewer than five.
+new ones, with R = 15.4 in their trainings of language models. An infinite R counts every image in
+full. R is not fitted: over the three or four lengths of a study, R and b bend the curve alike.
 
 Noise, weights and intervals are those of the law of one length (fit.py, spread.py), with two
 differences. All sizes are fitted, not only a front. And a shape that lies beside the law does so by
 the same points at all of its lengths.
 
-Coverage: benchmarks/coverage.py.
+The form lets no size profit more than another from a longer training. Where one does, the sizes lie
+beside the law, and the intervals are wider for it.
 """
 
 from __future__ import annotations

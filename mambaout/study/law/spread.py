@@ -67,7 +67,7 @@ def spread_draws(
     costs: Array,
     means: Sequence[SeedMean],
     noise: SeedNoise,
-    residuals: Array | None,
+    residuals: Array,
     degrees: int,
     rng: np.random.Generator,
     count: int,
@@ -80,9 +80,9 @@ def spread_draws(
     sizes are of one shape, and its residuals tell the scatter only once.
     """
     nothing = np.full(count, math.nan)
-    used = np.isfinite(residuals) if residuals is not None else np.zeros(len(costs), bool)
+    used = np.isfinite(residuals)
     if not noise.is_known:
-        if degrees == 0 or residuals is None:
+        if degrees == 0:
             return SpreadDraws(nothing, nothing, nothing, 1.0)
         scatter = (residuals[used] ** 2).sum() / rng.chisquare(degrees, count)
         return SpreadDraws(np.zeros(count), np.zeros(count), scatter, 1.0)
@@ -91,11 +91,12 @@ def spread_draws(
     growth, scale, middle = _of_seeds(costs, means, noise, rng)
     scatter = scale * one_run * rng.exponential(SCATTER_MEAN, _POOL) ** 2
     pool = SpreadDraws(scale, growth, scatter, middle)
-    if degrees and residuals is not None:
+    if degrees:
         expected = pool.variances(costs[used], variances[used])  # (P, n)
         share = degrees / used.sum()
         told = 1.0 if num_shapes is None else num_shapes / len(costs)
-        logs = -0.5 * told * (share * np.log(expected) + residuals[used] ** 2 / expected).sum(axis=1)
+        misfit = share * np.log(expected) + residuals[used] ** 2 / expected
+        logs = -0.5 * told * misfit.sum(axis=1)
         chances = np.exp(logs - logs.max())
         drawn = rng.choice(_POOL, count, p=chances / chances.sum())
     else:

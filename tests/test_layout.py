@@ -67,7 +67,7 @@ ROOMS = {
         "report": {"search", "law", GROUND},
         "price": {"search", "law", GROUND},
         "tracking": {"search", "law", GROUND},
-        "search": {GROUND},
+        "search": {"law", GROUND},
         "law": {GROUND},
         GROUND: set(),
     },

@@ -38,6 +38,13 @@ from mambaout.launch.calibrate import device_of, run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.ending import StudyBroke
 from mambaout.launch.precision import precision_of
+from mambaout.launch.precision_wanted import (
+    UNTIL,
+    check_given_seeds,
+    check_until,
+    plan_lines,
+    with_seeds,
+)
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun
@@ -79,7 +86,7 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         if options.plan or options.calibrate:
             table = plan_table(_plan(request, options))
             about = [f"{request.name}: {request.study.question}", *hello(request)]
-            print("\n".join([*about, "", table]))
+            print("\n".join([*about, "", table, *plan_lines(request)]))
             return 0
         return run_study(request)
 
@@ -111,6 +118,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     """
     check_working_directory()
     checked_price(options.plan or options.calibrate, options)
+    check_given_seeds(options.detect, options.seeds)
     given = given_fields(options)
     storage = trial_storage(options.storage)
     tracking_uri = chosen_uri(options.tracking_uri, storage)
@@ -150,6 +158,12 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         start = replace(start, precision=precision.rule, rules=[], took_variants=False)
         study = _built(build_study, start, options)
     about_init = about_weights(study, init, data.num_classes)
+    wanted: dict[str, Any] = {}
+    if options.detect is not None:
+        study, wanted = with_seeds(study, StudyFolder(storage, name), data, options.detect)
+    if options.until is not None:
+        check_until(study, data)
+        wanted[UNTIL] = options.until
     trials = _trials(study, data)
     _check_searches(study, data)
     return Request(
@@ -171,6 +185,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         accelerator=options.accelerator,
         max_concurrent=options.max_concurrent,
         budget_hours=options.budget_hours,
+        until=options.until,
         rerun=options.rerun,
         command=f"python {command}",
         rules=rule_lines(acting_rules(start.rules, study)),
@@ -178,7 +193,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         about_weights=about_init,
         about_data=str(start.facts),
         about_others=about_others(StudyFolder(storage, name)),
-        facts=_facts(study, data, start) | {PRECISION: precision.to_json()},
+        facts=_facts(study, data, start) | wanted | {PRECISION: precision.to_json()},
     )
 
 

@@ -51,6 +51,7 @@ class Request:
     accelerator: str | None = None
     max_concurrent: int | None = None
     budget_hours: float | None = None
+    until: float | None = None  # points: seeds are added until width against depth is so precise
     rerun: bool = False
     command: str = ""
     not_on_xla: str = ""  # why its trials cannot run on XLA; "" if they can

@@ -24,14 +24,8 @@ from uuid import uuid4
 
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
-from mambaout.launch.cluster import (
-    JOB_VARIABLE,
-    RayDidNotStart,
-    cluster_address,
-    join,
-    leave,
-    start,
-)
+from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address, join, leave
+from mambaout.launch.cluster import start as start_ray
 from mambaout.launch.ending import Problems, left_lines, ui_command
 from mambaout.launch.failures import (
     Failure,
@@ -44,6 +38,7 @@ from mambaout.launch.failures import (
 from mambaout.launch.feed import KEY, TASK, callback, error_of, searcher
 from mambaout.launch.follow import Follower
 from mambaout.launch.lock import held
+from mambaout.launch.precision_wanted import seeds_until
 from mambaout.launch.progress import Screen
 from mambaout.launch.request import Request, check_share, hello
 from mambaout.launch.rerun import Rerun
@@ -87,6 +82,8 @@ def run_study(request: Request) -> int:
         cleanup.enter_context(held(folder.path, f"study {folder.path}"))
         anew = rerun.begin(request)
         folder.reuse = request.reuse and not rerun.is_under_way
+        if not anew:
+            request = replace(request, trials=[*request.trials, *folder.added(request.trials)])
         decided = {trial.key for trial in request.trials}
         searched = [] if anew else folder.searched(request.study.searches)
         searched = [trial for trial in searched if trial.key not in decided]
@@ -153,6 +150,7 @@ class _Launch:
             request.fingerprint,
             request.trials,
             before_predicted=self._predict,
+            more_seeds=seeds_until(request, folder),
         )
         self.known = {trial.key: trial for trial in folder.trials()}
         unfinished = _unfinished(folder, request.trials)
@@ -182,7 +180,7 @@ class _Launch:
             if not self.joined:
                 cleanup.callback(leave)
                 try:
-                    start(self.nodes[0])
+                    start_ray(self.nodes[0])
                 except RayDidNotStart:
                     self.follower.finish("FAILED")
                     raise

@@ -5,6 +5,7 @@
     Predicted()              the one whose result is predicted before it is trained
     Suggested("recipe", 3)   number 3 of the search `recipe`, with the search's first seed
     Confirmed("recipe", 3)   the same recipe with another of the search's seeds
+    Added()                  another seed, which makes a difference of the study more precise
 
 A study holds each trial once, even if several parts ask for it. The trial keeps one origin for each
 of these parts. The part that asked first comes first. A label is for people. Only `earlier` reads
@@ -51,11 +52,17 @@ class ConfirmingSeed:
     number: int  # of the recipe
 
 
-Origin = GridPoint | BaselinePoint | PredictedPoint | SearchPoint | ConfirmingSeed
+@dataclass(frozen=True, slots=True)
+class AddedSeed:
+    kind: ClassVar[str] = "added"
+
+
+Origin = GridPoint | BaselinePoint | PredictedPoint | SearchPoint | ConfirmingSeed | AddedSeed
 Origins = tuple[Origin, ...]
 
 _KINDS = {
-    one.kind: one for one in (GridPoint, BaselinePoint, PredictedPoint, SearchPoint, ConfirmingSeed)
+    one.kind: one
+    for one in (GridPoint, BaselinePoint, PredictedPoint, SearchPoint, ConfirmingSeed, AddedSeed)
 }
 
 

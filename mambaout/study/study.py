@@ -38,6 +38,7 @@ from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, canonical_json, content_key
 from mambaout.study.axes import Search, search_from_json
 from mambaout.study.origin import (
+    AddedSeed,
     BaselinePoint,
     GridPoint,
     Origin,
@@ -275,6 +276,16 @@ class StudyFolder:
                 label = trial_label(own[0].search, own[0].number)
                 found.append(replace(trial, label=label, origins=own))
         return found
+
+    def added(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The seeds that an earlier launch added to the recipes of `trials`."""
+        known = {trial.key for trial in trials}
+        recipes = {trial.recipe for trial in trials}
+        return [
+            trial
+            for trial in self.trials_to_go_on()
+            if AddedSeed() in trial.origins and trial.recipe in recipes and trial.key not in known
+        ]
 
     def run(self, trial: Trial) -> Run:
         """What the trial's run directory holds now. Only a changed file is read again."""

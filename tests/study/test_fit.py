@@ -8,19 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sizes import noise, size
 
 from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
-from mambaout.study.law.noise import SeedNoise, noise_of
 from mambaout.study.law.pareto import front
 from mambaout.study.law.plateau import plateaus
-from mambaout.study.law.shape import Growth, Slice, growth, iso_mac
 
 Truth = Callable[[float], float]
-
-
-def size(label: str, cost: float, *errors: float, depth=math.nan, width=math.nan) -> Size:
-    return Size(label=label, cost=cost, errors=errors, depth=depth, width=width)
 
 
 def ladder(truth: Truth, costs, *, seeds=1, sd=0.0, seed=0) -> list[Size]:
@@ -29,11 +24,6 @@ def ladder(truth: Truth, costs, *, seeds=1, sd=0.0, seed=0) -> list[Size]:
         size(f"s{i}", cost, *(truth(cost) + sd * rng.standard_normal(seeds)))
         for i, cost in enumerate(costs)
     ]
-
-
-def noise(sizes: list[Size], num_images: int | None = None) -> SeedNoise:
-    """Of the sizes' own seeds."""
-    return noise_of([size.seeds for size in sizes], num_images)
 
 
 def fitted(sizes, *, num_images: int | None = None, num_resamples=400, seed=0) -> Law:
@@ -228,108 +218,7 @@ def test_smooth_ladders_rarely_raise_a_false_alarm():
     assert right >= 40
 
 
-# -- shapes ---------------------------------------------------------------------------------------
-
-
-def grid(deep: float, wide: float, *, sd=0.1, seeds=3, seed=0) -> list[Size]:
-    """Error falls by `deep` points a doubling of depth and `wide` a doubling of width squared."""
-    rng = np.random.default_rng(seed)
-    return [
-        size(
-            f"w{w}-d{d}",
-            1e3 * d * w**2,
-            *(30 - deep * math.log2(d) - wide * math.log2(w**2) + sd * rng.standard_normal(seeds)),
-            depth=d,
-            width=w,
-        )
-        for w in (8, 12, 16)
-        for d in (4, 6, 10)
-    ]
-
-
-def grown_by(sizes: list[Size]) -> Growth:
-    return growth(sizes, noise(sizes))
-
-
-def test_gains_by_depth_and_width_are_recovered_and_told_apart():
-    grown = grown_by(grid(0.3, 1.2))
-    assert grown.depth is not None
-    assert grown.width is not None
-    assert grown.difference is not None
-    assert grown.depth.low < 0.3 < grown.depth.high
-    assert grown.width.low < 1.2 < grown.width.high
-    assert grown.difference.value == pytest.approx(grown.width.value - grown.depth.value)
-    assert grown.verdict == "wider"
-    assert (grown.num_depth, grown.num_width) == (9, 9)
-
-
-def test_equal_gains_are_not_significant():
-    assert grown_by(grid(0.8, 0.8, sd=0.3, seeds=2)).verdict == "not significant"
-
-
-def test_growth_by_one_axis_says_nothing_of_the_other():
-    grown = grown_by([s for s in grid(0.3, 1.2) if s.width == 8])
-    assert grown.width is None
-    assert grown.difference is None
-    assert grown.verdict == ""
-
-
-@pytest.mark.slow
-def test_growth_intervals_cover_the_truth():
-    """Measured over 300 grids of two seeds: 95.7 % for depth, 97.0 % for the difference."""
-    found = [grown_by(grid(0.5, 0.9, sd=0.4, seeds=2, seed=seed)) for seed in range(300)]
-    depth = [g.depth.low <= 0.5 <= g.depth.high for g in found if g.depth]
-    both = [g.difference.low <= 0.4 <= g.difference.high for g in found if g.difference]
-    assert 0.92 <= np.mean(depth) <= 0.99
-    assert 0.92 <= np.mean(both) <= 0.99
-
-
-def sliced(sizes: list[Size]) -> list[Slice]:
-    return iso_mac(sizes, noise(sizes))
-
-
-def slice_of(error: Callable[[float], float], *, sd=0.05, seeds=3) -> list[Size]:
-    rng = np.random.default_rng(0)
-    return [
-        size(
-            f"d{d}",
-            1e6 * (1 + 0.01 * i),
-            *(error(math.log(d / w)) + sd * rng.standard_normal(seeds)),
-            depth=d,
-            width=w,
-        )
-        for i, (d, w) in enumerate(((4, 48), (8, 32), (16, 24), (32, 16), (64, 12)))
-    ]
-
-
-def test_the_best_shape_of_an_equal_cost_slice_is_found():
-    (found,) = sliced(slice_of(lambda u: 20 + 0.6 * (u + 0.5) ** 2))
-    assert found.optimum is not None
-    assert found.optimum.low < math.exp(-0.5) < found.optimum.high
-    assert found.optimum.value == pytest.approx(math.exp(-0.5), rel=0.1)
-    assert found.parabola is not None
-    assert found.curve([1.0]) == pytest.approx([20 + 0.6 * 0.25], abs=0.15)
-    assert [s.label for s in found.sizes] == ["d64", "d32", "d16", "d8", "d4"]
-
-
-def test_a_slice_without_a_minimum_between_its_ends_says_so():
-    (found,) = sliced(slice_of(lambda u: 20 + 0.5 * u))
-    assert found.optimum is None
-    assert found.difference.is_significant
-    assert found.difference.value > 0
-    assert "the least is at d4 (the wide end)" in found.text()
-
-
-def test_two_shapes_within_noise_are_not_significant():
-    pair = [
-        size("deep", 1e6, 20.0, 20.6, depth=8, width=8),
-        size("wide", 1.1e6, 20.1, 20.4, depth=2, width=16),
-        size("alone", 9e6, 15.0, depth=2, width=64),
-    ]
-    (found,) = sliced(pair)
-    assert not found.difference.is_significant
-    assert found.parabola is None
-    assert "not significant" in found.text()
+# -- shape exponents ------------------------------------------------------------------------------
 
 
 def star(sd: float, lengths=(1, 2, 4, 8)) -> list[Size]:
@@ -370,30 +259,3 @@ def test_a_star_trained_for_one_length_does_not_determine_exponents():
 def test_shape_exponents_need_three_values_of_each_dimension():
     with pytest.raises(TooFew, match=r"2 values of width, .* at least 3"):
         shape_of([s for s in star(0.0) if s.width in (32, 40)])
-
-
-def test_a_slice_without_seeds_is_judged_by_the_noise_of_other_recipes_and_never_by_vals_images():
-    pair = [
-        Size(label="deep", cost=1e6, errors=(13.0,), depth=20, width=16),
-        Size(label="wide", cost=1e6, errors=(12.0,), depth=4, width=32),
-    ]
-    noisy = [Size(label=str(i), cost=1e6, errors=(20.0 + i, 22.0 + i)) for i in range(4)]
-    quiet = [Size(label=str(i), cost=1e6, errors=(20.0 + i, 20.1 + i)) for i in range(4)]
-    (alone,) = iso_mac(pair, noise(pair, 10_000))
-    (unsure,) = iso_mac(pair, noise(noisy, 10_000))
-    (sure,) = iso_mac(pair, noise(quiet, 10_000))
-    assert [one.difference.is_significant for one in (alone, unsure, sure)] == [False, False, True]
-    assert "not told from luck" in alone.text()
-    assert "not significant" in unsure.text()
-    assert alone.difference.value == unsure.difference.value == sure.difference.value
-
-
-def test_a_gain_between_two_sizes_is_judged_as_the_difference_of_two_means():
-    pair = [
-        size("thin", 1e6, 20.0, 20.6, depth=4, width=8),
-        size("wide", 4e6, 19.0, 19.4, depth=4, width=16),
-    ]
-    known = noise(pair)
-    gain, step = growth(pair, known).width, known.difference(pair[0].seeds, pair[1].seeds)
-    assert gain is not None
-    assert (2 * gain.low, 2 * gain.high) == pytest.approx((step.low, step.high))

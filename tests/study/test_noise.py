@@ -19,7 +19,6 @@ from mambaout.study.origin import BaselinePoint, GridPoint
 from mambaout.study.report.findings import answer
 from mambaout.study.report.ranking import Standing
 from mambaout.study.report.reading import Reading, reading
-from mambaout.study.report.sections import sections
 from mambaout.study.report.tables import WITHIN_NOISE, ranked_cells
 from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import MINIVAL_TOP1, TOP1
@@ -122,10 +121,8 @@ def test_a_length_with_one_seed_a_recipe_takes_the_seeds_of_the_other_lengths_ev
     half = found.noise.half_width(row.mean(TOP1))
     assert half == pytest.approx(t95(10) * 0.79)
     assert f"89.10 ± {half:.2f} (n=1)" in str(ranked_cells(found.standing).cells)
-    assert all(
-        piece.difference.half == pytest.approx(2**0.5 * (half or 0.0)) for piece in long.slices
-    )
     assert long.slices
+    assert all(piece.difference.half > 1.41 * (half or 0.0) for piece in long.slices)
     (law,) = [one.law for one in found.laws if one.name == "36 epochs"]
     assert law is None or law.noise is found.noise
 
@@ -183,12 +180,6 @@ def verdicts(found: Reading) -> Iterator[Verdict]:
         yield TOP1, "baseline", label, told == "beyond"
     for label, told in re.findall(r"points \([^)]*\) over (\S+), (better|worse|not sig)", text):
         yield TOP1, f"{label}-mup", label, told != "not sig"
-    shapes = "\n".join(line for part in sections(found) for line in part.said)
-    for one, other, doubt in re.findall(
-        r"(\S+) \(deepest\) against (\S+) \(widest\): \S+ leads by .*? points \([^)]*\)(, not)?",
-        shapes,
-    ):
-        yield TOP1, one, other, not doubt
     for one in found.grown:
         for gain, count in ((one.growth.depth, "num_depth"), (one.growth.width, "num_width")):
             if gain is not None and len(one.family.rows) == 2 and standing.has_verdict:

@@ -89,8 +89,9 @@ def test_five_published_sizes_do_not_tell_depth_from_width():
     assert (grown.num_depth, grown.num_width) == (4, 4)
     assert grown.depth is not None
     assert grown.depth.value == pytest.approx(1.55, abs=0.05)
-    assert grown.verdict == "not significant"
-    assert "not significant" in grown.text()
+    assert grown.contrast is not None
+    assert grown.contrast.verdict == "not significant"
+    assert "not significant" in grown.contrast.text()
 
 
 def test_an_unknown_family_is_refused_with_those_there_are():

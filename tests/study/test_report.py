@@ -253,7 +253,7 @@ def test_depth_and_width_are_priced_apart(tmp_path):
     flat = {"w8-d2": 80.0, "w8-d6": 84.0, "w16-d2": 80.0, "w16-d6": 84.0}
     flat = {label: [value - 0.1, value + 0.1] for label, value in flat.items()}
     text = said(study_with(tmp_path, flat))
-    pattern = r"([+-][\d.]+) \(.*?\) points by depth and ([+-][\d.]+) \(.*?\) points by width"
+    pattern = r"([+-][\d.]+) \([^)]*\) points by depth and ([+-][\d.]+) \([^)]*\) points by width"
     match = re.search(pattern, text)
     assert match, text
     assert float(match[1]) > 3

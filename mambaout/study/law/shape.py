@@ -1,22 +1,192 @@
-"""Deeper or wider: gains by depth and width, shapes at equal cost, SoViT's shape exponents.
+"""Deeper or wider: the contrast of width and depth at equal MACs, and the gains by each.
 
-All of it is computed from sizes with depth and width, and from the noise of the report (noise.py).
-Intervals are 95 %. An interval that includes 0 means that the data do not decide.
+Both come from sizes with depth and width, and from the noise of the report (noise.py). Intervals
+are 95 %. An interval that includes 0 means that the data do not decide.
+
+The contrast decides. The gains only describe: a line of widths begins at fewer MACs than a line of
+depths, where accuracy still rises fast. So the gain by width is larger than the gain by depth even
+if MACs alone matter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
-from mambaout.numbers import count_text
-from mambaout.study.law.fit import Size, interval_of
-from mambaout.study.law.noise import Difference, Interval, SeedNoise
+from mambaout.study.law.fit import Size
+from mambaout.study.law.noise import Interval, SeedNoise
 from mambaout.study.law.power_law import Array
-from mambaout.study.law.scatter import scatter_factors, seed_factors
+from mambaout.study.law.scatter import scatter_factors
+
+# A column of the model counts as determined if this share of it is independent of the others.
+_INDEPENDENT = 1e-3
+POWER = 0.8  # share of studies that find a difference that is called detectable
+_LEAST_DOUBLINGS = 0.5  # of cost, from the cheapest size to the dearest, for a slope over cost
+
+# -- the contrast at equal cost --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """accuracy = 1 + x + x^2 + s over sizes: x is log2 of the cost, s log2 of width / depth.
+
+    x is measured from its mean. Without five sizes the term x^2 is left out.
+    """
+
+    x: Array  # (n,)
+    s: Array  # (n,)
+    is_curved: bool
+    weights: Array  # (n, number of terms): weights.T @ accuracies are the coefficients
+
+    @property
+    def contrast_weights(self) -> Array:
+        """(n,): their product with the accuracies is the coefficient of s."""
+        return self.weights[:, -1]
+
+    @property
+    def terms(self) -> Array:
+        return _terms(self.x, self.s, self.is_curved)
+
+    def residuals(self, y: Array) -> Array:
+        return y - self.terms @ (self.weights.T @ y)
+
+    def cost_weights(self, x: float, others: Array) -> Array:
+        """(k, n): their product with the accuracies is what `others` (k,) gain from cost over x."""
+        steps = [others - x] + ([others**2 - x**2] if self.is_curved else [])
+        return np.stack(steps, 1) @ self.weights[:, 1 : 1 + len(steps)].T
+
+
+def _terms(x: Array, s: Array, is_curved: bool) -> Array:
+    columns = [np.ones_like(x), x, *([x**2] if is_curved else []), s]
+    return np.stack(columns, axis=1)
+
+
+def cost_model(sizes: Sequence[Size], noise: SeedNoise) -> CostModel | None:
+    """The model of the sizes; None if they do not tell shape and cost apart."""
+    if len(sizes) < 3:
+        return None
+    x = np.log2(np.array([size.cost for size in sizes]))
+    s = np.log2(np.array([size.width / size.depth for size in sizes]))
+    if not np.isfinite(s).all():
+        return None
+    if np.ptp(x) < _LEAST_DOUBLINGS:
+        return None
+    x = x - x.mean()
+    for is_curved in (True, False):
+        terms = _terms(x, s, is_curved)
+        if len(sizes) <= terms.shape[1] and is_curved:
+            continue
+        if len(sizes) < terms.shape[1] or not _is_determined(terms):
+            continue
+        scale = np.sqrt(1 / noise.variances([size.seeds for size in sizes]))
+        weights = np.asarray(np.linalg.pinv(terms * scale[:, None]).T * scale[:, None], float)
+        return CostModel(x, s, is_curved, weights)
+    return None
+
+
+def _is_determined(terms: Array) -> bool:
+    """Whether every column differs from all combinations of the others."""
+    for place in range(1, terms.shape[1]):
+        column, others = terms[:, place], np.delete(terms, place, axis=1)
+        left = column - others @ np.linalg.lstsq(others, column, rcond=None)[0]
+        centred = column - column.mean()
+        if not (left**2).sum() > _INDEPENDENT * (centred**2).sum() > 0:
+            return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Width against depth at equal cost."""
+
+    gain: Interval  # points of top-1 if width / depth doubles and the cost stays
+    detectable: float  # points: a true gain of so much is significant in 80 % of such studies
+    num_sizes: int
+    is_curved: bool  # whether the curve of accuracy over cost is allowed for
+    without: Mapping[str, Interval | None]  # the gain without "width 8"; None if not determined
+
+    @property
+    def verdict(self) -> str:
+        """ "wider", "deeper" or "not significant"."""
+        if not self.gain.excludes_zero:
+            return "not significant"
+        return "wider" if self.gain.value > 0 else "deeper"
+
+    @property
+    def rests_on(self) -> list[str]:
+        """The families of shapes without which the verdict is not significant any more."""
+        if not self.gain.excludes_zero:
+            return []
+        return [
+            name
+            for name, gain in self.without.items()
+            if gain is None or not gain.excludes_zero or gain.value * self.gain.value < 0
+        ]
+
+    def text(self) -> str:
+        gain = self.gain
+        told = "not significant" if self.verdict == "not significant" else f"{self.verdict} wins"
+        return f"{gain.value:+.2f} points ({gain.low:+.2f} to {gain.high:+.2f}), {told}"
+
+
+def contrast(sizes: Sequence[Size], noise: SeedNoise) -> Contrast | None:
+    """Width against depth at equal cost; None if the sizes do not determine it.
+
+    Accuracy is modelled by CostModel. The sizes may scatter around it by more than their seeds.
+    A family of shapes is all sizes of one width, or all of one depth.
+    """
+    shaped = [size for size in sizes if math.isfinite(size.depth) and math.isfinite(size.width)]
+    found = _gain_of_shape(shaped, noise)
+    if found is None:
+        return None
+    gain, error, model = found
+    families = [(f"width {w:g}", w, None) for w in sorted({size.width for size in shaped})]
+    families += [(f"depth {d:g}", None, d) for d in sorted({size.depth for size in shaped})]
+    without = {}
+    for name, width, depth in families:
+        left = [size for size in shaped if size.width != width and size.depth != depth]
+        without[name] = gain_of_shape(left, noise)
+    return Contrast(
+        gain=gain,
+        detectable=(gain.high - gain.low) / 2 + NormalDist().inv_cdf(POWER) * error,
+        num_sizes=len(shaped),
+        is_curved=model.is_curved,
+        without=without,
+    )
+
+
+def gain_of_shape(sizes: Sequence[Size], noise: SeedNoise) -> Interval | None:
+    """What sizes gain if width / depth doubles at equal cost; None if they do not determine it."""
+    found = _gain_of_shape(sizes, noise)
+    return None if found is None else found[0]
+
+
+def _gain_of_shape(
+    sizes: Sequence[Size], noise: SeedNoise
+) -> tuple[Interval, float, CostModel] | None:
+    """The gain, its standard error by the noise alone, and the model."""
+    model = cost_model(sizes, noise)
+    if model is None:
+        return None
+    means = [size.seeds for size in sizes]
+    y = np.array([-mean.value for mean in means])
+    variances = noise.variances(means)
+    misfit = float((model.residuals(y) ** 2 / variances).sum())
+    degrees = len(sizes) - model.weights.shape[1]
+    weights = model.contrast_weights
+    value = float(weights @ y)
+    error = math.sqrt(float((weights**2 * variances).sum()))
+    if degrees > 0:
+        half = error * half_in_errors(noise.degrees(means), misfit, degrees)
+    else:
+        half = noise.half_width_of_sum(means, weights.tolist())
+    return Interval(value, value - half, value + half), error, model
+
 
 # -- the gain per doubling of cost -----------------------------------------------------------------
 
@@ -27,48 +197,18 @@ class Growth:
 
     depth: Interval | None  # None if no two sizes differ only in depth
     width: Interval | None
-    difference: Interval | None  # width minus depth
+    contrast: Contrast | None  # at equal cost; None if depth or width was not varied
     num_depth: int  # sizes from which the depth gain is computed
     num_width: int
-
-    @property
-    def verdict(self) -> str:
-        """ "wider", "deeper" or "not significant"; "" if depth or width was not varied."""
-        if self.difference is None:
-            return ""
-        if not self.difference.excludes_zero:
-            return "not significant"
-        return "wider" if self.difference.value > 0 else "deeper"
-
-    def text(self) -> str:
-        parts = [
-            f"{gain.value:+.2f} points ({gain.low:+.2f} to {gain.high:+.2f}, {count} sizes) when "
-            f"spent on {axis}"
-            for axis, gain, count in (
-                ("depth", self.depth, self.num_depth),
-                ("width", self.width, self.num_width),
-            )
-            if gain is not None
-        ]
-        if not parts:
-            return "no two sizes differ in depth alone or in width alone"
-        text = f"a doubling of MACs bought {' and '.join(parts)}"
-        if self.difference is not None:
-            d = self.difference
-            text += f"; width over depth {d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f}), " + (
-                "not significant" if not d.excludes_zero else f"{self.verdict} is better"
-            )
-        return text
 
 
 def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
     """Gains per doubling by depth and by width. Each is one slope, with an offset for each line.
 
-    A line is a set of sizes with one width (for depth) or with one depth (for width). A size on
-    lines of both kinds counts in both, and its noise then cancels correctly in the difference.
-    Curvature of the lines counts as noise, so the intervals are those of the mean gain over the
-    range. If every line has only two sizes, a gain is a difference of two means, and its interval
-    is that of such a difference.
+    A line is a set of sizes with one width (for depth) or with one depth (for width). Curvature of
+    the lines counts as noise, so the intervals are those of the mean gain over the range. If every
+    line has only two sizes, a gain is a difference of two means, and its interval is that of such a
+    difference.
     """
     means = [size.seeds for size in sizes]
     y = np.array([-mean.value for mean in means])
@@ -86,7 +226,7 @@ def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
             misfit += float((residuals**2 / variances[line]).sum())
             degrees += len(line) - 1
         degrees -= 1
-    errors = _standard_errors(noise.degrees(means), misfit, degrees) if degrees > 0 else None
+    errors = half_in_errors(noise.degrees(means), misfit, degrees) if degrees > 0 else None
 
     def interval(weights: Array) -> Interval:
         value = float(weights @ y)
@@ -96,13 +236,10 @@ def growth(sizes: Sequence[Size], noise: SeedNoise) -> Growth:
             half = errors * math.sqrt(float((weights**2 * variances).sum()))
         return Interval(value, value - half, value + half)
 
-    difference = None
-    if by_depth is not None and by_width is not None:
-        difference = interval(by_width.weights - by_depth.weights)
     return Growth(
         depth=interval(by_depth.weights) if by_depth else None,
         width=interval(by_width.weights) if by_width else None,
-        difference=difference,
+        contrast=contrast(sizes, noise) if by_depth and by_width else None,
         num_depth=sum(map(len, by_depth.lines)) if by_depth else 0,
         num_width=sum(map(len, by_width.lines)) if by_width else 0,
     )
@@ -129,113 +266,13 @@ def _slope(sizes: Sequence[Size], x: Array, fixed: Callable[[Size], float]) -> _
     return _Slope(weights / (weights**2).sum(), lines)
 
 
-def _standard_errors(noise_degrees: float, misfit: float, degrees: int) -> float:
-    """Standard errors in half a 95 % interval: more if the sizes scatter by more than noise."""
+@lru_cache(maxsize=1000)
+def half_in_errors(noise_degrees: float, misfit: float, degrees: int) -> float:
+    """Half a 95 % interval in standard errors: more if the sizes scatter by more than noise.
+
+    `misfit` is the sum of squared residuals, each divided by its variance, with `degrees` degrees
+    of freedom.
+    """
     rng = np.random.default_rng(0)
     factors = scatter_factors(noise_degrees, rng, 4000, misfit, degrees)
     return float(np.quantile(np.abs(factors * rng.standard_normal(4000)), 0.95))
-
-
-# -- shapes at equal cost -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """Shapes of about equal cost."""
-
-    cost: float  # geometric mean
-    sizes: tuple[Size, ...]  # deepest for its width first
-    parabola: tuple[float, float, float] | None  # error over u = ln(depth / width): u^2, u, 1
-    optimum: Interval | None  # depth / width of least error; None without an inner minimum
-    difference: Difference  # in error, deepest minus widest; positive if the widest is better
-
-    @property
-    def best(self) -> Size:
-        return min(self.sizes, key=lambda size: size.error)
-
-    def curve(self, ratios: Sequence[float]) -> list[float]:
-        """The parabola's error at each depth / width; empty without one."""
-        if self.parabola is None:
-            return []
-        return [float(v) for v in np.polyval(self.parabola, np.log(np.asarray(ratios, float)))]
-
-    def text(self) -> str:
-        deep, wide = self.sizes[0], self.sizes[-1]
-        d = self.difference
-        better = wide if d.value > 0 else deep
-        gap = f"{abs(d.value):.2f} points ({d.low:+.2f} to {d.high:+.2f})"
-        told = f"{better.label} leads by {gap}" + (f", {d.doubt}" if d.doubt else "")
-        text = f"at {count_text(self.cost)}, {deep.label} (deepest) against {wide.label} (widest): "
-        text += told
-        if self.optimum is not None:
-            o = self.optimum
-            text += f"; least error at depth / width {o.value:.3g} ({o.low:.3g} to {o.high:.3g})"
-        elif self.parabola is not None:
-            end = {deep.label: " (the deep end)", wide.label: " (the wide end)"}
-            where = end.get(self.best.label, "")
-            text += "; no minimum between the ends is shown: the least is at "
-            text += f"{self.best.label}{where}"
-        return text
-
-
-def iso_mac(
-    sizes: Sequence[Size],
-    noise: SeedNoise,
-    tolerance: float = 0.15,
-    *,
-    num_resamples: int = 400,
-    seed: int = 0,
-) -> list[Slice]:
-    """Slices of at least two shapes whose costs are within `tolerance`, cheapest first.
-
-    With three or more shapes, a parabola of error over ln(depth / width) is fitted. Its minimum
-    counts as an optimum if at least 95 % of the resamples have a minimum between the ends.
-    """
-    shaped = [s for s in sizes if math.isfinite(s.depth) and math.isfinite(s.width)]
-    groups: list[list[Size]] = []
-    for size in sorted(shaped, key=lambda size: size.cost):
-        if groups and size.cost <= (1 + tolerance) * groups[-1][0].cost:
-            groups[-1].append(size)
-        else:
-            groups.append([size])
-    return [
-        _slice(sorted(group, key=_ratio, reverse=True), noise, num_resamples, seed)
-        for group in groups
-        if len({_ratio(size) for size in group}) > 1
-    ]
-
-
-def _ratio(size: Size) -> float:
-    return size.depth / size.width
-
-
-def _slice(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int) -> Slice:
-    rng = np.random.default_rng(seed)
-    u = np.log([_ratio(size) for size in sizes])
-    means = [size.seeds for size in sizes]
-    errors = np.array([mean.value for mean in means])
-    variances = noise.variances(means)
-    # The differences between shapes are the question, so only the seeds count as scatter.
-    factors = seed_factors(noise.degrees(means), rng, num_resamples)
-    moved = errors + factors[:, None] * np.sqrt(variances) * rng.standard_normal(
-        (num_resamples, len(errors))
-    )
-    both = np.concatenate([errors[None], moved])
-    parabola, optimum = None, None
-    if len(set(np.round(u, 6))) >= 3:
-        basis = np.stack([u**2, u, np.ones_like(u)], axis=1)
-        weights = np.sqrt(1 / variances)[:, None]
-        fitted = both @ (np.linalg.pinv(basis * weights) * np.transpose(weights)).T
-        parabola = (float(fitted[0, 0]), float(fitted[0, 1]), float(fitted[0, 2]))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            lowest = -fitted[:, 1] / (2 * fitted[:, 0])
-        inside = (fitted[:, 0] > 0) & (lowest > u.min()) & (lowest < u.max())
-        if inside[0] and inside[1:].mean() >= 0.95:
-            optimum = interval_of(np.exp(np.concatenate([lowest[:1], lowest[1:][inside[1:]]])))
-    return Slice(
-        cost=math.exp(float(np.log([size.cost for size in sizes]).mean())),
-        sizes=tuple(sizes),
-        parabola=parabola,
-        optimum=optimum,
-        difference=noise.difference(means[0], means[-1]),
-    )

@@ -6,12 +6,11 @@ each length. So the two axes are never mixed.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mambaout.numbers import counted
-from mambaout.recipe import BASELINE, Recipe
+from mambaout.study.ladders import largest_group
 from mambaout.study.law.fit import Size
 from mambaout.study.report.rows import Row
 from mambaout.train.metrics import MACS, TOP1
@@ -62,13 +61,9 @@ def families(table: Sequence[Row]) -> list[Family]:
     is taken. The baseline recipe is not part of it.
     """
     ready = [row for row in table if row.mean(TOP1) and row.mean(MACS) and not row.is_baseline]
-    keys = {row.recipe: _besides_shape(row.recipe) for row in ready}
-    sizes = Counter(keys[row.recipe] for row in ready)
-    largest = max(sizes, key=lambda key: sizes[key], default=None)
     lengths: dict[int, list[Row]] = {}
-    for row in ready:
-        if keys[row.recipe] == largest:
-            lengths.setdefault(row.epochs, []).append(row)
+    for place in largest_group({place: row.recipe for place, row in enumerate(ready)}):
+        lengths.setdefault(ready[place].epochs, []).append(ready[place])
     return [
         Family(epochs, tuple(sorted(lengths[epochs], key=lambda row: row.mean(MACS).value)))
         for epochs in sorted(lengths)
@@ -78,25 +73,3 @@ def families(table: Sequence[Row]) -> list[Family]:
 def longest(found: Sequence[Family]) -> Family | None:
     """The ladder with the most recipes. In a tie, the one with the longest training."""
     return max(found, key=lambda family: (len(family.rows), family.epochs), default=None)
-
-
-def _besides_shape(recipe: Recipe) -> Recipe:
-    """The recipe without the fields that a ladder varies.
-
-    These are depths, widths, and the drop path, which follows the size in the paper. They are also
-    the epochs, and the warm-up, which follows the epochs.
-    """
-    model, schedule = BASELINE.model, BASELINE.schedule
-    return replace(
-        recipe,
-        model=replace(
-            recipe.model, depths=model.depths, dims=model.dims, drop_path=0.0, hidden_multiple=1
-        ),
-        schedule=replace(
-            recipe.schedule,
-            epochs=schedule.epochs,
-            warmup_epochs=schedule.warmup_epochs,
-            cooldown_epochs=0,
-        ),
-        eval_every_epochs=1,
-    )

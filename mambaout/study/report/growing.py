@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from mambaout.study.law.fit import Interval
+from mambaout.study.law.noise import Interval
+from mambaout.study.report.content import Table
 from mambaout.study.report.reading import GrowthFinding, Reading
 
 
 def deeper_or_wider(reading: Reading) -> list[str]:
     """The direct answer, if the study varies both depth and width."""
-    told = [one for one in reading.grown if one.growth.difference is not None]
+    told = [one for one in reading.grown if one.growth.contrast is not None]
     if not told or not reading.standing.has_verdict:
         return []
-    gains = "; ".join(_gains(one) for one in told)
     lengths = [one for one in told if not one.family.title]
     tuned = [one for one in told if one.family.title]
     parts = [f"With a recipe tuned for each size: {_lower(_verdict(tuned))}"] if tuned else []
@@ -22,7 +23,17 @@ def deeper_or_wider(reading: Reading) -> list[str]:
         same = "With one recipe for all sizes: " if tuned else ""
         verdict = _verdict(lengths)
         parts.append((f"{same}{_lower(verdict)}" if same else verdict) + _change(lengths))
-    return [" ".join(parts), f"A doubling of MACs bought, with 95 % intervals: {gains}."]
+    contrasts = "; ".join(f"{one.family.where} {_contrast(one)}" for one in told)
+    gains = "; ".join(_gains(one) for one in told)
+    return [
+        " ".join(parts),
+        "At equal MACs, a network with twice the width for its depth reaches (points of top-1, "
+        f"95 % intervals): {contrasts}.",
+        *_rests(told),
+        _precision(told, reading.study),
+        f"A doubling of MACs bought, with 95 % intervals: {gains}. These gains describe the lines "
+        "and are not compared, because the lines begin at different MACs.",
+    ]
 
 
 def one_way(reading: Reading) -> list[str]:
@@ -35,27 +46,27 @@ def _lower(text: str) -> str:
 
 
 def _verdict(told: Sequence[GrowthFinding]) -> str:
-    found = {one.growth.verdict for one in told}
+    verdicts = [one.growth.contrast.verdict for one in told if one.growth.contrast]
+    found = set(verdicts)
     lengths = _lengths(told)
     if len(told) == 1:
         if found == {"not significant"}:
             return f"Deeper or wider makes no significant difference at {lengths}."
-        return f"Grow {told[0].growth.verdict}, at {lengths}."
+        return f"Grow {verdicts[0]}, at {lengths}."
     if found == {"not significant"}:
         return f"Deeper or wider makes no significant difference at any length: {lengths}."
     if len(found) == 1:
         return f"Grow {found.pop()} at every length of training: {lengths}."
-    by_verdict = [
-        (verdict, [one for one in told if one.growth.verdict == verdict])
-        for verdict in ("wider", "deeper")
-    ]
-    parts = [f"{verdict} at {_lengths(which)}" for verdict, which in by_verdict if which]
-    unclear = [one for one in told if one.growth.verdict == "not significant"]
+    by_verdict = {
+        verdict: [one for one, own in zip(told, verdicts, strict=True) if own == verdict]
+        for verdict in ("wider", "deeper", "not significant")
+    }
+    unclear = by_verdict.pop("not significant")
+    parts = [f"{verdict} at {_lengths(which)}" for verdict, which in by_verdict.items() if which]
     if unclear:
         parts.append(f"no significant difference at {_lengths(unclear)}")
-    flips = "The answer flips with the length of training: " if len(parts) > len(unclear) else ""
     both = {"wider", "deeper"} <= found
-    start = flips if both else "Grow "
+    start = "The answer flips with the length of training: " if both else "Grow "
     return f"{start}{', '.join(parts)}."
 
 
@@ -66,8 +77,75 @@ def _lengths(which: Sequence[GrowthFinding]) -> str:
     return f"{', '.join(most)} and {last} {ending}" if most else f"{last} {ending}"
 
 
+def _contrast(one: GrowthFinding) -> str:
+    assert one.growth.contrast is not None
+    gain = one.growth.contrast.gain
+    return _signed(gain) + ("" if gain.excludes_zero else ", not significant")
+
+
+def _rests(told: Sequence[GrowthFinding]) -> list[str]:
+    """Which shapes carry a significant contrast."""
+    sure = [one for one in told if one.growth.contrast and one.growth.contrast.gain.excludes_zero]
+    parts = []
+    for one in sure:
+        assert one.growth.contrast is not None
+        names = one.growth.contrast.rests_on
+        values = [gain.value for gain in one.growth.contrast.without.values() if gain]
+        if not values:
+            parts.append(f"{one.family.where} shape and MACs are then not told apart")
+            continue
+        text = f"{one.family.where} it is {min(values):+.2f} to {max(values):+.2f} points"
+        if names:
+            text += f", and not significant without {_any_of(names)}"
+        else:
+            text += ", significant each time"
+        parts.append(text)
+    return [f"Without any one width or depth: {'; '.join(parts)}."] if parts else []
+
+
+def _precision(told: Sequence[GrowthFinding], study: Mapping[str, Any]) -> str:
+    """Which difference the study could find, beside the one that it was planned for."""
+    parts = [
+        f"{one.growth.contrast.detectable:.2f} points {one.family.where}"
+        for one in told
+        if one.growth.contrast is not None
+    ]
+    text = f"Such a study finds a difference in 80 % of cases if it is {'; '.join(parts)}."
+    if detect := study.get("detect"):
+        text += f" It was planned to find {detect['points']:g} points (--detect)."
+    if until := study.get("until"):
+        text += f" Seeds were added until ± {until:g} points (--until)."
+    return text
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """ "width 8, width 16 or depth 4"."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def contrast_table(reading: Reading) -> list[Table]:
+    """The contrast at equal MACs, with all shapes and without each width and each depth."""
+    if not reading.standing.has_verdict:
+        return []
+    cells = []
+    for one in reading.grown:
+        found = one.growth.contrast
+        if found is None:
+            continue
+        rows = {"all shapes": found.gain} | {f"without {n}": g for n, g in found.without.items()}
+        for name, gain in rows.items():
+            if gain is None:
+                cells.append([one.family.name, name, "-", "shape and MACs are not told apart"])
+            else:
+                told = "significant" if gain.excludes_zero else "not significant"
+                cells.append([one.family.name, name, _signed(gain), told])
+    header = ("ladder", "shapes", "points of top-1 for twice the width / depth", "at equal MACs")
+    return [Table(header, cells, (1, 3))] if cells else []
+
+
 def _gains(one: GrowthFinding, *, sure: bool = True) -> str:
-    """The gains by depth and by width; without intervals and verdict unless `sure`."""
+    """The gains by depth and by width; without intervals unless `sure`."""
     growth, signed = one.growth, _signed if sure else _value
     parts = [
         f"{signed(gain)} points by {axis}"
@@ -75,28 +153,25 @@ def _gains(one: GrowthFinding, *, sure: bool = True) -> str:
         if gain is not None
     ]
     text = f"{one.family.where} {' and '.join(parts)}"
-    if growth.difference is not None and sure:
-        text += f", width over depth {_signed(growth.difference)}"
-        text += "" if growth.difference.excludes_zero else ", not significant"
-    elif sure and not any(gain.excludes_zero for gain in (growth.depth, growth.width) if gain):
+    if sure and not any(gain.excludes_zero for gain in (growth.depth, growth.width) if gain):
         text += ", not significant"
     return text
 
 
 def _change(told: Sequence[GrowthFinding]) -> str:
-    """Whether width's lead over depth differs between the shortest and the longest training."""
+    """Whether the contrast differs between the shortest and the longest training."""
     if len(told) < 2:
         return ""
-    first, last = told[0].growth.difference, told[-1].growth.difference
+    first, last = told[0].growth.contrast, told[-1].growth.contrast
     if first is None or last is None:
         return ""
-    change = last.value - first.value
+    change = last.gain.value - first.gain.value
     # The two lengths share no run, so their errors are independent.
-    half = math.hypot(first.high - first.low, last.high - last.low) / 2
+    half = math.hypot(first.gain.high - first.gain.low, last.gain.high - last.gain.low) / 2
     whole = Interval(change, change - half, change + half)
     text = (
-        f" From {told[0].family.epochs} to {told[-1].family.name} width's lead over depth changes "
-        f"by {_signed(whole)} points a doubling"
+        f" From {told[0].family.epochs} to {told[-1].family.name} the gain from twice the width "
+        f"for the depth changes by {_signed(whole)} points"
     )
     if not math.isfinite(half):
         return f"{text}; without seeds how sure that is cannot be said."

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.numbers import count_text
 from mambaout.study.law.fit import Law
-from mambaout.study.law.shape import Slice
+from mambaout.study.law.slices import Slice
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
     DEEP,
@@ -197,7 +197,7 @@ def _group(piece: Slice) -> str:
 
 def _slice(axes: Axes, piece: Slice, reading: Reading, color: str, marker: str) -> None:
     ratios = [one.depth / one.width for one in piece.sizes]
-    errors = [one.error for one in piece.sizes]
+    errors = list(piece.errors)
     halves = [reading.noise.half_width(one.seeds) or 0.0 for one in piece.sizes]
     low = [min(half, 0.9 * error) for half, error in zip(halves, errors, strict=True)]
     curve = piece.curve(grid := list(np.geomspace(min(ratios), max(ratios), 40)))

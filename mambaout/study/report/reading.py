@@ -16,7 +16,8 @@ from mambaout.study.law.joint import REPEATS, JointLaw, fit_joint
 from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.plateau import Plateau, plateaus
 from mambaout.study.law.prediction import PREDICTION_FILE, JudgedPrediction, judged
-from mambaout.study.law.shape import Growth, Slice, growth, iso_mac
+from mambaout.study.law.shape import Growth, growth
+from mambaout.study.law.slices import Slice, iso_mac
 from mambaout.study.report.families import Family, families, size
 from mambaout.study.report.ranking import Standing, standing
 from mambaout.study.report.rows import Row

@@ -14,7 +14,7 @@ from mambaout.study.law.fit import Law
 from mambaout.study.report.charts import COST_AXES, accuracy, is_drawn
 from mambaout.study.report.content import Section, Table
 from mambaout.study.report.curves import MAX_RECIPES, learning_curves, training_loss
-from mambaout.study.report.growing import at_equal_macs, shape_exponents
+from mambaout.study.report.growing import at_equal_macs, contrast_table, shape_exponents
 from mambaout.study.report.joint_section import (
     JOINT_CAPTIONS,
     JOINT_CHART,
@@ -55,8 +55,9 @@ CAPTIONS = {
     "growth.png": "What doubling a network's MACs gained in top-1 when they went into more blocks "
     "and when they went into more channels, with 95 % intervals. Where the lines cross, the answer "
     "depends on the length of training.",
-    "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other, so that "
-    "only their shape differs; a curve is the parabola through three shapes or more.",
+    "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other. What that "
+    "difference gains is taken out, so that only their shape differs; a curve is the parabola "
+    "through three shapes or more.",
     **JOINT_CAPTIONS,
     **SEARCH_CHARTS,
     "published.png": SOURCE,
@@ -134,7 +135,8 @@ def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Se
     said = [*at_equal_macs(reading), *shape_exponents(reading)]
     if not reading.standing.has_verdict:
         said = [ONE_SEED, *said]
-    return [Section("Deeper or wider", said, (), charts)] if charts else []
+    tables = contrast_table(reading)
+    return [Section("Deeper or wider", said, tables, charts)] if charts or tables else []
 
 
 def _costs(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:

@@ -1,4 +1,4 @@
-"""The agenda of a whole study: its recipes, its searches, then the recipe that it predicts."""
+"""The agenda of a whole study: its recipes, its searches, more seeds, then what it predicts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 from mambaout.endings import Ending
 from mambaout.study.search.ledger import Ledger
+from mambaout.study.search.more_seeds import MoreSeeds
 from mambaout.study.search.search_agenda import SearchAgenda
 from mambaout.study.study import Run, StudyFolder, Trial
 
 
 class Chain:
-    """Recipes first, then the searches in their order, then the predicted trials; an Agenda.
+    """Recipes first, then the searches in their order, more seeds, the predicted trials; an Agenda.
 
     A search that follows another search begins when that search is done. Any other search begins as
     soon as the parts before it leave a worker idle. The predicted trials begin when all else is
@@ -26,12 +27,14 @@ class Chain:
         predicted: Sequence[Trial],
         ledger: Ledger,
         before_predicted: Callable[[], None] | None = None,
+        more_seeds: MoreSeeds | None = None,
     ) -> None:
         self._searches = {part.search.label: part for part in searches}
         self._fixed = [trial for trial in fixed if not folder.run(trial).status.is_over]
         self._predicted = [trial for trial in predicted if not folder.run(trial).status.is_over]
         self._running: set[str] = set()
         self._ledger, self._before_predicted = ledger, before_predicted
+        self._more_seeds = more_seeds
         self._last_begun = False  # whether the predicted trials may start
         ledger.given |= {trial.key for trial in self._fixed}
         ledger.reserved |= {trial.key for trial in predicted}
@@ -51,6 +54,8 @@ class Chain:
             trial = part.next()
             if trial is not None:
                 return trial
+        if self._more_seeds is not None and (trial := self._more_seeds.next()) is not None:
+            return trial
         if self._predicted and (self._last_begun or self._all_else_is_over()):
             if not self._last_begun and self._before_predicted is not None:
                 self._before_predicted()
@@ -65,7 +70,12 @@ class Chain:
             part.begin(before.carries)
 
     def _all_else_is_over(self) -> bool:
-        return not self._running and all(part.done for part in self._searches.values())
+        searched = all(part.done for part in self._searches.values())
+        return not self._running and searched and self._knows_enough
+
+    @property
+    def _knows_enough(self) -> bool:
+        return self._more_seeds is None or self._more_seeds.over
 
     @property
     def over(self) -> bool:
@@ -73,16 +83,19 @@ class Chain:
             not self._fixed
             and not self._predicted
             and all(part.over for part in self._searches.values())
+            and self._knows_enough
         )
 
     @property
     def num_undecided(self) -> int:
-        return sum(part.num_undecided for part in self._searches.values())
+        more = 0 if self._more_seeds is None else self._more_seeds.num_undecided
+        return more + sum(part.num_undecided for part in self._searches.values())
 
     @property
     def notices(self) -> list[str]:
         """Why there are fewer trials than asked for, a line a search."""
-        return [part.notice for part in self._searches.values() if part.notice is not None]
+        parts = [*self._searches.values(), *([self._more_seeds] if self._more_seeds else [])]
+        return [part.notice for part in parts if part.notice is not None]
 
     def observe(self, trial: Trial, epoch: float, value: float) -> str | None:
         whys = [part.observe(trial, epoch, value) for part in self._searches.values()]
@@ -94,3 +107,5 @@ class Chain:
             self._ledger.ended[run.trial.key] = run
         for part in self._searches.values():
             part.ended(run)
+        if self._more_seeds is not None:
+            self._more_seeds.ended(run)

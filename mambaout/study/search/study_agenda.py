@@ -8,6 +8,7 @@ from mambaout.errors import WrongRequest
 from mambaout.study.search.chain import Chain
 from mambaout.study.search.ledger import Ledger
 from mambaout.study.search.memory import OPTUNA_FILE, Memory, open_store
+from mambaout.study.search.more_seeds import MoreSeeds
 from mambaout.study.search.search_agenda import SearchAgenda
 from mambaout.study.search.space import check_all
 from mambaout.study.study import Study, StudyFolder, Trial
@@ -21,11 +22,13 @@ def agenda(
     trials: Sequence[Trial],
     *,
     before_predicted: Callable[[], None] | None = None,
+    more_seeds: Callable[[Sequence[Trial], Ledger], MoreSeeds] | None = None,
 ) -> Chain:
     """What the study runs next: `trials` in their order, the searches, the predicted recipe.
 
     `before_predicted` is called once: when all else is over, before the first predicted trial
-    starts. ValueError if a search cannot be run, or cannot be run in this folder.
+    starts. `more_seeds` makes the part that adds seeds to `trials`. ValueError if a search cannot
+    be run, or cannot be run in this folder.
     """
     check_all(study.searches, study.recipes)
     for search in study.searches:
@@ -47,4 +50,5 @@ def agenda(
             SearchAgenda(search, Memory(store, search, data), folder, data, ledger)
             for search in study.searches
         ]
-    return Chain(folder, fixed, parts, predicted, ledger, before_predicted)
+    more = None if more_seeds is None else more_seeds(fixed, ledger)
+    return Chain(folder, fixed, parts, predicted, ledger, before_predicted, more)

@@ -1,0 +1,146 @@
+"""Power before a study: how precisely it will know the gain of shape, and which seeds help most.
+
+The numbers come from the analysis that the report will do (shape.py), with the spread between seeds
+that is known or assumed. A difference is found if its 95 % interval excludes 0. The power is the
+share of studies that find it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+
+from mambaout.study.law.noise import SeedNoise, SeedSpread, t95
+from mambaout.study.law.planned import PlannedSize
+from mambaout.study.law.power_law import Array
+from mambaout.study.law.shape import POWER, CostModel, cost_model, half_in_errors
+
+MOST_SEEDS = 100  # of a shape; more is called out of reach
+_UNEVEN = 3  # a shape gets at most so many times the seeds of the shape with the fewest
+_SURE_DEGREES = 1_000_000  # of an assumed spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How precisely sizes of one length will give the gain of shape."""
+
+    standard_error: float  # points
+    half: float  # half of the expected 95 % interval
+
+    def power(self, points: float) -> float:
+        """The share of studies that find a true difference of `points`."""
+        return NormalDist().cdf((abs(points) - self.half) / self.standard_error)
+
+    @property
+    def detectable(self) -> float:
+        """The difference in points that 80 % of studies find."""
+        return self.half + NormalDist().inv_cdf(POWER) * self.standard_error
+
+
+def precision(sizes: Sequence[PlannedSize], sd: float, degrees: float = 0) -> Precision | None:
+    """The expected precision at a spread of `sd` points between seeds.
+
+    `degrees` are the degrees of freedom from other sizes; those of `sizes` are added. None if the
+    sizes do not determine the gain, or if no size has a second seed.
+    """
+    degrees += sum(size.num_seeds - 1 for size in sizes)
+    if degrees < 1:
+        return None
+    noise = _noise(sd, degrees)
+    model = cost_model([size.as_size() for size in sizes], noise)
+    if model is None:
+        return None
+    counts = np.array([size.num_seeds for size in sizes])
+    error = sd * math.sqrt(float((model.contrast_weights**2 / counts).sum()))
+    free = len(sizes) - model.weights.shape[1]
+    errors = half_in_errors(degrees, float(free), free) if free > 0 else t95(degrees)
+    return Precision(standard_error=error, half=errors * error)
+
+
+def _noise(sd: float, degrees: float) -> SeedNoise:
+    count = _SURE_DEGREES if math.isinf(degrees) else round(degrees)
+    return SeedNoise(all_lengths=SeedSpread(points=sd, degrees=count, num_recipes=1))
+
+
+def seeds_needed(
+    sizes: Sequence[PlannedSize], sd: float, points: float, degrees: float = 0
+) -> int | None:
+    """How many seeds each shape needs, so that 80 % of studies find `points`.
+
+    None if it is more than MOST_SEEDS, or if the sizes do not determine the gain.
+    """
+
+    def is_enough(count: int) -> bool:
+        found = precision([replace(s, num_seeds=count) for s in sizes], sd, degrees)
+        return found is not None and found.detectable <= points
+
+    return _least(is_enough)
+
+
+def pair_seeds(sd: float, points: float) -> int | None:
+    """How many seeds each of two networks of equal MACs needs, for the same power."""
+
+    def is_enough(count: int) -> bool:
+        degrees = 2 * (count - 1)
+        if degrees < 1:
+            return False
+        error = sd * math.sqrt(2 / count)
+        return (t95(degrees) + NormalDist().inv_cdf(POWER)) * error <= points
+
+    return _least(is_enough, most=10_000)
+
+
+def _least(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | None:
+    if not is_enough(most):
+        return None
+    low, high = 0, most  # `high` is enough, `low` is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def next_seed(sizes: Sequence[PlannedSize]) -> int:
+    """The place of the size whose next seed makes the gain most precise for its price.
+
+    No size gets more than three times the seeds of another one, so that the scatter of shapes
+    around the model stays visible. ValueError if the sizes do not determine the gain.
+    """
+    model = cost_model([size.as_size() for size in sizes], _noise(1.0, _SURE_DEGREES))
+    if model is None:
+        raise ValueError("the sizes do not tell shape and MACs apart")
+    gains = _gains(model, np.array([size.num_seeds for size in sizes]))
+    fewest = min(size.num_seeds for size in sizes)
+    allowed = [place for place, size in enumerate(sizes) if size.num_seeds < _UNEVEN * fewest]
+    return max(allowed, key=lambda place: gains[place] / sizes[place].price)
+
+
+def _gains(model: CostModel, counts: Array) -> Array:
+    """By how much one more seed of each size lowers the variance of the gain, per variance."""
+    terms = model.terms
+    inverse = np.linalg.inv((terms * counts[:, None]).T @ terms)
+    moved = terms @ inverse  # (n, number of terms)
+    return moved[:, -1] ** 2 / (1 + (moved * terms).sum(axis=1))
+
+
+def seeds_for(
+    sizes: Sequence[PlannedSize],
+    is_reached: Callable[[Sequence[PlannedSize]], bool],
+    budget: float = math.inf,
+) -> list[PlannedSize]:
+    """The sizes with more seeds, added one by one until `is_reached` or until the budget is spent.
+
+    `budget` is for the added seeds, in the unit of the prices.
+    """
+    found = list(sizes)
+    while not is_reached(found):
+        place = next_seed(found)
+        budget -= found[place].price
+        if budget < 0 or found[place].num_seeds >= MOST_SEEDS:
+            break
+        found[place] = replace(found[place], num_seeds=found[place].num_seeds + 1)
+    return found

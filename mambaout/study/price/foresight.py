@@ -1,0 +1,194 @@
+"""What a study will be able to tell, said with its price: the precision of width against depth.
+
+The spread between seeds comes from finished trials on the same data, in any study of the storage.
+Otherwise it is assumed, and the text says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mambaout.durable import read_whole
+from mambaout.endings import Ending
+from mambaout.errors import WrongRequest
+from mambaout.numbers import counted
+from mambaout.recipe import Recipe, recipe_from_json
+from mambaout.study.law.noise import SeedMean, noise_of
+from mambaout.study.law.planned import PlannedSize, degrees_of
+from mambaout.study.law.power import (
+    MOST_SEEDS,
+    Precision,
+    pair_seeds,
+    precision,
+    seeds_for,
+    seeds_needed,
+)
+from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
+from mambaout.train.metrics import TOP1
+
+# Points of top-1, if no earlier trial tells it. On 6,000 garments, seeds differ by 0.79 points with
+# 4 to 36 epochs (results/scale-fashion-mnist). On ImageNet, published seeds differ by about 0.2.
+SMALL_SPREAD, LARGE_SPREAD = 0.8, 0.2
+MANY_IMAGES = 500_000  # training images from which on the second value is assumed
+EXAMPLE_POINTS = 0.5  # the difference that the plan speaks of, if the user names none
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class KnownSpread:
+    """The standard deviation between seeds, in points of top-1."""
+
+    points: float
+    degrees: int  # of freedom; 0 if the spread is assumed
+    source: str
+
+    @property
+    def text(self) -> str:
+        if not self.degrees:
+            return f"{self.points:.2f} points, assumed: {self.source}"
+        return f"{self.points:.2f} points ({self.degrees} degrees of freedom, {self.source})"
+
+
+def known_spread(storage: Path, data: str, num_train: int) -> KnownSpread:
+    """The spread between seeds on the data with this fingerprint, from all studies in `storage`."""
+    values: dict[Recipe, list[float]] = {}
+    studies = set()
+    for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
+        text = read_whole(path)
+        outcome = {} if text is None else json.loads(text)
+        facts = outcome.get("facts", {})
+        if outcome.get("status") != Ending.FINISHED or facts.get("data") != data:
+            continue
+        value = outcome["metrics"].get(TOP1, math.nan)
+        if (path.parent / REUSED_FILE).exists() or not math.isfinite(value):
+            continue
+        try:
+            recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
+        except (WrongRequest, UnicodeDecodeError, FileNotFoundError):
+            continue  # of another version or task
+        values.setdefault(recipe, []).append(value)
+        studies.add(path.parents[2].name)
+    spread = noise_of(SeedMean(tuple(each)) for each in values.values()).all_lengths
+    if spread is not None:
+        return KnownSpread(spread.points, spread.degrees, f"finished trials of {_few(studies)}")
+    many = num_train >= MANY_IMAGES
+    source = "no recipe has two finished seeds on these data yet"
+    return KnownSpread(LARGE_SPREAD if many else SMALL_SPREAD, 0, source)
+
+
+def _few(names: Collection[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# -- in words -------------------------------------------------------------------------------------
+
+
+def foresight(
+    ladders: Mapping[int, Sequence[PlannedSize]], spread: KnownSpread, points: float | None
+) -> list[str]:
+    """Lines of the plan on width against depth; empty if the study does not compare them."""
+    wanted = EXAMPLE_POINTS if points is None else points
+    told = []
+    for epochs, sizes in ladders.items():
+        degrees = degrees_of(ladders, epochs)
+        needed = seeds_needed(sizes, spread.points, wanted, degrees)
+        two = [size if size.num_seeds > 1 else replace(size, num_seeds=2) for size in sizes]
+        if precision(two, spread.points, degrees) is None:
+            continue
+        found = precision(sizes, spread.points, degrees)
+        told.append(_ladder_text(epochs, sizes, found, wanted, needed))
+    if not told:
+        return []
+    pair = pair_seeds(spread.points, wanted)
+    each = f"{pair} seeds each" if pair is not None else "too many seeds"
+    texts = [
+        ("precision", f"of width against depth: what twice the width / depth gains at equal MACs; "
+         f"seeds differ by {spread.text}"),
+        *(("", text) for text in told),
+        ("", f"two networks of equal MACs alone would need {each} to find {wanted:g} points"),
+    ]  # fmt: skip
+    lines = []
+    for name, text in texts:
+        lines += textwrap.wrap(
+            text, WIDTH, initial_indent=f"{name:<13}", subsequent_indent=" " * 13,
+            break_on_hyphens=False,
+        )  # fmt: skip
+    return lines
+
+
+def _ladder_text(
+    epochs: int,
+    sizes: Sequence[PlannedSize],
+    found: Precision | None,
+    wanted: float,
+    needed: int | None,
+) -> str:
+    counts = sorted({size.num_seeds for size in sizes})
+    seeds = counted(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    text = f"{counted(epochs, 'epoch')}, {len(sizes)} shapes with {seeds}: "
+    if found is None:
+        text += "not known, because no shape has a second seed"
+    else:
+        text += (
+            f"± {found.half:.2f} points; {wanted:g} points are found in "
+            f"{100 * found.power(wanted):.0f} % of such studies"
+        )
+        if found.detectable <= wanted:
+            return text
+    if needed is None:
+        return f"{text}; 80 % needs more than {MOST_SEEDS} seeds"
+    return f"{text}; 80 % needs {counted(needed, 'seed')} each"
+
+
+# -- seeds for a wanted difference ----------------------------------------------------------------
+
+
+def seeds_to_detect(
+    ladders: Mapping[int, Sequence[PlannedSize]],
+    spread: KnownSpread,
+    points: float,
+) -> dict[str, int]:
+    """How many seeds each label gets, so that 80 % of studies find `points` at every length.
+
+    Seeds go where they make the gain most precise for their MACs. Raises WrongRequest if the study
+    does not compare width and depth, or if it would need more than MOST_SEEDS seeds of a shape.
+    """
+    begun = {
+        epochs: [replace(size, num_seeds=2) for size in sizes] for epochs, sizes in ladders.items()
+    }
+    check_compares(ladders, "--detect")
+    chosen: dict[str, int] = {}
+    for epochs, sizes in begun.items():
+        degrees = degrees_of(begun, epochs)
+
+        def is_reached(now: Iterable[PlannedSize], degrees: int = degrees) -> bool:
+            found = precision(list(now), spread.points, degrees)
+            return found is not None and found.detectable <= points
+
+        if precision(sizes, spread.points, degrees) is None:
+            continue
+        found = seeds_for(sizes, is_reached)
+        if not is_reached(found):
+            raise WrongRequest(
+                f"--detect {points:g}: at {counted(epochs, 'epoch')} even {MOST_SEEDS} seeds of a "
+                f"shape are too few, with seeds that differ by {spread.text}; ask for more points, "
+                "or add shapes that differ more in depth and width"
+            )
+        chosen |= {size.label: size.num_seeds for size in found}
+    return chosen
+
+
+def check_compares(ladders: Mapping[int, Sequence[PlannedSize]], option: str) -> None:
+    """Raise WrongRequest if no length of training has shapes that tell width from depth."""
+    two = ([replace(size, num_seeds=2) for size in sizes] for sizes in ladders.values())
+    if all(precision(sizes, 1.0) is None for sizes in two):
+        raise WrongRequest(
+            f"{option}: this study has no shapes that tell width from depth; it needs at least "
+            "three of one length of training that differ in both, with different MACs"
+        )

@@ -39,7 +39,9 @@ def test_the_largest_is_predicted_from_the_sizes_that_differ_in_the_network_alon
     said = predict(folder)
     found = written(folder)
     assert set(found["sizes"]) == {f"w{w}-d{d}" for w in (8, 16, 32) for d in (2, 6)}
-    assert found["low"] < found["predicted"] < found["high"]
+    one, two = found["intervals"]
+    assert one["low"] < two["low"] < found["predicted"] < two["high"] < one["high"]
+    assert "for the mean of 2 seeds" in said
     assert f"{found['predicted']:.2f} %" in said
     assert found["label"] == "w48-d6"
     assert "begun" not in found

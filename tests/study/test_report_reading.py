@@ -253,31 +253,51 @@ def test_the_best_of_each_search_form_a_ladder(searching):
 # -- a prediction ---------------------------------------------------------------------------------
 
 
-def predicted_study(tmp_path: Path, outcome: bool = True) -> StudyFolder:
+def predicted_study(tmp_path: Path, num_seeds: int = 2) -> StudyFolder:
+    """A size of which `num_seeds` seeds have finished, at 90.0, 90.2, ... %."""
     folder = write_study(tmp_path, scaling_study())
     for trial in folder.trials():
-        if outcome or trial.label != "w32-d6":
+        if trial.label != "w32-d6" or trial.seed < num_seeds:
             metrics = {"top1": 90.0 + trial.seed / 5, "macs": 1e6, "minival/top1": 90.0}
             write_outcome(folder.run_directory(trial), "finished", metrics)
     body = {
         "label": "w32-d6", "cost": 1e6, "made": "2026-01-01T00:00:00Z", "sizes": ["a", "b", "c"],
-        "predicted": 89.0, "low": 88.0, "high": 90.0, "sigma": 0.5, "law": "error = ...",
-        "text": "predicted",
+        "predicted": 89.0, "law": "error = ...", "text": "predicted",
+        "intervals": [{"low": 87.9, "high": 90.05, "sigma": 0.55},
+                      {"low": 88.0, "high": 90.0, "sigma": 0.5}],
     }  # fmt: skip
     (folder.path / "prediction.json").write_text(json.dumps(body))
     return folder
 
 
+def prediction_said(folder: StudyFolder) -> str:
+    (found,) = (text for text in answer(read(folder)) if text.startswith("Before w32-d6"))
+    return found
+
+
 def test_a_prediction_stands_beside_its_outcome_with_the_error_in_sigmas(tmp_path):
-    text = " ".join(answer(read(predicted_study(tmp_path))))
-    assert "predicted 89.00 % top-1 for it (95 %: 88.00 to 90.00)" in text
-    assert re.search(
-        r"It reached 90.10 ± \S+ % \(n=2\): \+1.10 points or \+2.2 sigma, outside", text
-    )
+    text = prediction_said(predicted_study(tmp_path))
+    assert "predicted 89.00 % top-1 for it (95 % for the mean of 2 seeds: 88.00 to 90.00)" in text
+    assert "It reached 90.10 % (n=2): +1.10 points or +2.2 sigma, outside" in text
+
+
+def test_one_seed_is_judged_by_the_interval_for_one(tmp_path):
+    text = prediction_said(predicted_study(tmp_path, num_seeds=1))
+    assert "(95 % for one seed: 87.90 to 90.05)" in text
+    assert "It reached 90.00 % (n=1): +1.00 points or +1.8 sigma, inside" in text
+
+
+def test_a_prediction_for_one_seed_is_judged_by_the_first_of_several(tmp_path):
+    folder = predicted_study(tmp_path)
+    path = folder.path / "prediction.json"
+    said = json.loads(path.read_text())
+    said |= said.pop("intervals")[0]  # as files had it that knew one interval
+    path.write_text(json.dumps(said))
+    assert "It reached 90.00 % (n=1)" in prediction_said(folder)
 
 
 def test_a_prediction_whose_size_has_not_been_trained_waits(tmp_path):
-    assert "it has not finished yet" in " ".join(answer(read(predicted_study(tmp_path, False))))
+    assert "it has not finished yet" in prediction_said(predicted_study(tmp_path, num_seeds=0))
 
 
 # -- published models -----------------------------------------------------------------------------

@@ -36,9 +36,10 @@ from mambaout.numbers import UNITS, count_text, percent_text
 from mambaout.study.law import power_law
 from mambaout.study.law.noise import Z95, Interval, SeedMean, SeedNoise
 from mambaout.study.law.power_law import Array
-from mambaout.study.law.scatter import scatter_factors
+from mambaout.study.law.spread import SpreadDraws, spread_draws
 
 MIN_SIZES = 4  # the law has four parameters
+_ROUNDS = 2  # the second time with the scatter that the first fit shows
 _DOMINATED = 2.0  # standard errors; a size so far above a cheaper one is off the front
 
 
@@ -147,19 +148,19 @@ class Law:
     notes: tuple[str, ...] = ()
     _draws: Array = field(repr=False, compare=False)  # (1 + R, 4), the fit first, per scale
     _scale: float = field(repr=False, compare=False)  # cost that is 1 in the draws
-    _factors: Array = field(repr=False, compare=False)  # (R,): noise of a new run / estimate
+    _spread: SpreadDraws = field(repr=False, compare=False)
     _normals: Array = field(repr=False, compare=False)  # (R,)
 
     @property
     def has_floor(self) -> bool:
         """Whether the floor means something. With the exponent on its bound the law is a logarithm
         or a step, and the floor is what makes it so."""
-        return _is_inside(self.b.value)
+        return is_inside(self.b.value)
 
     def curve(self, costs: Sequence[float]) -> list[Prediction]:
         """The law itself at each cost, with its confidence band."""
         values = power_law.value(self._draws, np.asarray(costs, float) / self._scale)
-        return [_prediction(column[0], column[1:]) for column in values.T]
+        return [prediction_of(column[0], column[1:]) for column in values.T]
 
     def predict(self, cost: float, num_seeds: int = 1, epochs: int | None = None) -> Prediction:
         """The mean error of `num_seeds` new runs at that cost. The interval includes their noise.
@@ -168,10 +169,9 @@ class Law:
         """
         values = power_law.value(self._draws, np.array([cost / self._scale]))[:, 0]
         epochs = self.sizes[-1].epochs if epochs is None else epochs
-        spread = np.sqrt(self.noise.variance_at(values[0], num_seeds, epochs)) * self._factors
-        if not self.noise.is_known:
-            spread = self._factors
-        return _prediction(values[0], values[1:] + spread * self._normals)
+        noise = self.noise.variance_at(values[0], num_seeds, epochs)
+        spread = self._spread.variances(np.array([cost]), noise)[:, 0]
+        return prediction_of(values[0], values[1:] + np.sqrt(spread) * self._normals)
 
     def text(self) -> str:
         """One line for people, with the range in which the law holds."""
@@ -228,37 +228,53 @@ def _fit(sizes: Sequence[Size], noise: SeedNoise, num_resamples: int, seed: int)
     costs = np.array([size.cost for size in sizes])
     errors = np.array([size.error for size in sizes])[None]  # (1, n)
     means = [size.seeds for size in sizes]
-    variances = noise.variances(means)[None]
-    margins = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
-    kept = _on_front(costs, errors, margins)
-    on, near = kept[0], _on_front(costs, errors, margins, 2 * _DOMINATED)[0]
-    if on.sum() < MIN_SIZES or len(set(costs[on])) < MIN_SIZES:
+    variances = noise.variances(means)
+    expected = variances if noise.is_known else np.full_like(variances, 1e-12)  # a strict front
+    scale = float(np.exp(np.log(costs).mean()))
+    x = costs / scale
+    spread = None
+    for _ in range(_ROUNDS if noise.is_known else 1):
+        if spread is not None:
+            expected = np.median(spread.variances(costs, variances), axis=0)
+        on = _on_front(costs, errors, expected[None])[0]
+        near = _on_front(costs, errors, expected[None], 2 * _DOMINATED)[0]
+        _check_front(sizes, on)
+        weights = 1 / (expected if noise.is_known else variances)
+        best = power_law.solve(x, errors, np.where(on, weights, 0.0)[None])
+        residuals = (errors - power_law.value(best, x))[0]
+        spread = spread_draws(
+            costs,
+            means,
+            noise,
+            np.where(on, residuals, math.nan),
+            int(on.sum()) - MIN_SIZES,
+            rng,
+            min(num_resamples, max(100, 20_000 // int(near.sum()))),  # many sizes are slow
+        )
+    assert spread is not None
+    if spread.are_known:
+        # If there are hundreds of sizes, most are so far behind that no resample has them on the
+        # front.
+        drawn = spread.variances(costs[near], variances[near])  # (R, n)
+        moved = errors[:, near] + np.sqrt(drawn) * rng.standard_normal(drawn.shape)
+        masks = _on_front(costs[near], moved, drawn)
+        masks[masks.sum(axis=1) < 2] = on[near]
+        draws = power_law.solve(x[near], moved, np.where(masks, weights[near], 0.0))
+    else:
+        draws = np.full((len(spread.scale), 4), math.nan)
+    return _law(sizes, on, noise, np.concatenate([best, draws]), scale, spread, rng, residuals)
+
+
+def _check_front(sizes: Sequence[Size], on: NDArray[np.bool_]) -> None:
+    """Raises TooFew if the front is too small for a law."""
+    costs = {size.cost for size, keep in zip(sizes, on, strict=True) if keep}
+    if len(costs) < MIN_SIZES:
         labels = [size.label for size, keep in zip(sizes, on, strict=True) if keep]
         names = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
         raise TooFew(
             f"{int(on.sum())} of {len(sizes)} sizes are on the front ({names}), and a law needs "
             f"at least {MIN_SIZES} of different cost; add sizes that are better than cheaper ones"
         )
-    scale = float(np.exp(np.log(costs[on]).mean()))
-    x = costs / scale
-    weights = np.where(kept, 1 / variances, 0.0)
-    best = power_law.solve(x, errors, weights)
-    residuals = (errors - power_law.value(best, x))[0]
-    degrees = int(on.sum()) - MIN_SIZES
-    num_resamples = min(num_resamples, max(100, 20_000 // int(near.sum())))  # many sizes are slow
-    misfit = float((weights[0] * residuals**2).sum())
-    factors = scatter_factors(noise.degrees(means), rng, num_resamples, misfit, degrees)
-    if np.isfinite(factors).all():
-        # If there are hundreds of sizes, most are so far behind that no resample has them on the
-        # front.
-        spread = np.sqrt(variances[:, near]) * factors[:, None]  # (R, n)
-        moved = errors[:, near] + spread * rng.standard_normal(spread.shape)
-        masks = _on_front(costs[near], moved, spread**2)
-        masks[masks.sum(axis=1) < 2] = on[near]
-        draws = power_law.solve(x[near], moved, np.where(masks, 1 / variances[:, near], 0.0))
-    else:
-        draws = np.full((num_resamples, 4), math.nan)
-    return _law(sizes, on, noise, np.concatenate([best, draws]), scale, factors, rng, residuals)
 
 
 def _law(
@@ -267,7 +283,7 @@ def _law(
     noise: SeedNoise,
     draws: Array,
     scale: float,
-    factors: Array,
+    spread: SpreadDraws,
     rng: np.random.Generator,
     residuals: Array,
 ) -> Law:
@@ -288,7 +304,7 @@ def _law(
             f"the exponent is not determined by these sizes ({b_interval.low:.2f} to "
             f"{b_interval.high:.2f}); the law describes them and does not explain them"
         )
-    if not _is_inside(b_interval.value):
+    if not is_inside(b_interval.value):
         notes.append(
             f"the exponent is on its bound, {b_interval.value:.2f}: the floor means nothing"
         )
@@ -314,12 +330,12 @@ def _law(
         notes=tuple(notes),
         _draws=draws,
         _scale=scale,
-        _factors=factors,
-        _normals=rng.standard_normal(len(factors)),
+        _spread=spread,
+        _normals=rng.standard_normal(len(spread.scale)),
     )
 
 
-def _is_inside(exponent: float) -> bool:
+def is_inside(exponent: float) -> bool:
     """Whether an exponent is not on its bound."""
     low, high = power_law.EXPONENTS
     return 1.01 * low < exponent < high / 1.01
@@ -327,11 +343,11 @@ def _is_inside(exponent: float) -> bool:
 
 def interval_of(values: Array) -> Interval:
     """The first value, with the interval that holds the middle 95 % of the others."""
-    p = _prediction(values[0], values[1:])
+    p = prediction_of(values[0], values[1:])
     return Interval(p.value, p.low, p.high)
 
 
-def _prediction(value: float, draws: Array) -> Prediction:
+def prediction_of(value: float, draws: Array) -> Prediction:
     if not np.isfinite(draws).all():
         return Prediction(float(value), math.nan, math.nan)
     low, high = np.percentile(draws, (2.5, 97.5))

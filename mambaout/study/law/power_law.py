@@ -48,7 +48,7 @@ def solve(costs: Array, errors: Array, weights: Array, *, shift: bool = True) ->
         basis = (costs + many_d[..., None]) ** -many_b[..., None]  # (R, 25, n)
         a, c, _ = _linear(basis, errors, weights)
         off = a[..., None] * basis + c[..., None] - errors[:, None]
-        best = np.einsum("rn,rgn->rg", weights, off**2).argmin(axis=1)
+        best = (off**2 @ weights[..., None])[..., 0].argmin(axis=1)
         b, d, a, c = many_b[rows, best], many_d[rows, best], a[rows, best], c[rows, best]
         step_b, step_d = step_b * 0.6, step_d * 0.6
     return _finished(costs, errors, weights, b, d, shift=shift)
@@ -107,14 +107,20 @@ def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array, 
 
     `basis` is (G, n), the same for every row, or (R, G, n); the results are (R, G).
     """
-    total = "rn,rgn->rg" if basis.ndim == 3 else "rn,gn->rg"
+
+    def total(values: Array, basis: Array) -> Array:
+        if basis.ndim == 3:
+            return (basis @ values[..., None])[..., 0]
+        return values @ basis.T
+
     w = weights.sum(axis=1, keepdims=True)
     y = (weights * errors).sum(axis=1, keepdims=True)
     yy = (weights * errors**2).sum(axis=1, keepdims=True)
-    f = np.einsum(total, weights, basis, optimize=True)
-    ff = np.einsum(total, weights, basis**2, optimize=True)
-    fy = np.einsum(total, weights * errors, basis, optimize=True)
-    spread = np.maximum(w * ff - f**2, 1e-300)
+    f = total(weights, basis)
+    ff = total(weights, basis**2)
+    fy = total(weights * errors, basis)
+    # Two sizes of equal cost tell no slope: what is left of the spread is rounding.
+    spread = np.maximum(w * ff - f**2, 1e-14 * w * ff + 1e-300)
     a = (w * fy - f * y) / spread
     c = (ff * y - f * fy) / spread
     a = np.where(c < 0, fy / ff, a)  # the floor would be negative: fit without one

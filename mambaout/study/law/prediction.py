@@ -2,14 +2,18 @@
 
 Writes STORAGE/NAME/prediction.json before the size is trained. Once the training has begun, the
 file is never written again. So the prediction cannot depend on the outcome.
+
+The mean of several seeds is surer than one run. So the file has an interval for each number of
+seeds, and the outcome of n seeds is judged by the interval for n.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mambaout.accounting import cost
@@ -51,21 +55,65 @@ def predict(folder: StudyFolder) -> str:
     else:
         num_classes = _fact(runs, "num_classes") or study["num_classes"]
         macs = cost(recipe.model, recipe.image_size, num_classes).macs
-        found = law.predict(macs)
-        low, high = 100 - found.high, min(100.0, 100 - found.low)
+        epochs = recipe.schedule.total_epochs
+        found = [law.predict(macs, num_seeds, epochs) for num_seeds in range(1, len(mine) + 1)]
+        intervals = [
+            {"low": 100 - one.high, "high": min(100.0, 100 - one.low), "sigma": one.sigma}
+            for one in found
+        ]
+        planned = intervals[-1]
         body |= {
             "cost": macs,
-            "predicted": 100 - found.value,
-            "low": low,
-            "high": high,
-            "sigma": found.sigma,
+            "predicted": 100 - found[0].value,
+            "intervals": intervals,  # for the mean of one seed, of two, ...
             "law": law.text(),
             "text": f"predicted before it is trained: {label} reaches "
-            f"{percent_text(100 - found.value)} top-1 (95 % interval {low:.2f} to {high:.2f}), "
-            f"from {len(sizes)} smaller sizes",
+            f"{percent_text(100 - found[0].value)} top-1 (95 % interval {planned['low']:.2f} to "
+            f"{planned['high']:.2f} for {seeds_text(len(mine))}), from {len(sizes)} smaller sizes",
         }
     write_whole(path, json.dumps(body, indent=1) + "\n")
     return str(body["text"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedPrediction:
+    """What was predicted for a size, and what its seeds reached. All in percent of top-1."""
+
+    value: float
+    low: float  # of the interval for `num_seeds` seeds
+    high: float
+    sigma: float
+    num_seeds: int  # of the interval
+    reached: float | None  # the mean of the first `num_seeds` seeds; None before the first ends
+
+    @property
+    def is_inside(self) -> bool:
+        return self.reached is not None and self.low <= self.reached <= self.high
+
+
+def judged(said: Mapping[str, Any], reached: Sequence[float]) -> JudgedPrediction | None:
+    """The prediction with the interval for as many seeds as have finished.
+
+    `said` is the content of prediction.json, and `reached` is the top-1 of each finished seed in
+    their order. If more seeds have finished than there are intervals, only the first ones count.
+    None if nothing was predicted.
+    """
+    if "predicted" not in said:
+        return None
+    # Older files have one interval, which is for one seed.
+    intervals = said.get("intervals") or [{n: said[n] for n in ("low", "high", "sigma")}]
+    num_seeds = min(len(reached), len(intervals)) or len(intervals)
+    counted = reached[:num_seeds]
+    return JudgedPrediction(
+        value=said["predicted"],
+        num_seeds=num_seeds,
+        reached=statistics.fmean(counted) if counted else None,
+        **intervals[num_seeds - 1],
+    )
+
+
+def seeds_text(num_seeds: int) -> str:
+    return "one seed" if num_seeds == 1 else f"the mean of {num_seeds} seeds"
 
 
 def family(recipe: Recipe, runs: Sequence[Run]) -> list[Size]:

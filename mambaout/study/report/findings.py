@@ -11,6 +11,7 @@ from itertools import pairwise
 from mambaout.endings import Ending
 from mambaout.numbers import count_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
+from mambaout.study.law.prediction import seeds_text
 from mambaout.study.report.families import Family, longest
 from mambaout.study.report.fresh import about_seeds
 from mambaout.study.report.growing import deeper_or_wider, one_way, stopped_paying
@@ -162,21 +163,21 @@ def _bigger(family: Family, found: Standing, *, alone: bool) -> list[str]:
 
 def _predicted(reading: Reading) -> list[str]:
     """The prediction for the largest size, made before its training, and the outcome."""
-    said, row = reading.prediction, reading.predicted
-    if said is None or "predicted" not in said:
+    said, found = reading.prediction, reading.judged
+    if said is None or found is None:
         return [str(said["text"])[:1].upper() + str(said["text"])[1:] + "."] if said else []
     text = (
         f"Before {said['label']} was trained, the law of {len(said['sizes'])} other sizes "
-        f"predicted {percent_text(said['predicted'])} top-1 for it (95 %: {said['low']:.2f} to "
-        f"{said['high']:.2f})"
+        f"predicted {percent_text(found.value)} top-1 for it (95 % for "
+        f"{seeds_text(found.num_seeds)}: {found.low:.2f} to {found.high:.2f})"
     )
-    if row is None or not row.mean(TOP1):
+    if found.reached is None:
         return [f"{text}; it has not finished yet."]
-    off = _top1(row) - said["predicted"]
-    sigmas = f" or {off / said['sigma']:+.1f} sigma" if said.get("sigma") else ""
-    inside = "inside" if said["low"] <= _top1(row) <= said["high"] else "outside"
+    off = found.reached - found.value
+    sigmas = f" or {off / found.sigma:+.1f} sigma" if found.sigma else ""
+    inside = "inside" if found.is_inside else "outside"
     return [
-        f"{text}. It reached {interval_text(row, TOP1, reading.noise, ' %')}: "
+        f"{text}. It reached {percent_text(found.reached)} (n={found.num_seeds}): "
         f"{off:+.2f} points{sigmas}, {inside} the interval."
     ]
 

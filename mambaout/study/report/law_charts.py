@@ -26,7 +26,6 @@ from mambaout.study.report.picture import (
     stacked,
 )
 from mambaout.study.report.reading import IMAGE_MACS, FamilyLaw, Reading
-from mambaout.train.metrics import TOP1
 
 
 def law_chart(reading: Reading, cost: str = IMAGE_MACS) -> Figure:
@@ -104,14 +103,14 @@ def _curve(axes: Axes, law: Law, color: str) -> None:
 
 def _predicted(axes: Axes, reading: Reading) -> None:
     """Draw the prediction for the largest size, made before its training, and the outcome."""
-    said, row = reading.prediction, reading.predicted
-    if said is None or "predicted" not in said:
+    said, found = reading.prediction, reading.judged
+    if said is None or found is None:
         return
-    error = 100 - said["predicted"]
+    error = 100 - found.value
     axes.errorbar(
         said["cost"],
         error,
-        [[error - (100 - said["high"])], [100 - said["low"] - error]],
+        [[error - (100 - found.high)], [100 - found.low - error]],
         color=BASELINE_COLOR,
         marker="D",
         markerfacecolor="white",
@@ -121,10 +120,10 @@ def _predicted(axes: Axes, reading: Reading) -> None:
         linestyle="none",
         label="predicted before training",
     )
-    if row and row.mean(TOP1):
+    if found.reached is not None:
         axes.scatter(
             said["cost"],
-            100 - row.mean(TOP1).value,
+            100 - found.reached,
             s=60,
             marker="*",
             color=BASELINE_COLOR,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,10 @@ from mambaout.durable import read_whole
 from mambaout.endings import Ending
 from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
+from mambaout.study.law.joint import REPEATS, JointLaw, fit_joint
 from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.plateau import Plateau, plateaus
-from mambaout.study.law.prediction import PREDICTION_FILE
+from mambaout.study.law.prediction import PREDICTION_FILE, JudgedPrediction, judged
 from mambaout.study.law.shape import Growth, growth
 from mambaout.study.law.slices import Slice, iso_mac
 from mambaout.study.report.families import Family, families, size
@@ -21,7 +23,7 @@ from mambaout.study.report.ranking import Standing, standing
 from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import SearchFinding, searched
 from mambaout.study.study import Run, StudyFolder
-from mambaout.train.metrics import MACS
+from mambaout.train.metrics import MACS, TOP1
 
 IMAGE_MACS, TRAINING_MACS = "MACs of one image", "MACs of the whole training"
 SLICE_TOLERANCE = 0.25  # shapes whose MACs differ by at most this share count as equal
@@ -60,6 +62,8 @@ class Reading:
     laws: tuple[FamilyLaw, ...]
     grown: tuple[GrowthFinding, ...]  # one for each family of at least two recipes
     exponents: ShapeFit | str  # a str says why there are none
+    joint: JointLaw | str  # over size and length; a str says why there is none
+    joint_with_repeats: JointLaw | str  # the same if repeated images count for less
     searches: tuple[SearchFinding, ...] = ()
     prediction: Mapping[str, Any] | None = None  # prediction.json
 
@@ -78,6 +82,12 @@ class Reading:
         """The row whose result was predicted, finished or not."""
         label = (self.prediction or {}).get("label")
         return next((row for row in self.table if row.label == label), None)
+
+    @property
+    def judged(self) -> JudgedPrediction | None:
+        """The prediction beside its outcome; None if the study has none."""
+        row = self.predicted
+        return judged(self.prediction or {}, row.mean(TOP1).values if row else ())
 
 
 def read(folder: StudyFolder) -> Reading:
@@ -111,6 +121,8 @@ def reading(
         laws=tuple(_laws(tuned, noise)),
         grown=tuple(_grown(family, noise) for family in tuned if len(family.rows) > 1),
         exponents=_exponents(found, noise) if ended else "some trials have not ended",
+        joint=_joint(found, noise, math.inf),
+        joint_with_repeats=_joint(found, noise, REPEATS),
         searches=tuple(searches),
         prediction=prediction,
     )
@@ -143,6 +155,18 @@ def _exponents(found: Sequence[Family], noise: SeedNoise) -> ShapeFit | str:
     rows = [row for family in found for row in family.rows if row.train_macs > 0]
     try:
         return fit_shape([size(row, row.train_macs) for row in rows], noise)
+    except TooFew as error:
+        return str(error)
+
+
+def _joint(found: Sequence[Family], noise: SeedNoise, repeats: float) -> JointLaw | str:
+    """The law over size and length of all ladders."""
+    sizes = [one for family in found for one in family.sizes]
+    num_images = next((row.facts.get("num_train") for family in found for row in family.rows), None)
+    if not num_images:
+        return "the number of training images is not known"
+    try:
+        return fit_joint(sizes, int(num_images), noise, repeats=repeats)
     except TooFew as error:
         return str(error)
 

@@ -15,6 +15,12 @@ from mambaout.study.report.charts import COST_AXES, accuracy, is_drawn
 from mambaout.study.report.content import Section, Table
 from mambaout.study.report.curves import MAX_RECIPES, learning_curves, training_loss
 from mambaout.study.report.growing import at_equal_macs, contrast_table, shape_exponents
+from mambaout.study.report.joint_section import (
+    JOINT_CAPTIONS,
+    JOINT_CHART,
+    joint_chart,
+    joint_section,
+)
 from mambaout.study.report.law_charts import growth_chart, iso_chart, law_chart
 from mambaout.study.report.overlay import SOURCE, is_comparable, published_chart, published_said
 from mambaout.study.report.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
@@ -53,6 +59,7 @@ CAPTIONS = {
     "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other. What that "
     "difference gains is taken out, so that only their shape differs; a curve is the parabola "
     "through three shapes or more.",
+    **JOINT_CAPTIONS,
     **SEARCH_CHARTS,
     "published.png": SOURCE,
     "learning_curves.png": "One line a seed, light to dark by MACs; a cross marks a run that "
@@ -92,6 +99,8 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
     for name, cost in LAW_CHARTS.items():
         if any(one.law for one in reading.laws if one.cost == cost):
             found[name] = partial(law_chart, reading, cost)
+    if joint_section(reading):
+        found[JOINT_CHART] = partial(joint_chart, reading)
     if any(one.importances for one in reading.searches):
         found["importances.png"] = partial(importance_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
@@ -111,6 +120,7 @@ def sections(reading: Reading) -> list[Section]:
         *([Section("What was varied", (), (), ["varied.png"])] if "varied.png" in drawn else []),
         *_shapes(reading, drawn),
         *_laws(reading, drawn),
+        *joint_section(reading),
         *search_sections(reading.searches, reading.noise, list(drawn)),
         *_published(drawn),
         Section("Noise between seeds", _noise(reading)),

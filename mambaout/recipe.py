@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import (
+    MOST_COUNT,
     Bound,
     Knob,
     Rule,
@@ -88,7 +89,7 @@ class Recipe:
         "images an optimizer step, over all devices and micro-batches; even where images are mixed",
         unit="images",
         source=PAPER,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     image_size: int = knob(
         224,
@@ -115,14 +116,14 @@ class Recipe:
         "train on so many of the training images; at least a global batch; none: on all",
         unit="images",
         source="paper, which trains on all",
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     eval_every_epochs: int = knob(
         1,
         "epochs between evaluations on minival",
         unit="epochs",
         source=AUTHORS_RUN,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     precision: Literal["fp32", "bf16"] = knob(
         "fp32",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mambaout.errors import WrongRequest
+from mambaout.fields import MOST_COUNT
 
 WRONG = 2  # exit status of a wrong request: nothing has been started
 
@@ -20,10 +21,14 @@ TIMM_NAMES = {  # options of timm's train.py that have a quite different name he
     "--aa": "--randaugment",
     "--batch-size": "--global-batch",
     "--data-dir": "--data",
+    "--finetune": "--init",
     "--img-size": "--image-size",
+    "--initial-checkpoint": "--init",
     "--lr": "--peak-lr",
     "--min-lr": "--final-lr",
     "--output": "--out",
+    "--pretrained": "--init",
+    "--pretrained-path": "--init",
     "--reprob": "--erasing",
     "--smoothing": "--label-smoothing",
     "--wd": "--weight-decay",
@@ -33,7 +38,6 @@ NOT_ON_XLA = (
     "--compile and --no-compile are for a CPU and a GPU; XLA always compiles, with a compiler of "
     "its own, so leave the option out"
 )
-PRETRAINED = ("--finetune", "--initial-checkpoint", "--pretrained", "--pretrained-path")
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,8 +64,6 @@ class Parser(argparse.ArgumentParser):
         return found, left
 
     def _hint(self, name: str) -> str:
-        if name in PRETRAINED:
-            return ": every training starts from random weights; fine-tuning is not there yet"
         known = [name for action in self._actions for name in action.option_strings]
         near = [TIMM_NAMES[name]] if TIMM_NAMES.get(name) in known else []
         near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
@@ -81,6 +83,23 @@ def _with_negative_values(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def whole_number(least: int, most: int = MOST_COUNT) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` to `most`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} must be a whole number from {least} to {most}"
+            )
+        return number
+
+    return read
 
 
 def add_compile_option(add: Callable[..., Any]) -> None:

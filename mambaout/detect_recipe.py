@@ -16,7 +16,19 @@ from typing import Any, ClassVar, Literal
 from mambaout.accounting import Cost, cost_of
 from mambaout.dense_layers import SAMPLED_BOXES, WIDTHS, HeadWidths, detector_layers
 from mambaout.errors import WrongRequest
-from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
+from mambaout.fields import (
+    MOST_CHANNELS,
+    MOST_COUNT,
+    Bound,
+    Rule,
+    WrongValues,
+    check,
+    faults,
+    flat_fields,
+    hints,
+    knob,
+    knobs,
+)
 from mambaout.fields import typed as typed_value
 from mambaout.stored_format import require_task
 from mambaout.variants import TINY, ModelConfig
@@ -86,35 +98,35 @@ class DetectRecipe:
         "images an optimizer step, over all micro-batches",
         unit="images",
         source=PAPER,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     epochs: int = knob(
         12,
         "length of the training",
         unit="epochs",
         source=PAPER,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     first_drop_epoch: int = knob(
         8,
         "epochs after which the learning rate falls to a tenth",
         unit="epochs",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     second_drop_epoch: int = knob(
         11,
         "epochs after which it falls to a hundredth",
         unit="epochs",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     warmup_steps: int = knob(
         1000,
         "steps in which the learning rate rises linearly from a thousandth",
         unit="steps",
         source=MMDETECTION,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=MOST_COUNT),
     )
     shorter_side: int = knob(
         800,
@@ -142,35 +154,35 @@ class DetectRecipe:
         "epochs between evaluations",
         unit="epochs",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     head_channels: int = knob(
         WIDTHS.channels,
         "channels of the feature pyramid, of the proposals and of the mask head",
         unit="channels",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_CHANNELS),
     )
     box_features: int = knob(
         WIDTHS.box_features,
         "width of the two linear layers of the box head",
         unit="channels",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_CHANNELS),
     )
     smallest_anchor: int = knob(
         32,
         "side of the square anchors on the finest of five maps; it doubles from map to map",
         unit="px",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=4096),
     )
     sampled_boxes: int = knob(
         SAMPLED_BOXES,
         "proposals of an image that the box head learns from; up to a quarter of them are objects",
         unit="boxes",
         source=MMDETECTION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=100_000),
     )
     precision: Literal["fp32", "bf16"] = knob(
         "fp32",

@@ -19,6 +19,11 @@ from mambaout.errors import WrongRequest
 
 KNOB = "knob"  # the key of a field's Knob in its metadata
 
+# The upper ends of bounds. Every number has one: with a number beyond any real one, a count
+# overflows or a plan never ends.
+MOST_COUNT = 2**31 - 1  # of images, steps or epochs
+MOST_CHANNELS = 65536
+
 # A rule that several fields must satisfy together: a function whose parameters have the names of
 # the fields. It returns a text that says what is wrong with the values, or None.
 Rule = Callable[..., str | None]
@@ -82,14 +87,20 @@ class Bound:
 
     def __str__(self) -> str:
         if self.least is not None and self.most is not None:
-            return f"{self.least:g} to {self.most:g}"
+            return f"{_end_text(self.least)} to {_end_text(self.most)}"
         ends = {
             "at least": self.least,
             "above": self.above,
             "at most": self.most,
             "below": self.below,
         }
-        return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
+        return " and ".join(
+            f"{word} {_end_text(end)}" for word, end in ends.items() if end is not None
+        )
+
+
+def _end_text(end: float) -> str:
+    return str(end) if isinstance(end, int) else f"{end:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,8 +210,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         if number and abs(value) <= sys.float_info.max:
             return float(value)
     elif hint is int:
-        # Larger integers do not fit into a database's 64-bit column.
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        if isinstance(value, int) and not isinstance(value, bool):
             return value
     elif isinstance(value, hint):
         return value

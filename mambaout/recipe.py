@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import (
+    MOST_COUNT,
     Bound,
     Knob,
     Rule,
@@ -97,7 +98,7 @@ class Recipe:
         "images an optimizer step, over all devices and micro-batches; even where images are mixed",
         unit="images",
         source=PAPER,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     image_size: int = knob(
         224,
@@ -124,7 +125,7 @@ class Recipe:
         "train on so many of the training images; at least a global batch; none: on all",
         unit="images",
         source="paper, which trains on all",
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     subset: Literal["shared", "seed"] = knob(
         "shared",
@@ -137,7 +138,7 @@ class Recipe:
         "epochs between evaluations on minival",
         unit="epochs",
         source=AUTHORS_RUN,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     precision: Literal["fp32", "bf16"] = knob(
         "fp32",

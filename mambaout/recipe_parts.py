@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mambaout.fields import Bound, Rule, check, knob
+from mambaout.fields import MOST_CHANNELS, MOST_COUNT, Bound, Rule, check, knob
 
 PAPER = "paper, Table 5"
 AUTHORS_RUN = "authors' code with timm 0.6.11"
@@ -51,14 +51,14 @@ class Optim:
         "what AdamW adds to the root of the mean squared gradient",
         unit=None,
         source=PAPER,
-        bound=Bound(above=0),
+        bound=Bound(above=0, most=1),
     )
     clip_norm: float | None = knob(
         None,
         "longest the global gradient may be, in its 2-norm; none: it is not clipped",
         unit=None,
         source=PAPER,
-        bound=Bound(above=0),
+        bound=Bound(above=0, most=1_000_000),
     )
     weight_init: Literal["trunc_normal", "fan_in"] = knob(
         "trunc_normal",
@@ -74,7 +74,7 @@ class Optim:
         "follow the width by muP's rule; none: one rate for all",
         unit="channels",
         source="paper, which has one rate",
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_CHANNELS),
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -118,35 +118,35 @@ class Schedule:
         "length of the training, warm-up and decay together",
         unit="epochs",
         source=PAPER,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     warmup_epochs: float = knob(
         20,
         "the first of the epochs, in which the learning rate rises linearly",
         unit="epochs",
         source=PAPER,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=MOST_COUNT),
     )
     cooldown_epochs: int = knob(
         0,
         "further epochs at the final learning rate",
         unit="epochs",
         source="paper, which names none; the authors' code has 10",
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=MOST_COUNT),
     )
     warmup_lr: float = knob(
         1e-6,
         "learning rate at step 0",
         unit=None,
         source=AUTHORS_RUN,
-        bound=Bound(least=0),
+        bound=Bound(least=0, below=10),
     )
     final_lr: float = knob(
         1e-5,
         "learning rate at the end of the decay",
         unit=None,
         source=AUTHORS_RUN,
-        bound=Bound(least=0),
+        bound=Bound(least=0, below=10),
     )
     lr_decay_share: float | None = knob(
         None,
@@ -229,35 +229,35 @@ class Augment:
         "standard deviation of the magnitude, drawn for each operation",
         unit=None,
         source=PAPER,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=10),
     )
     randaugment_layers: int = knob(
         2,
         "RandAugment operations an image, each done with probability 0.5",
         unit="operations",
         source=AUTHORS_RUN,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=100),
     )
     color_jitter: float = knob(
         0.0,
         "largest change of brightness, contrast and saturation; 0: off",
         unit="share",
         source=f"{AUTHORS_RUN}, where RandAugment switches it off",
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=10),
     )
     mixup: float = knob(
         0.8,
         "alpha of mixup's beta distribution; 0: no mixup",
         unit=None,
         source=PAPER,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=1000),
     )
     cutmix: float = knob(
         1.0,
         "alpha of cutmix's beta distribution; 0: no cutmix",
         unit=None,
         source=PAPER,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=1000),
     )
     mixup_prob: float = knob(
         1.0,

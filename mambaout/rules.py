@@ -281,7 +281,8 @@ class _Fit:
         num, optim = self.num_images, BASELINE.optim
         if self.small and not (self.paper and not self.few):
             ample = max(float(BATCH), min(num / STEPS_PER_EPOCH, float(MOST_BATCH)))
-            batch = min(max(num / LEAST_STEPS_PER_EPOCH, LEAST_BATCH), ample, max(num, 1))
+            # Half: a draw decides which images are minival, and it may take more than its share.
+            batch = min(max(num / LEAST_STEPS_PER_EPOCH, LEAST_BATCH), ample, max(num / 2, 1))
             self.add("global_batch", power_of_two_in(int(batch)), f"{num:,} images an epoch")
             batch = self.value("global_batch")
             # Adam's rate grows with the root of the batch. Above the paper's 0.004 training

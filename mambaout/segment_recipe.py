@@ -21,7 +21,19 @@ from typing import Any, ClassVar, Literal
 from mambaout.accounting import Cost, cost_of
 from mambaout.dense_layers import AUXILIARY, SEGMENTER_CHANNELS, segmenter_layers
 from mambaout.errors import WrongRequest
-from mambaout.fields import Bound, Rule, WrongValues, check, faults, flat_fields, hints, knob, knobs
+from mambaout.fields import (
+    MOST_CHANNELS,
+    MOST_COUNT,
+    Bound,
+    Rule,
+    WrongValues,
+    check,
+    faults,
+    flat_fields,
+    hints,
+    knob,
+    knobs,
+)
 from mambaout.fields import typed as typed_value
 from mambaout.stored_format import require_task
 from mambaout.variants import TINY, VARIANTS, ModelConfig
@@ -96,21 +108,21 @@ class SegmentRecipe:
         "images an optimizer step, over all micro-batches",
         unit="images",
         source=PAPER,
-        bound=Bound(least=LEAST_MICRO_BATCH),
+        bound=Bound(least=LEAST_MICRO_BATCH, most=MOST_COUNT),
     )
     steps: int = knob(
         160_000,
         "length of the training",
         unit="steps",
         source=PAPER,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     warmup_steps: int = knob(
         1500,
         "steps in which the learning rate rises linearly from almost 0",
         unit="steps",
         source=MMSEGMENTATION,
-        bound=Bound(least=0),
+        bound=Bound(least=0, most=MOST_COUNT),
     )
     poly_power: float = knob(
         1.0,
@@ -194,14 +206,14 @@ class SegmentRecipe:
         "channels of the decoder",
         unit="channels",
         source=MMSEGMENTATION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_CHANNELS),
     )
     eval_every_steps: int = knob(
         16_000,
         "steps between evaluations",
         unit="steps",
         source=MMSEGMENTATION,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_COUNT),
     )
     precision: Literal["fp32", "bf16"] = knob(
         "fp32",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mambaout.errors import WrongRequest
-from mambaout.fields import Bound, Rule, check, knob, neighbours
+from mambaout.fields import MOST_CHANNELS, Bound, Rule, check, knob, neighbours
 from mambaout.mixer_layers import MIXER_LAYERS
 
 NUM_STAGES = 4
@@ -88,35 +88,35 @@ class ModelConfig:
         "Gated CNN blocks in each of the four stages",
         unit="blocks",
         source=PAPER_SHAPE,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=1000),
     )
     dims: tuple[int, ...] = knob(
         (48, 96, 192, 288),
         "channels of each of the four stages; the first is even",
         unit="channels",
         source=PAPER_SHAPE,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_CHANNELS),
     )
     expansion: float = knob(
         8 / 3,
         "hidden channels of a block, as a multiple of its input channels",
         unit="ratio",
         source=f"8/3 in the {AUTHORS_CODE}",
-        bound=Bound(above=0),
+        bound=Bound(above=0, most=100),
     )
     kernel_size: int = knob(
         7,
         "side of the depthwise convolution that mixes tokens; an odd number",
         unit="pixels of the feature map",
         source=AUTHORS_CODE,
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=1023),
     )
     conv_ratio: float = knob(
         1.0,
         "channels that are convolved, as a multiple of a block's input channels; at most expansion",
         unit="ratio",
         source=AUTHORS_CODE,
-        bound=Bound(above=0),
+        bound=Bound(above=0, most=100),
     )
     mixer: str = knob(
         "gated_conv",
@@ -137,7 +137,7 @@ class ModelConfig:
         "hidden channels are rounded up to a multiple of it",
         unit="channels",
         source=f"{AUTHORS_CODE}, which rounds nothing",
-        bound=Bound(least=1),
+        bound=Bound(least=1, most=MOST_CHANNELS),
     )
     drop_path: float = knob(
         0.0,

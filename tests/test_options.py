@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 
 import pytest
+from sweep_scripts import FUNCTIONS
 
+from mambaout.__main__ import command_parser
 from mambaout.command_line import Parser
 from mambaout.fields import WrongValues
+from mambaout.launch.sweep_options import sweep_parser
 from mambaout.options import (
     GROUPS,
     add_recipe_options,
@@ -19,6 +23,16 @@ from mambaout.options import (
 )
 from mambaout.recipe import BASELINE, field_knobs, field_types, flat_fields, parse_field, tuned
 from mambaout.variants import VARIANTS
+
+(_COMMANDS,) = (
+    each.choices
+    for each in command_parser()._actions
+    if isinstance(each, argparse._SubParsersAction)
+)
+PARSERS: dict[str, argparse.ArgumentParser] = {
+    **_COMMANDS,
+    **{name: sweep_parser(function) for name, function in FUNCTIONS.items()},
+}
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -94,11 +108,11 @@ def test_what_is_given_is_typed_and_what_is_not_is_left_out():
         ("--peak-lr -1e-3", "--peak-lr '-1e-3' must be a finite number"),
         ("--peak-lr -.5", "--peak-lr '-.5' must be a finite number"),
         ("--peak-lr 50", "like 0.004"),
-        ("--epochs 2.5", "--epochs '2.5' must be a whole number, at least 1, like 300"),
-        (f"--epochs 1{400 * '0'}", "must be a whole number, at least 1"),
+        ("--epochs 2.5", "--epochs '2.5' must be a whole number, 1 to 2147483647, like 300"),
+        (f"--epochs 1{400 * '0'}", "must be a whole number, 1 to 2147483647"),
         ("--epochs 1e3", "--epochs '1e3' must be a whole number"),
-        ("--train-images 0", "must be a whole number, at least 1, or none"),
-        ("--depths=3.5,3,3,3", "must be whole numbers, one a stage, at least 1, like 3,3,9,3"),
+        ("--train-images 0", "must be a whole number, 1 to 2147483647, or none"),
+        ("--depths=3.5,3,3,3", "must be whole numbers, one a stage, 1 to 1000, like 3,3,9,3"),
         ("--depths=3,3,9,", "--depths '3,3,9,' must be"),
         ("--depths=", "--depths '' must be"),
         ("--dims -8,16,24,32", "--dims '-8,16,24,32' must be"),
@@ -131,6 +145,16 @@ def test_what_follows_from_an_option_is_blamed_on_it():
         given_recipe(flat_fields(BASELINE), parsed("--global-batch", "100000000"))
 
 
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_whole_number_beyond_every_real_one_is_refused_by_every_command(parser):
+    for action in PARSERS[parser]._actions:
+        if not callable(action.type) or action.type is int:  # an int is bounded where it is used
+            continue
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            read = action.type("9" * 20)
+            assert not isinstance(read, int), action.option_strings
+
+
 def test_the_options_of_the_baseline_give_the_baseline():
     words = [w for n, v in flat_fields(BASELINE).items() for w in (option(n), field_text(v))]
     assert given_recipe(
@@ -145,7 +169,7 @@ def test_the_options_of_the_baseline_give_the_baseline():
         ("--peak 1", "there is no option --peak"),
         ("--peak-lrr=1", "did you mean --peak-lr?"),
         ("--batch-size 64", "did you mean --global-batch?"),
-        ("--pretrained", "fine-tuning is not there yet"),
+        ("--pretrained", "there is no option --pretrained"),
         ("--peak-lr", "expected one argument"),
     ],
 )

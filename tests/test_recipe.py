@@ -8,11 +8,12 @@ import pickle
 import subprocess
 import sys
 import typing
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import pytest
 
-from mambaout.fields import Bound, WrongValues
+from mambaout.detect_recipe import DETECT_BASELINE
+from mambaout.fields import Bound, WrongValues, knobs
 from mambaout.recipe import (
     BASELINE,
     RELEASED_CODE,
@@ -32,6 +33,7 @@ from mambaout.recipe import (
     tuned,
     with_global_batch,
 )
+from mambaout.segment_recipe import SEGMENT_BASELINE
 from mambaout.variants import VARIANTS, ModelConfig
 
 OTHER = tuned(
@@ -346,6 +348,15 @@ def test_every_number_has_a_bound_that_its_default_is_in():
             assert value in said.choices, name
 
 
+@pytest.mark.parametrize("baseline", [BASELINE, DETECT_BASELINE, SEGMENT_BASELINE])
+def test_every_number_has_an_upper_end(baseline):
+    parts = [baseline, *(getattr(baseline, each.name) for each in fields(baseline))]
+    for part in filter(is_dataclass, parts):
+        for name, said in knobs(type(part)).items():
+            bound = said.bound
+            assert bound is None or bound.most or bound.below, f"{name} has no upper end"
+
+
 @pytest.mark.parametrize(
     ("bound", "words", "inside", "outside"),
     [
@@ -356,6 +367,8 @@ def test_every_number_has_a_bound_that_its_default_is_in():
         (Bound(least=1), "at least 1", (1, 10**400), (0,)),
         (Bound(least=1), "at least 1", ((1, 2),), ((1, 0),)),
         (Bound(least=0), "at least 0", (0,), (float("nan"),)),
+        (Bound(least=1, most=2147483647), "1 to 2147483647", (2147483647,), (2147483648,)),
+        (Bound(above=0, most=0.5), "above 0 and at most 0.5", (0.5,), (0.51,)),
     ],
 )
 def test_a_bound_says_what_it_holds(bound, words, inside, outside):

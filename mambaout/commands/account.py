@@ -10,7 +10,8 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
-from mambaout.commands.options import pixel_size, whole_number
+from mambaout.command_line import whole_number
+from mambaout.commands.options import pixel_size
 from mambaout.errors import WrongRequest
 from mambaout.options import add_recipe_options, given_fields
 from mambaout.recipe import field_types

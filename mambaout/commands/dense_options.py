@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from mambaout.commands.options import whole_number
+from mambaout.command_line import whole_number
 from mambaout.dense_options import dense_field, dense_field_types
 from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, knobs

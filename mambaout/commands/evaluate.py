@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from mambaout.command_line import whole_number
 from mambaout.commands.evaluate_dense import (
     add_dense_evaluation,
     refuse_dense_options,
@@ -17,6 +18,7 @@ from mambaout.commands.evaluate_detector import evaluate_detector
 from mambaout.commands.evaluate_segmenter import evaluate_segmenter
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
+    MOST_WORKERS,
     NO_EMA_HELP,
     STAGE_HELP,
     STORAGE_HELP,
@@ -24,7 +26,6 @@ from mambaout.commands.options import (
     WORKERS_HELP,
     folder,
     load_workers,
-    whole_number,
 )
 from mambaout.data.packing.data_option import missing_data
 from mambaout.data.shards.column_options import add_column_options, given_columns
@@ -67,7 +68,9 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help=f"images at a time, over all devices (default {BATCH_SIZE}); it changes no number",
     )
-    parser.add_argument("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    parser.add_argument(
+        "--workers", type=whole_number(0, MOST_WORKERS), metavar="N", help=WORKERS_HELP
+    )
     parser.add_argument(
         "--image-size", type=int, metavar="PX", help="default: the weights' own, else 224"
     )
@@ -128,6 +131,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{named.path}: {line}", flush=True)
     started = time.monotonic()
     count = data.num_images(options.split, recipe)
+    # A batch takes its memory whether it is full or not, so none is larger than the split.
+    whole = max(BATCH_SIZE, -(-count // device.num_devices) * device.num_devices)
     try:
         values = evaluate(
             device.move(model),
@@ -135,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
             options.split,
             recipe,
             backend=device,
-            batch_size=options.batch_size or BATCH_SIZE,
+            batch_size=min(options.batch_size or BATCH_SIZE, whole),
             num_workers=load_workers(options.workers, device.name),
         )
     except DataError as error:  # the request was right, but the data have changed

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 DEFAULT_STORAGE = Path("runs")
+MOST_WORKERS = 1024  # processes
 STAGE_HELP = "copy the shards that are read to this folder first, for example /dev/shm"
 WORKERS_HELP = "processes that load images; default: none on a CPU, else one less than the cores"
 STORAGE_HELP = f"the folder of the studies (default {DEFAULT_STORAGE})"
@@ -17,22 +17,6 @@ WEIGHTS_HELP = (
     "by their names, as `mambaout list` shows them"
 )
 NO_EMA_HELP = "take the plain weights where the file holds EMA weights too; default: EMA, as timm"
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `least` to `most`."""
-    bound = f"of at least {least}" if most is None else f"from {least} to {most}"
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least or (most is not None and number > most):
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {bound}")
-        return number
-
-    return read
 
 
 def pixel_size(text: str) -> int | tuple[int, int]:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambaout.applied_rules import PRECISION, AppliedRule, precision_rule, rule_lines
-from mambaout.command_line import add_compile_option, writable_folder
+from mambaout.command_line import add_compile_option, whole_number, writable_folder
 from mambaout.commands.dense import run_dense
 from mambaout.commands.dense_options import add_dense_options, refuse_dense_options
 from mambaout.commands.detect import DetectCommand
 from mambaout.commands.options import (
     DEFAULT_STORAGE,
+    MOST_WORKERS,
     STAGE_HELP,
     WORKERS_HELP,
     folder,
     load_workers,
-    whole_number,
 )
 from mambaout.commands.segment import SegmentCommand
 from mambaout.data.packing.data_option import add_data_option, given_data
@@ -84,7 +84,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
     add_compile_option(add)
     add("--stage", type=folder, metavar="DIR", help=STAGE_HELP)
-    add("--workers", type=whole_number(0), metavar="N", help=WORKERS_HELP)
+    add("--workers", type=whole_number(0, MOST_WORKERS), metavar="N", help=WORKERS_HELP)
     add_recompute_option(add)
     text = "end after step N, with status 0; resumable (default: train to the end)"
     add("--max-steps", type=whole_number(1), metavar="N", help=text)

@@ -5,8 +5,9 @@ signature defines the option:
 
     def scale(start: Start, *, predict: Annotated[bool, "predict the largest size"] = False): ...
 
-gives --predict. A bool is a switch, an int is a whole number of at least 1, and a Sequence[str] is
-one or more words. All types but bool may be None, which means that the option is not given.
+gives --predict. A bool is a switch, an int is a whole number from 1 to 2147483647, and a
+Sequence[str] is one or more words. All types but bool may be None, which means that the option is
+not given.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from mambaout.command_line import Parser, add_compile_option
+from mambaout.command_line import Parser, add_compile_option, whole_number
 from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
 from mambaout.dense_options import add_dense_options
 from mambaout.errors import WrongRequest
+from mambaout.fields import MOST_COUNT
 from mambaout.launch.resources import CHOICES
 from mambaout.launch.start_weights import INIT, add_init_option
 from mambaout.options import add_recipe_options, option
@@ -31,6 +33,9 @@ from mambaout.recompute import add_recompute_option
 from mambaout.study.study import Study
 
 STORAGE = "runs"
+
+MOST_SEEDS = 1000  # each seed of each recipe is a line of the study's file
+MOST_CONCURRENT = 100_000
 
 # Builds the study from the data and the command line.
 BuildStudy = Callable[..., Study]
@@ -95,7 +100,7 @@ def dense_parser(build_study: BuildStudy, baseline: Any, data: str) -> argparse.
     _add_cost_options(parser)
     add = _add_place_options(parser).add_argument
     text = "images in memory at once; a step adds up as many as its global batch needs"
-    add("--micro-batch", type=_count, metavar="N", help=text)
+    add("--micro-batch", type=whole_number(1, MOST_COUNT), metavar="N", help=text)
     add_dense_options(parser, baseline, skip={INIT})
     _add_own_options(own, build_study)
     return parser
@@ -104,7 +109,12 @@ def dense_parser(build_study: BuildStudy, baseline: Any, data: str) -> argparse.
 def _add_study_options(add: Callable[..., Any], smoke: str) -> None:
     text = "train these shapes of the study's, or published ones, joined by commas"
     add("--variants", type=_names, metavar="A,B", help=text)
-    add("--seeds", type=_count, metavar="N", help="run every recipe with the seeds 0 to N-1")
+    add(
+        "--seeds",
+        type=whole_number(1, MOST_SEEDS),
+        metavar="N",
+        help="run every recipe with the seeds 0 to N-1",
+    )
     add("--smoke", action="store_true", help=smoke)
     add("--name", help="of the study and its folder (default: script, data and given fields)")
     add("--rerun", action="store_true", help="all anew; earlier run directories are moved aside")
@@ -126,7 +136,8 @@ def _add_place_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     add = group.add_argument
     text = f"of a trial: {CHOICES} (default: what the machines have: a TPU, a GPU, a core)"
     add("--accelerator", metavar="NAME", help=text)
-    add("--max-concurrent", type=_count, metavar="N", help="trials at a time (default: what fits)")
+    text = "trials at a time (default: what fits)"
+    add("--max-concurrent", type=whole_number(1, MOST_CONCURRENT), metavar="N", help=text)
     add("--address", metavar="HOST:PORT", help="a Ray cluster's (default: Ray on this machine)")
     add("--storage", metavar="DIR", help=f"where studies lie (default {STORAGE})")
     where = "of MLflow (default: MLFLOW_TRACKING_URI, else sqlite in the storage folder)"
@@ -202,7 +213,7 @@ def _settings(build_study: BuildStudy, parameter: inspect.Parameter, hint: Any) 
             )
         return settings | {"action": "store_true"}
     if kind is int:
-        return settings | {"type": _count, "metavar": "N"}
+        return settings | {"type": whole_number(1, MOST_COUNT), "metavar": "N"}
     if kind in (float, str):
         return settings | {"type": kind, "metavar": "X"}
     if kind == Sequence[str]:
@@ -227,12 +238,6 @@ def _names(text: str) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} must be different names joined by commas")
     return names
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def _amount(text: str) -> float:

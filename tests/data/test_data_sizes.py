@@ -12,7 +12,8 @@ from mambaout.data.packing.sizes import facts_of
 from mambaout.data.packing.sources import open_data
 from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.files import DataError
-from mambaout.rules import DataFacts
+from mambaout.recipe import steps_per_epoch
+from mambaout.rules import DataFacts, fitted
 
 
 def facts(data: DataSet) -> DataFacts:
@@ -46,3 +47,10 @@ def test_a_set_of_which_nothing_can_be_decoded_is_named(tmp_path):
     data = shards(tmp_path / "own", [b"no image"] * 8)
     with pytest.raises(DataError, match="none of 8 training images can be decoded, row 0 first"):
         facts(data)
+
+
+@pytest.mark.parametrize("count", [4, 6, 9, 12, 17, 30])
+def test_a_set_of_a_few_images_gets_a_recipe_that_it_can_train(count, tmp_path):
+    data = shards(tmp_path / "own", pictures(count))
+    recipe = fitted(facts(data)).recipe
+    assert steps_per_epoch(recipe, data.num_images("train", recipe)) >= 1

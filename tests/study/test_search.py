@@ -14,13 +14,14 @@ from searches import AXES, BEST_LR, DATA, EPOCHS, SMALL, Driver, search, study, 
 from study_files import suggested_trial
 
 from mambaout.endings import Ending
+from mambaout.fields import MOST_COUNT
 from mambaout.recipe import tuned
 from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.search import candidates
 from mambaout.study.search.best import as_run, best, chosen, edges
 from mambaout.study.search.importances import importances
 from mambaout.study.search.memory import OPTUNA_FILE, open_store
-from mambaout.study.search.space import check, check_all, doubts, tuning
+from mambaout.study.search.space import check, check_all, doubts, points, tuning
 from mambaout.study.search.study_agenda import agenda
 from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, MINIVAL_TOP1
@@ -66,6 +67,7 @@ def states(storage: Path, label: str = "femto") -> list[str]:
             "narrow the axis",
         ),
         (dict(num_trials=0), "num_trials=0"),
+        (dict(num_trials=10**20), "must be 1 to 100000"),
         (dict(seeds=()), "seeds"),
         (dict(seeds=(0, 0)), "seeds"),
         (dict(num_confirmed=0), "num_confirmed=0"),
@@ -523,3 +525,10 @@ def test_the_agenda_is_that_of_the_study(tmp_path):
     one = study(recipes={"small": SMALL}, searches=())
     folder.write(one, one.trials(DATA))
     assert suggested(agenda(one, folder, DATA, one.trials(DATA)), 3) == one.trials(DATA)
+
+
+def test_a_range_of_any_length_is_not_listed():
+    long = search(axes=(WholeRange("eval_every_epochs", 1, MOST_COUNT),))
+    check(long)
+    assert points(long) is None
+    assert len(list(points(search(axes=(WholeRange("eval_every_epochs", 1, 40),))) or ())) == 40

@@ -50,6 +50,8 @@ SLOW_STARTS = ("drop_path",)
 
 MAX_LISTED = 20_000  # points of a finite space that are gone through one by one
 
+MOST_TRIALS = 100_000  # of a search; every trial is a line of the plan and of the study's file
+
 Values = Mapping[str, Any]  # axis name -> value
 
 
@@ -98,21 +100,27 @@ def rounded(axis: Axis, value: Any) -> Any:
 
 def points(search: Search) -> Iterator[dict[str, Any]] | None:
     """Every point of a finite space; None if the space is infinite or too large to list."""
-    grids = [grid for axis in search.axes if (grid := _grid(axis)) is not None]
-    if len(grids) < len(search.axes) or math.prod(map(len, grids)) > MAX_LISTED:
+    if math.prod(map(_num_values, search.axes)) > MAX_LISTED:
         return None
     names = axis_names(search.axes)
+    grids = map(_grid, search.axes)
     return (dict(zip(names, row, strict=True)) for row in itertools.product(*grids))
 
 
-def _grid(axis: Axis) -> list[Any] | None:
+def _num_values(axis: Axis) -> float:
+    """How many values the axis has; infinity if it has no steps."""
+    if isinstance(axis, Choice):
+        return len(axis.values)
+    step = getattr(axis, "step", None)
+    return math.inf if step is None else math.floor((axis.high - axis.low) / step + 1e-9) + 1
+
+
+def _grid(axis: Axis) -> list[Any]:
+    """Every value of an axis whose values are counted."""
     if isinstance(axis, Choice):
         return list(axis.values)
-    step = getattr(axis, "step", None)
-    if step is None:
-        return None
-    steps = range(math.floor((axis.high - axis.low) / step + 1e-9) + 1)
-    return [rounded(axis, axis.low + i * step) for i in steps]
+    step = getattr(axis, "step", 1)
+    return [rounded(axis, axis.low + i * step) for i in range(int(_num_values(axis)))]
 
 
 # -- checks ---------------------------------------------------------------------------------------
@@ -123,8 +131,8 @@ def check(search: Search) -> None:
     where = f"search {search.label!r}"
     if not search.axes:
         raise WrongRequest(f"{where} has no axes")
-    if search.num_trials < 1:
-        raise WrongRequest(f"{where}: num_trials={search.num_trials} must be at least 1")
+    if not 1 <= search.num_trials <= MOST_TRIALS:
+        raise WrongRequest(f"{where}: num_trials={search.num_trials} must be 1 to {MOST_TRIALS}")
     if not search.seeds or len(set(search.seeds)) < len(search.seeds):
         raise WrongRequest(f"{where}: seeds={search.seeds} must be one or more different numbers")
     if search.num_confirmed < 1:
@@ -249,9 +257,8 @@ def corners(search: Search) -> Iterator[Recipe]:
 
 def _ends(axis: Axis) -> list[Any]:
     """The ends of an axis. All its values if they are few, or if a single one could be invalid."""
-    grid = _grid(axis)
-    if isinstance(axis, Choice) or (isinstance(axis, WholeRange) and grid and len(grid) <= 16):
-        return list(grid or ())
+    if isinstance(axis, Choice) or (isinstance(axis, WholeRange) and _num_values(axis) <= 16):
+        return _grid(axis)
     return [axis.low, axis.high]
 
 

@@ -83,7 +83,7 @@ def test_near_chance_there_is_a_warning_and_no_verdict(tmp_path):
     assert first.startswith("No verdict: the study is near chance. No recipe is clearly better")
     assert others == []
     names = {path.name for path in write_report(folder)}
-    assert not names & {"law.png", "growth.png", "iso_mac.png", "accuracy_macs.png"}
+    assert not names & {"law.png", "contrast.png", "iso_mac.png", "accuracy_macs.png"}
     page = (folder.path / "report.html").read_text()
     assert '<p class="lead">No verdict' in page
     assert "comes out best" not in page

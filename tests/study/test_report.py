@@ -357,7 +357,7 @@ def test_a_loss_that_is_not_finite_and_an_error_of_nothing_are_no_trouble(tmp_pa
 def test_the_report_is_one_small_offline_page_beside_its_tables_and_charts(mixed):
     names = {path.name for path in write_report(mixed)}
     assert {"report.html", "trials.csv", "trials.parquet", "results.md"} < names
-    assert set(COST_AXES) | {"law.png", "growth.png", "learning_curves.png"} < names
+    assert set(COST_AXES) | {"law.png", "contrast.png", "learning_curves.png"} < names
     assert {path.name for path in mixed.path.iterdir()} == names | {
         "study.json",
         "trials.jsonl",

@@ -125,7 +125,7 @@ class Contrast:
         return [
             name
             for name, gain in self.without.items()
-            if gain is None or not gain.excludes_zero or gain.value * self.gain.value < 0
+            if gain is not None and (not gain.excludes_zero or gain.value * self.gain.value < 0)
         ]
 
     def text(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mambaout.study.law.noise import Interval
+from mambaout.study.law.shape import Contrast
 from mambaout.study.report.content import Table
 from mambaout.study.report.reading import GrowthFinding, Reading
 
@@ -85,22 +86,25 @@ def _contrast(one: GrowthFinding) -> str:
 
 def _rests(told: Sequence[GrowthFinding]) -> list[str]:
     """Which shapes carry a significant contrast."""
-    sure = [one for one in told if one.growth.contrast and one.growth.contrast.gain.excludes_zero]
-    parts = []
-    for one in sure:
-        assert one.growth.contrast is not None
-        names = one.growth.contrast.rests_on
-        values = [gain.value for gain in one.growth.contrast.without.values() if gain]
-        if not values:
-            parts.append(f"{one.family.where} shape and MACs are then not told apart")
-            continue
-        text = f"{one.family.where} it is {min(values):+.2f} to {max(values):+.2f} points"
-        if names:
-            text += f", and not significant without {_any_of(names)}"
-        else:
-            text += ", significant each time"
-        parts.append(text)
-    return [f"Without any one width or depth: {'; '.join(parts)}."] if parts else []
+    found = [
+        f"{one.family.where} {_without(one.growth.contrast)}"
+        for one in told
+        if one.growth.contrast and one.growth.contrast.gain.excludes_zero
+    ]
+    return [f"Without any one width or depth: {'; '.join(found)}."] if found else []
+
+
+def _without(contrast: Contrast) -> str:
+    values = [gain.value for gain in contrast.without.values() if gain]
+    unknown = [name for name, gain in contrast.without.items() if gain is None]
+    parts = [f"{min(values):+.2f} to {max(values):+.2f} points"] if values else []
+    if contrast.rests_on:
+        parts.append(f"not significant without {_any_of(contrast.rests_on)}")
+    elif values:
+        parts.append("significant each time")
+    if unknown:
+        parts.append(f"without {_any_of(unknown)} shape and MACs are not told apart")
+    return ", ".join(parts)
 
 
 def _precision(told: Sequence[GrowthFinding], study: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from mambaout.study.law.fit import Law
 from mambaout.study.law.slices import Slice
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
-    DEEP,
     FAINT,
     INK,
     MARKERS,
@@ -135,32 +134,40 @@ def _predicted(axes: Axes, reading: Reading) -> None:
 # -- deep against wide ----------------------------------------------------------------------------
 
 
-def growth_chart(reading: Reading) -> Figure:
-    """Points of top-1 per doubling of MACs, by depth and by width, for each length of training."""
+def contrast_chart(reading: Reading) -> Figure:
+    """What twice the width / depth gains at equal MACs, for each length of training."""
     figure, axes = new(
-        "Deeper or wider, by length of training", "epochs of training", "points a doubling of MACs"
+        "Width against depth at equal MACs",
+        "epochs of training",
+        "points of top-1 for twice the width / depth",
     )
-    told = [one for one in reading.grown if one.growth.depth or one.growth.width]
-    places = range(len(told))
-    for shift, name, color in ((-0.08, "depth", DEEP), (0.08, "width", WIDE)):
-        gains = [getattr(one.growth, name) for one in told]
-        shown = [(x + shift, gain) for x, gain in zip(places, gains, strict=True) if gain]
-        if not shown:
-            continue
-        halves = [gain.high - gain.value if finite(gain.high) else 0.0 for _, gain in shown]
+    told = [
+        (one.family.name if one.family.title else str(one.family.epochs), one.growth.contrast)
+        for one in reading.grown
+        if one.growth.contrast is not None
+    ]
+    for place, (_, contrast) in enumerate(told):
+        gain, others = contrast.gain, [one.value for one in contrast.without.values() if one]
         axes.errorbar(
-            [x for x, _ in shown],
-            [gain.value for _, gain in shown],
-            halves,
-            color=color,
+            place,
+            gain.value,
+            gain.high - gain.value if finite(gain.high) else 0.0,
+            color=WIDE,
             marker="o",
             markersize=6,
             capsize=4,
             linewidth=1.2,
-            label=f"by {name}, 95 %",
+            label=None if place else "all shapes, 95 %",
+        )
+        axes.scatter(
+            [place + 0.12] * len(others),
+            others,
+            s=14,
+            color=BASELINE_COLOR,
+            label=None if place else "without one width or depth",
         )
     axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set_xticks(list(places), [str(one.family.epochs) for one in told])
+    axes.set_xticks(range(len(told)), [name for name, _ in told])
     axes.set_xlim(-0.5, len(told) - 0.5)
     legend_below(figure, axes)
     return figure

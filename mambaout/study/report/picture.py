@@ -23,7 +23,7 @@ from PIL import Image
 WIDTH, HEIGHT, DPI = 4.8, 3.9, 160  # inches, dots an inch
 INK, FAINT, BASELINE_COLOR = "#1c2430", "#8a94a3", "#c2410c"
 PLAIN = "#2563a8"
-DEEP, WIDE = "#2563a8", "#b7791f"  # wherever depth is compared with width
+WIDE = "#b7791f"  # wherever width is compared with depth
 JPEG_WIDTH, JPEG_QUALITY = 1100, 80  # px, and Pillow's scale
 NUM_COLORS = 128  # of a PNG; only shades at the edges of lines are lost
 MARKERS = "os^DvP"  # shortest training first

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mambaout.study.law.fit import Law
 from mambaout.study.report.charts import COST_AXES, accuracy, is_drawn
+from mambaout.study.report.checklist import checklist
 from mambaout.study.report.content import Section, Table
 from mambaout.study.report.curves import MAX_RECIPES, learning_curves, training_loss
 from mambaout.study.report.growing import at_equal_macs, contrast_table, shape_exponents
@@ -21,7 +22,7 @@ from mambaout.study.report.joint_section import (
     joint_chart,
     joint_section,
 )
-from mambaout.study.report.law_charts import growth_chart, iso_chart, law_chart
+from mambaout.study.report.law_charts import contrast_chart, iso_chart, law_chart
 from mambaout.study.report.overlay import SOURCE, is_comparable, published_chart, published_said
 from mambaout.study.report.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
 from mambaout.study.report.search_findings import (
@@ -53,9 +54,8 @@ CAPTIONS = {
     "that the law leaves out. A cross is what the law of the smaller sizes says of the largest.",
     "law_training.png": "The same over the MACs of the whole training, all lengths together: what "
     "the best size at each budget reaches.",
-    "growth.png": "What doubling a network's MACs gained in top-1 when they went into more blocks "
-    "and when they went into more channels, with 95 % intervals. Where the lines cross, the answer "
-    "depends on the length of training.",
+    "contrast.png": "Above 0, a wider network is better than a deeper one with as many MACs. Dots "
+    "beside an interval are the same number without one width or one depth.",
     "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other. What that "
     "difference gains is taken out, so that only their shape differs; a curve is the parabola "
     "through three shapes or more.",
@@ -105,9 +105,8 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         found["importances.png"] = partial(importance_chart, reading.searches)
     if is_comparable(reading.study.get("num_classes")):
         found["published.png"] = partial(published_chart, reading.standing)
-    # A single number, such as the gain by width at one length, is in the text already.
-    if sum(bool(one.growth.depth) + bool(one.growth.width) for one in reading.grown) > 1:
-        found["growth.png"] = partial(growth_chart, reading)
+    if any(one.growth.contrast for one in reading.grown):
+        found["contrast.png"] = partial(contrast_chart, reading)
     if any(one.slices for one in reading.grown):
         found["iso_mac.png"] = partial(iso_chart, reading)
     return found | curves
@@ -127,6 +126,7 @@ def sections(reading: Reading) -> list[Section]:
         Section(
             "Over training", said=_few(reading), charts=["learning_curves.png", "training_loss.png"]
         ),
+        *checklist(reading),
     ]
     return parts
 
@@ -137,7 +137,7 @@ def _noise(reading: Reading) -> list[str]:
 
 
 def _shapes(reading: Reading, drawn: dict[str, Callable[[], Figure]]) -> list[Section]:
-    charts = [name for name in ("growth.png", "iso_mac.png") if name in drawn]
+    charts = [name for name in ("contrast.png", "iso_mac.png") if name in drawn]
     said = [*at_equal_macs(reading), *shape_exponents(reading)]
     if not reading.standing.has_verdict:
         said = [ONE_SEED, *said]

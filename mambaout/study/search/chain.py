@@ -57,6 +57,8 @@ class Chain:
             trial = part.next()
             if trial is not None:
                 return trial
+        if self._fixed:  # they wait, and come before further seeds
+            return None
         if self._more_seeds is not None and (trial := self._more_seeds.next()) is not None:
             return trial
         if self._predicted and (self._last_begun or self._all_else_is_over()):

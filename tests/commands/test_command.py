@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -429,6 +430,13 @@ def test_sync_brings_a_study_into_an_mlflow_that_lacks_it_once(tmp_path, capsys)
     assert "14 trials of scale were missing" in capsys.readouterr().out
     assert main(command) == 0
     assert "0 trials of scale were missing" in capsys.readouterr().out
+    with sqlite3.connect(tmp_path / "other.db") as store:
+        one = "(SELECT run_uuid FROM metrics LIMIT 1)"
+        store.execute(f"DELETE FROM metrics WHERE run_uuid = {one} AND key = 'top1'")
+        store.execute(f"DELETE FROM latest_metrics WHERE run_uuid = {one} AND key = 'top1'")
+    store.close()
+    assert main(command) == 0
+    assert "1 trial of scale was missing" in capsys.readouterr().out
 
 
 def test_sync_of_an_address_with_a_password_does_not_print_it(tmp_path, capsys):

@@ -178,7 +178,10 @@ ON_DIGITS = "train --data digits --out {new}"
         (f"{ON_DIGITS} --global-batch 64 --stage {{file}}", "cannot be staged in {file}"),
         (f"{ON_DIGITS} --recipe {{new}}.json", "{new}.json cannot be read: No such file"),
         (f"{ON_DIGITS} --recipe {{file}}", "--recipe {file} is no JSON"),
-        (f"{ON_DIGITS} --recipe {{binary}}", "--recipe {binary} is no text"),
+        (
+            f"{ON_DIGITS} --recipe {{binary}}",
+            "--recipe {binary} is no text; give the recipe.json of a run; weights go to --init",
+        ),
         (
             f"{ON_DIGITS} --recipe {{folder}}",
             "{folder} is a folder; give a file, like {folder}/rec",

@@ -275,7 +275,9 @@ def _fit(
         expected = np.median(spread.variances(costs, variances), axis=0)
     if spread.are_known:
         of_seeds = spread.of_seeds(costs, variances)  # (R, n)
-        beside = np.sqrt(spread.scatter)[:, None] * rng.standard_normal((num_resamples, len(shapes)))
+        beside = np.sqrt(spread.scatter)[:, None] * rng.standard_normal(
+            (num_resamples, len(shapes))
+        )
         moved = errors + np.sqrt(of_seeds) * rng.standard_normal(of_seeds.shape) + beside[:, place]
         draws = two_powers.solve(x, y, moved, 1 / expected)
     else:

@@ -84,8 +84,10 @@ def _linear(basis: Array, errors: Array, weights: Array) -> tuple[Array, Array]:
         right = np.einsum("rn,gnk->rgk", errors[:, 0], weighted)
     else:
         right = (errors[..., None, :] @ weighted)[..., 0, :]
-    best = np.linalg.solve(gram, right[..., None])[..., 0] if basis.ndim == 4 else (
-        np.einsum("gjk,rgk->rgj", np.linalg.inv(gram), right)
+    best = (
+        np.linalg.solve(gram, right[..., None])[..., 0]
+        if basis.ndim == 4
+        else (np.einsum("gjk,rgk->rgj", np.linalg.inv(gram), right))
     )
     wrong = (best < 0).any(axis=-1)
     misfit = -(best * right).sum(axis=-1)

@@ -156,14 +156,14 @@ def test_the_text_names_the_range_and_the_intervals():
     ("noise_growth", "scatter"), [(1.0, 0.0), (2.0, 0.0), (1.0, 1.5)], ids=["plain", "grows", "lie"]
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(noise_growth, scatter):
-    """80 studies of random laws, five to eight sizes, one to three seeds.
+    """60 studies of random laws, five to eight sizes, one to three seeds.
 
     The noise is the same for all sizes; or it doubles from the smallest to the largest; or shapes
     lie beside the law by 1.5 times the noise. results/coverage.json has 400 studies of each kind.
     """
     rng = np.random.default_rng(0)
     inside, beyond, held, z = [], [], [], []
-    for study in range(80):
+    for study in range(60):
         a, b, c, d = (rng.uniform(*r) for r in ((6, 20), (0.2, 0.9), (0, 12), (0, 0.5)))
         num_sizes, seeds, sd = ((5, 2, 0.3), (6, 3, 0.2), (8, 1, 0.3), (8, 2, 0.4))[study % 4]
         costs = np.geomspace(1, (16, 16, 32, 32)[study % 4], num_sizes)

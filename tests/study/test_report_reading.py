@@ -264,8 +264,8 @@ def test_three_lengths_show_a_law_over_size_and_length_and_two_do_not(tmp_path):
     assert "exponent of the size" in part.said[0]
     two = read(growing_study(tmp_path, "two", {5: 0.5, 10: 0.5}))
     assert two.joint == (
-        "12 trainings of 6 sizes and 2 lengths, and a law over both needs 6 of 3 sizes and "
-        "3 lengths; add sizes or lengths to the study"
+        "12 trainings of 6 sizes and 2 lengths, and a law over both needs at least 6 "
+        "trainings, 3 sizes and 3 lengths; add sizes or lengths to the study"
     )
     assert not [part for part in sections(two) if part.title == "Size and length together"]
 

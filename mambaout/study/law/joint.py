@@ -245,8 +245,8 @@ def _fit(
     if len(shapes) < MIN_EACH or len(lengths) < MIN_EACH or len(sizes) <= NUM_PARAMETERS:
         raise TooFew(
             f"{len(sizes)} trainings of {len(shapes)} sizes and {len(lengths)} lengths, and a law "
-            f"over both needs {NUM_PARAMETERS + 1} of {MIN_EACH} sizes and {MIN_EACH} lengths; add "
-            "sizes or lengths to the study"
+            f"over both needs at least {NUM_PARAMETERS + 1} trainings, {MIN_EACH} sizes and "
+            f"{MIN_EACH} lengths; add sizes or lengths to the study"
         )
     rng = np.random.default_rng(seed)
     costs = np.array([size.cost for size in sizes])

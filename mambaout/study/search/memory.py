@@ -4,8 +4,8 @@
 
 The database is the search's memory. The sampler works on a copy of it. The copy is made anew for
 every suggestion, from the search's seed, its label and the suggestion's number. So a suggestion
-depends only on the results so far, and a relaunched driver suggests the same as an uninterrupted one. The states
-of a recipe in the database:
+depends only on the results so far, and a relaunched driver suggests the same as an uninterrupted
+one. The states of a recipe in the database:
 
 | state | the recipe's first seed |
 |---|---|

@@ -29,7 +29,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +67,17 @@ class Scenario:
 
 
 DESIGNS = (
-    {"num_sizes": 4, "seeds": 2},
-    {"num_sizes": 6, "seeds": 2},
-    {"num_sizes": 8, "seeds": 1, "num_images": 10_000},
-    {"num_sizes": 10, "seeds": 3},
+    Scenario(num_sizes=4, seeds=2),
+    Scenario(num_sizes=6, seeds=2),
+    Scenario(num_sizes=8, seeds=1, num_images=10_000),
+    Scenario(num_sizes=10, seeds=3),
 )
-KINDS = (
-    {},
-    {"noise_growth": 2.0},
-    {"scatter": 1.5},
-    {"scatter": 1.0},
-    {"scatter": 3.0},
+KINDS = ((1.0, 0.0), (2.0, 0.0), (1.0, 1.5), (1.0, 1.0), (1.0, 3.0))  # noise_growth, scatter
+SCENARIOS = tuple(
+    replace(design, noise_growth=growth, scatter=scatter)
+    for growth, scatter in KINDS
+    for design in DESIGNS
 )
-SCENARIOS = tuple(Scenario(**design, **kind) for kind in KINDS for design in DESIGNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +100,14 @@ class JointScenario:
 
 
 JOINT_DESIGNS = (
-    {"num_sizes": 4, "lengths": (4, 12, 36), "seeds": 2},
-    {"num_sizes": 8, "lengths": (4, 12, 36), "seeds": 1, "num_images": 10_000},
-    {"num_sizes": 6, "lengths": (4, 8, 16, 32), "seeds": 3},
+    JointScenario(num_sizes=4, lengths=(4, 12, 36), seeds=2),
+    JointScenario(num_sizes=8, lengths=(4, 12, 36), seeds=1, num_images=10_000),
+    JointScenario(num_sizes=6, lengths=(4, 8, 16, 32), seeds=3),
 )
-JOINT_KINDS = ({}, {"noise_growth": 2.0}, {"scatter": 1.5})
 JOINT_SCENARIOS = tuple(
-    JointScenario(**design, **kind) for kind in JOINT_KINDS for design in JOINT_DESIGNS
+    replace(design, noise_growth=growth, scatter=scatter)
+    for growth, scatter in KINDS[:3]
+    for design in JOINT_DESIGNS
 )
 
 

@@ -89,10 +89,7 @@ def whole_number(least: int, most: int = MOST_COUNT) -> Callable[[str], int]:
     """A type for argparse: whole numbers from `least` to `most`."""
 
     def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
+        number = int(text) if re.fullmatch("[0-9]{1,19}", text) else -1
         if not least <= number <= most:
             raise argparse.ArgumentTypeError(
                 f"{text!r} must be a whole number from {least} to {most}"

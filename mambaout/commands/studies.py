@@ -11,6 +11,7 @@ from mambaout.commands.options import DEFAULT_STORAGE, STORAGE_HELP
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.launch.named import read_study, study_folder
+from mambaout.numbers import counted
 from mambaout.train.tasks import CLASSIFY, kind_named
 
 OWN_COPY = (
@@ -78,7 +79,8 @@ def _run_sync(options: argparse.Namespace) -> int:
         tracker.attach(files)
         unfinished = any(run.status is Ending.UNFINISHED for run in runs)
         whole = tracker.close("FAILED" if unfinished else "FINISHED")
-    print(f"{hidden(uri)}: {missing} trials of {name} were missing or incomplete")
+    trials, were = counted(missing, "trial"), "was" if missing == 1 else "were"
+    print(f"{hidden(uri)}: {trials} of {name} {were} missing or incomplete")
     return 0 if whole else 1
 
 

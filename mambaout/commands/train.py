@@ -355,7 +355,9 @@ def _recipe_in(name: str) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise WrongRequest(f"{where} is no text; give the recipe.json of a run") from None
+        raise WrongRequest(
+            f"{where} is no text; give the recipe.json of a run; weights go to --init"
+        ) from None
     except IsADirectoryError:
         raise WrongRequest(
             f"{where} is a folder; give a file, like {path / 'recipe.json'}"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,10 @@ ON_DIGITS = "train --data digits --out {new}"
         (f"{ON_DIGITS} --global-batch 64 --stage {{file}}", "cannot be staged in {file}"),
         (f"{ON_DIGITS} --recipe {{new}}.json", "{new}.json cannot be read: No such file"),
         (f"{ON_DIGITS} --recipe {{file}}", "--recipe {file} is no JSON"),
-        (f"{ON_DIGITS} --recipe {{binary}}", "--recipe {binary} is no text"),
+        (
+            f"{ON_DIGITS} --recipe {{binary}}",
+            "--recipe {binary} is no text; give the recipe.json of a run; weights go to --init",
+        ),
         (
             f"{ON_DIGITS} --recipe {{folder}}",
             "{folder} is a folder; give a file, like {folder}/rec",
@@ -429,6 +433,13 @@ def test_sync_brings_a_study_into_an_mlflow_that_lacks_it_once(tmp_path, capsys)
     assert "14 trials of scale were missing" in capsys.readouterr().out
     assert main(command) == 0
     assert "0 trials of scale were missing" in capsys.readouterr().out
+    with sqlite3.connect(tmp_path / "other.db") as store:
+        one = "(SELECT run_uuid FROM metrics LIMIT 1)"
+        store.execute(f"DELETE FROM metrics WHERE run_uuid = {one} AND key = 'top1'")
+        store.execute(f"DELETE FROM latest_metrics WHERE run_uuid = {one} AND key = 'top1'")
+    store.close()
+    assert main(command) == 0
+    assert "1 trial of scale was missing" in capsys.readouterr().out
 
 
 def test_sync_of_an_address_with_a_password_does_not_print_it(tmp_path, capsys):

@@ -349,3 +349,9 @@ def test_labels_in_several_chunks_and_from_the_middle_of_a_buffer_are_read_whole
     assert _numbers(column.slice(2, 3)).tolist() == [2, 3, 4]
     assert _numbers(column.slice(0, 0)).tolist() == []
     assert _numbers(column).dtype == np.int64
+
+
+def test_labels_of_one_class_alone_are_refused(tmp_path):
+    write_parquet(tmp_path / "set/data.parquet", pictures(20), [0] * 20)
+    with pytest.raises(DataError, match="every training image has label 0, and telling classes"):
+        open_data(str(tmp_path / "set"), tmp_path / "cache")

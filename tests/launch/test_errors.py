@@ -103,7 +103,6 @@ def test_a_study_whose_table_has_a_bug_is_not_called_damaged(tmp_path, monkeypat
 # Where text or bytes are parsed, which Python, Pillow and others say by a ValueError.
 PARSES = {
     "launch/named.py": 1,  # json.loads
-    "commands/options.py": 1,  # int(text)
     "data/shards/columns.py": 1,
     "data/shards/description.py": 1,  # a damaged file of the cache
     "dense/coco.py": 1,  # json.loads

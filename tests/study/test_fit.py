@@ -152,31 +152,43 @@ def test_the_text_names_the_range_and_the_intervals():
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    """240 studies of random laws, five to eight sizes, one to three seeds.
+@pytest.mark.parametrize(
+    ("noise_growth", "scatter"), [(1.0, 0.0), (2.0, 0.0), (1.0, 1.5)], ids=["plain", "grows", "lie"]
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(noise_growth, scatter):
+    """60 studies of random laws, five to eight sizes, one to three seeds.
 
-    Measured: 95.6 % for the law inside its range, 97.1 % for a new run at twice the largest cost,
-    97.9 % of the largest sizes within 1.96 sigma of what the others predict.
+    The noise is the same for all sizes; or it doubles from the smallest to the largest; or shapes
+    lie beside the law by 1.5 times the noise. results/coverage.json has 400 studies of each kind.
     """
     rng = np.random.default_rng(0)
-    inside, beyond, held = [], [], []
-    for study in range(240):
+    inside, beyond, held, z = [], [], [], []
+    for study in range(60):
         a, b, c, d = (rng.uniform(*r) for r in ((6, 20), (0.2, 0.9), (0, 12), (0, 0.5)))
         num_sizes, seeds, sd = ((5, 2, 0.3), (6, 3, 0.2), (8, 1, 0.3), (8, 2, 0.4))[study % 4]
         costs = np.geomspace(1, (16, 16, 32, 32)[study % 4], num_sizes)
         truth = law_of(a, b, c, d)
-        law = fitted(ladder(truth, costs, seeds=seeds, sd=sd, seed=study), num_resamples=100)
+
+        def runs(label: str, cost: float, count: int, sd=sd, top=costs[-1], truth=truth) -> Size:
+            spread = sd * noise_growth ** (math.log(cost) / math.log(top) - 0.5)
+            beside = scatter * sd * rng.standard_normal()
+            return size(label, cost, *(truth(cost) + beside + spread * rng.standard_normal(count)))
+
+        sizes = [runs(f"s{i}", cost, seeds) for i, cost in enumerate(costs)]
+        law = fitted(sizes, num_resamples=100)
         at = [float(cost) for cost in np.geomspace(costs[0], costs[-1], 5)]
         band = zip(law.curve(at), map(truth, at), strict=True)
         inside += [point.low <= value <= point.high for point, value in band]
-        run = truth(2 * costs[-1]) + sd * rng.standard_normal()
         prediction = law.predict(2 * costs[-1])
+        run = runs("new", 2 * costs[-1], 1).error
         beyond.append(prediction.low <= run <= prediction.high)
+        z.append((run - prediction.value) / prediction.sigma)
         if law.holdout:
             held.append(abs(law.holdout.sigmas) < 1.96)
-    assert 0.92 <= np.mean(inside) <= 0.99
-    assert 0.91 <= np.mean(beyond) <= 0.99
-    assert 0.89 <= np.mean(held) <= 0.99
+    assert 0.85 <= np.mean(inside) <= 1
+    assert 0.88 <= np.mean(beyond) <= 1
+    assert 0.85 <= np.mean(held) <= 1
+    assert np.sqrt(np.mean(np.square(z))) > 0.6  # the intervals are not too wide either
 
 
 # -- plateaus -------------------------------------------------------------------------------------

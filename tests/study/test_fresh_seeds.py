@@ -8,10 +8,11 @@ import random
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from searches import AXES, search
-from study_files import SMALL
+from study_files import SMALL, sized
 from test_noise import run_of
 
 from mambaout.endings import Ending
@@ -25,9 +26,10 @@ from mambaout.study.report.reading import reading
 from mambaout.study.report.search_findings import search_answer, searched
 from mambaout.study.search.best import best
 from mambaout.study.study import Run
-from mambaout.train.metrics import TOP1
+from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 
 TRUE_TOP1, SEED_SD, CORRELATION, NUM_RECIPES, NUM_STUDIES = 80.0, 0.8, 0.92, 12, 150
+WIDTHS = (8, 16, 24, 32)  # of several searches
 
 
 def is_unbiased(values: list[float]) -> bool:
@@ -58,25 +60,28 @@ def plain_studies(num_seeds: int) -> Iterator[list[Run]]:
         ]
 
 
-def of_search(label: str, number: int, seed: int, draw: random.Random, origin: Any) -> Run:
-    recipe = recipes()[f"r{number}"]
-    run = run_of(trial_label(label, number), recipe, seed, *drawn(draw))
+def of_search(one: Search, number: int, seed: int, draw: random.Random, origin: Any) -> Run:
+    rate = recipes()[f"r{number}"].optim.peak_lr
+    recipe = tuned(one.base, peak_lr=rate)
+    run = run_of(trial_label(one.label, number), recipe, seed, *drawn(draw))
     return replace(run, trial=replace(run.trial, origins=(origin,)))
 
 
-def search_studies(one: Search) -> Iterator[list[Run]]:
+def search_studies(*searches: Search) -> Iterator[list[Run]]:
     """Searches over equal recipes. The highest on the first seed get the others."""
     for number in range(NUM_STUDIES):
-        draw = random.Random(number)
-        runs = [
-            of_search(one.label, i, 0, draw, SearchPoint(one.label, i)) for i in range(NUM_RECIPES)
-        ]
-        order = sorted(range(NUM_RECIPES), key=lambda i: -runs[i].metrics["minival/top1"])
-        runs += [
-            of_search(one.label, i, seed, draw, ConfirmingSeed(one.label, i))
-            for i in order[: one.num_confirmed]
-            for seed in one.seeds[1:]
-        ]
+        draw, runs = random.Random(number), []
+        for one in searches:
+            first = [
+                of_search(one, i, 0, draw, SearchPoint(one.label, i)) for i in range(NUM_RECIPES)
+            ]
+            order = sorted(range(NUM_RECIPES), key=lambda i: -first[i].metrics[MINIVAL_TOP1])
+            runs += first
+            runs += [
+                of_search(one, i, seed, draw, ConfirmingSeed(one.label, i))
+                for i in order[: one.num_confirmed]
+                for seed in one.seeds[1:]
+            ]
         yield runs
 
 
@@ -110,6 +115,23 @@ def test_the_best_of_a_search_is_reported_on_the_seeds_that_did_not_choose_it():
     assert statistics.fmean(first) > 1.0
     assert is_unbiased(reported)
     assert is_unbiased(minival)
+
+
+def test_the_best_of_several_searches_is_read_on_seeds_left_out_of_the_choice_between_them():
+    sizes = [
+        search(label=f"w{w}", base=sized(w, 2), axes=AXES[:1], seeds=(0, 1, 2)) for w in WIDTHS
+    ]
+    body = {"searches": [one.to_json() for one in sizes]}
+    fresh, same = [], []
+    for runs in islice(search_studies(*sizes), NUM_STUDIES // 2):
+        found = standing(runs, body)
+        value = fresh_top1(found)
+        assert value is not None
+        assert found.best is not None
+        fresh.append(value.value - TRUE_TOP1)
+        same.append(found.best.mean(TOP1).value - TRUE_TOP1)
+    assert statistics.fmean(same) > 0.3
+    assert is_unbiased(fresh)
 
 
 # -- in words -------------------------------------------------------------------------------------

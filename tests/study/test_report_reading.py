@@ -42,7 +42,7 @@ from mambaout.study.report.ranking import standing
 from mambaout.study.report.reading import read, reading
 from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import searched
-from mambaout.study.report.sections import sections
+from mambaout.study.report.sections import drawings, sections
 from mambaout.study.report.study_report import write_report
 from mambaout.study.report.tables import ranked_table
 from mambaout.study.study import Run, Study, StudyFolder, Trial
@@ -248,6 +248,26 @@ def test_a_trial_stopped_early_is_shown_as_that_and_is_in_no_number(searching):
 def test_the_best_of_each_search_form_a_ladder(searching):
     names = [one.family.name for one in read(searching).grown]
     assert names == ["tuned per size"]
+
+
+# -- size and length together ---------------------------------------------------------------------
+
+
+def test_three_lengths_show_a_law_over_size_and_length_and_two_do_not(tmp_path):
+    found = read(growing_study(tmp_path, "three", {5: 0.5, 10: 0.5, 20: 0.5}))
+    (part,) = (part for part in sections(found) if part.title == "Size and length together")
+    left_out, best = part.tables
+    assert [row[1] for row in left_out.cells] == [f"w32-d8-e{epochs}" for epochs in (5, 10, 20)]
+    assert {row[-1] for row in left_out.cells} <= {"inside", "outside"}
+    assert [row[0] for row in best.cells] == ["every image"] * 2 + ["repeats count less"] * 2
+    assert set(part.charts) <= drawings(found).keys()
+    assert "exponent of the size" in part.said[0]
+    two = read(growing_study(tmp_path, "two", {5: 0.5, 10: 0.5}))
+    assert two.joint == (
+        "12 trainings of 6 sizes and 2 lengths, and a law over both needs at least 6 "
+        "trainings, 3 sizes and 3 lengths; add sizes or lengths to the study"
+    )
+    assert not [part for part in sections(two) if part.title == "Size and length together"]
 
 
 # -- a prediction ---------------------------------------------------------------------------------

@@ -257,3 +257,8 @@ def _check_labels(
             f"no training image has label {empty[0]} ({len(empty)} of the {num_classes} classes "
             "are empty); labels must count from 0 without a gap"
         )
+    if len(train) > 1 and num_classes - len(empty) == 1:
+        raise DataError(
+            f"every training image has label {train[0]}, and telling classes apart needs two or "
+            "more; is another column the label (--label-column)?"
+        )

@@ -245,8 +245,8 @@ def _fit(
     if len(shapes) < MIN_EACH or len(lengths) < MIN_EACH or len(sizes) <= NUM_PARAMETERS:
         raise TooFew(
             f"{len(sizes)} trainings of {len(shapes)} sizes and {len(lengths)} lengths, and a law "
-            f"over both needs {NUM_PARAMETERS + 1} of {MIN_EACH} sizes and {MIN_EACH} lengths; add "
-            "sizes or lengths to the study"
+            f"over both needs at least {NUM_PARAMETERS + 1} trainings, {MIN_EACH} sizes and "
+            f"{MIN_EACH} lengths; add sizes or lengths to the study"
         )
     rng = np.random.default_rng(seed)
     costs = np.array([size.cost for size in sizes])
@@ -256,23 +256,22 @@ def _fit(
     errors = np.array([size.error for size in sizes])[None]
     means = [size.seeds for size in sizes]
     variances = noise.variances(means)
-    expected = variances
-    for _ in range(2):  # the second time with the weights that the first one's residuals give
+
+    def fitted(expected: Array) -> tuple[Array, Array, SpreadDraws]:
+        """The law, the residuals and the spread, for variances (n,) of the trainings."""
         best = two_powers.solve(x, y, errors, 1 / expected)
         residuals = (errors - two_powers.value(best, x, y))[0]
+        degrees = len(sizes) - NUM_PARAMETERS
         spread = spread_draws(
-            costs,
-            means,
-            noise,
-            residuals,
-            len(sizes) - NUM_PARAMETERS,
-            rng,
-            num_resamples,
-            num_shapes=len(shapes),
+            costs, means, noise, residuals, degrees, rng, num_resamples, num_shapes=len(shapes)
         )
-        if not noise.is_known:
-            break
+        return best, residuals, spread
+
+    expected = variances
+    best, residuals, spread = fitted(expected)
+    if noise.is_known:  # again, with the scatter that the first fit shows
         expected = np.median(spread.variances(costs, variances), axis=0)
+        best, residuals, spread = fitted(expected)
     if spread.are_known:
         of_seeds = spread.of_seeds(costs, variances)  # (R, n)
         beside = np.sqrt(spread.scatter)[:, None] * rng.standard_normal(

@@ -58,6 +58,12 @@ class SpreadDraws:
         grown = (costs / self.middle) ** (2 * self.growth[:, None])
         return self.scale[:, None] * grown * variances
 
+    def first(self, count: int) -> SpreadDraws:
+        """The first `count` draws."""
+        return SpreadDraws(
+            self.scale[:count], self.growth[:count], self.scatter[:count], self.middle
+        )
+
     @property
     def are_known(self) -> bool:
         return bool(np.isfinite(self.scatter).all())

@@ -87,8 +87,8 @@ def deeper_or_wider(start: Start, predict: bool) -> Study:
 
 # -- each size tuned ------------------------------------------------------------------------------
 
-# Several widths, and a deeper shape with the MACs of one of them.
-TUNED_SHAPES = ("w8-d4", "w16-d4", "w24-d4", "w16-d10")
+# The same shapes, so that the two answers can be compared.
+TUNED_SHAPES = SHAPES
 SMALL_AXES = (LogRange("peak_lr", 2.5e-4, 4e-3),)
 AXES = (LogRange("peak_lr", 5e-4, 8e-3), LinearRange("drop_path", 0.0, 0.6))
 

@@ -68,11 +68,13 @@ def plateaus(
         degrees = position - 2 - int(best[0, 2] > 0)
         rng = np.random.default_rng(seed)
         known = noise.degrees(means)
-        if noise.is_known:
+        if noise.has_seeds:
             raised = max(1.0, misfit / degrees) ** 0.5
             factors = raised * seed_factors(known, rng, num_resamples)
         else:
-            factors = scatter_factors(known, rng, num_resamples, misfit, degrees)
+            # One seed of each size: how far they scatter is seen in the residuals alone.
+            factors = scatter_factors(0, rng, num_resamples, misfit, degrees)
+            factors = np.maximum(factors, 1.0) if noise.is_known else factors
         spread = np.sqrt(variances) * factors[:, None]
         moved = np.concatenate([errors, errors + spread * rng.standard_normal(spread.shape)])
         laws = power_law.solve(x, moved, np.repeat(weights, len(moved), 0), shift=False)

@@ -33,9 +33,9 @@ _LEAST_DOUBLINGS = 0.5  # of cost, from the cheapest size to the dearest, for a 
 
 @dataclass(frozen=True)
 class CostModel:
-    """accuracy = 1 + x + x^2 + s over sizes: x is log2 of the cost, s log2 of width / depth.
+    """accuracy = k0 + k1 x + k2 x^2 + k3 s over sizes: x is log2 cost, s is log2 (width / depth).
 
-    x is measured from its mean. Without five sizes the term x^2 is left out.
+    k3 is the contrast. x is measured from its mean. Without five sizes, k2 is left out.
     """
 
     x: Array  # (n,)

@@ -50,7 +50,10 @@ def _form(reading: Reading) -> list[tuple[str, str, str]]:
     form = "none was fitted: " + "; ".join(dict.fromkeys(one.reason for one in reading.laws))
     if laws:
         form = "error = a (C + d)^-b + c, with the four parameters a, b, c and d for each length"
-    contrast = "accuracy = 1 + x + x^2 + s, with x = log2 MACs and s = log2 (width / depth)"
+    contrast = (
+        "accuracy = k0 + k1 x + k2 x^2 + k3 s, with x = log2 MACs and s = log2 (width / depth); "
+        "k3 is the gain at equal MACs"
+    )
     return [
         ("law", "form and free parameters", form),
         ("law", "model for width against depth", contrast),
@@ -128,11 +131,11 @@ def _choice(reading: Reading) -> str:
 
 def _measured(reading: Reading) -> list[tuple[str, str, str]]:
     return [
-        ("measured", "metric", f"top-1 on the {_facts(reading, 'num_val')} images of val"),
+        ("measured", "metric", f"top-1 on val; images: {_facts(reading, 'num_val')}"),
         (
             "measured",
             "chosen on",
-            f"minival, {_facts(reading, 'num_minival')} training images that are held out",
+            f"minival, held out of training; images: {_facts(reading, 'num_minival')}",
         ),
         ("measured", "points of a training", "one, at the last step; no averaging of weights"),
         ("measured", "noise between seeds", reading.noise.text()),

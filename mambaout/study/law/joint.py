@@ -18,6 +18,10 @@ the same points at all of its lengths.
 
 The form lets no size profit more than another from a longer training. Where one does, the sizes lie
 beside the law, and the intervals are wider for it.
+
+Coverage of a new run of twice the largest size at the longest length (results/coverage.json: 200
+simulated studies of each kind): 97.0 to 98.5 % with equal noise, 91 to 95 % where the noise doubles
+over the sizes, 87 to 89 % where shapes lie beside the law by 1.5 times the noise of a run.
 """
 
 from __future__ import annotations

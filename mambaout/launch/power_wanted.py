@@ -74,11 +74,8 @@ def check_until(study: Study, data: DataSet) -> None:
 def plan_lines(request: Request) -> list[str]:
     """The plan's lines on power; empty if the study does not compare width and depth."""
     num_train, num_classes = request.facts["num_train"], request.facts["num_classes"]
-    ladders = planned_ladders(
-        _compared(request.study, request.trials),
-        partial(request.num_images, "train"),
-        num_classes,
-    )
+    trials = _compared(request.study, request.trials) or _winners(request)
+    ladders = planned_ladders(trials, partial(request.num_images, "train"), num_classes)
     detect = request.facts.get(DETECT)
     if detect:
         spread = KnownSpread(detect["sd"], 0, detect["sd_from"])
@@ -88,6 +85,15 @@ def plan_lines(request: Request) -> list[str]:
     if lines and request.until is not None:
         lines.append(f"{'':<13}--until {request.until:g}: seeds are added until it is that precise")
     return lines
+
+
+def _winners(request: Request) -> list[Trial]:
+    """The winners of the searches, with the seeds that report them: all but the one that chose."""
+    return [
+        Trial(label=search.label, recipe=search.base, seed=seed, data=request.fingerprint)
+        for search in request.study.searches
+        for seed in search.seeds[1:]
+    ]
 
 
 def seeds_until(

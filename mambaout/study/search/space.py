@@ -45,7 +45,7 @@ DIGITS = 4  # significant digits of a suggested float, to keep commands readable
 
 NARROW = "narrow the axis, or list the values that fit"
 
-# Fields that make a network learn more slowly at first than they cost it at the end.
+# Fields that may make a network learn more slowly at first, and better in the end.
 SLOW_STARTS = ("drop_path",)
 
 MAX_LISTED = 20_000  # points of a finite space that are gone through one by one
@@ -270,7 +270,7 @@ def doubts(searches: Iterable[Search]) -> list[str]:
         if search.early_stop and names:
             found.append(
                 f"search {search.label} stops recipes early and varies {', '.join(names)}: with "
-                "more of it a network starts more slowly, so a recipe may be stopped that would "
+                "more of it a network may start more slowly, and a recipe may be stopped that would "
                 f"have won. sweeps/mine.py --search {names[0]}=LOW..HIGH stops none"
             )
     return found

@@ -85,9 +85,10 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         if options.calibrate:
             run_calibration(request)
         if options.plan or options.calibrate:
-            table = plan_table(_plan(request, options))
+            priced = _plan(request, options)
             about = [f"{request.name}: {request.study.question}", *hello(request)]
-            print("\n".join([*about, "", table, *plan_lines(request)]))
+            power = plan_lines(request, priced.grant_share)
+            print("\n".join([*about, "", plan_table(priced), *power]))
             return 0
         return run_study(request)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,7 @@ def with_seeds(
         num_train = data.num_images("train", BASELINE)
         spread = known_spread(folder.path.parent, data.fingerprint, num_train)
         chosen = seeds_to_detect(_ladders(study, data), spread, points)
-        kept = {"points": points, "sd": spread.points, "sd_from": spread.source, "seeds": chosen}
+        kept = {"points": points, "spread": asdict(spread), "seeds": chosen}
     seeds = {
         label: tuple(range(chosen[label])) if label in chosen else _given(study, label)
         for label in study.recipes
@@ -71,17 +71,17 @@ def check_until(study: Study, data: DataSet) -> None:
     check_compares(_ladders(study, data), "--until")
 
 
-def plan_lines(request: Request) -> list[str]:
+def plan_lines(request: Request, grant_share: float | None = None) -> list[str]:
     """The plan's lines on power; empty if the study does not compare width and depth."""
     num_train, num_classes = request.facts["num_train"], request.facts["num_classes"]
     trials = _compared(request.study, request.trials) or _winners(request)
     ladders = planned_ladders(trials, partial(request.num_images, "train"), num_classes)
     detect = request.facts.get(DETECT)
     if detect:
-        spread = KnownSpread(detect["sd"], 0, detect["sd_from"])
+        spread = KnownSpread(**detect["spread"])
     else:
         spread = known_spread(request.storage, request.fingerprint, num_train)
-    lines = foresight(ladders, spread, detect and detect["points"])
+    lines = foresight(ladders, spread, detect and detect["points"], grant_share)
     if lines and request.until is not None:
         lines.append(f"{'':<13}--until {request.until:g}: seeds are added until it is that precise")
     return lines

@@ -176,6 +176,19 @@ def test_the_plan_says_what_will_be_known_from_which_spread_and_what_is_needed()
     assert foresight({4: planned(2)[:2]}, KnownSpread(SD, 0, ""), None) == []
 
 
+def test_a_grant_that_does_not_pay_the_study_is_told_what_it_finds():
+    def lines(grant_share: float, num_seeds: int = 6) -> str:
+        return said(foresight({4: planned(num_seeds)}, KnownSpread(SD, 0, ""), 0.3, grant_share))
+
+    assert "the grant alone" not in lines(0.9)
+    match = re.search(r"the grant alone finds ([\d.]+) points with 4 epochs", lines(2.0))
+    assert match
+    three = expected_interval(planned(3), SD)
+    assert three is not None
+    assert float(match[1]) <= three.detectable + 0.01
+    assert "does not pay two seeds of each shape with 4 epochs" in lines(4.0)
+
+
 def test_detect_chooses_seeds_with_the_wanted_power_for_every_length():
     ladders = {4: planned(1), 12: [replace(s, epochs=12, label=s.label + "x") for s in planned(1)]}
     chosen = seeds_to_detect(ladders, KnownSpread(SD, 0, ""), 0.5)

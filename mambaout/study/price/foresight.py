@@ -90,9 +90,16 @@ def _few(names: Collection[str]) -> str:
 
 
 def foresight(
-    ladders: Mapping[int, Sequence[PlannedSize]], spread: KnownSpread, points: float | None
+    ladders: Mapping[int, Sequence[PlannedSize]],
+    spread: KnownSpread,
+    points: float | None,
+    grant_share: float | None = None,
 ) -> list[str]:
-    """Lines of the plan on width against depth; empty if the study does not compare them."""
+    """Lines of the plan on width against depth; empty if the study does not compare them.
+
+    `grant_share` is the study's price as a share of the grant. Above 1, the lines say which
+    difference the grant can find.
+    """
     wanted = EXAMPLE_POINTS if points is None else points
     told = []
     for epochs, sizes in ladders.items():
@@ -113,6 +120,8 @@ def foresight(
         *(("", text) for text in told),
         ("", f"two networks of equal MACs alone would need {each} to find {wanted:g} points"),
     ]  # fmt: skip
+    if grant_share is not None and grant_share > 1:
+        texts.append(("", _within_grant(ladders, spread, 1 / grant_share)))
     lines = []
     for name, text in texts:
         lines += textwrap.wrap(
@@ -144,6 +153,31 @@ def _ladder_text(
     if needed is None:
         return f"{text}; 80 % needs more than {MOST_SEEDS} seeds"
     return f"{text}; 80 % needs {counted(needed, 'seed')} each"
+
+
+def _within_grant(
+    ladders: Mapping[int, Sequence[PlannedSize]], spread: KnownSpread, share: float
+) -> str:
+    """What can be found with `share` of the MACs, spent on the seeds that help most."""
+    found = {}
+    for epochs, sizes in ladders.items():
+        two = [replace(size, num_seeds=2) for size in sizes]
+        budget = share * sum(size.num_seeds * size.price for size in sizes)
+        left = budget - sum(size.num_seeds * size.price for size in two)
+        if expected_interval(two, spread.points) is None:
+            continue
+        if left < 0:
+            return (
+                f"the grant does not pay two seeds of each shape with {counted(epochs, 'epoch')}; "
+                "leave out shapes (--variants) or train shorter"
+            )
+        within = expected_interval(seeds_for(two, lambda _: False, left), spread.points)
+        assert within is not None
+        found[epochs] = within.detectable
+    each = ", ".join(
+        f"{points:.2f} points with {counted(e, 'epoch')}" for e, points in found.items()
+    )
+    return f"the grant alone finds {each}, with its seeds where they help most"
 
 
 # -- seeds for a wanted difference ----------------------------------------------------------------

@@ -270,8 +270,8 @@ def doubts(searches: Iterable[Search]) -> list[str]:
         if search.early_stop and names:
             found.append(
                 f"search {search.label} stops recipes early and varies {', '.join(names)}: with "
-                "more of it a network may start more slowly, and a recipe may be stopped that would "
-                f"have won. sweeps/mine.py --search {names[0]}=LOW..HIGH stops none"
+                "more of it a network may start more slowly, and a recipe may be stopped that "
+                f"would have won. sweeps/mine.py --search {names[0]}=LOW..HIGH stops none"
             )
     return found
 

@@ -43,7 +43,8 @@ def shortest(start: Start) -> int:
 # w24-d10 and w32-d4 have 11.6M to 14.1M.
 SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w24-d4", "w16-d10", "w32-d4", "w16-d22", "w24-d10")
 SMOKE_SHAPES = ("w8-d4", "w8-d10", "w16-d4", "w16-d10")
-PREDICTED_SHAPE, PREDICTED_VARIANT = "w32-d10", "base"  # the first has twice the MACs of the rest
+# On small data two sizes are predicted, with 1.8 and 4 times the MACs of the largest of the eight.
+PREDICTED_SHAPES, PREDICTED_VARIANT = ("w32-d10", "w48-d10"), "base"
 BASELINE = "baseline"  # the paper's recipe on small data: its augmentation, at the middle length
 
 
@@ -56,7 +57,7 @@ def deeper_or_wider(start: Start, predict: bool) -> Study:
         if predict and PREDICTED_VARIANT not in shapes:
             raise WrongRequest(f"--predict predicts {PREDICTED_VARIANT}; name it in --variants too")
         recipes = {label: start.recipe(shape) for label, shape in shapes.items()}
-        return replace(study, recipes=recipes, predicted=PREDICTED_VARIANT if predict else None)
+        return replace(study, recipes=recipes, predicted=(PREDICTED_VARIANT,) * predict)
     epochs = start.epochs
     lengths = {max(1, round(share * epochs)): seeds for share, seeds in SEEDS_OF_LENGTH.items()}
     if start.smoke:
@@ -65,8 +66,8 @@ def deeper_or_wider(start: Start, predict: bool) -> Study:
     shapes = start.shapes(catalogue | {BASELINE: SMALL_MODEL})
     points = [(shape, length) for length in lengths for shape in shapes if shape != BASELINE]
     if predict:
-        points.append((PREDICTED_SHAPE, epochs))
-        shapes |= small_shapes(PREDICTED_SHAPE)
+        points += [(shape, epochs) for shape in PREDICTED_SHAPES]
+        shapes |= small_shapes(*PREDICTED_SHAPES)
     recipes, seeds = {}, {}
     for shape, length in points:
         recipe = start.recipe(shapes[shape], eval_every_epochs=min(lengths))
@@ -80,7 +81,7 @@ def deeper_or_wider(start: Start, predict: bool) -> Study:
         study,
         recipes=recipes,
         seeds=seeds,
-        predicted=f"{PREDICTED_SHAPE}-e{epochs}" if predict else None,
+        predicted=[f"{shape}-e{epochs}" for shape in PREDICTED_SHAPES] if predict else (),
         baseline=BASELINE if BASELINE in shapes else None,
     )
 
@@ -147,7 +148,7 @@ def one_rate_for_all(start: Start) -> Study:
 def scale(
     start: Start,
     *,
-    predict: Annotated[bool, "predict the largest size, then train it"] = False,
+    predict: Annotated[bool, "predict the largest sizes, then train them"] = False,
     tune_per_size: Annotated[
         int | None,
         "search each size's recipe with N trials; the best is tried first at the next size",

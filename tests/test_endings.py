@@ -38,7 +38,7 @@ def test_every_ending_has_a_status_of_mlflow_and_a_state_of_optuna():
 def test_the_report_and_the_terminal_say_every_ending(folder, ending):
     first, *others = folder.runs()
     run = replace(first, status=ending, facts={"error": "E", "why": "W"})
-    said = " ".join(answer(reading([run, *others], study=folder.read(), prediction=None)))
+    said = " ".join(answer(reading([run, *others], study=folder.read())))
     state = Row(run.trial.label, run.trial.recipe, (run,)).state
     text = "have not finished" if ending is Ending.UNFINISHED else ending.text
     assert (text in said) == (ending is not Ending.FINISHED)

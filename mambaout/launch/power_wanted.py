@@ -62,8 +62,8 @@ def _ladders(study: Study, data: DataSet) -> dict[int, list[PlannedSize]]:
 
 
 def _compared(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials whose shapes are compared: not the one that is predicted from the others."""
-    return [trial for trial in trials if trial.label != study.predicted]
+    """The trials whose shapes are compared: not those that are predicted from the others."""
+    return [trial for trial in trials if trial.label not in study.predicted]
 
 
 def check_until(study: Study, data: DataSet) -> None:

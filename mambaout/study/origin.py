@@ -15,7 +15,7 @@ labels, for trials that were stored by versions without origins.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -100,7 +100,7 @@ def origins_from_json(body: Sequence[Mapping[str, Any]]) -> Origins:
 
 
 def earlier(
-    label: str, recipe: Recipe, seed: int, searches: Sequence[Search], predicted: str | None
+    label: str, recipe: Recipe, seed: int, searches: Sequence[Search], predicted: Collection[str]
 ) -> Origins:
     """The origins of a trial that was stored without them, computed from study.json."""
 
@@ -108,7 +108,7 @@ def earlier(
         kind = SearchPoint if seed == search.seeds[0] else ConfirmingSeed
         return kind(search.label, number)
 
-    named: list[Origin] = [PredictedPoint()] if label == predicted else []
+    named: list[Origin] = [PredictedPoint()] if label in predicted else []
     named += [BaselinePoint()] if label.startswith("baseline") else []  # by its label
     suggested = [asked(search, number) for search, number in _numbers(label, searches)]
     # A search's base may have been run under another label.

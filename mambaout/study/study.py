@@ -143,7 +143,7 @@ class Study:
     recipes: Mapping[str, Any]  # label -> recipe; all are of one task
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,)  # for all, or for each label
     searches: Sequence[Search] = ()  # run after the recipes, one after another
-    predicted: str | None = None  # label of the recipe whose result the others predict
+    predicted: Sequence[str] = ()  # labels of the recipes whose results the others predict
     baseline: str | None = None  # label of the recipe that the others are compared with
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class Study:
         return self.seeds[label] if isinstance(self.seeds, Mapping) else self.seeds
 
     def _trial(self, label: str, recipe: Any, seed: int, data: str) -> Trial:
-        found: list[Origin] = [PredictedPoint()] if label == self.predicted else []
+        found: list[Origin] = [PredictedPoint()] if label in self.predicted else []
         found += [BaselinePoint()] if label == self.baseline else []
         origins = tuple(found) or (GridPoint(),)
         return Trial(label=label, recipe=recipe, seed=seed, data=data, origins=origins)
@@ -205,7 +205,7 @@ class StudyFolder:
             "name": study.name,
             "question": study.question,
             "task": study.kind.name,
-            "predicted": study.predicted,
+            "predicted": list(study.predicted),
             "searches": [search.to_json() for search in study.searches],
             **facts,
         }
@@ -260,7 +260,8 @@ class StudyFolder:
             return trials
         study = self.read() if (self.path / STUDY_FILE).exists() else {}
         searches = [search_from_json(body) for body in study.get("searches", ())]
-        predicted = study.get("predicted")
+        predicted = study.get("predicted") or ()
+        predicted = [predicted] if isinstance(predicted, str) else predicted  # earlier versions
 
         def known(trial: Trial) -> Trial:
             if trial.origins:

@@ -94,7 +94,7 @@ def test_two_trials_of_one_name_have_one_label_and_one_seed(one, other, seed, an
 
 def test_a_study_says_which_recipe_is_the_baseline_and_which_is_predicted():
     recipes = {name: sized(8, depth) for depth, name in enumerate(("a", "baseline", "b"), start=1)}
-    one = Study(name="s", question="?", recipes=recipes, baseline="a", predicted="b")
+    one = Study(name="s", question="?", recipes=recipes, baseline="a", predicted=("b",))
     assert [trial.origins for trial in one.trials(DATA)] == [
         (BaselinePoint(),),
         (GridPoint(),),
@@ -132,7 +132,9 @@ def test_trials_stored_without_origins_get_those_they_had(tmp_path):
         search(label=label, axes=LR, num_trials=3, seeds=(0, 1), sampler_seed=i)
         for i, label in enumerate(("recipe", "recipe-t", "recipe-tuned"))
     ]
-    one = study(*searches, recipes=recipes, baseline="baseline", predicted="large", seeds=(0, 1, 2))
+    one = study(
+        *searches, recipes=recipes, baseline="baseline", predicted=("large",), seeds=(0, 1, 2)
+    )
     driver = Driver(tmp_path, one).run()
     stored = {trial.key: trial.origins for trial in driver.folder.trials()}
     without_origins(driver.folder)
@@ -159,11 +161,11 @@ def test_an_earlier_label_is_read_as_its_own_search_named_it(found, number):
     except WrongRequest:
         assume(False)
     recipe = tuned(SMALL, mixup=0.5)
-    assert earlier(grid, recipe, 0, searches, None) == (GridPoint(),)
+    assert earlier(grid, recipe, 0, searches, ()) == (GridPoint(),)
     for label in (one, other):
         own = trial_label(label, number)
-        assert earlier(own, recipe, 0, searches, None) == (SearchPoint(label, number),)
-        assert earlier(own, recipe, 1, searches, None) == (ConfirmingSeed(label, number),)
+        assert earlier(own, recipe, 0, searches, ()) == (SearchPoint(label, number),)
+        assert earlier(own, recipe, 1, searches, ()) == (ConfirmingSeed(label, number),)
 
 
 # -- searches that are called alike ----------------------------------------------------------------

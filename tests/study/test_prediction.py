@@ -10,13 +10,15 @@ import pytest
 from study_files import SMALL, finish, scaling_study, sized, start, write_study
 
 from mambaout.endings import Ending
-from mambaout.study.law.prediction import PREDICTION_FILE, family, predict
+from mambaout.study.law.prediction import PREDICTION_FILE, family, predict, read_predictions
+from mambaout.study.report.findings import answer
+from mambaout.study.report.reading import read
 from mambaout.study.study import Study, StudyFolder
 
 
 def study_with(predicted: str, study: Study) -> Study:
     largest = {predicted: sized(48, 6)}
-    return replace(study, recipes={**study.recipes, **largest}, predicted=predicted)
+    return replace(study, recipes={**study.recipes, **largest}, predicted=(predicted,))
 
 
 def all_but(folder: StudyFolder, label: str, noise: float = 0.1) -> None:
@@ -26,7 +28,8 @@ def all_but(folder: StudyFolder, label: str, noise: float = 0.1) -> None:
 
 
 def written(folder: StudyFolder) -> dict:
-    return json.loads((folder.path / PREDICTION_FILE).read_text())
+    (one,) = json.loads((folder.path / PREDICTION_FILE).read_text())["predictions"]
+    return one
 
 
 @pytest.fixture
@@ -58,6 +61,25 @@ def test_a_prediction_is_not_made_again_once_its_trial_has_begun(folder):
     start(folder, largest)
     predict(folder)
     assert written(folder) == before
+
+
+def test_two_sizes_are_predicted_from_the_others_alone_before_either_is_trained(tmp_path):
+    study = scaling_study()
+    largest = {"w48-d6": sized(48, 6), "w64-d6": sized(64, 6)}
+    both = replace(study, recipes={**study.recipes, **largest}, predicted=tuple(largest))
+    folder = write_study(tmp_path, both)
+    for trial in folder.trials():
+        if not trial.is_predicted:
+            finish(folder, trial, 0.1)
+    said = predict(folder)
+    found = read_predictions(folder)
+    assert [one["label"] for one in found] == list(largest)
+    assert found[0]["sizes"] == found[1]["sizes"]
+    assert not set(largest) & set(found[0]["sizes"])
+    assert found[0]["cost"] < found[1]["cost"]
+    assert said.count("predicted before it is trained") == 2
+    told = "\n".join(answer(read(folder)))
+    assert told.count("it has not finished yet") == 2
 
 
 def test_a_prediction_that_came_after_the_training_began_says_so(folder):

@@ -392,7 +392,7 @@ def test_more_trials_go_on_and_another_search_is_refused(tmp_path):
 def test_the_predicted_recipe_waits_for_all_others(tmp_path):
     recipes = {"small": SMALL, "large": tuned(SMALL, depths=(3, 3, 20, 3))}
     one = study(
-        search(num_trials=4, seeds=(0, 1)), recipes=recipes, predicted="large", seeds=(0, 1)
+        search(num_trials=4, seeds=(0, 1)), recipes=recipes, predicted=("large",), seeds=(0, 1)
     )
     driver = Driver(tmp_path, one, slots=3).run()
     assert [trial.label for trial in driver.started[-2:]] == ["large", "large"]

@@ -24,9 +24,11 @@ def test_scale_spans_fifteen_fold_in_macs_with_the_baseline_beside_it(num_train)
     assert max(macs) / min(macs) >= 15
     assert study.question.startswith("How should")
     predicted = scale(start_of(num_train, 28), predict=True)
-    assert predicted.predicted is not None
-    largest = predicted.recipes[predicted.predicted]
-    assert cost(largest.model, largest.image_size, 10).macs > 1.5 * max(macs)
+    largest = [predicted.recipes[label] for label in predicted.predicted]
+    beyond = [cost(one.model, one.image_size, 10).macs for one in largest]
+    assert len(beyond) == 2
+    assert min(beyond) > 1.5 * max(macs)
+    assert max(beyond) > 3.5 * max(macs)
     trials = study.trials("d")
     assert len({trial.key for trial in trials}) == len(trials)
     base = study.recipes["baseline"]

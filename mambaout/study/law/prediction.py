@@ -27,52 +27,70 @@ from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, TOP1
 
 PREDICTION_FILE = "prediction.json"
+PREDICTIONS = "predictions"  # in it
 
 
 def predict(folder: StudyFolder) -> str:
-    """Write prediction.json for the predicted recipe. Returns its content as text for people.
+    """Write prediction.json for the predicted recipes. Returns its content as text for people.
 
-    If the recipe's training has begun, the existing prediction is kept. If the sizes give no
+    If the training of one has begun, the existing predictions are kept. If the sizes give no
     prediction, the file says why.
     """
     study, runs = folder.read(), folder.runs()
     mine = [run for run in runs if run.trial.is_predicted]
-    label, recipe = mine[0].trial.label, mine[0].trial.recipe
-    path = folder.path / PREDICTION_FILE
-    before = read_whole(path)
-    if before is not None and any(run.records for run in mine):
-        return str(json.loads(before)["text"])
+    before = read_predictions(folder)
+    if before and any(run.records for run in mine):
+        return "\n".join(str(one["text"]) for one in before)
     others = [run for run in runs if not run.trial.is_predicted]
+    labels = dict.fromkeys(run.trial.label for run in mine)
+    found = [
+        _prediction([run for run in mine if run.trial.label == label], others, study)
+        for label in labels
+    ]
+    write_whole(folder.path / PREDICTION_FILE, json.dumps({PREDICTIONS: found}, indent=1) + "\n")
+    return "\n".join(str(one["text"]) for one in found)
+
+
+def read_predictions(folder: StudyFolder) -> list[dict[str, Any]]:
+    """The content of prediction.json, one for each size; empty if the study predicts no result."""
+    text = read_whole(folder.path / PREDICTION_FILE)
+    body = json.loads(text) if text is not None else {PREDICTIONS: []}
+    return body.get(PREDICTIONS, [body])  # earlier versions predicted one size
+
+
+def _prediction(
+    mine: Sequence[Run], others: Sequence[Run], study: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the other runs say of one recipe, whose runs are `mine`."""
+    label, recipe = mine[0].trial.label, mine[0].trial.recipe
     sizes = family(recipe, others)
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     begun = {"begun": True} if any(run.records for run in mine) else {}
     body: dict[str, Any] = {"label": label, "made": made, **begun}
     body["sizes"] = [size.label for size in sizes]
+    runs = [*mine, *others]
     try:
         law = fit_law(sizes, noise_of_runs(others, num_images=_fact(runs, "num_val")))
     except TooFew as error:
-        body |= {"refused": str(error), "text": f"no prediction for {label}: {error}"}
-    else:
-        num_classes = _fact(runs, "num_classes") or study["num_classes"]
-        macs = cost(recipe.model, recipe.image_size, num_classes).macs
-        epochs = recipe.schedule.total_epochs
-        found = [law.predict(macs, num_seeds, epochs) for num_seeds in range(1, len(mine) + 1)]
-        intervals = [
-            {"low": 100 - one.high, "high": min(100.0, 100 - one.low), "sigma": one.sigma}
-            for one in found
-        ]
-        planned = intervals[-1]
-        body |= {
-            "cost": macs,
-            "predicted": 100 - found[0].value,
-            "intervals": intervals,  # for the mean of one seed, of two, ...
-            "law": law.text(),
-            "text": f"predicted before it is trained: {label} reaches "
-            f"{percent_text(100 - found[0].value)} top-1 (95 % interval {planned['low']:.2f} to "
-            f"{planned['high']:.2f} for {seeds_text(len(mine))}), from {len(sizes)} smaller sizes",
-        }
-    write_whole(path, json.dumps(body, indent=1) + "\n")
-    return str(body["text"])
+        return body | {"refused": str(error), "text": f"no prediction for {label}: {error}"}
+    num_classes = _fact(runs, "num_classes") or study["num_classes"]
+    macs = cost(recipe.model, recipe.image_size, num_classes).macs
+    epochs = recipe.schedule.total_epochs
+    found = [law.predict(macs, num_seeds, epochs) for num_seeds in range(1, len(mine) + 1)]
+    intervals = [
+        {"low": 100 - one.high, "high": min(100.0, 100 - one.low), "sigma": one.sigma}
+        for one in found
+    ]
+    planned = intervals[-1]
+    return body | {
+        "cost": macs,
+        "predicted": 100 - found[0].value,
+        "intervals": intervals,  # for the mean of one seed, of two, ...
+        "law": law.text(),
+        "text": f"predicted before it is trained: {label} reaches "
+        f"{percent_text(100 - found[0].value)} top-1 (95 % interval {planned['low']:.2f} to "
+        f"{planned['high']:.2f} for {seeds_text(len(mine))}), from {len(sizes)} smaller sizes",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +112,7 @@ class JudgedPrediction:
 def judged(said: Mapping[str, Any], reached: Sequence[float]) -> JudgedPrediction | None:
     """The prediction with the interval for as many seeds as have finished.
 
-    `said` is the content of prediction.json, and `reached` is the top-1 of each finished seed in
+    `said` is one of read_predictions, and `reached` is the top-1 of each finished seed in
     their order. If more seeds have finished than there are intervals, only the first ones count.
     None if nothing was predicted.
     """

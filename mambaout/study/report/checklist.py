@@ -187,10 +187,12 @@ def _held(law: Law) -> str:
 
 
 def _predicted(reading: Reading) -> str:
-    if reading.prediction is None or "predicted" not in reading.prediction:
-        return "nothing"
-    row = reading.predicted
-    return f"{reading.prediction['label']}" + ("" if row and row.finished else ", not finished yet")
+    told = [
+        f"{said['label']}, {'not finished yet' if found.reached is None else 'finished'}"
+        for said, found in reading.judged
+        if found is not None
+    ]
+    return "; ".join(told) or "nothing"
 
 
 # -- small texts ----------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from mambaout.endings import Ending
 from mambaout.numbers import count_text, percent_text, rate_text
 from mambaout.study.law.pareto import front
-from mambaout.study.law.prediction import seeds_text
+from mambaout.study.law.prediction import JudgedPrediction, seeds_text
 from mambaout.study.report.families import Family, longest
 from mambaout.study.report.fresh import about_seeds
 from mambaout.study.report.growing import deeper_or_wider, one_way, stopped_paying
@@ -162,24 +163,27 @@ def _bigger(family: Family, found: Standing, *, alone: bool) -> list[str]:
 
 
 def _predicted(reading: Reading) -> list[str]:
-    """The prediction for the largest size, made before its training, and the outcome."""
-    said, found = reading.prediction, reading.judged
-    if said is None or found is None:
-        return [str(said["text"])[:1].upper() + str(said["text"])[1:] + "."] if said else []
+    """The predictions for the largest sizes, made before their training, and the outcomes."""
+    return [_one_predicted(said, found) for said, found in reading.judged]
+
+
+def _one_predicted(said: Mapping[str, Any], found: JudgedPrediction | None) -> str:
+    if found is None:
+        return str(said["text"])[:1].upper() + str(said["text"])[1:] + "."
     text = (
         f"Before {said['label']} was trained, the law of {len(said['sizes'])} other sizes "
         f"predicted {percent_text(found.value)} top-1 for it (95 % for "
         f"{seeds_text(found.num_seeds)}: {found.low:.2f} to {found.high:.2f})"
     )
     if found.reached is None:
-        return [f"{text}; it has not finished yet."]
+        return f"{text}; it has not finished yet."
     off = found.reached - found.value
     sigmas = f" or {off / found.sigma:+.1f} sigma" if found.sigma else ""
     inside = "inside" if found.is_inside else "outside"
-    return [
+    return (
         f"{text}. It reached {percent_text(found.reached)} (n={found.num_seeds}): "
         f"{off:+.2f} points{sigmas}, {inside} the interval."
-    ]
+    )
 
 
 def _baseline(found: Standing) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.numbers import count_text
 from mambaout.study.law.fit import Law
+from mambaout.study.law.prediction import JudgedPrediction
 from mambaout.study.law.slices import Slice
 from mambaout.study.report.picture import (
     BASELINE_COLOR,
@@ -101,10 +105,15 @@ def _curve(axes: Axes, law: Law, color: str) -> None:
 
 
 def _predicted(axes: Axes, reading: Reading) -> None:
-    """Draw the prediction for the largest size, made before its training, and the outcome."""
-    said, found = reading.prediction, reading.judged
-    if said is None or found is None:
-        return
+    """Draw the predictions for the largest sizes, made before training, and the outcomes."""
+    told = [(said, found) for said, found in reading.judged if found is not None]
+    for place, (said, found) in enumerate(told):
+        _one_predicted(axes, said, found, is_first=place == 0)
+
+
+def _one_predicted(
+    axes: Axes, said: Mapping[str, Any], found: JudgedPrediction, *, is_first: bool
+) -> None:
     error = 100 - found.value
     axes.errorbar(
         said["cost"],
@@ -117,7 +126,7 @@ def _predicted(axes: Axes, reading: Reading) -> None:
         capsize=3,
         linewidth=1.1,
         linestyle="none",
-        label="predicted before training",
+        label="predicted before training" if is_first else None,
     )
     if found.reached is not None:
         axes.scatter(
@@ -127,7 +136,7 @@ def _predicted(axes: Axes, reading: Reading) -> None:
             marker="*",
             color=BASELINE_COLOR,
             zorder=5,
-            label="its outcome",
+            label="its outcome" if is_first else None,
         )
 
 

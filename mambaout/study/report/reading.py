@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mambaout.durable import read_whole
 from mambaout.endings import Ending
 from mambaout.study.law.exponents import ShapeFit, fit_shape
 from mambaout.study.law.fit import Law, Size, TooFew, fit_law
 from mambaout.study.law.joint import REPEATS, JointLaw, fit_joint
 from mambaout.study.law.noise import SeedNoise
 from mambaout.study.law.plateau import Plateau, plateaus
-from mambaout.study.law.prediction import PREDICTION_FILE, JudgedPrediction, judged
+from mambaout.study.law.prediction import JudgedPrediction, judged, read_predictions
 from mambaout.study.law.shape import Growth, growth
 from mambaout.study.law.slices import Slice, iso_mac
 from mambaout.study.report.families import Family, families, size
@@ -65,7 +63,7 @@ class Reading:
     joint: JointLaw | str  # over size and length; a str says why there is none
     joint_with_repeats: JointLaw | str  # the same if repeated images count for less
     searches: tuple[SearchFinding, ...] = ()
-    prediction: Mapping[str, Any] | None = None  # prediction.json
+    predictions: Sequence[Mapping[str, Any]] = ()  # prediction.json, one for each size
 
     @property
     def table(self) -> tuple[Row, ...]:
@@ -78,33 +76,25 @@ class Reading:
         return self.standing.noise
 
     @property
-    def predicted(self) -> Row | None:
-        """The row whose result was predicted, finished or not."""
-        label = (self.prediction or {}).get("label")
-        return next((row for row in self.table if row.label == label), None)
-
-    @property
-    def judged(self) -> JudgedPrediction | None:
-        """The prediction beside its outcome; None if the study has none."""
-        row = self.predicted
-        return judged(self.prediction or {}, row.mean(TOP1).values if row else ())
+    def judged(self) -> list[tuple[Mapping[str, Any], JudgedPrediction | None]]:
+        """Each prediction, and it beside its outcome; None if the sizes gave no prediction."""
+        rows = {row.label: row for row in self.table}
+        return [
+            (said, judged(said, rows[label].mean(TOP1).values if label in rows else ()))
+            for said in self.predictions
+            for label in [said["label"]]
+        ]
 
 
 def read(folder: StudyFolder) -> Reading:
-    return reading(folder.runs(), study=folder.read(), prediction=read_prediction(folder))
-
-
-def read_prediction(folder: StudyFolder) -> dict[str, Any] | None:
-    """The content of prediction.json; None if the study predicts no result."""
-    text = read_whole(folder.path / PREDICTION_FILE)
-    return None if text is None else json.loads(text)
+    return reading(folder.runs(), study=folder.read(), predictions=read_predictions(folder))
 
 
 def reading(
     runs: Sequence[Run],
     *,
     study: Mapping[str, Any] | None = None,
-    prediction: Mapping[str, Any] | None = None,
+    predictions: Sequence[Mapping[str, Any]] = (),
 ) -> Reading:
     stands = standing(runs, study)
     table = stands.rows
@@ -124,7 +114,7 @@ def reading(
         joint=_joint(found, noise, math.inf),
         joint_with_repeats=_joint(found, noise, REPEATS),
         searches=tuple(searches),
-        prediction=prediction,
+        predictions=predictions,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from mambaout.durable import write_whole
 from mambaout.errors import WrongRequest
 from mambaout.numbers import percent_text
+from mambaout.study.law.prediction import read_predictions
 from mambaout.study.report.content import Content
 from mambaout.study.report.dense_command import dense_command
 from mambaout.study.report.dense_report import dense_content, dense_summary
@@ -26,7 +27,7 @@ from mambaout.study.report.findings import answer
 from mambaout.study.report.page import HEADING, NOTES, page
 from mambaout.study.report.picture import png
 from mambaout.study.report.ranking import standing
-from mambaout.study.report.reading import read_prediction, reading
+from mambaout.study.report.reading import reading
 from mambaout.study.report.sections import CAPTIONS, drawings, sections
 from mambaout.study.report.tables import (
     MARKDOWN_ROWS,
@@ -91,7 +92,7 @@ def write_report(folder: StudyFolder) -> list[Path]:
 def _content(folder: StudyFolder, runs: Sequence[Run], study: Mapping[str, Any]) -> Content:
     if study.get("task", CLASSIFY.name) != CLASSIFY.name:
         return dense_content(folder, runs, study)
-    found = reading(runs, study=study, prediction=read_prediction(folder))
+    found = reading(runs, study=study, predictions=read_predictions(folder))
     return Content(
         study=found.study,
         table=found.table,

@@ -12,7 +12,7 @@ from mambaout.study.search.ladder import PAPER_LADDER, iso, label
 from mambaout.variants import FEMTO, VARIANTS, ModelConfig, deepen, widen
 
 ONE_BLOCK_A_STAGE = deepen(SMALL_MODEL, -2)
-WIDTH_FACTORS = (0.5, 1.0, 1.5, 2.0)
+WIDTH_FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 ADDED_BLOCKS = (0, 6, 18)  # to stage 3
 SMALL_SHAPES: dict[str, ModelConfig] = {
     label(shape): shape
@@ -24,7 +24,7 @@ ISO_DEPTHS = (12, 24, 36)  # of shapes with Femto's MACs; Femto has 18 blocks
 
 
 def small_shapes(*labels: str) -> dict[str, ModelConfig]:
-    """Shapes of the grid, w8-d4 to w32-d22. They suit images that are few or small."""
+    """Shapes of the grid, w8-d4 to w48-d22. They suit images that are few or small."""
     return {label: SMALL_SHAPES[label] for label in labels}
 
 

@@ -55,6 +55,7 @@ class MoreSeeds:
                 self._closed[trial.key] = run
         self._decided: int | None = None  # how many had ended at the last decision to wait
         self.over = False
+        self._chosen()  # a study that knows enough starts nothing
         self.num_undecided = self._estimate()
 
     def next(self) -> Trial | None:
@@ -74,6 +75,19 @@ class MoreSeeds:
     # -- the decision
 
     def _next(self) -> Trial | None:
+        label = self._chosen()
+        if label is None:
+            return None
+        own = [trial for trial in self._trials if trial.label == label]
+        seed = max(trial.seed for trial in own) + 1
+        trial = replace(own[0], seed=seed, origins=(AddedSeed(),))
+        self._trials.append(trial)
+        self.ledger.given.add(trial.key)
+        self.ledger.write(trial, self.folder)
+        return trial
+
+    def _chosen(self) -> str | None:
+        """The label that gets the next seed; None if trials must end first, or if all is over."""
         is_idle = len(self._closed) == len(self._trials)
         wide = self._too_wide()
         if wide is None:  # the noise is not known yet
@@ -84,26 +98,17 @@ class MoreSeeds:
             self.over = is_idle
             return None
         _, sizes = wide[0]
-        place = next_seed(sizes)
-        label = sizes[place].label
-        own = [trial for trial in self._trials if trial.label == label]
-        if len(own) >= MOST_SEEDS:
+        label = sizes[next_seed(sizes)].label
+        num_seeds = sum(trial.label == label for trial in self._trials)
+        if num_seeds >= MOST_SEEDS:
             self.over = is_idle
             self.notice = (
                 f"The interval of width against depth stays wider than ± {self.until:g} points: "
-                f"{label} has {counted(len(own), 'seed')}. The shapes scatter by more than their "
+                f"{label} has {counted(num_seeds, 'seed')}. The shapes scatter by more than their "
                 "seeds, or seeds have failed; more shapes would tell more."
             )
             return None
-        trial = replace(
-            own[0],
-            seed=max(trial.seed for trial in own) + 1,
-            origins=(AddedSeed(),),
-        )
-        self._trials.append(trial)
-        self.ledger.given.add(trial.key)
-        self.ledger.write(trial, self.folder)
-        return trial
+        return label
 
     def _too_wide(self) -> list[tuple[float, list[PlannedSize]]] | None:
         """The ladders whose expected interval is too wide, with running trials counted in.

@@ -3,5 +3,5 @@
 In:  a study's runs (noise.SeedNoise), sizes with the errors of their seeds (fit.Size).
 Out: laws, exponents, plateaus, width against depth, predictions; each with its interval. Before a
 study: its power (planned.py, power.py).
-Read: noise.py, fit.py, power_law.py, shape.py, then the others.
+Read: seeds.py, noise.py, fit.py, power_law.py, shape.py, then the others.
 """

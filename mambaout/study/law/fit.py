@@ -56,10 +56,11 @@ class Size:
     depth: float = math.nan  # blocks
     width: float = math.nan  # channels of the first stage
     epochs: int | None = None  # of training; None if not known
+    seed_numbers: tuple[int, ...] = ()  # of the errors; empty if not known
 
     @property
     def seeds(self) -> SeedMean:
-        return SeedMean(self.errors, self.epochs)
+        return SeedMean(self.errors, self.epochs, self.seed_numbers)
 
     @property
     def error(self) -> float:

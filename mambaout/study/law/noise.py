@@ -8,6 +8,11 @@ were trained equally long. A recipe with one seed then has an interval too. If a
 has too few second seeds, the spread over all lengths is used for it. Intervals are 95 %, by
 Student's t with the degrees of freedom of the pooled spread.
 
+A seed is a draw of the first weights, of the order of the images, and in many studies of the images
+themselves. It is the same draw for all recipes, so it moves them all alike. This shared part
+cancels in the difference of two recipes with the same seeds. The rest, each recipe's own part, does
+not. So a difference is more certain than the intervals of its two means tell.
+
 If no recipe has a second seed, the fits use the binomial spread of val's images instead. This
 spread does not contain the effect of seeds, and all recipes see the same images. So no difference
 is called significant by it.
@@ -16,7 +21,6 @@ is called significant by it.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,39 +29,14 @@ from typing import Any
 import numpy as np
 
 from mambaout.endings import Ending
-from mambaout.numbers import counted
 from mambaout.study.law.power_law import Array
+from mambaout.study.law.seeds import LEAST_DEGREES, SeedMean, SeedSpread, pooled
 from mambaout.study.study import Run
 from mambaout.train.metrics import TOP1
 from mambaout.train.tasks import kind_of
 
 Z95 = 1.959964
-# A spread from fewer degrees of freedom is too uncertain, so the spread of all recipes is used.
-# Even with four, the 95 % interval of a spread is from 0.6 to 2.9 times its value.
-LEAST_DEGREES = 4
 _LEAST_VARIANCE = 1e-12  # even seeds with equal results have some noise
-
-
-@dataclass(frozen=True)
-class SeedMean:
-    """A quantity over the seeds of one recipe."""
-
-    values: tuple[float, ...]
-    epochs: int | None = None  # of the recipe's training; None if not known
-
-    @property
-    def value(self) -> float:
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    def __bool__(self) -> bool:
-        return bool(self.values)
-
-    def text(self, half: float | None = None, digits: int = 2, unit: str = "") -> str:
-        """ "90.07 ± 0.45 % (n=2)". `half` is half the width of the mean's interval."""
-        if not self.values:
-            return "-"
-        sure = "" if half is None else f" ± {half:.{digits}f}"
-        return f"{self.value:.{digits}f}{sure}{unit} (n={len(self.values)})"
 
 
 @dataclass(frozen=True)
@@ -120,19 +99,6 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedSpread:
-    """The standard deviation between the seeds of one recipe, and the data behind it."""
-
-    points: float
-    degrees: int  # of freedom
-    num_recipes: int  # with two seeds or more
-
-    def text(self) -> str:
-        recipes = counted(self.num_recipes, "recipe")
-        return f"{self.points:.2f} points ({self.degrees} degrees of freedom, {recipes})"
-
-
-@dataclass(frozen=True, kw_only=True)
 class SeedNoise:
     """How much the means of one metric scatter, in points."""
 
@@ -180,11 +146,18 @@ class SeedNoise:
                 f"No recipe has two seeds. The binomial spread of {self.num_images} images stands "
                 "in for theirs in the fits; no difference is called significant by it."
             )
-        said = f"The seeds of one recipe differ by {self.all_lengths.text()}, as standard deviation"
+        said = (
+            f"The seeds of one recipe differ by {self.all_lengths.text()}, as standard deviation."
+        )
+        if (own_points := self.all_lengths.own_points) is not None:
+            said += (
+                f" Of this, {own_points:.2f} points are a recipe's own; the rest moves all recipes "
+                "of a seed alike and cancels in their differences."
+            )
         if not self.by_epochs:
-            return f"{said}; that of all recipes serves for each."
+            return f"{said} That of all recipes serves for each."
         own = "; ".join(f"{e} epochs {self.by_epochs[e].text()}" for e in sorted(self.by_epochs))
-        return f"{said}. These lengths of training have their own: {own}."
+        return f"{said} These lengths of training have their own: {own}."
 
     # -- means
 
@@ -218,8 +191,68 @@ class SeedNoise:
         """Half the 95 % interval of the weighted sum of the means; nan if no noise is known."""
         if not self.is_known:
             return math.nan
-        variance = sum(w**2 * self.variance(m) for m, w in zip(means, weights, strict=True))
+        counted = [(m, w) for m, w in zip(means, weights, strict=True) if w]
+        if self.has_seeds and len(counted) > 1:
+            means, weights = [m for m, _ in counted], [w for _, w in counted]
+            estimates = [*self._own_part(means, weights), *self._shared_part(means, weights)]
+            variance = sum(each for each, _ in estimates)
+            return t95(_satterthwaite(estimates)) * math.sqrt(variance)
+        variance = sum(w**2 * self.variance(m) for m, w in counted)
         return t95(self.degrees(means, weights)) * math.sqrt(variance)
+
+    def own_variances(self, means: Sequence[SeedMean]) -> Array:
+        """The variances of the means without the part that all recipes of a seed share."""
+        if not self.has_seeds:
+            return self.variances(means)
+        return np.array([self._own(mean)[0] for mean in means])
+
+    def own_degrees(self, means: Sequence[SeedMean]) -> float:
+        """The degrees of freedom of the own variances; infinite and 0 as for `degrees`."""
+        if not self.has_seeds:
+            return self.degrees(means)
+        return _satterthwaite(self._own_part(means, [1.0] * len(means)))
+
+    def shared_half_width(self, means: Sequence[SeedMean], weights: Sequence[float]) -> float:
+        """Half the 95 % interval of what the shared parts add to a weighted sum of means."""
+        estimates = self._shared_part(means, weights)
+        variance = sum(each for each, _ in estimates)
+        return t95(_satterthwaite(estimates)) * math.sqrt(variance) if variance else 0.0
+
+    def _own(self, mean: SeedMean) -> tuple[float, int]:
+        """The own variance of a mean, and its degrees of freedom."""
+        spread = self.spread(mean.epochs)
+        assert spread is not None
+        if spread.own_points is None or not mean.seeds:
+            return self.variance(mean), spread.degrees
+        own = spread.own_points**2 / len(mean.values)
+        return max(own, _LEAST_VARIANCE), spread.own_degrees
+
+    def _own_part(
+        self, means: Sequence[SeedMean], weights: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """(variance, degrees of freedom) of each spread that the sum contains."""
+        parts: dict[tuple[SeedSpread | None, int], float] = {}
+        for mean, weight in zip(means, weights, strict=True):
+            variance, degrees = self._own(mean)
+            place = (self.spread(mean.epochs), degrees)
+            parts[place] = parts.get(place, 0.0) + weight**2 * variance
+        return [(variance, float(degrees)) for (_, degrees), variance in parts.items()]
+
+    def _shared_part(
+        self, means: Sequence[SeedMean], weights: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """The same of the shared parts. Seeds of different lengths count as different draws."""
+        moves: dict[tuple[int | None, int], float] = {}
+        for mean, weight in zip(means, weights, strict=True):
+            for seed in mean.seeds:
+                place = (mean.epochs, seed)
+                moves[place] = moves.get(place, 0.0) + weight / len(mean.values)
+        parts: dict[SeedSpread, float] = {}
+        for (epochs, _), move in moves.items():
+            spread = self.spread(epochs)
+            if spread is not None and spread.own_points is not None:
+                parts[spread] = parts.get(spread, 0.0) + move**2 * spread.shared_variance
+        return [(variance, float(spread.shared_degrees)) for spread, variance in parts.items()]
 
     def difference(self, first: SeedMean, second: SeedMean) -> Difference:
         half = self.half_width_of_sum([first, second], [1.0, -1.0])
@@ -245,9 +278,9 @@ def noise_of(means: Iterable[SeedMean], num_images: int | None = None) -> SeedNo
     if not several:
         return SeedNoise(all_lengths=None, num_images=num_images)
     lengths = {mean.epochs for mean in several}
-    pools = {e: _pooled([mean for mean in several if mean.epochs == e]) for e in lengths}
+    pools = {e: pooled([mean for mean in several if mean.epochs == e]) for e in lengths}
     return SeedNoise(
-        all_lengths=_pooled(several),
+        all_lengths=pooled(several),
         by_epochs={
             epochs: spread
             for epochs, spread in pools.items()
@@ -256,25 +289,24 @@ def noise_of(means: Iterable[SeedMean], num_images: int | None = None) -> SeedNo
     )
 
 
-def _pooled(means: Sequence[SeedMean]) -> SeedSpread:
-    degrees = sum(len(mean.values) - 1 for mean in means)
-    # With fsum, the order of the recipes changes nothing.
-    squares = math.fsum(statistics.variance(mean.values) * (len(mean.values) - 1) for mean in means)
-    return SeedSpread(points=math.sqrt(squares / degrees), degrees=degrees, num_recipes=len(means))
+def _satterthwaite(estimates: Sequence[tuple[float, float]]) -> float:
+    """The degrees of freedom of a sum of estimated variances (Welch and Satterthwaite)."""
+    below = sum(variance**2 / degrees for variance, degrees in estimates)
+    return sum(variance for variance, _ in estimates) ** 2 / below if below else math.inf
 
 
 def noise_of_runs(
     runs: Iterable[Run], metric: str = TOP1, num_images: int | None = None
 ) -> SeedNoise:
     """The noise of a study's finished runs, grouped by recipe."""
-    groups: dict[Any, list[float]] = {}
+    groups: dict[Any, dict[int, float]] = {}
     for run in runs:
         value = run.metrics.get(metric, math.nan)
         if run.status is Ending.FINISHED and math.isfinite(value):
-            groups.setdefault(run.trial.recipe, []).append(value)
+            groups.setdefault(run.trial.recipe, {})[run.trial.seed] = value
     return noise_of(
         (
-            SeedMean(tuple(values), kind_of(recipe).length(recipe))
+            SeedMean(tuple(values.values()), kind_of(recipe).length(recipe), tuple(values))
             for recipe, values in groups.items()
         ),
         num_images,

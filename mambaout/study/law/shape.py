@@ -175,14 +175,17 @@ def _gain_of_shape(
         return None
     means = [size.seeds for size in sizes]
     y = np.array([-mean.value for mean in means])
-    variances = noise.variances(means)
+    variances = noise.own_variances(means)  # what a seed gives to all shapes alike cancels
     misfit = float((model.residuals(y) ** 2 / variances).sum())
     degrees = len(sizes) - model.weights.shape[1]
     weights = model.contrast_weights
     value = float(weights @ y)
     error = math.sqrt(float((weights**2 * variances).sum()))
     if degrees > 0:
-        half = error * half_in_errors(noise.degrees(means), misfit, degrees)
+        half = math.hypot(
+            error * half_in_errors(noise.own_degrees(means), misfit, degrees),
+            noise.shared_half_width(means, weights.tolist()),
+        )
     else:
         half = noise.half_width_of_sum(means, weights.tolist())
     return Interval(value, value - half, value + half), error, model

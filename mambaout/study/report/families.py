@@ -48,6 +48,7 @@ def size(row: Row, cost: float) -> Size:
         label=row.label,
         cost=cost,
         errors=tuple(100 - top1 for top1 in row.mean(TOP1).values),
+        seed_numbers=row.mean(TOP1).seeds,
         depth=row.blocks,
         width=row.width,
         epochs=row.epochs,

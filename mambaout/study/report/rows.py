@@ -58,8 +58,11 @@ class Row:
 
     def mean(self, name: str) -> SeedMean:
         """The final metric `name` over the counted seeds, without values that are not finite."""
-        found = (run.metrics.get(name, math.nan) for run in self.counted)
-        return SeedMean(tuple(filter(math.isfinite, found)), self.epochs)
+        found = [(run.metrics.get(name, math.nan), run.trial.seed) for run in self.counted]
+        found = [(value, seed) for value, seed in found if math.isfinite(value)]
+        return SeedMean(
+            tuple(value for value, _ in found), self.epochs, tuple(seed for _, seed in found)
+        )
 
     @property
     def facts(self) -> Mapping[str, Any]:

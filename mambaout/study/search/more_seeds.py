@@ -145,14 +145,16 @@ class MoreSeeds:
         self, sizes: Sequence[PlannedSize], finished: Sequence[Run], noise: SeedNoise
     ) -> float | None:
         """Half of the interval that the report computes; None if it has none."""
-        errors: dict[str, list[float]] = {}
+        errors: dict[str, dict[int, float]] = {}
         for run in finished:
-            errors.setdefault(run.trial.label, []).append(100 - run.metrics[TOP1])
+            own = errors.setdefault(run.trial.label, {})
+            own[run.trial.seed] = 100 - run.metrics[TOP1]
         measured = [
             Size(
                 label=size.label,
                 cost=size.cost,
-                errors=tuple(errors[size.label]),
+                errors=tuple(errors[size.label].values()),
+                seed_numbers=tuple(errors[size.label]),
                 depth=size.depth,
                 width=size.width,
                 epochs=size.epochs,

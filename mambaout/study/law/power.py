@@ -42,12 +42,13 @@ class ExpectedInterval:
 
 
 def expected_interval(
-    sizes: Sequence[PlannedSize], sd: float, degrees: float = 0
+    sizes: Sequence[PlannedSize], sd: float, degrees: float = 0, shared: float = 0.0
 ) -> ExpectedInterval | None:
-    """The interval that the report will compute, at a spread of `sd` points between seeds.
+    """The interval that the report will compute.
 
-    `degrees` are the degrees of freedom from other sizes; those of `sizes` are added. None if the
-    sizes do not determine the gain, or if no size has a second seed.
+    Seeds of one size differ by `sd` points, and by `shared` points that all sizes of a seed have in
+    common. `degrees` are the degrees of freedom from other sizes; those of `sizes` are added. None
+    if the sizes do not determine the gain, or if no size has a second seed.
     """
     degrees += sum(size.num_seeds - 1 for size in sizes)
     if degrees < 1:
@@ -57,10 +58,16 @@ def expected_interval(
     if model is None:
         return None
     counts = np.array([size.num_seeds for size in sizes])
-    error = sd * math.sqrt(float((model.contrast_weights**2 / counts).sum()))
+    weights = model.contrast_weights
+    own = sd * math.sqrt(float((weights**2 / counts).sum()))
     free = len(sizes) - model.weights.shape[1]
-    errors = half_in_errors(degrees, float(free), free) if free > 0 else t95(degrees)
-    return ExpectedInterval(standard_error=error, half=errors * error)
+    half = own * (half_in_errors(degrees, float(free), free) if free > 0 else t95(degrees))
+    # Seed s is that of all sizes with more than s seeds. Equal numbers of seeds cancel.
+    most = int(counts.max())
+    moves = [float((weights / counts)[counts > seed].sum()) for seed in range(most)]
+    beside = shared * math.sqrt(sum(move**2 for move in moves))
+    half = math.hypot(half, t95(max(most - 1, 1)) * beside)
+    return ExpectedInterval(standard_error=math.hypot(own, beside), half=half)
 
 
 def _noise(sd: float, degrees: float) -> SeedNoise:

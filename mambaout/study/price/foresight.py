@@ -46,17 +46,21 @@ class KnownSpread:
     points: float
     degrees: int  # of freedom; 0 if the spread is assumed
     source: str
+    shared: float = 0.0  # what all recipes of a seed have in common, beside `points`
 
     @property
     def text(self) -> str:
         if not self.degrees:
             return f"{self.points:.2f} points, assumed: {self.source}"
-        return f"{self.points:.2f} points ({self.degrees} degrees of freedom, {self.source})"
+        text = f"{self.points:.2f} points ({self.degrees} degrees of freedom, {self.source})"
+        if self.shared:
+            text += f", beside {self.shared:.2f} that all shapes of a seed have in common"
+        return text
 
 
 def known_spread(storage: Path, data: str, num_train: int) -> KnownSpread:
     """The spread between seeds on the data with this fingerprint, from all studies in `storage`."""
-    values: dict[Recipe, list[float]] = {}
+    values: dict[Recipe, dict[int, float]] = {}
     studies = set()
     for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
         text = read_whole(path)
@@ -71,11 +75,18 @@ def known_spread(storage: Path, data: str, num_train: int) -> KnownSpread:
             recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
         except (WrongRequest, UnicodeDecodeError, FileNotFoundError):
             continue  # of another version or task
-        values.setdefault(recipe, []).append(value)
+        values.setdefault(recipe, {})[facts["seed"]] = value
         studies.add(path.parents[2].name)
-    spread = noise_of(SeedMean(tuple(each)) for each in values.values()).all_lengths
+    spread = noise_of(
+        SeedMean(tuple(each.values()), recipe.schedule.total_epochs, tuple(each))
+        for recipe, each in values.items()
+    ).all_lengths
     if spread is not None:
-        return KnownSpread(spread.points, spread.degrees, f"finished trials of {_few(studies)}")
+        source = f"finished trials of {_few(studies)}"
+        if spread.own_points is None:
+            return KnownSpread(spread.points, spread.degrees, source)
+        shared = math.sqrt(spread.shared_variance)
+        return KnownSpread(spread.own_points, spread.own_degrees, source, shared)
     many = num_train >= MANY_IMAGES
     source = "no recipe has two finished seeds on these data yet"
     return KnownSpread(LARGE_SPREAD if many else SMALL_SPREAD, 0, source)
@@ -106,9 +117,9 @@ def foresight(
         degrees = degrees_of(ladders, epochs)
         needed = seeds_needed(sizes, spread.points, wanted, degrees)
         two = [size if size.num_seeds > 1 else replace(size, num_seeds=2) for size in sizes]
-        if expected_interval(two, spread.points, degrees) is None:
+        if expected_interval(two, spread.points, degrees, spread.shared) is None:
             continue
-        found = expected_interval(sizes, spread.points, degrees)
+        found = expected_interval(sizes, spread.points, degrees, spread.shared)
         told.append(_ladder_text(epochs, sizes, found, wanted, needed))
     if not told:
         return []
@@ -171,7 +182,9 @@ def _within_grant(
                 f"the grant does not pay two seeds of each shape with {counted(epochs, 'epoch')}; "
                 "leave out shapes (--variants) or train shorter"
             )
-        within = expected_interval(seeds_for(two, lambda _: False, left), spread.points)
+        within = expected_interval(
+            seeds_for(two, lambda _: False, left), spread.points, 0, spread.shared
+        )
         assert within is not None
         found[epochs] = within.detectable
     each = ", ".join(
@@ -202,10 +215,10 @@ def seeds_to_detect(
         degrees = degrees_of(begun, epochs)
 
         def is_reached(now: Iterable[PlannedSize], degrees: int = degrees) -> bool:
-            found = expected_interval(list(now), spread.points, degrees)
+            found = expected_interval(list(now), spread.points, degrees, spread.shared)
             return found is not None and found.detectable <= points
 
-        if expected_interval(sizes, spread.points, degrees) is None:
+        if expected_interval(sizes, spread.points, degrees, spread.shared) is None:
             continue
         found = sizes
         if is_reached([replace(size, num_seeds=MOST_SEEDS) for size in sizes]):

@@ -168,7 +168,9 @@ class MoreSeeds:
         spread = noise.spread(sizes[0].epochs)
         assert spread is not None
         own = sum(size.num_seeds - 1 for size in sizes)
-        found = expected_interval(sizes, spread.points, max(0, spread.degrees - own))
+        sd = spread.points if spread.own_points is None else spread.own_points
+        shared = math.sqrt(spread.shared_variance)
+        found = expected_interval(sizes, sd, max(0, spread.degrees - own), shared)
         return found and found.half
 
     def _estimate(self) -> int:

@@ -72,8 +72,8 @@ def test_what_a_recipe_of_the_first_format_does_not_say_keeps_its_meaning():
     }, WRONG_KEY
 
 
-def test_every_run_of_the_committed_study_has_the_key_that_it_was_stored_under():
-    with (ROOT / "results/scale-fashion-mnist/trials.csv").open() as file:
+def test_every_run_of_an_early_study_has_the_key_that_it_was_stored_under():
+    with (ROOT / "tests/stored_study.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 51
     for row in rows:

@@ -149,11 +149,14 @@ class SeedNoise:
         said = (
             f"The seeds of one recipe differ by {self.all_lengths.text()}, as standard deviation."
         )
-        if (own_points := self.all_lengths.own_points) is not None:
+        own_points = self.all_lengths.own_points
+        if own_points is not None and self.all_lengths.shared_variance:
             said += (
                 f" Of this, {own_points:.2f} points are a recipe's own; the rest moves all recipes "
                 "of a seed alike and cancels in their differences."
             )
+        elif own_points is not None:
+            said += " Seeds show no part that moves all recipes alike."
         if not self.by_epochs:
             return f"{said} That of all recipes serves for each."
         own = "; ".join(f"{e} epochs {self.by_epochs[e].text()}" for e in sorted(self.by_epochs))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 from searches import AXES, BEST_LR, DATA, EPOCHS, SMALL, Driver, search, study, suggested, top1
@@ -315,6 +317,46 @@ def test_a_driver_that_dies_again_and_again_suggests_what_one_does_that_lives(
     assert [run.status for run in died.runs()] == [run.status for run in lived.runs()]
     assert states(tmp_path / "died") == states(tmp_path / "lived")
     assert "RUNNING" not in states(tmp_path / "died")
+
+
+def with_deadly_writes(driver: Driver, count: int | None = None) -> list[str]:
+    """The driver is killed before its search writes the count-th time about a trial.
+
+    Returns the list of what is written, which grows while the driver runs."""
+    written: list[str] = []
+    (part,) = driver.agenda._searches.values()
+    store = part.memory._store
+
+    def deadly(write: Callable[..., None]) -> Callable[..., None]:
+        def killed_or_written(trial_id: int, name: Any, value: Any) -> None:
+            if len(written) == count:
+                raise Killed
+            written.append(str(name))
+            write(trial_id, name, value)
+
+        return killed_or_written
+
+    for name in ("user_attr", "system_attr", "intermediate_value"):
+        setattr(store, f"set_trial_{name}", deadly(getattr(store, f"set_trial_{name}")))
+    return written
+
+
+def test_a_driver_that_dies_between_two_writes_of_a_report_stops_the_same_trials(tmp_path):
+    one = study(search(num_trials=5, early_stop=True))
+    lived = Driver(tmp_path / "lived", one)
+    written = with_deadly_writes(lived)
+    lived.run()
+    wanted = [(t.state, t.values) for t in optuna_study(tmp_path / "lived").get_trials()]
+    stop = written.index("stopped")
+    for count in range(stop - 1, stop + 4):  # a report of a stop writes three times
+        storage = tmp_path / str(count)
+        died = Driver(storage, one)
+        with_deadly_writes(died, count)
+        with pytest.raises(Killed):
+            died.run()
+        died = Driver(storage, one).run()
+        assert [t.key for t in died.folder.trials()] == [t.key for t in lived.folder.trials()]
+        assert [(t.state, t.values) for t in optuna_study(storage).get_trials()] == wanted, count
 
 
 def test_the_memory_is_what_makes_the_suggestions_the_same(tmp_path):

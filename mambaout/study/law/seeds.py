@@ -98,14 +98,14 @@ def _by_epochs(means: Iterable[SeedMean]) -> list[list[SeedMean]]:
 
 
 @dataclass(frozen=True)
-class _Shared:
+class _SharedPart:
     """What a shift for each seed explains of the squares within recipes."""
 
     squares: float
     degrees: int
 
 
-def _shared_by_seeds(means: Sequence[SeedMean]) -> _Shared:
+def _shared_by_seeds(means: Sequence[SeedMean]) -> _SharedPart:
     """A shift for each seed is fitted to all recipes by least squares, beside their means."""
     seeds = sorted({seed for mean in means for seed in mean.seeds})
     places = {seed: place for place, seed in enumerate(seeds)}
@@ -116,4 +116,4 @@ def _shared_by_seeds(means: Sequence[SeedMean]) -> _Shared:
         normal[np.ix_(own, own)] -= 1 / len(own)
         right[own] += np.array(mean.values) - mean.value
     rank = int(np.linalg.matrix_rank(normal, tol=1e-9))
-    return _Shared(float(right @ np.linalg.pinv(normal) @ right), rank)
+    return _SharedPart(float(right @ np.linalg.pinv(normal) @ right), rank)

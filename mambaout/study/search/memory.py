@@ -236,14 +236,15 @@ class Memory:
 
         An epoch may be reported twice. A recipe may also train some epochs further before it can be
         stopped. In both cases the answer stays the same and nothing is written. So the memory does
-        not depend on timing.
+        not depend on timing. The value is written last: a report that a kill cut off is made again.
         """
         import optuna
 
         step = max(1, round(epoch))
         trial = self._copy.get_trial(number)
         stopped = trial.user_attrs.get("stopped")
-        if stopped or step in trial.intermediate_values or not math.isfinite(value):
+        is_decided = step in trial.intermediate_values or (stopped and _at(step) not in stopped)
+        if is_decided or not math.isfinite(value):
             return stopped
         self._copy.set_trial_intermediate_value(number, step, float(value))
         if may_stop and step < self.last_epoch:
@@ -251,16 +252,15 @@ class Memory:
                 min_resource=self.first_rung, reduction_factor=REDUCTION
             )
             study = optuna.Study(self.search.label, self._copy, pruner=pruner)
-            before = trial.system_attrs
             pruned = pruner.prune(study, self._copy.get_trial(number))
             after = self._copy.get_trial(number).system_attrs
-            for name in sorted(after.keys() - before.keys()):
-                self._store.set_trial_system_attr(self._store_ids[number], name, after[name])
             if pruned:
                 metric = self.search.goals[0][0]
-                why = f"{metric}={value:.4g} at epoch {step} is not in the best third there"
+                why = f"{metric}={value:.4g}{_at(step)}is not in the best third there"
                 for store, trial_id in self._both(number):
                     store.set_trial_user_attr(trial_id, "stopped", why)
+            for name in sorted(after.keys() - trial.system_attrs.keys()):
+                self._store.set_trial_system_attr(self._store_ids[number], name, after[name])
         self._store.set_trial_intermediate_value(self._store_ids[number], step, float(value))
         return self._copy.get_trial(number).user_attrs.get("stopped")
 
@@ -336,6 +336,10 @@ def _in_use(search: Search, ranges: Mapping[str, Any]) -> Search:
         for axis in search.axes
     )
     return replace(search, axes=axes)
+
+
+def _at(step: int) -> str:
+    return f" at epoch {step} "
 
 
 def _seed(search: Search, *parts: int) -> int:

@@ -69,12 +69,16 @@ def is_start_of(shorter: Trial, longer: Trial) -> bool:
 
 def longest_start(trial: Trial, others: Iterable[Trial]) -> Trial | None:
     """The longest of the `others` that `trial` can go on from; None if there is none."""
+    if not _decays_late(trial.recipe):
+        return None  # without a look at all pairs of a large study
     starts = [other for other in others if is_start_of(other, trial)]
     return max(starts, key=lambda other: other.recipe.schedule.epochs, default=None)
 
 
 def num_starts(trial: Trial, others: Sequence[Trial]) -> int:
     """How many of the `others` the trial can go on from. Trials start in this order."""
+    if not _decays_late(trial.recipe):
+        return 0
     return sum(is_start_of(other, trial) for other in others)
 
 

@@ -56,7 +56,7 @@ _GRID = 200  # sizes among which the optimum is sought
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class HoldoutGroup:
     """All trainings of one size or of one length, predicted by the law of the others."""
 
     name: str  # "the largest size", "the longest training"
@@ -104,7 +104,7 @@ class JointLaw:
     repeats: float  # R; infinite if every image seen counts in full
     residual_sd: float  # points
     noise: SeedNoise
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[HoldoutGroup, ...] = ()
     notes: tuple[str, ...] = ()
     _draws: Array = field(repr=False, compare=False)  # (1 + R, 5), the fit first, per scales
     _scales: tuple[float, float] = field(repr=False, compare=False)  # N and D that are 1 in draws
@@ -232,7 +232,7 @@ def fit_joint(
             Holdout(size, without.predict(size.cost, _length(size), len(size.errors)))
             for size in out
         )
-        left_out.append(LeftOut(name, holdouts))
+        left_out.append(HoldoutGroup(name, holdouts))
     return replace(law, left_out=tuple(left_out), notes=tuple(notes))
 
 

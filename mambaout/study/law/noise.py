@@ -8,10 +8,9 @@ were trained equally long. A recipe with one seed then has an interval too. If a
 has too few second seeds, the spread over all lengths is used for it. Intervals are 95 %, by
 Student's t with the degrees of freedom of the pooled spread.
 
-A seed is a draw of the first weights, of the order of the images, and in many studies of the images
-themselves. It is the same draw for all recipes, so it moves them all alike. This shared part
-cancels in the difference of two recipes with the same seeds. The rest, each recipe's own part, does
-not. So a difference is more certain than the intervals of its two means tell.
+A part of what a seed does moves all recipes alike (seeds.py). This shared part cancels in the
+difference of two recipes with the same seeds. The rest, each recipe's own part, does not. So a
+difference can be more certain than the intervals of its two means tell.
 
 If no recipe has a second seed, the fits use the binomial spread of val's images instead. This
 spread does not contain the effect of seeds, and all recipes see the same images. So no difference

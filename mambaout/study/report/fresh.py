@@ -24,7 +24,7 @@ TOO_HIGH = "the seed that chose it, so they are too high"
 
 
 @dataclass(frozen=True)
-class _Seeds:
+class _SeedValues:
     """A recipe's finished seeds that count: minival's and val's top-1 in percent, by seed."""
 
     row: Row
@@ -79,16 +79,16 @@ def about_seeds(found: Standing) -> str:
     )
 
 
-def _seeds(row: Row) -> _Seeds:
+def _seeds(row: Row) -> _SeedValues:
     pairs = {
         run.trial.seed: (run.metrics.get(MINIVAL_TOP1, math.nan), run.metrics.get(TOP1, math.nan))
         for run in row.counted
     }
-    return _Seeds(
+    return _SeedValues(
         row, {seed: pair for seed, pair in pairs.items() if all(map(math.isfinite, pair))}
     )
 
 
-def _mean_without(one: _Seeds, seed: int) -> float:
+def _mean_without(one: _SeedValues, seed: int) -> float:
     kept = [minival for other, (minival, _) in one.values.items() if other != seed]
     return sum(kept) / len(kept)

@@ -110,11 +110,11 @@ def _without(contrast: Contrast) -> str:
 def _precision(told: Sequence[GrowthFinding], study: Mapping[str, Any]) -> str:
     """Which difference the study could find, beside the one that it was planned for."""
     parts = [
-        f"{one.growth.contrast.detectable:.2f} points {one.family.where}"
+        f"{one.family.where} {one.growth.contrast.detectable:.2f} points"
         for one in told
         if one.growth.contrast is not None
     ]
-    text = f"Such a study finds a difference in 80 % of cases if it is {'; '.join(parts)}."
+    text = f"80 % of such studies find a difference of this size: {'; '.join(parts)}."
     if detect := study.get("detect"):
         text += f" It was planned to find {detect['points']:g} points (--detect)."
     if until := study.get("until"):

@@ -12,6 +12,7 @@ from mambaout.numbers import count_text, counted, percent_text
 from mambaout.study.law.fit import Holdout, TooFew
 from mambaout.study.law.joint import REPEATS, JointLaw
 from mambaout.study.report.content import Section, Table
+from mambaout.study.report.law_charts import draw_holdout
 from mambaout.study.report.picture import (
     MARKERS,
     legend_below,
@@ -144,18 +145,7 @@ def joint_chart(reading: Reading) -> Figure:
         )
         for one in held:
             if one.size.epochs == epochs:
-                p = one.prediction
-                axes.errorbar(
-                    one.size.cost * 1.05,  # beside the size itself, not on it
-                    p.value,
-                    [[p.value - p.low], [p.high - p.value]],
-                    color=color,
-                    marker="x",
-                    markersize=6,
-                    capsize=2,
-                    linewidth=0.9,
-                    zorder=4,
-                )
+                draw_holdout(axes, one, color)
     axes.margins(x=0.08, y=0.08)
     log_error_axis(axes)
     log_ticks(axes, count_text)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mambaout.numbers import count_text
-from mambaout.study.law.fit import Law
+from mambaout.study.law.fit import Holdout, Law
 from mambaout.study.law.prediction import JudgedPrediction
 from mambaout.study.law.slices import Slice
 from mambaout.study.report.picture import (
@@ -89,19 +89,23 @@ def _curve(axes: Axes, law: Law, color: str) -> None:
         costs, [p.low for p in band], [p.high for p in band], color=color, alpha=0.15, linewidth=0
     )
     if law.holdout:
-        p = law.holdout.prediction
-        x = law.holdout.size.cost * 1.03  # beside the size itself, not on it
-        axes.errorbar(
-            x,
-            p.value,
-            [[p.value - p.low], [p.high - p.value]],
-            color=color,
-            marker="x",
-            markersize=6,
-            capsize=2,
-            linewidth=0.9,
-            zorder=4,
-        )
+        draw_holdout(axes, law.holdout, color)
+
+
+def draw_holdout(axes: Axes, holdout: Holdout, color: str) -> None:
+    """Draw what the law of the others says of a size, as a cross with its interval."""
+    p = holdout.prediction
+    axes.errorbar(
+        holdout.size.cost * 1.03,  # beside the size itself, not on it
+        p.value,
+        [[p.value - p.low], [p.high - p.value]],
+        color=color,
+        marker="x",
+        markersize=6,
+        capsize=2,
+        linewidth=0.9,
+        zorder=4,
+    )
 
 
 def _predicted(axes: Axes, reading: Reading) -> None:

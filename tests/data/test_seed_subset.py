@@ -11,6 +11,7 @@ import torch
 from image_files import pictures, write_parquet
 from same_runs import assert_same_checkpoint, measured, run
 from starts import start_of
+from sweep_scripts import FUNCTIONS
 
 from mambaout.data.batches.loader import TrainBatches
 from mambaout.data.batches.makers import TrainMaker
@@ -18,9 +19,8 @@ from mambaout.data.packing.sources import open_data
 from mambaout.data.shards.data_set import read_data_set
 from mambaout.recipe import BASELINE, canonical_json, recipe_from_json, tuned
 from mambaout.rules import fitted
-from sweeps.mine import mine
-from sweeps.recipe import recipe as recipe_study
-from sweeps.scale import scale
+
+mine, recipe_study, scale = (FUNCTIONS[name] for name in ("mine", "recipe", "scale"))
 
 SHARED = tuned(BASELINE, global_batch=16, image_size=20, train_images=1000, minival_fraction=0.1)
 OWN = tuned(SHARED, subset="seed")

@@ -9,6 +9,8 @@
 // PIECE (comes with -D) of positions: the backward pass computes a piece's other states again.
 #include "names.h"
 
+#define AHEAD 8
+
 struct scan {
     long images, height, width, ways, channels, states, threads;
     const float *x, *step, *decay;  // (images, L, channels), (ways, ..), (ways, states, channels);

@@ -88,6 +88,14 @@ static void NAME(scan_forward)(const struct scan *s, long b, long block, void *r
             const long at = position(s, way, t);
             VEC length = NAME(loadf)(step + at * C, n), input = length * NAME(loadf)(x + at * C, n);
             VEC sum = {};
+            if (way & 2) {
+                const long next = position(s, way, t + AHEAD < L ? t + AHEAD : t);
+                __builtin_prefetch(step + next * C);
+                __builtin_prefetch(x + next * C);
+                __builtin_prefetch(out + next * C, 1);
+                __builtin_prefetch(into + next * N);
+                __builtin_prefetch(out_of + next * N);
+            }
             for (long k = 0; k < N; k++) {
                 VEC factor = NAME(power_of_2)(length * decay[k]);
                 h[k] = factor * h[k] + input * into[at * N + k];
@@ -127,6 +135,18 @@ static void NAME(scan_backward)(const struct scan *s, long b, long block, void *
                 VEC length = NAME(loadf)(step + at * C, n);
                 VEC input = length * NAME(loadf)(x + at * C, n);
                 VEC *h = states + i * N;
+                if (way & 2) {
+                    const long next = position(s, way, begin + i - PIECE + 4 > 0 ? begin + i - PIECE+4 : 0);
+                    __builtin_prefetch(step + next * C);
+                    __builtin_prefetch(x + next * C);
+                    __builtin_prefetch(into + next * N);
+                    __builtin_prefetch(out_of + at * N);
+                    __builtin_prefetch(out_grad + at * C);
+                    __builtin_prefetch(step_grad + at * C, 1);
+                    __builtin_prefetch(x_grad + at * C, 1);
+                    __builtin_prefetch(into_grad + at * N, 1);
+                    __builtin_prefetch(out_of_grad + at * N, 1);
+                }
                 for (long k = 0; k < N; k++) {
                     VEC factor = NAME(power_of_2)(length * decay[k]);
                     factors[i * N + k] = factor;

@@ -103,7 +103,7 @@ def _read_distant_pair(downloads: Path) -> Source:
 
 
 def _read_next_patch(downloads: Path) -> Source:
-    """24,000 generated images: which glyph comes after the inverted one, in raster order?"""
+    """24,000 generated images: which glyph comes after the lit one, in raster order?"""
     from mambaout.data.packing.order_sets import read_next_patch
 
     return read_next_patch()

@@ -14,8 +14,8 @@ of each. The label is `same` if the upper two have one kind (so the lower two ha
 - unframed glyphs of all kinds lie between, and are drawn independently of the label.
 
 **next-patch** (8 classes). A grid of 8 x 8 cells holds glyphs of eight kinds, drawn independently.
-One cell is inverted. The label is the kind in the next cell in raster order: the cell to the right,
-or the first cell of the next row after a row's last cell. In half of the images the inverted cell
+One cell is lit: brighter than the others. The label is the kind in the next cell in raster order: the cell to the right,
+or the first cell of the next row after a row's last cell. In half of the images the lit cell
 is the last of its row. There the next cell is 56 px away.
 
 All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
@@ -52,8 +52,9 @@ _DRAWN = (
 # (kinds, GLYPH_SIDE, GLYPH_SIDE), True where a glyph has ink
 GLYPHS = np.array([[[ink == "#" for ink in row] for row in rows.split()] for rows in _DRAWN])
 
-PAPER, INK = 64, 176  # grey levels before the noise
-NOISE = 64  # grey levels: the most that noise adds to a pixel, or takes from it
+PAPER, INK = 48, 128  # grey levels before the noise
+LIGHT = 64  # grey levels by which every pixel of a lit cell is brighter
+NOISE = 48  # grey levels: the most that noise adds to a pixel, or takes from it
 
 
 class Placed(NamedTuple):
@@ -114,7 +115,7 @@ def _pair_pixels(split: str, index: int) -> np.ndarray:
         is_ink[_square(one, FRAME_GAP)] = False
     for one in framed + unframed:
         is_ink[_square(one, 0)] = GLYPHS[one.kind]
-    return _noisy(is_ink, "distant-pair", split, index)
+    return _noisy(np.where(is_ink, INK, PAPER), "distant-pair", split, index)
 
 
 def _square(glyph: Placed, margin: int) -> tuple[slice, slice]:
@@ -146,43 +147,42 @@ GRID = 8  # cells in a row, and rows
 CELL_SIDE = SIDE // GRID  # px
 
 
-class MarkedGrid(NamedTuple):
+class LitGrid(NamedTuple):
     """What one image of next-patch shows."""
 
     kinds: np.ndarray  # (GRID * GRID,), the kind of each cell in raster order
-    marked: int  # the inverted cell, in raster order
+    lit: int  # the lit cell, in raster order
 
     @property
     def label(self) -> int:
-        return int(self.kinds[self.marked + 1])
+        return int(self.kinds[self.lit + 1])
 
 
-def marked_grid(split: str, index: int) -> MarkedGrid:
+def lit_grid(split: str, index: int) -> LitGrid:
     """The cells of an image; its label is `index` modulo 8, so that the classes are equally many."""
     random = _random("next-patch", split, index)
     kinds = _below(len(GLYPHS), GRID * GRID, "next-patch kinds", split, index)
     if random(2):
-        marked = random(GRID - 1) * GRID + GRID - 1  # the last row's last cell has no next one
+        lit = random(GRID - 1) * GRID + GRID - 1  # the last row's last cell has no next one
     else:
-        marked = random(GRID) * GRID + random(GRID - 1)
-    kinds[marked + 1] = index % len(GLYPHS)
-    return MarkedGrid(kinds, marked)
+        lit = random(GRID) * GRID + random(GRID - 1)
+    kinds[lit + 1] = index % len(GLYPHS)
+    return LitGrid(kinds, lit)
 
 
 def _next_pixels(split: str, index: int) -> np.ndarray:
-    grid = marked_grid(split, index)
+    grid = lit_grid(split, index)
     room = CELL_SIDE - GLYPH_SIDE + 1
     shifts = _below(room, 2 * GRID * GRID, "next-patch shifts", split, index)
-    is_ink = np.zeros((SIDE, SIDE), bool)
+    is_ink, light = np.zeros((SIDE, SIDE), bool), np.zeros((SIDE, SIDE), np.int64)
     for cell, (kind, down, across) in enumerate(
         zip(grid.kinds, shifts[::2], shifts[1::2], strict=True)
     ):
         top, left = (CELL_SIDE * place for place in divmod(cell, GRID))
         is_ink[_square(Placed(kind, top + down, left + across), 0)] = GLYPHS[kind]
-        if cell == grid.marked:
-            whole = slice(top, top + CELL_SIDE), slice(left, left + CELL_SIDE)
-            is_ink[whole] = ~is_ink[whole]
-    return _noisy(is_ink, "next-patch", split, index)
+        if cell == grid.lit:
+            light[top : top + CELL_SIDE, left : left + CELL_SIDE] = LIGHT
+    return _noisy(np.where(is_ink, INK, PAPER) + light, "next-patch", split, index)
 
 
 def read_next_patch() -> Source:
@@ -223,7 +223,7 @@ def _below(bound: int, number: int, purpose: str, split: str, index: int) -> np.
     return (found % np.uint64(bound)).astype(np.int64)
 
 
-def _noisy(is_ink: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
-    """The image as uint8 pixels: its ink, with noise of its own in every pixel."""
+def _noisy(grey: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
+    """The grey levels (SIDE, SIDE) as uint8, with the image's own noise in every pixel."""
     noise = _below(2 * NOISE + 1, SIDE * SIDE, f"{purpose} noise", split, index) - NOISE
-    return (np.where(is_ink, INK, PAPER) + noise.reshape(SIDE, SIDE)).astype(np.uint8)
+    return (grey + noise.reshape(SIDE, SIDE)).astype(np.uint8)

@@ -47,6 +47,7 @@ BOTTOM = {
     "applied_rules",
     "memory",
     "recompute",
+    "sequence",
     "numbers",
     "native",
 }

@@ -14,9 +14,9 @@ of each. The label is `same` if the upper two have one kind (so the lower two ha
 - unframed glyphs of all kinds lie between, and are drawn independently of the label.
 
 **next-patch** (8 classes). A grid of 8 x 8 cells holds glyphs of eight kinds, drawn independently.
-One cell is lit: brighter than the others. The label is the kind in the next cell in raster order: the cell to the right,
-or the first cell of the next row after a row's last cell. In half of the images the lit cell
-is the last of its row. There the next cell is 56 px away.
+One cell is lit: it is brighter than the others. The label is the kind in the next cell in raster
+order: the cell to the right, or the first cell of the next row after a row's last cell. In half of
+the images the lit cell is the last of its row. There the next cell is 56 px away.
 
 All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
 version of numpy.
@@ -68,11 +68,12 @@ class Placed(NamedTuple):
 # -- distant-pair ---------------------------------------------------------------------------------
 
 PAIR_CLASSES = ("different", "same")
-PAIR_KINDS = 4  # the first of GLYPHS
+PAIR_COLOURS = np.array([(192, 48, 48), (48, 192, 48), (48, 48, 192)])  # RGB, a row for each kind
+PAIR_KINDS = len(PAIR_COLOURS)  # their shapes are the first of GLYPHS
 FRAME_GAP, FRAME_WIDTH = 1, 1  # px
 FRAMED_SIDE = GLYPH_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
 CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corner, down or across
-NUM_UNFRAMED = 6
+NUM_UNFRAMED = 4
 
 
 def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]:
@@ -109,13 +110,13 @@ def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]
 
 def _pair_pixels(split: str, index: int) -> np.ndarray:
     _, framed, unframed = pair_parts(split, index)
-    is_ink = np.zeros((SIDE, SIDE), bool)
+    levels = np.full((SIDE, SIDE, 3), PAPER)
     for one in framed:
-        is_ink[_square(one, FRAME_GAP + FRAME_WIDTH)] = True
-        is_ink[_square(one, FRAME_GAP)] = False
+        levels[_square(one, FRAME_GAP + FRAME_WIDTH)] = INK
+        levels[_square(one, FRAME_GAP)] = PAPER
     for one in framed + unframed:
-        is_ink[_square(one, 0)] = GLYPHS[one.kind]
-    return _noisy(np.where(is_ink, INK, PAPER), "distant-pair", split, index)
+        levels[_square(one, 0)][GLYPHS[one.kind]] = PAIR_COLOURS[one.kind]
+    return _noisy(levels, "distant-pair", split, index)
 
 
 def _square(glyph: Placed, margin: int) -> tuple[slice, slice]:
@@ -159,7 +160,7 @@ class LitGrid(NamedTuple):
 
 
 def lit_grid(split: str, index: int) -> LitGrid:
-    """The cells of an image; its label is `index` modulo 8, so that the classes are equally many."""
+    """The cells of an image. Its label is `index` modulo 8: all classes are equally many."""
     random = _random("next-patch", split, index)
     kinds = _below(len(GLYPHS), GRID * GRID, "next-patch kinds", split, index)
     if random(2):
@@ -223,7 +224,7 @@ def _below(bound: int, number: int, purpose: str, split: str, index: int) -> np.
     return (found % np.uint64(bound)).astype(np.int64)
 
 
-def _noisy(grey: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
-    """The grey levels (SIDE, SIDE) as uint8, with the image's own noise in every pixel."""
-    noise = _below(2 * NOISE + 1, SIDE * SIDE, f"{purpose} noise", split, index) - NOISE
-    return (grey + noise.reshape(SIDE, SIDE)).astype(np.uint8)
+def _noisy(levels: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
+    """Grey or RGB levels as uint8, with the image's own noise in every value."""
+    noise = _below(2 * NOISE + 1, levels.size, f"{purpose} noise", split, index) - NOISE
+    return (levels + noise.reshape(levels.shape)).astype(np.uint8)

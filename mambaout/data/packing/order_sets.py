@@ -2,7 +2,7 @@
 
 A network that only sees small pieces of an image and averages over them cannot learn either set.
 So they can tell whether mixing distant tokens, or mixing tokens in an order, is worth anything.
-Grey images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
+RGB images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
 
 **distant-pair** (2 classes). One framed glyph lies near each corner. The four have two kinds, two
 of each. The label is `same` if the upper two have one kind (so the lower two have the other), else
@@ -14,7 +14,7 @@ of each. The label is `same` if the upper two have one kind (so the lower two ha
 - unframed glyphs of all kinds lie between, and are drawn independently of the label.
 
 **next-patch** (8 classes). A grid of 8 x 8 cells holds glyphs of eight kinds, drawn independently.
-One cell is lit: it is brighter than the others. The label is the kind in the next cell in raster
+One cell is lit: its paper is bright. The label is the kind in the next cell in raster
 order: the cell to the right, or the first cell of the next row after a row's last cell. In half of
 the images the lit cell is the last of its row. There the next cell is 56 px away.
 
@@ -52,9 +52,22 @@ _DRAWN = (
 # (kinds, GLYPH_SIDE, GLYPH_SIDE), True where a glyph has ink
 GLYPHS = np.array([[[ink == "#" for ink in row] for row in rows.split()] for rows in _DRAWN])
 
-PAPER, INK = 48, 128  # grey levels before the noise
-LIGHT = 64  # grey levels by which every pixel of a lit cell is brighter
-NOISE = 48  # grey levels: the most that noise adds to a pixel, or takes from it
+# RGB levels, a row for each kind: the eight corners of a cube around PAPER, opposite ones in turn
+COLOURS = np.array(
+    [
+        (192, 64, 64),
+        (64, 192, 192),
+        (64, 192, 64),
+        (192, 64, 192),
+        (64, 64, 192),
+        (192, 192, 64),
+        (64, 64, 64),
+        (192, 192, 192),
+    ]
+)
+PAPER = 128  # the level of all three channels where nothing is drawn
+BRIGHT = 208  # of a frame, and of the paper in a lit cell
+NOISE = 32  # the most that noise adds to a level, or takes from it
 
 
 class Placed(NamedTuple):
@@ -68,8 +81,7 @@ class Placed(NamedTuple):
 # -- distant-pair ---------------------------------------------------------------------------------
 
 PAIR_CLASSES = ("different", "same")
-PAIR_COLOURS = np.array([(192, 48, 48), (48, 192, 48), (48, 48, 192)])  # RGB, a row for each kind
-PAIR_KINDS = len(PAIR_COLOURS)  # their shapes are the first of GLYPHS
+PAIR_KINDS = 4  # the first of GLYPHS and COLOURS
 FRAME_GAP, FRAME_WIDTH = 1, 1  # px
 FRAMED_SIDE = GLYPH_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
 CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corner, down or across
@@ -112,10 +124,10 @@ def _pair_pixels(split: str, index: int) -> np.ndarray:
     _, framed, unframed = pair_parts(split, index)
     levels = np.full((SIDE, SIDE, 3), PAPER)
     for one in framed:
-        levels[_square(one, FRAME_GAP + FRAME_WIDTH)] = INK
+        levels[_square(one, FRAME_GAP + FRAME_WIDTH)] = BRIGHT
         levels[_square(one, FRAME_GAP)] = PAPER
     for one in framed + unframed:
-        levels[_square(one, 0)][GLYPHS[one.kind]] = PAIR_COLOURS[one.kind]
+        levels[_square(one, 0)][GLYPHS[one.kind]] = COLOURS[one.kind]
     return _noisy(levels, "distant-pair", split, index)
 
 
@@ -175,15 +187,15 @@ def _next_pixels(split: str, index: int) -> np.ndarray:
     grid = lit_grid(split, index)
     room = CELL_SIDE - GLYPH_SIDE + 1
     shifts = _below(room, 2 * GRID * GRID, "next-patch shifts", split, index)
-    is_ink, light = np.zeros((SIDE, SIDE), bool), np.zeros((SIDE, SIDE), np.int64)
+    levels = np.full((SIDE, SIDE, 3), PAPER)
     for cell, (kind, down, across) in enumerate(
         zip(grid.kinds, shifts[::2], shifts[1::2], strict=True)
     ):
         top, left = (CELL_SIDE * place for place in divmod(cell, GRID))
-        is_ink[_square(Placed(kind, top + down, left + across), 0)] = GLYPHS[kind]
         if cell == grid.lit:
-            light[top : top + CELL_SIDE, left : left + CELL_SIDE] = LIGHT
-    return _noisy(np.where(is_ink, INK, PAPER) + light, "next-patch", split, index)
+            levels[top : top + CELL_SIDE, left : left + CELL_SIDE] = BRIGHT
+        levels[_square(Placed(kind, top + down, left + across), 0)][GLYPHS[kind]] = COLOURS[kind]
+    return _noisy(levels, "next-patch", split, index)
 
 
 def read_next_patch() -> Source:
@@ -225,6 +237,6 @@ def _below(bound: int, number: int, purpose: str, split: str, index: int) -> np.
 
 
 def _noisy(levels: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
-    """Grey or RGB levels as uint8, with the image's own noise in every value."""
+    """RGB levels (SIDE, SIDE, 3) as uint8, with the image's own noise in every value."""
     noise = _below(2 * NOISE + 1, levels.size, f"{purpose} noise", split, index) - NOISE
     return (levels + noise.reshape(levels.shape)).astype(np.uint8)

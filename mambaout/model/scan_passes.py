@@ -86,7 +86,7 @@ def gradients(
     x_grad, step_grad = torch.empty_like(x), torch.empty_like(step)
     decay_grad = decay.new_empty(len(x), *decay.shape)
     call = _call(inputs, size)
-    into_grad, out_of_grad = into.new_empty(2, call.parts, *into.shape)
+    into_grad, out_of_grad = (into.new_empty(call.parts, *into.shape) for _ in range(2))
     call.kept, call.out_grad = kept.data_ptr(), out_grad.data_ptr()
     call.x_grad, call.step_grad = x_grad.data_ptr(), step_grad.data_ptr()
     call.decay_grad = decay_grad.data_ptr()

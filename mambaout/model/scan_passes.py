@@ -1,4 +1,4 @@
-"""The selective scan in C: its forward and backward pass on a CPU (selective_scan.py says of what)."""
+"""The forward and the backward pass of the selective scan in C (selective_scan.py says of what)."""
 
 from __future__ import annotations
 

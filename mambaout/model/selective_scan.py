@@ -17,7 +17,7 @@ Three forms compute it:
 |---|---|---|
 | C | on a CPU with a C compiler: fp32, mamba_ssm's weight | scan.c |
 | the package mamba_ssm | on CUDA where it is installed: fp32, its weight | mamba_ssm_scan.py |
-| the odd-even scan of torch's operations | everywhere else, and in a trace or an export | odd_even.py |
+| the odd-even scan of torch's operations | elsewhere, and in a trace or an export | odd_even.py |
 
 Of these, C and odd-even keep their inputs and a few states. Their backward pass computes the other
 states again, a piece at a time. Under torch.compile they are operators of torch.library.

@@ -110,7 +110,6 @@ class GatedCNNBlock(nn.Module):
         found: tuple[Any, ...] = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
         return None if any(one is None for one in found) else GatedWeights(*found)
 
-
     def _of_mixer(self) -> tuple[Any, Any] | None:
         """The mixer as the weights and biases of a depthwise convolution; None if it is none."""
         conv = self.conv

@@ -42,15 +42,7 @@ from mambaout.fields import (
     parsed,
     typed,
 )
-from mambaout.recipe_parts import (
-    AUTHORS_RUN,
-    PAPER,
-    SHARE,
-    Augment,
-    Optim,
-    Schedule,
-    mup_of_the_mixer,
-)
+from mambaout.recipe_parts import AUTHORS_RUN, PAPER, SHARE, Augment, Optim, Schedule, mup_mixer
 from mambaout.stored_format import FIRST_FIELDS, GONE, meant_where_missing, require_task
 from mambaout.variants import AUTHORS_CODE, FEMTO, ModelConfig
 
@@ -166,7 +158,7 @@ class Recipe:
         _images_for_a_step,
         _images_to_draw,
         _digest_of_weights,
-        mup_of_the_mixer,
+        mup_mixer,
     )
 
     def __post_init__(self) -> None:

@@ -84,7 +84,7 @@ class Optim:
         check(self)
 
 
-def mup_of_the_mixer(mup_base_dim: int | None, mixer: str) -> str | None:
+def mup_mixer(mup_base_dim: int | None, mixer: str) -> str | None:
     if mup_base_dim is None or mixer in MUP_MIXERS:
         return None
     return (

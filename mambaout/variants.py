@@ -139,6 +139,7 @@ class ModelConfig:
         (1, 2, 3, 4),
         f"stages whose blocks have the mixer; the blocks of the others have {CONV_MIXER}",
         unit="stages",
+        bound=Bound(least=1, most=NUM_STAGES),
     )
     ssm_state: int = knob(
         16,

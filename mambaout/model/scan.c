@@ -24,8 +24,11 @@ struct scan {
     float *into_grad, *out_of_grad;  // (parts, ways, images, L, states)
 };
 
+// Here the exponential is most of the work, so that half-full wide vectors are worth it.
+static int lanes_of(long channels) { return channels > 8 ? lanes_for(16) : 8; }
+
 static long blocks_of(long channels) {
-    return (channels + lanes_for(channels) - 1) / lanes_for(channels);
+    return (channels + lanes_of(channels) - 1) / lanes_of(channels);
 }
 
 static long blocks_of_part(const struct scan *s) {
@@ -64,12 +67,13 @@ API long parts(long images, long channels) {
 
 // -1: there is no memory.
 API int scan(const struct scan *s) {
-    long lanes = lanes_for(s->channels), blocks = blocks_of(s->channels);
+    long lanes = lanes_of(s->channels), blocks = blocks_of(s->channels);
     long together = blocks_of_part(s);
     void (*block)(const struct scan *, long, long, long, void *) =
         s->out_grad ? CHOOSE(scan_backward, lanes) : CHOOSE(scan_forward, lanes);
     long padded = (s->states + lanes - 1) / lanes * lanes;
-    size_t room = (2 * PIECE + 6) * padded * lanes * sizeof(float);
+    // As scan_backward divides it.
+    size_t room = (4 * padded + 4 + PIECE * (padded / 2 + 14)) * lanes * sizeof(float);
     int failed = 0;
 #pragma omp parallel num_threads(s->threads) if (s->threads > 1)
     {

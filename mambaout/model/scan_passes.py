@@ -15,7 +15,7 @@ from mambaout.model.norm import FLAGS
 from mambaout.model.odd_even import ScanInputs
 from mambaout.native import LONG, NUMBER, POINTER, CFile, function
 
-PIECE = 16  # positions: the states of 16 positions of 16 channels fit into the first cache
+PIECE = 32  # positions: their states of 16 channels stay in the second cache, or the first
 SCAN = CFile(
     Path(__file__).with_name("scan.c"), (*FLAGS, "-fno-math-errno", "-DLOW=0", f"-DPIECE={PIECE}")
 )

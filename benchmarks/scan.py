@@ -125,7 +125,7 @@ def check_same(names: list[str], inputs: ScanInputs, side: int) -> None:
 
 
 def milliseconds(name: str, inputs: ScanInputs, side: int, grad: Tensor) -> tuple[float, float]:
-    """Of one call by the clock, and in CPU time: on a busy machine the clock counts others' work."""
+    """Of one call, by the clock and in CPU time. On a busy machine the clock counts more."""
     began, began_cpu = time.perf_counter(), time.process_time()
     torch.autograd.grad(FORMS[name](inputs, side), inputs, grad)
     ended, ended_cpu = time.perf_counter(), time.process_time()

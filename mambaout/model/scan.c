@@ -5,12 +5,13 @@
 // Every tensor has its positions in the order of the map, row by row. Only the order in which
 // a direction visits them differs: way 0 row by row, 2 column by column, 1 and 3 backwards.
 // A task is some channels of an image in all directions: a part, one or more blocks of V channels.
-// What is summed over parts is given for each, so that the number of threads moves no bit. `kept` is the state before each
-// PIECE (comes with -D) of positions: the backward pass computes a piece's other states again.
+// What is summed over parts is given for each, so that the number of threads moves no bit.
+// `kept` is the state before each PIECE (comes with -D) of positions: the backward pass computes a
+// piece's other states again.
 #include "names.h"
 
-#define AHEAD 4  // positions; a map's rows often share few places of the cache, so not many
-#define TASKS 32  // wanted
+#define AHEAD 4   // positions to ask memory for; a map's rows share few places of the cache
+#define TASKS 32  // wanted: more channels make a part only where images are many
 
 struct scan {
     long images, height, width, ways, channels, states, parts, threads;

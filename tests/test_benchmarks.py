@@ -8,6 +8,7 @@ import runpy
 import statistics
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from image_files import write_folder
+from needs import needs_c
 from PIL import Image
 from starts import start_of
 
@@ -334,6 +336,22 @@ def test_recomputed_stages_hold_less_and_change_no_bit():
     assert kept["timm"] > 2 * kept["timm, checkpointing"]
     peak = recompute.of_an_image(found["ours"], lambda one: recompute.peak_bytes(one, "cpu"))
     assert peak >= kept["ours"]
+
+
+# -- the selective scan ---------------------------------------------------------------------------
+
+
+@needs_c
+def test_the_forms_of_the_scan_agree_and_c_holds_least():
+    scan = module("scan")
+    options = Namespace(threads=[1], rounds=1, loop_length=64)
+    before = torch.get_num_threads()
+    rows = {row["form"]: row for row in scan.measured(8, 1, options)}
+    torch.set_num_threads(before)
+    assert list(rows) == ["C", "odd-even", "loop", "associative_scan"]
+    assert min(rows, key=lambda name: rows[name]["peak_of_states"]) == "C"
+    assert rows["C"]["cpu_time_to_c"]["median"] == 1
+    assert scan.forms_for(4, 8, loop_length=64) == ["C", "odd-even"]
 
 
 # -- searches -------------------------------------------------------------------------------------

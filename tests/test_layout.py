@@ -95,6 +95,7 @@ HOMES = {
     "pyarrow": {"data"},
     "PIL": {"data", "study/report/picture.py"},
     "timm": {"model/timm_call.py"},
+    "mamba_ssm": {"model/mamba_ssm_scan.py"},
     "tqdm": {"data/bar.py"},
     "pycocotools": {"dense"},
     "faster_coco_eval": {"dense/evaluate.py"},

@@ -227,7 +227,8 @@ def scans(folder: Path, where: Backend) -> dict[str, Any]:
 
     def results(inputs: list[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
         leaves = [each.detach().requires_grad_() for each in inputs]
-        out = selective_scan(*leaves, size)
+        x, step, decay, into, out_of = leaves
+        out = selective_scan(x, step, decay, into, out_of, size)
         return [out, *torch.autograd.grad(out.square().sum(), leaves)]
 
     def inputs_of(directions: int, side: int) -> list[torch.Tensor]:

@@ -22,7 +22,10 @@ def can_take(inputs: ScanInputs) -> bool:
 def selective_scan_fn() -> Callable[..., Tensor] | None:
     """mamba_ssm's function of that name, or None if the package cannot be imported."""
     try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        # The package wants a GPU's compiler, so that few machines have it.
+        from mamba_ssm.ops.selective_scan_interface import (  # pyright: ignore[reportMissingImports]
+            selective_scan_fn,
+        )
     except ImportError:
         return None
     return selective_scan_fn

@@ -5,12 +5,13 @@
 // Every tensor has its positions in the order of the map, row by row. Only the order in which
 // a direction visits them differs: way 0 row by row, 2 column by column, 1 and 3 backwards.
 // A task is some channels of an image in all directions: a part, one or more blocks of V channels.
-// What is summed over parts is given for each, so that the number of threads moves no bit. `kept` is the state before each
-// PIECE (comes with -D) of positions: the backward pass computes a piece's other states again.
+// What is summed over parts is given for each, so that the number of threads moves no bit.
+// `kept` is the state before each PIECE (comes with -D) of positions: the backward pass computes a
+// piece's other states again.
 #include "names.h"
 
-#define AHEAD 4  // positions; a map's rows often share few places of the cache, so not many
-#define TASKS 32  // wanted
+#define AHEAD 4   // positions to ask memory for; a map's rows share few places of the cache
+#define TASKS 32  // wanted: more channels make a part only where images are many
 
 struct scan {
     long images, height, width, ways, channels, states, parts, threads;
@@ -24,8 +25,11 @@ struct scan {
     float *into_grad, *out_of_grad;  // (parts, ways, images, L, states)
 };
 
+// Here the exponential is most of the work, so that half-full wide vectors are worth it.
+static int lanes_of(long channels) { return channels > 8 ? lanes_for(16) : 8; }
+
 static long blocks_of(long channels) {
-    return (channels + lanes_for(channels) - 1) / lanes_for(channels);
+    return (channels + lanes_of(channels) - 1) / lanes_of(channels);
 }
 
 static long blocks_of_part(const struct scan *s) {
@@ -64,12 +68,13 @@ API long parts(long images, long channels) {
 
 // -1: there is no memory.
 API int scan(const struct scan *s) {
-    long lanes = lanes_for(s->channels), blocks = blocks_of(s->channels);
+    long lanes = lanes_of(s->channels), blocks = blocks_of(s->channels);
     long together = blocks_of_part(s);
     void (*block)(const struct scan *, long, long, long, void *) =
         s->out_grad ? CHOOSE(scan_backward, lanes) : CHOOSE(scan_forward, lanes);
     long padded = (s->states + lanes - 1) / lanes * lanes;
-    size_t room = (2 * PIECE + 6) * padded * lanes * sizeof(float);
+    // As scan_backward divides it.
+    size_t room = (4 * padded + 4 + PIECE * (padded / 2 + 14)) * lanes * sizeof(float);
     int failed = 0;
 #pragma omp parallel num_threads(s->threads) if (s->threads > 1)
     {

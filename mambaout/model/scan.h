@@ -44,18 +44,16 @@ static inline VEC NAME(fours)(VEC a, VEC b) {
 #endif
 }
 
-static inline VEC NAME(four_totals)(const VEC *from) {
-    return NAME(pairs)(NAME(pairs)(from[0], from[1]), NAME(pairs)(from[2], from[3]));
+static inline VEC NAME(four_sums)(const VEC *of) {
+    return NAME(pairs)(NAME(pairs)(of[0], of[1]), NAME(pairs)(of[2], of[3]));
 }
 
-// The totals of V vectors.
-static inline VEC NAME(totals)(const VEC *from) {
-    VEC low = NAME(fours)(NAME(four_totals)(from), NAME(four_totals)(from + 4));
+// The totals of V vectors, from the sums of each four of them.
+static inline VEC NAME(totals)(const VEC *sums) {
 #if V == 16
-    VEC high = NAME(fours)(NAME(four_totals)(from + 8), NAME(four_totals)(from + 12));
-    return NAME(fours)(low, high);
+    return NAME(fours)(NAME(fours)(sums[0], sums[1]), NAME(fours)(sums[2], sums[3]));
 #else
-    return low;
+    return NAME(fours)(sums[0], sums[1]);
 #endif
 }
 
@@ -93,7 +91,7 @@ static void NAME(scan_forward)(const struct scan *s, long b, long part, long c, 
             const long at = position(s, way, t);
             VEC length = NAME(loadf)(step + at * C, n), input = length * NAME(loadf)(x + at * C, n);
             VEC sum = {};
-            if (way & 2) {
+            if (way & 2) {  // these lie far apart: the processor does not guess the next one
                 const long next = position(s, way, t + AHEAD < L ? t + AHEAD : t);
                 __builtin_prefetch(step + next * C);
                 __builtin_prefetch(x + next * C);
@@ -111,15 +109,87 @@ static void NAME(scan_forward)(const struct scan *s, long b, long part, long c, 
     }
 }
 
+// What the backward pass knows of a piece of `count` positions.
+struct NAME(piece) {
+    int count, n;  // channels that are not past the last
+    long at[PIECE];
+    VEC *length, *value, *input, *out;  // step, x, step x and the output's gradient
+    VEC *input_grad, *exponent_grad;
+    VEC *of_into, *of_out;  // (PIECE, padded / 4): sums of four states' vectors
+};
+
+// Computes `m` states from the k-th on again, four at most.
+static inline __attribute__((always_inline)) void NAME(again)(const struct NAME(piece) *p, const float *into, long N, int m,
+                               const VEC *decay, const VEC *start, VEC *factors, VEC *states) {
+    VEC h[4];
+    for (int j = 0; j < m; j++) states[j] = h[j] = start[j];
+    for (int i = 0; i < p->count; i++) {
+        const VEC length = p->length[i], input = p->input[i];
+        const float *from = into + p->at[i] * N;
+#pragma GCC unroll 4
+        for (int j = 0; j < m; j++) {
+            VEC factor = NAME(power_of_2)(length * decay[j]);
+            factors[4 * i + j] = factor;
+            states[4 * i + 4 + j] = h[j] = factor * h[j] + input * from[j];
+        }
+    }
+}
+
+// Goes back through these states. `back` is the state's gradient, as it goes to the position before.
+static inline __attribute__((always_inline)) void NAME(go_back)(const struct NAME(piece) *p, const float *into,
+                                 const float *out_of, long N, int m, long sums, const VEC *decay,
+                                 VEC *back, VEC *decay_grad, const VEC *factors,
+                                 const VEC *states) {
+    VEC after[4], gone[4], total[4];
+    for (int j = 0; j < m; j++) {
+        after[j] = states[4 * p->count + j];
+        gone[j] = back[j];
+        total[j] = decay_grad[j];
+    }
+    for (int i = p->count - 1; i >= 0; i--) {
+        const VEC length = p->length[i], input = p->input[i], out = p->out[i];
+        const float *b = into + p->at[i] * N, *c = out_of + p->at[i] * N;
+        VEC input_grad = p->input_grad[i], exponent_grad = p->exponent_grad[i];
+        VEC of_into[4] = {}, of_out[4] = {};
+#pragma GCC unroll 4
+        for (int j = 0; j < m; j++) {
+            VEC grad = gone[j] + out * c[j], before = states[4 * i + j];
+            of_out[j] = out * after[j];
+            of_into[j] = grad * input;
+            input_grad += grad * b[j];
+            gone[j] = grad * factors[4 * i + j];
+            VEC through = gone[j] * before;
+            exponent_grad += through * decay[j];
+            total[j] += through * length;
+            after[j] = before;
+        }
+        if (p->n < V)  // a nan in a lane past the last channel would be added
+            for (int j = 0; j < m; j++) {
+                of_out[j] = NAME(first)(of_out[j], p->n);
+                of_into[j] = NAME(first)(of_into[j], p->n);
+            }
+        p->input_grad[i] = input_grad;
+        p->exponent_grad[i] = exponent_grad;
+        p->of_into[i * sums] = NAME(four_sums)(of_into);
+        p->of_out[i * sums] = NAME(four_sums)(of_out);
+    }
+    for (int j = 0; j < m; j++) {
+        back[j] = gone[j];
+        decay_grad[j] = total[j];
+    }
+}
+
 static void NAME(scan_backward)(const struct scan *s, long b, long part, long c, void *room) {
     const long C = s->channels, N = s->states, L = s->height * s->width;
-    const long padded = (N + V - 1) / V * V;
+    const long padded = (N + V - 1) / V * V, sums = padded / 4;
     const int n = fewer(C - c, V);
-    // `back`: the gradient of the state, as it goes to the position before.
-    VEC *decay = room, *back = decay + N, *decay_grad = back + N;
-    VEC *of_into = decay_grad + N, *of_out = of_into + padded, *factors = of_out + padded;
-    VEC *states = factors + PIECE * N, lengths[PIECE], values[PIECE];
-    memset(of_into, 0, 2 * padded * sizeof(VEC));
+    VEC *decay = room, *back = decay + padded, *decay_grad = back + padded;
+    VEC *start = decay_grad + padded, *factors = start + padded, *states = factors + PIECE * 4;
+    struct NAME(piece) p = {.n = n, .length = states + (PIECE + 1) * 4};
+    p.value = p.length + PIECE, p.input = p.value + PIECE, p.out = p.input + PIECE;
+    p.input_grad = p.out + PIECE, p.exponent_grad = p.input_grad + PIECE;
+    VEC *of_into = p.exponent_grad + PIECE, *of_out = of_into + PIECE * sums;
+    memset(of_into, 0, 2 * PIECE * sums * sizeof(VEC));
     const float *x = s->x + b * L * C + c, *out_grad = s->out_grad + b * L * C + c;
     float *x_grad = s->x_grad + b * L * C + c;
     // The first block of a part writes the sums, the others add to them.
@@ -128,70 +198,59 @@ static void NAME(scan_backward)(const struct scan *s, long b, long part, long c,
         const long first = (way * s->images + b) * L;
         const float *step = s->step + first * C + c;
         const float *into = s->into + first * N, *out_of = s->out_of + first * N;
-        const long sums = ((part * s->ways + way) * s->images + b) * L * N;
+        const long place = ((part * s->ways + way) * s->images + b) * L * N;
         float *step_grad = s->step_grad + first * C + c;
-        float *into_grad = s->into_grad + sums, *out_of_grad = s->out_of_grad + sums;
+        float *into_grad = s->into_grad + place, *out_of_grad = s->out_of_grad + place;
         NAME(copy_states)(decay, s->decay + way * N * C + c, N, C, n);
-        memset(back, 0, 2 * N * sizeof(VEC));  // and decay_grad
+        memset(back, 0, 2 * padded * sizeof(VEC));  // and decay_grad
         for (long begin = (L - 1) / PIECE * PIECE; begin >= 0; begin -= PIECE) {
-            const int count = fewer(L - begin, PIECE);
-            NAME(copy_states)(states, NAME(kept_at)(s, way, b, begin / PIECE, c), N, C, n);
-            for (int i = 0; i < count; i++) {
-                const long at = position(s, way, begin + i);
-                VEC length = NAME(loadf)(step + at * C, n);
-                VEC input = length * NAME(loadf)(x + at * C, n);
-                VEC *h = states + i * N;
-                if (way & 2) {
-                    const long next = position(s, way, begin + (i + AHEAD < count ? i + AHEAD : i));
+            p.count = fewer(L - begin, PIECE);
+            NAME(copy_states)(start, NAME(kept_at)(s, way, b, begin / PIECE, c), N, C, n);
+            for (int i = 0; i < p.count; i++) p.at[i] = position(s, way, begin + i);
+            for (int i = 0; i < p.count; i++) {
+                const long at = p.at[i];
+                p.length[i] = NAME(loadf)(step + at * C, n);
+                p.value[i] = NAME(loadf)(x + at * C, n);
+                p.input[i] = p.length[i] * p.value[i];
+                p.out[i] = NAME(loadf)(out_grad + at * C, n);
+                p.input_grad[i] = p.exponent_grad[i] = (VEC){};
+                if (way & 2) {  // these lie far apart: the processor does not guess the next one
+                    const long next = position(s, way, begin ? begin - PIECE + i : i);
+                    __builtin_prefetch(step_grad + at * C, 1);
+                    __builtin_prefetch(x_grad + at * C, 1);
+                    __builtin_prefetch(into_grad + at * N, 1);
+                    __builtin_prefetch(out_of_grad + at * N, 1);
                     __builtin_prefetch(step + next * C);
                     __builtin_prefetch(x + next * C);
+                    __builtin_prefetch(out_grad + next * C);
                     __builtin_prefetch(into + next * N);
-                }
-                lengths[i] = length;
-                values[i] = NAME(loadf)(x + at * C, n);
-                for (long k = 0; k < N; k++) {
-                    VEC factor = NAME(power_of_2)(length * decay[k]);
-                    factors[i * N + k] = factor;
-                    h[N + k] = factor * h[k] + input * into[at * N + k];
+                    __builtin_prefetch(out_of + next * N);
                 }
             }
-            for (int i = count - 1; i >= 0; i--) {
-                const long at = position(s, way, begin + i);
-                VEC length = lengths[i], value = values[i];
-                if (way & 2) {
-                    const long next = position(s, way, begin + (i - AHEAD >= 0 ? i - AHEAD : i));
-                    __builtin_prefetch(out_grad + next * C);
-                    __builtin_prefetch(step_grad + next * C, 1);
-                    __builtin_prefetch(x_grad + next * C, 1);
-                    __builtin_prefetch(out_of + next * N);
-                    __builtin_prefetch(into_grad + next * N, 1);
-                    __builtin_prefetch(out_of_grad + next * N, 1);
+            for (long k = 0; k < N; k += 4) {
+                const float *in = into + k, *out = out_of + k;
+                p.of_into = of_into + k / 4, p.of_out = of_out + k / 4;
+                if (N - k >= 4) {
+                    NAME(again)(&p, in, N, 4, decay + k, start + k, factors, states);
+                    NAME(go_back)(&p, in, out, N, 4, sums, decay + k, back + k, decay_grad + k,
+                                  factors, states);
+                } else {
+                    NAME(again)(&p, in, N, N - k, decay + k, start + k, factors, states);
+                    NAME(go_back)(&p, in, out, N, N - k, sums, decay + k, back + k, decay_grad + k,
+                                  factors, states);
                 }
-                VEC input = length * value, out = NAME(loadf)(out_grad + at * C, n);
-                VEC input_grad = {}, exponent_grad = {};
-                const VEC *h = states + i * N;
-                for (long k = 0; k < N; k++) {
-                    VEC grad = back[k] + out * out_of[at * N + k];
-                    of_out[k] = out * h[N + k];
-                    of_into[k] = grad * input;
-                    input_grad += grad * into[at * N + k];
-                    back[k] = grad * factors[i * N + k];
-                    VEC through = back[k] * h[k];
-                    exponent_grad += through * decay[k];
-                    decay_grad[k] += through * length;
-                }
-                if (n < V)  // a nan in a lane past the last channel would be added
-                    for (long k = 0; k < N; k++) {
-                        of_out[k] = NAME(first)(of_out[k], n);
-                        of_into[k] = NAME(first)(of_into[k], n);
-                    }
+            }
+            for (int i = 0; i < p.count; i++) {
+                const long at = p.at[i];
                 for (long k = 0; k < N; k += V) {
-                    NAME(put)(into_grad + at * N + k, NAME(totals)(of_into + k), fewer(N - k, V), is_first);
-                    NAME(put)(out_of_grad + at * N + k, NAME(totals)(of_out + k), fewer(N - k, V), is_first);
+                    VEC to_into = NAME(totals)(of_into + i * sums + k / 4);
+                    VEC to_out = NAME(totals)(of_out + i * sums + k / 4);
+                    NAME(put)(into_grad + at * N + k, to_into, fewer(N - k, V), is_first);
+                    NAME(put)(out_of_grad + at * N + k, to_out, fewer(N - k, V), is_first);
                 }
-                exponent_grad = exponent_grad * (float)M_LN2 + input_grad * value;
-                NAME(storef)(step_grad + at * C, exponent_grad, n);
-                NAME(put)(x_grad + at * C, input_grad * length, n, way == 0);
+                VEC of_step = p.exponent_grad[i] * (float)M_LN2 + p.input_grad[i] * p.value[i];
+                NAME(storef)(step_grad + at * C, of_step, n);
+                NAME(put)(x_grad + at * C, p.input_grad[i] * p.length[i], n, way == 0);
             }
         }
         float *to = s->decay_grad + (b * s->ways + way) * N * C + c;

@@ -15,7 +15,7 @@ from mambaout.model.norm import FLAGS
 from mambaout.model.odd_even import ScanInputs
 from mambaout.native import LONG, NUMBER, POINTER, CFile, function
 
-PIECE = 16  # positions: the states of 16 positions of 16 channels fit into the first cache
+PIECE = 32  # positions: their states of 16 channels stay in the second cache, or the first
 SCAN = CFile(
     Path(__file__).with_name("scan.c"), (*FLAGS, "-fno-math-errno", "-DLOW=0", f"-DPIECE={PIECE}")
 )
@@ -38,16 +38,16 @@ class _ScanCall(ctypes.Structure):
     ]
 
 
-class _Functions(NamedTuple):
+class _ScanFunctions(NamedTuple):
     scan: Any
     parts: Any
 
 
 @functools.cache
-def _functions() -> _Functions | None:
+def _functions() -> _ScanFunctions | None:
     scan = function(SCAN, "scan", [ctypes.POINTER(_ScanCall)], NUMBER)
     parts = function(SCAN, "parts", [LONG, LONG], LONG)
-    return None if scan is None or parts is None else _Functions(scan, parts)
+    return None if scan is None or parts is None else _ScanFunctions(scan, parts)
 
 
 def is_compiled() -> bool:
@@ -114,7 +114,7 @@ def _call(inputs: ScanInputs, size: tuple[int, int]) -> _ScanCall:
     return _ScanCall(*numbers, *(each.data_ptr() for each in inputs))
 
 
-def _required() -> _Functions:
+def _required() -> _ScanFunctions:
     found = _functions()
     assert found is not None, "`is_compiled` has said that the C is there"
     return found

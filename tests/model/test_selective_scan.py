@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -112,7 +111,7 @@ def test_every_form_gives_what_a_loop_gives(form, directions, longest_step, monk
         wanted = results(loop, doubled(inputs), size)
         out, *grads = off(results(selective_scan, inputs, size), wanted)
         assert out < 1e-6
-        assert max(grads) < 4e-6, (size, grads)
+        assert max(grads) < 3e-6, (size, grads)
 
 
 @pytest.mark.parametrize("longest_step", [0.1, 2, 20])
@@ -122,7 +121,7 @@ def test_a_zero_order_hold_is_the_equation_of_the_paper(longest_step):
         wanted = results(loop, doubled(inputs), size, "zero_order_hold")
         out, *grads = off(results(selective_scan, inputs, size, "zero_order_hold"), wanted)
         assert out < 1e-6
-        assert max(grads) < 4e-6, (size, grads)
+        assert max(grads) < 3e-6, (size, grads)
 
 
 @needs_c
@@ -142,9 +141,10 @@ def test_over_many_positions_its_exponential_adds_up_no_more_error_than_torchs()
 def test_in_float64_its_gradients_are_those_of_differences(way, piece, monkeypatch):
     monkeypatch.setattr(odd_even, "PIECE", piece)
     inputs = doubled(inputs_of(2, 1, (2, 4), 2, 2, longest_step=0.5))
+    scan: Scan = selective_scan
     leaves = [each.requires_grad_() for each in inputs]
-    assert selective_scan(*leaves, (2, 4), way).dtype == torch.float64
-    assert torch.autograd.gradcheck(lambda *call: selective_scan(*call, (2, 4), way), leaves)
+    assert scan(*leaves, (2, 4), way).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda *call: scan(*call, (2, 4), way), leaves)
 
 
 def test_a_zero_order_holds_weight_is_exact_for_any_exponent():
@@ -183,7 +183,7 @@ def test_without_avx_512_it_is_the_same_to_rounding(monkeypatch):
             errors = off(
                 results(selective_scan, inputs, size), results(loop, doubled(inputs), size)
             )
-            assert max(errors) < 4e-6
+            assert max(errors) < 3e-6
     finally:
         forget_c()
 
@@ -223,6 +223,7 @@ def test_a_view_of_any_strides_is_read_right(form, monkeypatch):
 @pytest.mark.parametrize("form", [C, ODD_EVEN])
 def test_it_keeps_at_most_two_fifths_of_the_states(form, monkeypatch):
     choose(form, monkeypatch)
+    scan: Scan = selective_scan
     for directions in (1, 4):
         inputs = inputs_of(directions, 2, (24, 24), 64, 16)
         kept: dict[int, int] = {}
@@ -233,7 +234,7 @@ def test_it_keeps_at_most_two_fifths_of_the_states(form, monkeypatch):
 
         leaves = [each.requires_grad_() for each in inputs]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            selective_scan(*leaves, (24, 24))
+            scan(*leaves, (24, 24))
         assert 0 < sum(kept.values()) < 0.4 * directions * 2 * 24 * 24 * 64 * 16
 
 
@@ -287,15 +288,16 @@ class ScanOfMap(nn.Module):
 
 def test_what_watches_torchs_operations_sees_them():
     inputs = inputs_of(4, 2, (5, 7), 5, 3)
-    wanted = selective_scan(*inputs, (5, 7))
+    scan: Scan = selective_scan
+    wanted = scan(*inputs, (5, 7))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each of our checks of a shape gives a tracer's warning
-        traced = torch.jit.trace(ScanOfMap(), tuple(inputs))
+        traced: Any = torch.jit.trace(ScanOfMap(), tuple(inputs))
     exported = torch.export.export(ScanOfMap(), tuple(inputs)).module()
     with FlopCounterMode(display=False):
-        counted = selective_scan(*inputs, (5, 7))
+        counted = scan(*inputs, (5, 7))
     x, *others = inputs
-    mapped = torch.func.vmap(lambda each: selective_scan(each, *others, (5, 7)))(x[None])[0]
+    mapped = torch.func.vmap(lambda each: scan(each, *others, (5, 7)))(x[None])[0]
     for found in (traced(*inputs), exported(*inputs), counted, mapped):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert "mambaout::" not in str(traced.inlined_graph)
@@ -304,7 +306,7 @@ def test_what_watches_torchs_operations_sees_them():
 def test_onnx_takes_it_with_any_number_of_images(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     inputs = inputs_of(4, 2, (5, 7), 5, 3)
-    file = io.BytesIO()
+    file = str(tmp_path / "scan.onnx")
     axes = {"x": {0: "images"}} | {name: {1: "images"} for name in ("step", "into", "out_of")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -313,7 +315,7 @@ def test_onnx_takes_it_with_any_number_of_images(tmp_path):
             input_names=list(ScanInputs._fields), dynamic_axes=axes | {"y": {0: "images"}},
             output_names=["y"],
         )  # fmt: skip
-    session = onnxruntime.InferenceSession(file.getvalue())
+    session = onnxruntime.InferenceSession(file)
     for images in (2, 3):
         inputs = inputs_of(4, images, (5, 7), 5, 3)
         fed = {name: each.numpy() for name, each in inputs._asdict().items()}
@@ -359,7 +361,7 @@ def test_mamba_ssms_function_gets_the_layouts_that_it_wants(directions):
         return mamba_ssm_scan.mamba_ssm_scan(selective_scan_stand_in, ScanInputs(*call[:5]), (5, 7))
 
     errors = off(results(scan, inputs, (5, 7)), results(loop, doubled(inputs), (5, 7)))
-    assert max(errors) < 4e-6
+    assert max(errors) < 3e-6
 
 
 def test_a_second_derivative_is_refused_and_never_wrong():
@@ -390,7 +392,7 @@ def test_without_a_compiler_torch_computes_it_and_the_remedy_is_named(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "[1, 6, 2]" in done.stdout
-    assert "times slower: there is no C compiler" in done.stderr
+    assert "10 times slower: there is no C compiler" in done.stderr
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from mambaout.layer_kinds import FP32, Layer, MatrixProduct, Size, Storage, num_positions
 
-STATE_EVERY = 16  # positions from one kept state of a scan to the next (model/scan_passes.py)
+# Positions from one kept state of a scan in C to the next: the states of 16 channels stay in the
+# second cache, or the first.
+STATE_EVERY = 32
 STEP_RANK_OF = 16  # channels for each number of which a step is computed, as in Mamba
 HEAD_CHANNELS = 32  # of attention, where the channels allow it
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from mambaout.model.norm import FLAGS
 from mambaout.model.odd_even import ScanInputs
 from mambaout.native import LONG, NUMBER, POINTER, CFile, function
+from mambaout.sequence_layers import STATE_EVERY
 
-PIECE = 32  # positions: their states of 16 channels stay in the second cache, or the first
 SCAN = CFile(
-    Path(__file__).with_name("scan.c"), (*FLAGS, "-fno-math-errno", "-DLOW=0", f"-DPIECE={PIECE}")
+    Path(__file__).with_name("scan.c"),
+    (*FLAGS, "-fno-math-errno", "-DLOW=0", f"-DPIECE={STATE_EVERY}"),
 )
 
 
@@ -63,7 +64,7 @@ def kept_shape(inputs: ScanInputs) -> tuple[int, ...]:
     """The shape of the states before each piece of positions."""
     directions, channels, states = inputs.decay.shape
     images, length, _ = inputs.x.shape
-    return (directions, images, -(-length // PIECE), states, channels)
+    return (directions, images, -(-length // STATE_EVERY), states, channels)
 
 
 def scan(inputs: ScanInputs, size: tuple[int, int], keep: bool) -> tuple[Tensor, Tensor]:

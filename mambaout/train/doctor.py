@@ -27,6 +27,7 @@ from mambaout.chips import GIB, find_chip
 from mambaout.data.batches.loader import Batch
 from mambaout.data.images.c_files import C_FILES
 from mambaout.errors import WrongRequest
+from mambaout.model import scan_passes
 from mambaout.model.gated_passes import c_files
 from mambaout.model.network import build
 from mambaout.native import why_not
@@ -128,6 +129,7 @@ def _machine() -> list[tuple[str, str]]:
             why_not((*c_files(kernel_size, False), *c_files(kernel_size, True)))
             or "computed by gated_block.c",
         ),
+        ("scans on the CPU", why_not(scan_passes.c_files()) or "computed by scan.c"),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
     return rows + sorted(tpu.items())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mambaout.durable import replacing
 from mambaout.errors import WrongRequest
-from mambaout.model.mixers import nchw
+from mambaout.model.mixers import SelectiveScan, nchw
 from mambaout.model.network import MambaOut, Trunk
 
 ONNX = ".onnx"
@@ -60,6 +60,12 @@ def save_onnx(model: Trunk, path: Path, facts: Mapping[str, str]) -> str:
     Returns a sentence on how far onnxruntime's outputs are from ours. Raises WrongRequest if they
     differ by more than rounding, if the packages are missing, or if `path` cannot be written.
     """
+    if any(isinstance(module, SelectiveScan) for module in model.modules()):
+        raise WrongRequest(
+            f"{path}: an ONNX file takes images of any size, and a scan's order depends on the "
+            "size, so a network with an SSM cannot be exported; `mambaout evaluate` and --init "
+            "read its run"
+        )
     try:
         import onnx
         import onnxruntime

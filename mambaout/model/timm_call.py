@@ -22,6 +22,7 @@ from mambaout.model.network import MambaOut, Trunk
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe
 from mambaout.variants import VARIANTS, ModelConfig
 
+OURS = "`mambaout evaluate` and --init read its run"
 TOLERANCE = 1e-5  # of a logit, relative to the largest logit or to 1, whichever is larger
 CHECKED_IMAGES = 2
 CHECKED_SIDE = 224  # px at most, so that the check of a network for 2,048 px takes no minutes
@@ -106,12 +107,12 @@ def _require_gated_conv(config: ModelConfig) -> None:
     if config.mixer != "gated_conv":
         raise WrongRequest(
             f"timm's MambaOut has no mixer={config.mixer!r}, only 'gated_conv': no call of timm's "
-            "builds this network"
+            f"builds this network; {OURS}"
         )
     if config.downsampling != "overlapping":
         raise WrongRequest(
             f"timm's MambaOut has no downsampling={config.downsampling!r}, only 'overlapping': no "
-            "call of timm's builds this network"
+            f"call of timm's builds this network; {OURS}"
         )
 
 

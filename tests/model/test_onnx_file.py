@@ -30,6 +30,9 @@ SHAPES = {
         SMALL, stem_stride=2, conv_ratio=0.5, kernel_size=3, expansion=2.0
     ),
     "rounded hidden sizes": replace(SMALL, dims=(16, 16, 16, 16), hidden_multiple=8),
+    "patches, and attention": replace(
+        SMALL, downsampling="patchify", mixer="attention", mixer_stages=(3, 4)
+    ),
     "femto": VARIANTS["femto"],
 }
 
@@ -45,6 +48,13 @@ def with_weights(model: Any) -> Any:
 def run(path: Path, images: torch.Tensor) -> list[torch.Tensor]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [torch.from_numpy(each) for each in session.run(None, {"images": images.numpy()})]
+
+
+def test_a_network_with_an_ssm_is_refused_with_what_reads_it(tmp_path):
+    model = build(replace(SMALL, mixer="conv_ssm"), 7)
+    with pytest.raises(ValueError, match=r"w\.onnx: .*SSM cannot be exported; `mambaout evaluate`"):
+        save_onnx(model, tmp_path / "w.onnx", {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -52,22 +52,23 @@ _DRAWN = (
 # (kinds, GLYPH_SIDE, GLYPH_SIDE), True where a glyph has ink
 GLYPHS = np.array([[[ink == "#" for ink in row] for row in rows.split()] for rows in _DRAWN])
 
-# RGB levels, a row for each kind: the eight corners of a cube around PAPER, opposite ones in turn
+# RGB levels, a row for each kind. They are the corners of a cube around PAPER. No two of the first
+# four are opposite corners: a network that multiplies features is slow to tell those apart.
 COLOURS = np.array(
     [
-        (192, 64, 64),
-        (64, 192, 192),
-        (64, 192, 64),
-        (192, 64, 192),
-        (64, 64, 192),
-        (192, 192, 64),
-        (64, 64, 64),
-        (192, 192, 192),
+        (168, 88, 88),
+        (88, 168, 88),
+        (88, 88, 168),
+        (168, 168, 168),
+        (88, 168, 168),
+        (168, 88, 168),
+        (168, 168, 88),
+        (88, 88, 88),
     ]
 )
 PAPER = 128  # the level of all three channels where nothing is drawn
-BRIGHT = 208  # of a frame, and of the paper in a lit cell
-NOISE = 32  # the most that noise adds to a level, or takes from it
+BRIGHT = 192  # of a frame, and of the paper in a lit cell
+NOISE = 60  # the most that noise adds to a level, or takes from it
 
 
 class Placed(NamedTuple):
@@ -96,12 +97,12 @@ class Placed(NamedTuple):
 # -- distant-pair ---------------------------------------------------------------------------------
 
 PAIR_CLASSES = ("different", "same")
-PAIR_KINDS = 3  # the first of GLYPHS and COLOURS
+PAIR_KINDS = 4  # the first of GLYPHS and COLOURS
 FRAME_GAP, FRAME_WIDTH = 1, 1  # px
 PAIR_SIDE = 2 * GLYPH_SIDE  # px, of a glyph
 FRAMED_SIDE = PAIR_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
 CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corner, down or across
-NUM_UNFRAMED = 2
+NUM_UNFRAMED = 3
 
 
 def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]:
@@ -167,7 +168,7 @@ NEXT_CLASSES = (
 )
 GRID = 8  # cells in a row, and rows
 CELL_SIDE = SIDE // GRID  # px
-FILLED_ONE_IN = 4  # one cell in so many holds a glyph, and the cell after the lit one always
+FILLED_ONE_IN = 2  # one cell in so many holds a glyph, and the cell after the lit one always
 EMPTY = -1  # the kind of the other cells
 
 

@@ -28,7 +28,7 @@ from mambaout.data.packing.order_sets import (
 NUM = 3000  # images that a test looks at; an accuracy on half of them has an error of 1.3 points
 CLASSES = {"distant-pair": 2, "next-patch": 8}
 # The digest of the first 8 images of train, then of val
-PIXELS = {"distant-pair": "202093ab34d0", "next-patch": "9d83324dc351"}
+PIXELS = {"distant-pair": "6bbc634686c8", "next-patch": "02dee6ffe4d1"}
 
 
 def source(name, tmp_path):
@@ -172,7 +172,7 @@ def test_the_place_of_the_lit_cell_tells_nothing(grids):
 def test_a_logistic_regression_on_the_counts_of_glyphs_is_far_from_the_label(grids):
     """The glyph after the lit cell raises its kind's count by one, which is above chance, 1/8."""
     counts = np.array([np.bincount(1 + grid.kinds, minlength=9) for grid in grids])
-    assert 0.2 < accuracy(counts, np.arange(NUM) % 8) < 0.35
+    assert accuracy(counts, np.arange(NUM) % 8) < 0.3
 
 
 def test_the_pixels_show_the_lit_cell_and_the_glyph_after_it(tmp_path):

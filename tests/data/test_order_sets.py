@@ -25,9 +25,10 @@ from mambaout.data.packing.order_sets import (
     pair_parts,
 )
 
-NUM = 4000  # images a test looks at; an accuracy of 50 % then has a standard error of 0.8 points
+NUM = 3000  # images that a test looks at; an accuracy on half of them has an error of 1.3 points
 CLASSES = {"distant-pair": 2, "next-patch": 8}
-PIXELS = {"distant-pair": "", "next-patch": ""}  # the first 8 images of train, then of val
+# The digest of the first 8 images of train, then of val
+PIXELS = {"distant-pair": "6bbc634686c8", "next-patch": "02dee6ffe4d1"}
 
 
 def source(name, tmp_path):
@@ -66,7 +67,8 @@ def test_the_pixels_are_the_same_on_any_machine(name, tmp_path):
 @pytest.mark.parametrize("name", CLASSES)
 def test_both_splits_have_equally_many_images_of_each_class(name, tmp_path):
     found = source(name, tmp_path)
-    assert found.class_names is not None and len(found.class_names) == CLASSES[name]
+    assert found.class_names is not None
+    assert len(found.class_names) == CLASSES[name]
     for samples, number in ((found.train, 20_000), (found.val, 4_000)):
         counts = np.bincount([sample.label for sample in samples])
         assert counts.tolist() == [number // CLASSES[name]] * CLASSES[name]
@@ -88,7 +90,7 @@ def test_the_label_is_whether_the_upper_two_framed_glyphs_are_of_one_kind():
 
 
 def test_framed_glyphs_are_half_a_side_apart_or_more():
-    for index in range(500):
+    for index in range(300):
         _, framed, _ = pair_parts("train", index)
         for one, other in combinations(framed, 2):
             assert max(abs(one.top - other.top), abs(one.left - other.left)) >= SIDE // 2
@@ -121,17 +123,17 @@ def test_a_logistic_regression_on_the_counts_of_glyphs_is_at_chance():
 
 
 def test_a_logistic_regression_on_pooled_local_features_is_at_chance(tmp_path):
-    """Local features: random 9 x 9 filters with a ReLU, at every second pixel, averaged."""
+    """Local features: random 9 x 9 filters with a ReLU, at every third pixel."""
     import torch
     from torch.nn.functional import conv2d, relu
 
-    images, labels = pixels("distant-pair", tmp_path, 2000)
+    images, labels = pixels("distant-pair", tmp_path, 1600)
     inputs = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
-    filters = torch.randn(48, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    filters = torch.randn(24, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     filters -= filters.mean((1, 2, 3), keepdim=True)
-    found = torch.cat([relu(conv2d(part, filters, stride=2)) for part in inputs.split(250)])
+    found = torch.cat([relu(conv2d(part, filters, stride=3)) for part in inputs.split(250)])
     pooled = torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1).numpy()
-    assert accuracy(pooled, labels) == pytest.approx(0.5, abs=0.06)
+    assert accuracy(pooled, labels) == pytest.approx(0.5, abs=0.07)
 
 
 # -- next-patch -----------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def test_half_of_the_lit_cells_are_the_last_of_their_row(grids):
 @pytest.mark.parametrize("step", [-GRID, -1, 0, 2, GRID], ids=lambda step: f"{step:+d}")
 def test_no_other_cell_near_the_lit_one_tells_the_label(grids, step):
     near = [
-        (grid.kinds[grid.lit + step], grid.label)
+        (1 + grid.kinds[grid.lit + step], grid.label)  # 0: empty
         for grid in grids
         if 0 <= grid.lit + step < GRID * GRID
     ]
@@ -167,10 +169,10 @@ def test_the_place_of_the_lit_cell_tells_nothing(grids):
     assert tells_nothing(*np.array([(grid.lit % GRID, grid.label) for grid in grids]).T)
 
 
-def test_a_logistic_regression_on_the_counts_of_glyphs_is_near_chance(grids):
-    """The one glyph that is not drawn freely raises its kind's count by one among 64."""
-    counts = np.array([np.bincount(grid.kinds, minlength=8) for grid in grids])
-    assert accuracy(counts, np.arange(NUM) % 8) < 0.21
+def test_a_logistic_regression_on_the_counts_of_glyphs_is_far_from_the_label(grids):
+    """The glyph after the lit cell raises its kind's count by one, which is above chance, 1/8."""
+    counts = np.array([np.bincount(1 + grid.kinds, minlength=9) for grid in grids])
+    assert accuracy(counts, np.arange(NUM) % 8) < 0.3
 
 
 def test_the_pixels_show_the_lit_cell_and_the_glyph_after_it(tmp_path):

@@ -13,10 +13,12 @@ of each. The label is `same` if the upper two have one kind (so the lower two ha
   sum of local features has the same distribution in both classes, and so has any function of it;
 - unframed glyphs of all kinds lie between, and are drawn independently of the label.
 
-**next-patch** (8 classes). A grid of 8 x 8 cells holds glyphs of eight kinds, drawn independently.
-One cell is lit: its paper is bright. The label is the kind in the next cell in raster
-order: the cell to the right, or the first cell of the next row after a row's last cell. In half of
-the images the lit cell is the last of its row. There the next cell is 56 px away.
+**next-patch** (8 classes). Each of 8 x 8 cells holds a glyph of one of eight kinds, or is empty:
+half of them are. All are drawn independently. One cell is lit: its paper is bright. The label is
+the kind in the next cell in raster order, which is never empty: the cell to the right, or the first
+cell of the next row after a row's last cell. In half of the images the lit cell is the last of its
+row. There the next cell is 56 px away. The cells before, above and below tell nothing. The counts
+of glyphs tell little: the next cell's glyph is one of about 32.
 
 All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
 version of numpy.
@@ -34,7 +36,6 @@ from mambaout.data.draws import draw, draws
 from mambaout.data.packing.pack import Source
 from mambaout.data.packing.storing import Sample
 
-VERSION = "1"  # of both generators; another one is packed again
 SIDE = 64  # px
 NUM_TRAIN, NUM_VAL = 20_000, 4_000
 
@@ -52,40 +53,56 @@ _DRAWN = (
 # (kinds, GLYPH_SIDE, GLYPH_SIDE), True where a glyph has ink
 GLYPHS = np.array([[[ink == "#" for ink in row] for row in rows.split()] for rows in _DRAWN])
 
-# RGB levels, a row for each kind: the eight corners of a cube around PAPER, opposite ones in turn
+# RGB levels, a row for each kind: the corners of a cube around PAPER
 COLOURS = np.array(
     [
         (192, 64, 64),
-        (64, 192, 192),
         (64, 192, 64),
-        (192, 64, 192),
         (64, 64, 192),
+        (192, 192, 192),
+        (64, 192, 192),
+        (192, 64, 192),
         (192, 192, 64),
         (64, 64, 64),
-        (192, 192, 192),
     ]
 )
 PAPER = 128  # the level of all three channels where nothing is drawn
-BRIGHT = 208  # of a frame, and of the paper in a lit cell
-NOISE = 32  # the most that noise adds to a level, or takes from it
+BRIGHT = 204  # of a frame, and of the paper in a lit cell
+NOISE = 48  # the most that noise adds to a level, or takes from it
 
 
 class Placed(NamedTuple):
     """A glyph in an image."""
 
-    kind: int  # the row of GLYPHS
+    kind: int  # the row of GLYPHS and COLOURS
     top: int  # px, of the glyph without its frame
     left: int
+    side: int = GLYPH_SIDE
+
+    def square(self, margin: int = 0) -> tuple[slice, slice]:
+        """The pixels of the glyph and of a margin around it."""
+        first = max(self.top - margin, 0), max(self.left - margin, 0)
+        return (
+            slice(first[0], self.top + self.side + margin),
+            slice(first[1], self.left + self.side + margin),
+        )
+
+    def draw(self, levels: np.ndarray) -> None:
+        """Draw the glyph into an image."""
+        scale = self.side // GLYPH_SIDE
+        ink = GLYPHS[self.kind].repeat(scale, 0).repeat(scale, 1)
+        levels[self.square()][ink] = COLOURS[self.kind]
 
 
 # -- distant-pair ---------------------------------------------------------------------------------
 
 PAIR_CLASSES = ("different", "same")
-PAIR_KINDS = 4  # the first of GLYPHS and COLOURS
+PAIR_KINDS = 3  # the first of GLYPHS and COLOURS
 FRAME_GAP, FRAME_WIDTH = 1, 1  # px
-FRAMED_SIDE = GLYPH_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
+PAIR_SIDE = 2 * GLYPH_SIDE  # px, of a glyph
+FRAMED_SIDE = PAIR_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
 CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corner, down or across
-NUM_UNFRAMED = 4
+NUM_UNFRAMED = 2
 
 
 def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]:
@@ -103,19 +120,20 @@ def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]
             kind,
             row * far + random(CORNER_SHIFT + 1) + margin,
             column * far + random(CORNER_SHIFT + 1) + margin,
+            PAIR_SIDE,
         )
         for row, kinds in enumerate((upper, lower))
         for column, kind in enumerate(kinds)
     ]
     is_free = np.ones((SIDE, SIDE), bool)
     for one in framed:
-        is_free[_square(one, margin + 1)] = False
+        is_free[one.square(margin + 1)] = False
     unframed: list[Placed] = []
     while len(unframed) < NUM_UNFRAMED:
-        most = SIDE - GLYPH_SIDE + 1
-        one = Placed(random(PAIR_KINDS), random(most), random(most))
-        if is_free[_square(one, 0)].all():
-            is_free[_square(one, 1)] = False
+        most = SIDE - PAIR_SIDE + 1
+        one = Placed(random(PAIR_KINDS), random(most), random(most), PAIR_SIDE)
+        if is_free[one.square()].all():
+            is_free[one.square(1)] = False
             unframed.append(one)
     return label, framed, unframed
 
@@ -124,19 +142,11 @@ def _pair_pixels(split: str, index: int) -> np.ndarray:
     _, framed, unframed = pair_parts(split, index)
     levels = np.full((SIDE, SIDE, 3), PAPER)
     for one in framed:
-        levels[_square(one, FRAME_GAP + FRAME_WIDTH)] = BRIGHT
-        levels[_square(one, FRAME_GAP)] = PAPER
+        levels[one.square(FRAME_GAP + FRAME_WIDTH)] = BRIGHT
+        levels[one.square(FRAME_GAP)] = PAPER
     for one in framed + unframed:
-        levels[_square(one, 0)][GLYPHS[one.kind]] = COLOURS[one.kind]
+        one.draw(levels)
     return _noisy(levels, "distant-pair", split, index)
-
-
-def _square(glyph: Placed, margin: int) -> tuple[slice, slice]:
-    """The pixels of a glyph and of a margin around it."""
-    return (
-        slice(max(glyph.top - margin, 0), glyph.top + GLYPH_SIDE + margin),
-        slice(max(glyph.left - margin, 0), glyph.left + GLYPH_SIDE + margin),
-    )
 
 
 def read_distant_pair() -> Source:
@@ -158,12 +168,14 @@ NEXT_CLASSES = (
 )
 GRID = 8  # cells in a row, and rows
 CELL_SIDE = SIDE // GRID  # px
+FILLED_ONE_IN = 2  # one cell in so many holds a glyph, and the cell after the lit one always
+EMPTY = -1  # the kind of the other cells
 
 
 class LitGrid(NamedTuple):
     """What one image of next-patch shows."""
 
-    kinds: np.ndarray  # (GRID * GRID,), the kind of each cell in raster order
+    kinds: np.ndarray  # (GRID * GRID,), the kind of each cell in raster order, or EMPTY
     lit: int  # the lit cell, in raster order
 
     @property
@@ -179,6 +191,8 @@ def lit_grid(split: str, index: int) -> LitGrid:
         lit = random(GRID - 1) * GRID + GRID - 1  # the last row's last cell has no next one
     else:
         lit = random(GRID) * GRID + random(GRID - 1)
+    is_filled = _below(FILLED_ONE_IN, GRID * GRID, "next-patch filled", split, index) == 0
+    kinds[~is_filled] = EMPTY
     kinds[lit + 1] = index % len(GLYPHS)
     return LitGrid(kinds, lit)
 
@@ -194,7 +208,8 @@ def _next_pixels(split: str, index: int) -> np.ndarray:
         top, left = (CELL_SIDE * place for place in divmod(cell, GRID))
         if cell == grid.lit:
             levels[top : top + CELL_SIDE, left : left + CELL_SIDE] = BRIGHT
-        levels[_square(Placed(kind, top + down, left + across), 0)][GLYPHS[kind]] = COLOURS[kind]
+        if kind != EMPTY:
+            Placed(kind, top + down, left + across).draw(levels)
     return _noisy(levels, "next-patch", split, index)
 
 

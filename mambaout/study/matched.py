@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from mambaout.accounting import Cost, cost
@@ -85,12 +86,7 @@ def _plateaus(shape: ModelConfig) -> list[_Plateau]:
     least = shape.conv_ratio
     inside = sorted(start for start in starts if least < start < MOST_EXPANSION)
     edges = [least, *inside, MOST_EXPANSION]
-    # The lowest range begins at conv_ratio itself, and its shortest number may be just above it.
-    return [
-        _Plateau(low, high)
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
-        if high - low > 1e-9
-    ]
+    return [_Plateau(low, high) for low, high in pairwise(edges) if high - low > 1e-9]
 
 
 def _first(is_true: Callable[[int], bool], count: int) -> int:

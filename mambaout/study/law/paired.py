@@ -117,7 +117,7 @@ def gate_of(difference: PairedDifference) -> Gate:
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values, corrected for their number (Holm 1979); nan stays nan and counts.
 
-    If each one below 5 % is called a difference, at most 5 % of studies call any difference falsely.
+    If each one below 5 % is called a difference, at most 5 % of studies call one that is not there.
     """
     order = sorted(
         (place for place, p in enumerate(p_values) if not math.isnan(p)),

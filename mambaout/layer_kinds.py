@@ -70,6 +70,12 @@ class Layer:
         return 0
 
     @property
+    def least_macs(self) -> int:
+        """MACs, with only the multiplications of a scan's own recurrence (4 for each number of the
+        state); `macs` counts 9, as VMamba's tables do."""
+        return self.macs
+
+    @property
     def activations(self) -> int:
         """Output elements of a convolution or linear layer; 0 for other layers."""
         return 0
@@ -92,10 +98,11 @@ class Layer:
             return 0
         if self.size is None:
             number_bytes = FP32  # vectors are small; they count as fp32 in every precision
-        return _positions(self.size) * storage.wide(self.channels) * number_bytes
+        return num_positions(self.size) * storage.wide(self.channels) * number_bytes
 
 
-def _positions(size: Size | None) -> int:
+def num_positions(size: Size | None) -> int:
+    """Of a map of that size; 1 of a vector."""
     return 1 if size is None else size[0] * size[1]
 
 
@@ -128,16 +135,26 @@ class ConvLayer(Layer):
 
     @property
     def activations(self) -> int:
-        return self.filters * _positions(self.size_out)
+        return self.filters * num_positions(self.size_out)
 
     @property
     def products(self) -> tuple[MatrixProduct, ...]:
         """One product for each place of the kernel, joined into one with as many rows."""
-        rows = self.kernel**2 * _positions(self.size_out)
+        rows = self.kernel**2 * num_positions(self.size_out)
         return (MatrixProduct(rows, self.channels, self.filters),)
 
     def kept_bytes(self, storage: Storage) -> int:
         return self.input_bytes(storage, storage.low)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchConvLayer(ConvLayer):
+    """A convolution whose kernel is its stride; the map is padded to whole patches."""
+
+    def kept_bytes(self, storage: Storage) -> int:
+        """The padded map, where there is something to pad."""
+        height, width = (side * self.stride for side in self.size_out)
+        return height * width * storage.wide(self.channels) * storage.low
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +184,11 @@ class TransposedConvLayer(Layer):
 
     @property
     def activations(self) -> int:
-        return self.filters * _positions(self.size_out)
+        return self.filters * num_positions(self.size_out)
 
     @property
     def products(self) -> tuple[MatrixProduct, ...]:
-        return (MatrixProduct(_positions(self.size_out), self.channels, self.filters),)
+        return (MatrixProduct(num_positions(self.size_out), self.channels, self.filters),)
 
     def kept_bytes(self, storage: Storage) -> int:
         return self.input_bytes(storage, storage.low)
@@ -196,7 +213,7 @@ class DepthwiseConvLayer(Layer):
 
     @property
     def activations(self) -> int:
-        return self.channels * _positions(self.size)
+        return self.channels * num_positions(self.size)
 
     def kept_bytes(self, storage: Storage) -> int:
         return self.input_bytes(storage, storage.low)
@@ -219,15 +236,15 @@ class LinearLayer(Layer):
 
     @property
     def macs(self) -> int:
-        return self.channels * self.features * _positions(self.size)
+        return self.channels * self.features * num_positions(self.size)
 
     @property
     def activations(self) -> int:
-        return self.features * _positions(self.size)
+        return self.features * num_positions(self.size)
 
     @property
     def products(self) -> tuple[MatrixProduct, ...]:
-        return (MatrixProduct(_positions(self.size), self.channels, self.features),)
+        return (MatrixProduct(num_positions(self.size), self.channels, self.features),)
 
     def kept_bytes(self, storage: Storage) -> int:
         if storage.fused and self.input_remade:
@@ -250,7 +267,7 @@ class NormLayer(Layer):
         # If another layer keeps the input in bf16, the norm still keeps a copy in fp32.
         shared = self.input_kept and storage.low == FP32
         numbers = 2 if shared else storage.wide(self.channels) + 2
-        return _positions(self.size) * numbers * FP32
+        return num_positions(self.size) * numbers * FP32
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +283,8 @@ class BatchNormLayer(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class GeluLayer(Layer):
-    """GELU of the output of a convolution or linear layer, or of a norm, which gives fp32."""
+class ActivationLayer(Layer):
+    """GELU or SiLU of the output of a convolution, linear layer or norm; a norm gives fp32."""
 
     after_norm: bool = False
 
@@ -296,4 +313,4 @@ class GateLayer(Layer):
         else:
             factors = 2 * storage.wide(self.channels)
         numbers = storage.wide(2 * self.channels) + factors
-        return _positions(self.size) * numbers * storage.low
+        return num_positions(self.size) * numbers * storage.low

@@ -13,19 +13,20 @@ from typing import NamedTuple
 
 from mambaout.errors import WrongRequest
 from mambaout.layer_kinds import (
+    ActivationLayer,
     ConvLayer,
     GateLayer,
-    GeluLayer,
     Layer,
     LinearLayer,
     NormLayer,
+    PatchConvLayer,
     Size,
 )
-from mambaout.mixer_layers import MIXER_LAYERS
+from mambaout.mixer_layers import CONV_MIXER, MIXER_LAYERS
 from mambaout.variants import ModelConfig
 
 IMAGE_CHANNELS = 3
-FUSIBLE = "gated_conv"  # the mixer that model/gated_block.py can compute
+FUSIBLE = CONV_MIXER  # the mixer that model/gated_block.py can compute
 HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 
 ImageSize = int | Size  # the side of a square image, or height and width
@@ -68,40 +69,51 @@ def layers(
     if num_classes < 1:
         raise WrongRequest(f"num_classes={num_classes}: give 1 or more")
     dims, depths = config.dims, config.depths
-    stem, size = _stem(dims[0], size, config.stem_stride)
+    stem, size = _stem(dims[0], size, config)
     parts = [NetworkPart("stem", stem)]
     for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
         if stage > 0:
-            downsample, size = _downsample(dims[stage - 1], dim, size)
+            downsample, size = _downsample(dims[stage - 1], dim, size, config)
             parts.append(NetworkPart(f"stages.{stage}.downsample", downsample))
-        block = _block(dim, size, config)
+        block = _block(dim, size, config, config.mixer_of(stage + 1))
         parts.append(NetworkPart(f"stages.{stage}.blocks", block, depth, stage + 1))
     parts.append(NetworkPart("head", _head(dims[-1], num_classes)))
     return parts
 
 
-def _stem(dim: int, size: Size, stride: int) -> tuple[dict[str, Layer], Size]:
-    conv1 = ConvLayer(IMAGE_CHANNELS, size, dim // 2, kernel=3, stride=stride // 2)
-    conv2 = ConvLayer(dim // 2, conv1.size_out, dim, kernel=3, stride=2)
+def _reducing(
+    channels: int, size: Size, filters: int, stride: int, config: ModelConfig
+) -> ConvLayer:
+    """A convolution of the stem or between two stages."""
+    if config.downsampling == "patchify":
+        return PatchConvLayer(channels, size, filters, kernel=stride, stride=stride)
+    return ConvLayer(channels, size, filters, kernel=3, stride=stride)
+
+
+def _stem(dim: int, size: Size, config: ModelConfig) -> tuple[dict[str, Layer], Size]:
+    conv1 = _reducing(IMAGE_CHANNELS, size, dim // 2, config.stem_stride // 2, config)
+    conv2 = _reducing(dim // 2, conv1.size_out, dim, 2, config)
     found: dict[str, Layer] = {
         "conv1": conv1,
         "norm1": NormLayer(dim // 2, conv1.size_out),
-        "act": GeluLayer(dim // 2, conv1.size_out, after_norm=True),
+        "act": ActivationLayer(dim // 2, conv1.size_out, after_norm=True),
         "conv2": conv2,
         "norm2": NormLayer(dim, conv2.size_out),
     }
     return found, conv2.size_out
 
 
-def _downsample(dim_in: int, dim: int, size: Size) -> tuple[dict[str, Layer], Size]:
-    conv = ConvLayer(dim_in, size, dim, kernel=3, stride=2)
+def _downsample(
+    dim_in: int, dim: int, size: Size, config: ModelConfig
+) -> tuple[dict[str, Layer], Size]:
+    conv = _reducing(dim_in, size, dim, 2, config)
     return {"conv": conv, "norm": NormLayer(dim, conv.size_out)}, conv.size_out
 
 
-def _block(dim: int, size: Size, config: ModelConfig) -> dict[str, Layer]:
+def _block(dim: int, size: Size, config: ModelConfig, mixer_name: str) -> dict[str, Layer]:
     hidden, mixed = config.hidden(dim), config.conv_channels(dim)
-    mixer = MIXER_LAYERS[config.mixer](mixed, size, config)
-    is_fusible = config.mixer == FUSIBLE
+    mixer = MIXER_LAYERS[mixer_name](mixed, size, config)
+    is_fusible = mixer_name == FUSIBLE
     return {
         "norm": NormLayer(dim, size),
         "fc1": LinearLayer(dim, size, 2 * hidden),
@@ -117,7 +129,7 @@ def _head(dim: int, num_classes: int) -> dict[str, Layer]:
     return {
         "norm": NormLayer(dim, None),
         "pre_logits.fc": LinearLayer(dim, None, hidden),
-        "pre_logits.act": GeluLayer(hidden, None),
+        "pre_logits.act": ActivationLayer(hidden, None),
         "pre_logits.norm": NormLayer(hidden, None),
         "fc": LinearLayer(hidden, None, num_classes),
     }

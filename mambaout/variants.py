@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import MOST_CHANNELS, Bound, Rule, check, knob, neighbours
-from mambaout.mixer_layers import MIXER_LAYERS
+from mambaout.mixer_layers import CONV_MIXER, MIXER_LAYERS
 
 NUM_STAGES = 4
 
@@ -60,6 +60,16 @@ def _hidden_channels_to_convolve(conv_ratio: float, expansion: float) -> str | N
             "channels can be convolved; lower conv_ratio or raise expansion"
         )
     return None
+
+
+def _stages_in_order(mixer_stages: tuple[int, ...]) -> str | None:
+    known = tuple(range(1, NUM_STAGES + 1))
+    if mixer_stages and tuple(s for s in known if s in mixer_stages) == mixer_stages:
+        return None
+    return (
+        f"mixer_stages={mixer_stages}: give some of the stages "
+        f"{', '.join(map(str, known))}, each once and in order, like 3,4"
+    )
 
 
 def _some_channel_to_convolve(conv_ratio: float, dims: tuple[int, ...]) -> str | None:
@@ -119,11 +129,39 @@ class ModelConfig:
         bound=Bound(above=0, most=100),
     )
     mixer: str = knob(
-        "gated_conv",
+        CONV_MIXER,
         "how a block mixes tokens",
         unit=None,
         source="paper, Figure 1",
         choices=MIXER_LAYERS,
+    )
+    mixer_stages: tuple[int, ...] = knob(
+        (1, 2, 3, 4),
+        f"stages whose blocks have the mixer; the blocks of the others have {CONV_MIXER}",
+        unit="stages",
+    )
+    ssm_state: int = knob(
+        16,
+        "numbers in the state of each channel; only mixers with an SSM have one",
+        unit="numbers",
+        source="Mamba (arXiv 2312.00752)",
+        bound=Bound(least=1, most=1024),
+    )
+    ssm_discretisation: str = knob(
+        "mamba_ssm",
+        "how an SSM's step enters its input: step x B as the mamba_ssm package computes it, or the "
+        "paper's zero-order hold, which is slower here",
+        unit=None,
+        source="the mamba_ssm package",
+        choices=("mamba_ssm", "zero_order_hold"),
+    )
+    downsampling: str = knob(
+        "overlapping",
+        "convolutions of the stem and between the stages: 3 x 3 with stride 2, which mix tokens "
+        "too, or patchify, with kernels as large as their strides, which mix none",
+        unit=None,
+        source=AUTHORS_CODE,
+        choices=("overlapping", "patchify"),
     )
     stem_stride: int = knob(
         4,
@@ -154,10 +192,11 @@ class ModelConfig:
         _odd_kernel,
         _hidden_channels_to_convolve,
         _some_channel_to_convolve,
+        _stages_in_order,
     )
 
     def __post_init__(self) -> None:
-        for name in ("depths", "dims"):
+        for name in ("depths", "dims", "mixer_stages"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -171,6 +210,10 @@ class ModelConfig:
     def conv_channels(self, dim: int) -> int:
         """Channels that a block's token mixer convolves."""
         return int(self.conv_ratio * dim)
+
+    def mixer_of(self, stage: int) -> str:
+        """The name of the token mixer in stage 1, 2, 3 or 4."""
+        return self.mixer if stage in self.mixer_stages else CONV_MIXER
 
     @property
     def num_blocks(self) -> int:

@@ -14,6 +14,8 @@ MOVES = {
     "kernel_size": 5,
     "conv_ratio": 0.5,
     "hidden_multiple": 24,
+    "mixer_stages": (3, 4),
+    "ssm_state": 3,
     "drop_path": 0.8,
     "peak_lr": 3e-3,
     "weight_decay": 0.5,
@@ -47,6 +49,13 @@ MOVES = {
     "minival_fraction": 0.3,
     "train_images": 200,
     "eval_every_epochs": 2,
+}
+
+# What a field needs beside it to act.
+BESIDE = {
+    "mixer_stages": {"mixer": "identity"},
+    "ssm_state": {"mixer": "conv_ssm"},
+    "ssm_discretisation": {"mixer": "conv_ssm"},
 }
 
 # A digest says nothing without its file: tests/train/test_initial_weights.py moves the run by it.

@@ -18,6 +18,7 @@ from mambaout import build
 from mambaout.accounting import Cost
 from mambaout.layers import ImageSize
 from mambaout.model.gated_block import modules_alone
+from mambaout.model.mixers import SelectiveScan
 from mambaout.recompute import Stages
 from mambaout.variants import ModelConfig
 
@@ -25,16 +26,28 @@ from mambaout.variants import ModelConfig
 def measured(config: ModelConfig, image_size: ImageSize, num_classes: int) -> Cost:
     """Parameters, MACs and activations of the module, run on the meta device."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    outputs = []
+    outputs, scans = [], []
     with torch.device("meta"):
         model = build(config, num_classes).eval()
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.register_forward_hook(lambda _, __, out: outputs.append(out.numel()))
+            if isinstance(module, SelectiveScan):
+                module.register_forward_hook(lambda *call: scans.append(scan_work(*call)))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(1, 3, height, width))
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(params, counter.get_total_flops() // 2, sum(outputs))
+    macs = counter.get_total_flops() // 2 + sum(macs for macs, _ in scans)
+    return Cost(params, macs, sum(outputs) + sum(outputs for _, outputs in scans))
+
+
+def scan_work(module: SelectiveScan, _: object, out: Tensor) -> tuple[int, int]:
+    """MACs of a scan that torch does not count, and the outputs of its two linear layers."""
+    ways, channels = module.directions, out.shape[-1]
+    state = module.A_log.numel() // (ways * channels)
+    each = out.numel() // channels  # positions
+    outputs = len(module.x_proj) + ways * channels
+    return each * channels * (9 * ways * state + 1), each * outputs
 
 
 class MatrixProducts(TorchDispatchMode):
@@ -47,7 +60,7 @@ class MatrixProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "bmm"):
+        if name in ("mm", "addmm", "bmm", "baddbmm"):
             left, right = args[-2:]
             self.shapes.append((prod(left.shape[:-1]), left.shape[-1], right.shape[-1]))
         elif name == "convolution":

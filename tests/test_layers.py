@@ -19,8 +19,8 @@ from mambaout import build
 from mambaout.accounting import cost, matrix_unit_use
 from mambaout.layer_kinds import (
     FP32,
+    ActivationLayer,
     ConvLayer,
-    GeluLayer,
     Layer,
     LinearLayer,
     MatrixProduct,
@@ -168,7 +168,7 @@ def bottleneck_layers(channels: int, size: Size, config: MixerConfig) -> dict[st
     return {
         "0": NormLayer(channels, size, input_kept=True),
         "1": LinearLayer(channels, size, narrow),
-        "2": GeluLayer(narrow, size),
+        "2": ActivationLayer(narrow, size),
         "3": LinearLayer(narrow, size, channels),
     }
 

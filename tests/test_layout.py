@@ -35,6 +35,7 @@ BOTTOM = {
     "variants",
     "layer_kinds",
     "mixer_layers",
+    "sequence_layers",
     "layers",
     "chips",
     "accounting",

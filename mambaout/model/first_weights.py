@@ -22,11 +22,13 @@ the factor 1, and OUTPUT has sqrt(share).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from enum import Enum
 
 import torch
 from torch import nn
 
+from mambaout.mixer_layers import CONV_MIXER
 from mambaout.model.network import MambaOut, build
 from mambaout.recipe import Recipe
 
@@ -56,19 +58,46 @@ def width_share(recipe: Recipe) -> float:
 
 
 def new_model(recipe: Recipe, num_classes: int) -> MambaOut:
-    """The recipe's network with its first weights. Torch's global generator draws them."""
-    model = build(recipe.model, num_classes)
-    widthwise = recipe.optim.weight_init == "fan_in"
-    if widthwise:
-        model.apply(_draw_by_fan_in)
+    """The recipe's network with its first weights. Torch's global generator draws them.
+
+    Whatever the mixer is, the parameters that the network with the convolution has too, in the same
+    shape, start with the values that they have there. So less chance lies between two mixers.
+    """
+    before = torch.get_rng_state()
+    model = _drawn(recipe, num_classes)
+    if recipe.model.mixer != CONV_MIXER:
+        after = torch.get_rng_state()
+        torch.set_rng_state(before)
+        with_conv = replace(recipe, model=replace(recipe.model, mixer=CONV_MIXER))
+        _copy_shared(_drawn(with_conv, num_classes), model)
+        torch.set_rng_state(after)
     share = width_share(recipe)
     if share != 1:
+        widthwise = recipe.optim.weight_init == "fan_in"
         hidden, output = (1.0, math.sqrt(share)) if widthwise else (math.sqrt(share), share)
         factors = {Role.INPUT: 1.0, Role.HIDDEN: hidden, Role.OUTPUT: output}
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.mul_(factors[role_of(name, parameter)])
     return model
+
+
+def _drawn(recipe: Recipe, num_classes: int) -> MambaOut:
+    model = build(recipe.model, num_classes)
+    if recipe.optim.weight_init == "fan_in":
+        model.apply(_draw_by_fan_in)
+    return model
+
+
+@torch.no_grad()
+def _copy_shared(source: MambaOut, model: MambaOut) -> None:
+    """Copy the parameters that both networks have. A mixer that begins with the convolution names
+    it `depthwise`."""
+    values = source.state_dict()
+    for name, parameter in model.named_parameters():
+        value = values.get(name.replace(".conv.depthwise.", ".conv."))
+        if value is not None and value.shape == parameter.shape:
+            parameter.copy_(value)
 
 
 def _draw_by_fan_in(module: nn.Module) -> None:

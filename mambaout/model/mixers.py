@@ -8,10 +8,19 @@ tests/test_layers.py checks that the two agree.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaout.mixer_layers import CONV_MIXER
+from mambaout.model.selective_scan import selective_scan
+from mambaout.sequence_layers import num_heads, step_rank
 from mambaout.variants import ModelConfig
 
 
@@ -32,6 +41,19 @@ class MapConv(nn.Conv2d):
         return nhwc(super().forward(nchw(input)))  # inside: (B, C, H, W)
 
 
+class PatchConv(MapConv):
+    """A convolution whose kernel is its stride: each patch by itself. A map that is no multiple of
+    the stride is padded with zeros at its right and lower side."""
+
+    def __init__(self, channels: int, filters: int, stride: int) -> None:
+        super().__init__(channels, filters, stride, stride=stride)
+
+    def forward(self, input: Tensor) -> Tensor:
+        stride = self.stride[0]
+        down, right = (-side % stride for side in input.shape[1:3])
+        return super().forward(F.pad(input, (0, 0, 0, right, 0, down)) if down or right else input)
+
+
 class DepthwiseConv(MapConv):
     """One k x k filter for each channel, zero-padded to keep the size (paper section 4, k = 7)."""
 
@@ -47,6 +69,117 @@ class DepthwiseConv(MapConv):
         return steps == ((1, 1), (1, 1), (half, half), "zeros")
 
 
+class SelectiveScan(nn.Module):
+    """Mamba's SSM over the positions of a map, row by row (S6; arXiv 2312.00752, Algorithm 2).
+
+    With two directions it also runs backward, and with four also column by column, both ways. Each
+    direction has steps, A, B and C of its own, and the results are summed (VMamba, arXiv
+    2401.10166, without its norm). It computes in fp32, also under autocast.
+
+    The parameters have Mamba's names. They are no nn.Linear, so that the network's `initialise`
+    leaves them as they are drawn here: with a bias of 0 the steps would be 0.7 instead of 0.001 to
+    0.1, and the memory one token. A_log, D and dt_bias are vectors, because vectors have no weight
+    decay.
+    """
+
+    LEAST_STEP, MOST_STEP = 1e-3, 0.1  # at the start
+
+    def __init__(self, channels: int, config: ModelConfig, directions: int) -> None:
+        super().__init__()
+        self.directions, self.discretisation = directions, config.ssm_discretisation
+        rank, state = step_rank(channels), config.ssm_state
+        self.widths = (rank, state, state)  # of a step's origin, B and C
+        self.x_proj = nn.Parameter(torch.empty(directions * sum(self.widths), channels))
+        self.dt_proj = nn.Parameter(torch.empty(directions, rank, channels))
+        self.dt_bias = nn.Parameter(torch.empty(directions * channels))
+        self.A_log = nn.Parameter(torch.empty(directions * channels * state))
+        self.D = nn.Parameter(torch.ones(channels))
+        nn.init.uniform_(self.x_proj, -(channels**-0.5), channels**-0.5)
+        nn.init.uniform_(self.dt_proj, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            ends = math.log(self.LEAST_STEP), math.log(self.MOST_STEP)
+            steps = torch.empty_like(self.dt_bias).uniform_(*ends).exp()
+            self.dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus gives the steps
+            numbers = torch.arange(1, state + 1, dtype=torch.float32).log()
+            self.A_log.copy_(numbers.repeat(directions * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, channels) to the same shape and precision."""
+        flat = x.flatten(1, 2)  # (B, L, channels)
+        projected = F.linear(flat, self.x_proj)  # (B, L, directions * (rank + 2 state))
+        with _without_autocast(x.device.type):
+            flat, projected = (each.to(self.D.dtype) for each in (flat, projected))
+            parts = projected.unflatten(-1, (self.directions, -1)).permute(2, 0, 1, 3)
+            origin, into, out_of = (part.contiguous() for part in parts.split(self.widths, -1))
+            bias = self.dt_bias.view(self.directions, 1, -1)
+            steps = F.softplus(torch.baddbmm(bias, origin.flatten(1, 2), self.dt_proj))
+            y = selective_scan(
+                flat,
+                steps.unflatten(1, flat.shape[:2]),  # (directions, B, L, channels)
+                -self.A_log.exp().view(self.directions, flat.shape[-1], -1),
+                into,
+                out_of,
+                (x.shape[1], x.shape[2]),
+                self.discretisation,
+            )
+            return torch.addcmul(y, self.D, flat).to(x.dtype).view_as(x)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    if torch.amp.autocast_mode.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+class ConvScan(nn.Sequential):
+    """The depthwise convolution, SiLU and a selective scan: Mamba's mixer, SSM(act(Conv)) (paper,
+    Equations 8 and 10), with the convolution that the network has without the SSM."""
+
+    def __init__(self, channels: int, config: ModelConfig, directions: int) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv(channels, config)
+        self.act = nn.SiLU()
+        self.scan = SelectiveScan(channels, config, directions)
+
+
+class AttentionCore(nn.Module):
+    """Queries, keys and values (B, H, W, 3 channels) to what each position attends to.
+
+    `causal`: a position sees itself and those before it, row by row (paper, Figure 3).
+    """
+
+    def __init__(self, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.flatten(1, 2).unflatten(-1, (3, self.heads, -1))  # (B, L, 3, heads, channels)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
+        return y.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+
+
+class Attention(nn.Sequential):
+    """Attention over the positions of a map, without a code of their places."""
+
+    def __init__(self, channels: int, config: ModelConfig, causal: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.core = AttentionCore(num_heads(channels), causal)
+        self.proj = nn.Linear(channels, channels)
+
+
+def _no_mixer(channels: int, config: ModelConfig) -> nn.Module:
+    """The floor of a comparison: only stem and downsampling mix tokens."""
+    return nn.Identity()
+
+
 MIXERS: dict[str, Callable[[int, ModelConfig], nn.Module]] = {  # names as in MIXER_LAYERS
-    "gated_conv": DepthwiseConv,
+    CONV_MIXER: DepthwiseConv,
+    "identity": _no_mixer,
+    "conv_ssm": functools.partial(ConvScan, directions=1),
+    "conv_ssm_two_way": functools.partial(ConvScan, directions=2),
+    "conv_ssm_four_way": functools.partial(ConvScan, directions=4),
+    "attention": functools.partial(Attention, causal=False),
+    "causal_attention": functools.partial(Attention, causal=True),
 }

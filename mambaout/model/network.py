@@ -21,7 +21,7 @@ from mambaout.errors import WrongRequest
 from mambaout.layers import HEAD_EXPANSION, IMAGE_CHANNELS
 from mambaout.model.c_calls import is_as_built
 from mambaout.model.gated_block import GatedWeights, can_take, gated_block
-from mambaout.model.mixers import MIXERS, DepthwiseConv, MapConv, nhwc
+from mambaout.model.mixers import MIXERS, DepthwiseConv, MapConv, PatchConv, nhwc
 from mambaout.model.norm import LayerNorm
 from mambaout.recompute import ALL_STAGES
 from mambaout.variants import ModelConfig, variant
@@ -30,15 +30,22 @@ NORM_EPS = 1e-6  # of every LayerNorm, in the authors' code and in timm
 INIT_STD = 0.02
 
 
-class Stem(nn.Module):
-    """Image to the first map, whose sides are a fourth of the image's, or half if `stride` is 2."""
+def _reducing(channels: int, filters: int, stride: int, config: ModelConfig) -> MapConv:
+    """A convolution of the stem or between two stages."""
+    if config.downsampling == "patchify":
+        return PatchConv(channels, filters, stride)
+    return MapConv(channels, filters, 3, stride=stride, padding=1)
 
-    def __init__(self, dim: int, stride: int) -> None:
+
+class Stem(nn.Module):
+    """Image to the first map; its sides are 1/4 of the image's, or 1/2 if stem_stride is 2."""
+
+    def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
-        self.conv1 = MapConv(IMAGE_CHANNELS, dim // 2, 3, stride=stride // 2, padding=1)
+        self.conv1 = _reducing(IMAGE_CHANNELS, dim // 2, config.stem_stride // 2, config)
         self.norm1 = LayerNorm(dim // 2, eps=NORM_EPS)
         self.act = nn.GELU()
-        self.conv2 = MapConv(dim // 2, dim, 3, stride=2, padding=1)
+        self.conv2 = _reducing(dim // 2, dim, 2, config)
         self.norm2 = LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,9 +58,9 @@ class Stem(nn.Module):
 class Downsample(nn.Module):
     """Half the height and width, `dim_out` channels; the norm comes after the convolution."""
 
-    def __init__(self, dim: int, dim_out: int) -> None:
+    def __init__(self, dim: int, dim_out: int, config: ModelConfig) -> None:
         super().__init__()
-        self.conv = MapConv(dim, dim_out, 3, stride=2, padding=1)
+        self.conv = _reducing(dim, dim_out, 2, config)
         self.norm = LayerNorm(dim_out, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,14 +73,14 @@ class GatedCNNBlock(nn.Module):
     On a CPU gated_block.py computes the block in one operation if it can.
     """
 
-    def __init__(self, dim: int, config: ModelConfig) -> None:
+    def __init__(self, dim: int, config: ModelConfig, mixer: str) -> None:
         super().__init__()
         hidden, mixed = config.hidden(dim), config.conv_channels(dim)
         self.widths = (hidden, hidden - mixed, mixed)
         self.norm = LayerNorm(dim, eps=NORM_EPS)
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.act = nn.GELU()
-        self.conv = MIXERS[config.mixer](mixed, config)
+        self.conv = MIXERS[mixer](mixed, config)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
@@ -106,10 +113,15 @@ class GatedCNNBlock(nn.Module):
 class Stage(nn.Module):
     """A downsampling (not in the first stage), then blocks that all have the same width."""
 
-    def __init__(self, dim_in: int | None, dim: int, config: ModelConfig, depth: int) -> None:
+    def __init__(self, dim_in: int | None, number: int, config: ModelConfig) -> None:
         super().__init__()
-        self.downsample = nn.Identity() if dim_in is None else Downsample(dim_in, dim)
-        self.blocks = nn.ModuleList(GatedCNNBlock(dim, config) for _ in range(depth))
+        dim, depth, mixer = (
+            config.dims[number - 1],
+            config.depths[number - 1],
+            config.mixer_of(number),
+        )
+        self.downsample = nn.Identity() if dim_in is None else Downsample(dim_in, dim, config)
+        self.blocks = nn.ModuleList(GatedCNNBlock(dim, config, mixer) for _ in range(depth))
         self.recompute = False  # a block keeps only its input, and backward computes it again
 
     def forward(self, x: Tensor, scales: Tensor | None) -> Tensor:
@@ -158,12 +170,10 @@ class Trunk(nn.Module):
         self.config = config
         # torch.compile makes a graph for each value of a number that is read, also of a rate.
         self.drops_paths = config.drop_path > 0
-        self.stem = Stem(config.dims[0], config.stem_stride)
+        self.stem = Stem(config.dims[0], config)
         self.stages = nn.ModuleList(
-            Stage(dim_in, dim, config, depth)
-            for dim_in, dim, depth in zip(
-                (None, *config.dims), config.dims, config.depths, strict=False
-            )
+            Stage(dim_in, number, config)
+            for number, dim_in in zip(ALL_STAGES, (None, *config.dims), strict=False)
         )
 
     def set_recompute(self, stages: Collection[int]) -> None:

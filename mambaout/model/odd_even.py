@@ -79,9 +79,7 @@ def recurrence(a: Tensor, b: Tensor, start: Tensor, reverse: bool = False) -> Te
     pairs = a_second.shape[2]
     skipped = a_first.shape[2] - pairs if reverse else 0
     a_paired, b_paired = (each.narrow(2, skipped, pairs) for each in (a_first, b_first))
-    second = recurrence(
-        a_paired * a_second, a_second * b_paired + b_second, start, reverse=reverse
-    )
+    second = recurrence(a_paired * a_second, a_second * b_paired + b_second, start, reverse=reverse)
     count = a_first.shape[2] - 1
     known = second.narrow(2, pairs - count if reverse else 0, count)
     before = torch.cat([known, start] if reverse else [start, known], 2)

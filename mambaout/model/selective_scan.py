@@ -57,7 +57,9 @@ def selective_scan(
     inputs = ScanInputs(x, step, decay, into, out_of)
     _check(inputs, size, discretisation)
     is_double = any(each.dtype == torch.float64 for each in inputs)
-    inputs = ScanInputs(*(each.to(torch.float64 if is_double else torch.float32) for each in inputs))
+    inputs = ScanInputs(
+        *(each.to(torch.float64 if is_double else torch.float32) for each in inputs)
+    )
     is_held = discretisation == ZERO_ORDER_HOLD
     if is_watched():
         return odd_even.scan(inputs, size, is_held)[0]
@@ -124,7 +126,9 @@ def _forward_shapes(
     inputs = ScanInputs(x, step, decay, into, out_of)
     pieces = len(odd_even.pieces(inputs))
     kept = x.new_empty(pieces, directions, len(x), 1, channels, states)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), kept if keep else x.new_empty(0)
+    return torch.empty_like(
+        x, memory_format=torch.contiguous_format
+    ), kept if keep else x.new_empty(0)
 
 
 def _backward(

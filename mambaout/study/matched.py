@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
-from mambaout.accounting import Cost, cost
+from mambaout.accounting import cost
 from mambaout.errors import WrongRequest
 from mambaout.numbers import count_text
 from mambaout.variants import ModelConfig
@@ -22,7 +22,7 @@ from mambaout.variants import ModelConfig
 Matched = Literal["macs", "params"]
 TOLERANCE = 0.005  # of the wanted cost; the hidden sizes may allow no better match
 MOST_EXPANSION = 32.0
-_WORDS = {"macs": "MACs", "params": "parameters"}
+WAYS: dict[Matched, str] = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,20 @@ def matched_expansion(
     WrongRequest if the shape is too expensive even then, or too cheap at any expansion.
     """
 
-    def costs(expansion: float) -> int:
-        return getattr(_cost(replace(shape, expansion=expansion), image_size, num_classes), by)
+    def costs(config: ModelConfig) -> int:
+        return getattr(cost(config, image_size, num_classes), by)
 
-    wanted = getattr(_cost(beside, image_size, num_classes), by)
+    def costs_with(expansion: float) -> int:
+        return costs(replace(shape, expansion=expansion))
+
+    wanted = costs(beside)
     steps = _plateaus(shape)
-    place = _first(lambda i: costs(steps[i].expansion) >= wanted, len(steps))
+    place = _first(lambda i: costs_with(steps[i].expansion) >= wanted, len(steps))
     near = [steps[i] for i in (place - 1, place) if 0 <= i < len(steps)]
-    found = min(near, key=lambda step: abs(costs(step.expansion) - wanted)).expansion
-    got = costs(found)
-    if place in (0, len(steps)) and abs(got - wanted) > TOLERANCE * wanted:
-        raise WrongRequest(_cannot(shape, beside, found, got, wanted, by))
+    found = min(near, key=lambda step: abs(costs_with(step.expansion) - wanted)).expansion
+    if place in (0, len(steps)) and abs(costs_with(found) - wanted) > TOLERANCE * wanted:
+        raise WrongRequest(_cannot(shape, beside, found, costs, by))
     return found
-
-
-def _cost(shape: ModelConfig, image_size: int, num_classes: int) -> Cost:
-    return cost(shape, image_size, num_classes)
 
 
 def _plateaus(shape: ModelConfig) -> list[_Plateau]:
@@ -102,29 +100,28 @@ def _cannot(
     shape: ModelConfig,
     beside: ModelConfig,
     expansion: float,
-    got: int,
-    wanted: int,
+    costs: Callable[[ModelConfig], int],
     by: Matched,
 ) -> str:
-    what = _WORDS[by]
-    sides = f"{count_text(got)} {what}, and mixer={beside.mixer} has {count_text(wanted)}"
+    """The reason, and the changes that help."""
+    got, wanted = costs(replace(shape, expansion=expansion)), costs(beside)
+    sides = f"{count_text(got)} {WAYS[by]}, and mixer={beside.mixer} has {count_text(wanted)}"
+    text = f"mixer={shape.mixer}: even with expansion={expansion:g} it has {sides}"
     if got < wanted:
-        return f"mixer={shape.mixer}: even with expansion={MOST_EXPANSION:g} it has only {sides}"
-    text = (
-        f"mixer={shape.mixer}: even with expansion={expansion:g} it has {sides}; the expansion "
-        f"cannot be below conv_ratio={shape.conv_ratio:g}"
-    )
-    return f"{text}. Give wider networks ({_wider(shape)}){_cheaper(shape)}"
+        return f"{text}; compare it with a cheaper network"
+    text += f"; the expansion cannot be below conv_ratio={shape.conv_ratio:g}"
 
+    def fits(**changed: Any) -> bool:
+        """Whether the change, in both networks, lets the costs be equal."""
+        least = replace(shape, **changed, expansion=expansion)
+        return costs(least) <= (1 + TOLERANCE) * costs(replace(beside, **changed))
 
-def _wider(shape: ModelConfig) -> str:
-    return "--dims " + ",".join(str(3 * dim // 2) for dim in shape.dims)
-
-
-def _cheaper(shape: ModelConfig) -> str:
-    """The remedy that belongs to the mixer."""
-    if "ssm" in shape.mixer:
-        return f", or a smaller state (--ssm-state {max(1, shape.ssm_state // 2)})"
-    if "attention" in shape.mixer:
-        return ", smaller images (--image-size), or the mixer in later stages (--mixer-stages 3,4)"
-    return ""
+    widths = (tuple(factor * dim // 4 * 2 for dim in shape.dims) for factor in range(3, 13))
+    states = (shape.ssm_state >> halvings for halvings in range(1, shape.ssm_state.bit_length()))
+    found = [
+        *(f"--dims {','.join(map(str, dims))}" for dims in widths if fits(dims=dims)),
+        *(f"--ssm-state {state}" for state in states if fits(ssm_state=state)),
+        *(["--mixer-stages 3,4"] if fits(mixer_stages=(3, 4)) else []),
+    ]
+    first = {remedy.partition(" ")[0]: remedy for remedy in reversed(found)}  # the least change
+    return f"{text}; give one of {', '.join(reversed(first.values()))}" if first else text

@@ -51,6 +51,7 @@ class Pairing:
     groups: tuple[PairedGroup, ...]  # if they differ in tokens: the fewest tokens first
     pairs: tuple[Pair, ...]  # by the names in the groups; without the gate
     gate: Pair | None = None  # its first must lose to its second
+    remedy: str = ""  # a sentence: what to try if the gate is shut
 
     @property
     def num_comparisons(self) -> int:
@@ -66,6 +67,7 @@ class Pairing:
             ],
             "pairs": [list(pair) for pair in self.pairs],
             "gate": None if self.gate is None else list(self.gate),
+            "remedy": self.remedy,
         }
 
 
@@ -83,4 +85,5 @@ def pairing_from_json(body: Mapping[str, Any] | None) -> Pairing | None:
         groups=tuple(PairedGroup(**group) for group in body["groups"]),
         pairs=tuple(Pair(*pair) for pair in body["pairs"]),
         gate=None if gate is None else Pair(*gate),
+        remedy=body["remedy"],
     )

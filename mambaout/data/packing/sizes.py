@@ -8,6 +8,7 @@ import statistics
 import numpy as np
 
 from mambaout.data.images.decode import Images, UndecodableImage
+from mambaout.data.packing.named_sets import NAMED
 from mambaout.data.shards.data_set import DataSet
 from mambaout.data.shards.files import DataError
 from mambaout.rules import DataFacts
@@ -22,6 +23,7 @@ def facts_of(data: DataSet, images: Images) -> DataFacts:
         num_train=len(data.labels["train"]) - int(np.count_nonzero(data.held_out)),
         num_classes=data.num_classes,
         image_side=image_side(images, len(data.labels["train"])),
+        has_places=data.name in NAMED and NAMED[data.name].has_places,
     )
 
 

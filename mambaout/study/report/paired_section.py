@@ -97,15 +97,11 @@ def _no_verdict(reading: PairedReading) -> str:
     if any(one.state is Gate.UNKNOWN for one in reading.gates):
         return f"So far no verdict on the {what} can come from this study."
     first, second = reading.gates[0].pair
+    text = f"No verdict on the {what} can come from this study: beside {first}, {second} "
     if any(one.others for one in reading.gates):
-        return (
-            f"No verdict beside {second} can come from this study: beside {first}, {second} itself "
-            "does nothing here that the study can measure."
-        )
-    return (
-        f"No verdict on the {what} can come from this study: beside {first}, {second} does nothing "
-        "here that the study can measure."
-    )
+        text = f"No verdict beside {second} can come from this study: beside {first}, it "
+    text += "does nothing here that the study can measure."
+    return f"{text} {reading.pairing.remedy}".strip()
 
 
 def _pair_text(one: PairFinding, score: str) -> str:

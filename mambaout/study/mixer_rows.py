@@ -29,6 +29,7 @@ ATTENTION, CAUSAL = "attention", "causal_attention"
 LATE_STAGES = (3, 4)  # of attention: its MACs grow with the square of the number of tokens
 LATE_SSM = "conv_ssm-stages-3-4"  # beside attention
 SMALL_STATE = 8  # of an SSM, on small data; with 16, narrow networks leave no hidden channels
+SMOKE_IMAGES = 1_800  # of a smoke run, which has nine trials or more
 MIXERS_HELP = (
     f"mixers beside {FLOOR} and {REFERENCE}, which are always there: "
     f"{', '.join(name for name in MIXER_LAYERS if name not in (FLOOR, REFERENCE))} "
@@ -81,6 +82,8 @@ def equal_recipes(start: Start, rows: Rows, by: Matched, **fields: Any) -> dict[
     if start.small:
         small = {"downsampling": "patchify", "stem_stride": 2, "hidden_multiple": 1}
         fields = small | fields
+    if start.smoke and start.facts.num_train > 2 * SMOKE_IMAGES:
+        fields = {"train_images": SMOKE_IMAGES} | fields
     first = {name: start.recipe(**fields, **own) for name, own in rows.items()}
     beside = first[REFERENCE].model
     return {

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mambaout.study.law.paired import Gate, PairedDifference
+from mambaout.study.pairing import Pair
 from mambaout.study.report.paired_reading import PairedReading
-from mambaout.study.report.paired_section import pair_text
 from mambaout.study.report.picture import FAINT, PLAIN, finite, legend_below, new
 
 NAME_WIDTH = 24  # characters of a line
@@ -17,11 +17,9 @@ NAME_WIDTH = 24  # characters of a line
 
 def paired_chart(reading: PairedReading) -> Figure:
     """Every difference with its interval, below each other; the gate comes first."""
-    rows = [
-        (pair_text(one.pair, one.group.place), one.difference, one.state) for one in reading.gates
-    ]
+    rows = [(_name(one.pair, one.group.place), one.difference, one.state) for one in reading.gates]
     rows += [
-        (pair_text(one.pair, one.place), one.difference, one.gate)
+        (_name(one.pair, one.place), one.difference, one.gate)
         for one in [*reading.pairs, *reading.changes]
     ]
     shown = [row for row in rows if row[1].values]
@@ -29,16 +27,21 @@ def paired_chart(reading: PairedReading) -> Figure:
         f"The {reading.pairing.what}, within a seed",
         f"points of {reading.score}",
         "",
-        height=1.5 + 0.5 * len(shown),
+        height=1.4 + 0.14 * sum(name.count("\n") + 1.5 for name, _, _ in shown),
     )
     for place, (_, found, state) in enumerate(shown):
         _draw(axes, place, found, is_open=state is Gate.OPEN, is_first=place == 0)
     axes.axvline(0, color=FAINT, linewidth=0.8)
-    names = ["\n".join(textwrap.wrap(name, NAME_WIDTH)) for name, _, _ in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=7.5)
+    axes.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=7)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     legend_below(figure, axes)
     return figure
+
+
+def _name(pair: Pair, place: str) -> str:
+    """Each part on lines of its own."""
+    parts = [f"{pair.first} minus", pair.second, *textwrap.wrap(place, NAME_WIDTH)]
+    return "\n".join(parts)
 
 
 def _draw(axes: Axes, y: int, found: PairedDifference, *, is_open: bool, is_first: bool) -> None:

@@ -173,7 +173,7 @@ def _changes(
     p_values = holm([one.p_value for one in found])
     return tuple(
         PairFinding(
-            place=f"{first.place} to {last.place}",
+            place=f"{first.where} to {last.where}, {first.tokens:,} to {last.tokens:,} tokens",
             pair=pair,
             difference=one,
             p_value=p_value,

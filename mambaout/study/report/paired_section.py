@@ -27,7 +27,7 @@ def paired_section(reading: PairedReading | None) -> list[Section]:
     return [
         Section(
             f"The {reading.pairing.what}",
-            [*paired_said(reading), *_how(reading)],
+            _how(reading),  # what it says is the report's answer, which stands above
             [_differences(reading), _recipes(reading)],
             [PAIRED_CHART] if reading.has_results else [],
         )
@@ -56,9 +56,9 @@ def paired_said(reading: PairedReading) -> list[str]:
         return [f"No pair of the {reading.pairing.what} has finished a seed yet."]
     said = [" ".join(map(_gate_text, reading.gates))] if reading.gates else []
     if reading.gates and not reading.is_open_somewhere:
-        said.append(_no_verdict(reading))
+        return [*said, _no_verdict(reading)]
     said += [_pair_text(one, reading.score) for one in reading.pairs if one.gate is Gate.OPEN]
-    said += [_change_text(one) for one in reading.changes if one.gate is Gate.OPEN]
+    said += [_change_text(one) for one in reading.changes]
     return said
 
 
@@ -105,25 +105,27 @@ def _no_verdict(reading: PairedReading) -> str:
 
 
 def _pair_text(one: PairFinding, score: str) -> str:
-    first, second = one.pair
     where = f"At {one.place}, " if one.place else ""
-    text = f"{where}{first} minus {second}: {_points(one.difference)} {score}"
-    return f"{text}{_judged(one)}"
+    found = one.difference
+    if not found.values:
+        return f"{where}{pair_text(one.pair)}: no seed in common yet."
+    return f"{where}{pair_text(one.pair)}: {_points(found)} of {score}{_judged(one)}"
 
 
 def _change_text(one: PairFinding) -> str:
-    first, second = one.pair
-    text = f"From {one.place}, {first} minus {second} changes by {_points(one.difference)}"
-    return f"{text}{_judged(one)}"
+    name = pair_text(one.pair)
+    if one.gate is not Gate.OPEN:
+        return (
+            f"From {one.place}: no verdict on the change of {name}, because the gate is not open "
+            "at both ends."
+        )
+    return f"From {one.place}, {name} changes by {_points(one.difference)}{_judged(one)}"
 
 
 def _points(found: PairedDifference) -> str:
-    if not found.values:
-        return "no seed in common yet"
     interval = found.interval
-    if not finite(interval.low):
-        return f"{found.value:+.2f} points of"
-    return f"{found.value:+.2f} points ({interval.low:+.2f} to {interval.high:+.2f}) of"
+    text = f"{found.value:+.2f} points"
+    return f"{text} ({interval.low:+.2f} to {interval.high:+.2f})" if finite(interval.low) else text
 
 
 def _judged(one: PairFinding) -> str:
@@ -133,7 +135,8 @@ def _judged(one: PairFinding) -> str:
     sure = f" (n={count}, p {_p(one.p_value)}{_corrected(one)})"
     if one.is_significant:
         return f"{sure}: significant."
-    text = f"{sure}: not significant. 80 % of such studies find {one.detectable:.2f} points."
+    text = f"{sure}: not significant. 80 % of such studies find a difference of "
+    text += f"{one.detectable:.2f} points."
     if one.difference.interval.excludes_zero:
         text += f" Its own interval excludes 0, but not after {one.num_comparisons} comparisons."
     return text
@@ -160,35 +163,44 @@ def _how(reading: PairedReading) -> list[str]:
             f" p is corrected for {len(reading.pairs)} comparisons by Holm's method; the intervals "
             "are not."
         )
-    return [text]
+    return [f'{text} "80 % find" is the difference in points that 80 % of such studies would find.']
 
 
 # -- tables ---------------------------------------------------------------------------------------
 
 
 def _differences(reading: PairedReading) -> Table:
-    header = (
-        "difference", "points (95 %)", "n", "p", "80 % of such studies find", "verdict",
-    )  # fmt: skip
-    cells = []
-    for gate in reading.gates:
-        found, state = gate.difference, gate.state
-        name = pair_text(gate.pair, gate.group.place)
-        cells.append(
-            [name, *_figures(found), "-", "-", f"gate {state.value}{_errors(found)}"],
-        )
+    """The gates, then all differences; without a column of places if there is one group."""
+    cells = [
+        [pair_text(one.pair), one.group.place, *_figures(one.difference), "-", "-", _state(one)]
+        for one in reading.gates
+    ]
     for one in [*reading.pairs, *reading.changes]:
-        find = "-" if math.isnan(one.detectable) else f"{one.detectable:.2f} points"
-        cells.append(
-            [pair_text(one.pair, one.place), *_figures(one.difference), _p(one.p_value), find,
-             _verdict(one)]
-        )  # fmt: skip
-    return Table(header, cells, (5,))
+        least = "-" if math.isnan(one.detectable) else f"{one.detectable:.2f}"
+        figures = [*_figures(one.difference), _p(one.p_value), least]
+        cells.append([pair_text(one.pair), one.place, *figures, _verdict(one)])
+    header = ["difference", "at", "points (95 %)", "n", "p", "80 % find", "verdict"]
+    if not _has_places(reading):
+        header, cells = _without_places(header), [_without_places(line) for line in cells]
+    return Table(header, cells, (header.index("at"),) if "at" in header else ())
 
 
-def pair_text(pair: Pair, place: str) -> str:
-    text = f"{pair.first} minus {pair.second}"
-    return f"{text}, {place}" if place else text
+def _has_places(reading: PairedReading) -> bool:
+    return any(group.place for group in reading.pairing.groups)
+
+
+def _without_places(line: list[str]) -> list[str]:
+    return [line[0], *line[2:]]
+
+
+def pair_text(pair: Pair) -> str:
+    return f"{pair.first} minus {pair.second}"
+
+
+def _state(one: GateFinding) -> str:
+    found = one.difference
+    errors = "" if math.isnan(found.error) else f", {found.in_errors:+.1f} standard errors"
+    return f"gate {one.state.value}{errors}"
 
 
 def _figures(found: PairedDifference) -> list[str]:
@@ -201,10 +213,6 @@ def _figures(found: PairedDifference) -> list[str]:
     return [text, str(len(found.values))]
 
 
-def _errors(found: PairedDifference) -> str:
-    return "" if math.isnan(found.error) else f", {found.in_errors:+.1f} standard errors"
-
-
 def _verdict(one: PairFinding) -> str:
     if one.gate is not Gate.OPEN:
         return f"none: gate {one.gate.value}"
@@ -212,14 +220,12 @@ def _verdict(one: PairFinding) -> str:
         return "none: one seed" if one.difference.values else "none yet"
     if not one.is_significant:
         return "not significant"
-    higher, lower = one.pair if one.difference.value > 0 else reversed(one.pair)
-    return "it changes" if one.is_change else f"{higher} is better than {lower}"
+    higher = one.pair.first if one.difference.value > 0 else one.pair.second
+    return "it changes" if one.is_change else f"{higher} is better"
 
 
 def _recipes(reading: PairedReading) -> Table:
     """What each recipe reaches, and what it costs."""
-    places = [group.place for group in reading.pairing.groups]
-    several = any(places)
     cells = []
     for group in reading.pairing.groups:
         for name, label in group.labels.items():
@@ -227,14 +233,12 @@ def _recipes(reading: PairedReading) -> Table:
             if row is None:
                 continue
             mean = row.mean(reading.metric)
-            cells.append([
-                name, *([group.place] if several else []),
-                f"{percent_text(mean.value)} (n={len(mean.values)})" if mean else "-",
-                *(count_text(row.mean(cost).value) for cost in (MACS, PARAMS)),
-                rate_text(row.mean(IMAGES_PER_SECOND).value),
-            ])  # fmt: skip
-    header = (
-        reading.pairing.what.removesuffix("s"), *(["at"] if several else []), reading.score,
-        "MACs", "parameters", "images/s in training",
-    )  # fmt: skip
-    return Table(header, cells, (1,) if several else ())
+            reached = f"{percent_text(mean.value)} (n={len(mean.values)})" if mean else "-"
+            costs = [count_text(row.mean(cost).value) for cost in (MACS, PARAMS)]
+            speed = rate_text(row.mean(IMAGES_PER_SECOND).value)
+            cells.append([name, group.place, reached, *costs, speed])
+    one = reading.pairing.what.removesuffix("s")
+    header = [one, "at", reading.score, "MACs", "parameters", "images/s in training"]
+    if not _has_places(reading):
+        header, cells = _without_places(header), [_without_places(line) for line in cells]
+    return Table(header, cells, (header.index("at"),) if "at" in header else ())

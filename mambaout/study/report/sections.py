@@ -90,7 +90,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
     found: dict[str, Callable[[], Figure]] = {}
     if reading.paired is not None and reading.paired.has_results:
         found[PAIRED_CHART] = partial(paired_chart, reading.paired)
-    if not reading.searches and (fields := charted_fields(table)):
+    if reading.paired is None and not reading.searches and (fields := charted_fields(table)):
         found["varied.png"] = partial(varied_chart, reading.standing, fields)
     if any(one.best for one in reading.searches):
         found["axes.png"] = partial(axes_chart, reading.searches)

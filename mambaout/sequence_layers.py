@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mambaout.layer_kinds import FP32, Layer, MatrixProduct, Size, Storage, num_positions
 
-STATE_EVERY = 64  # positions from one kept state of a scan to the next
+STATE_EVERY = 16  # positions from one kept state of a scan to the next (model/scan_passes.py)
 STEP_RANK_OF = 16  # channels for each number of which a step is computed, as in Mamba
 HEAD_CHANNELS = 32  # of attention, where the channels allow it
 

@@ -12,9 +12,11 @@ from measured_networks import measured
 from mambaout import build
 from mambaout.accounting import (
     Cost,
+    account_rows,
     account_table,
     alignment,
     cost,
+    least_macs,
     mfu,
     parts,
     train_macs,
@@ -143,3 +145,25 @@ def test_the_table_has_a_line_a_shape_and_names_slow_sizes():
 def test_pricing_does_not_import_torch():
     code = "import sys, mambaout.accounting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_scan_s_macs_are_said_by_both_counts():
+    config = replace(VARIANTS["femto"], mixer="conv_ssm")
+    positions = ((56, 48, 3), (28, 96, 3), (14, 192, 9), (7, 288, 3))
+    numbers = sum(blocks * side**2 * dim * 16 for side, dim, blocks in positions)
+    assert least_macs(config) == cost(config).macs - 5 * numbers
+    (row,) = account_rows({"mine": config})
+    assert (row["macs"], row["least_macs"]) == (cost(config).macs, least_macs(config))
+    assert f"mine: {least_macs(config):,} MACs, if a scan counts 4" in account_table(
+        {"mine": config}
+    )
+    assert "if a scan" not in account_table({"femto": VARIANTS["femto"]})
+    assert least_macs(VARIANTS["femto"]) == cost(VARIANTS["femto"]).macs
+
+
+def test_an_ssm_adds_the_share_of_macs_and_parameters_that_was_computed_apart():
+    """x1.18 and x1.03 in Femto, x1.10 and x1.02 in Tiny at 224 px, one direction."""
+    for name, of_macs, of_params in (("femto", 1.18, 1.03), ("tiny", 1.10, 1.02)):
+        plain, other = cost(VARIANTS[name]), cost(replace(VARIANTS[name], mixer="conv_ssm"))
+        assert other.macs / plain.macs == pytest.approx(of_macs, abs=0.01)
+        assert other.params / plain.params == pytest.approx(of_params, abs=0.01)

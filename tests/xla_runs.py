@@ -46,6 +46,8 @@ RECIPE = tuned(
 )
 STEPS_BEFORE_THE_KILL = 4
 BF16 = tuned(RECIPE, precision="bf16")
+PATCHES = tuned(RECIPE, downsampling="patchify", ssm_state=3)
+MIXED = ("identity", "conv_ssm", "conv_ssm_four_way", "causal_attention")
 OTHER = tuned(RECIPE, peak_lr=3e-3, weight_decay=0.1, beta2=0.99, drop_path=0.1)  # the same graphs
 
 
@@ -207,7 +209,16 @@ def step_graph(folder: Path, where: Backend) -> dict[str, Any]:
     return {"text": _XLAC._get_xla_tensors_hlo(results)}
 
 
-SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume, step_graph)}
+def mixers(folder: Path, where: Backend) -> dict[str, Any]:
+    """The first gradients with each of MIXED, and what XLA left to the CPU."""
+    from torch_xla.debug import metrics
+
+    for name in MIXED:
+        torch.save(first_gradients(tuned(PATCHES, mixer=name), where, 16), folder / f"{name}.pt")
+    return {"fallbacks": [n for n in metrics.counter_names() if n.startswith("aten::")]}
+
+
+SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume, step_graph, mixers)}
 
 
 if __name__ == "__main__":

@@ -130,6 +130,12 @@ def pieces(inputs: ScanInputs) -> list[slice]:
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
+def kept_shape(inputs: ScanInputs) -> tuple[int, ...]:
+    """The shape of the states before each piece, stacked."""
+    directions, channels, states = inputs.decay.shape
+    return (len(pieces(inputs)), directions, len(inputs.x), 1, channels, states)
+
+
 def scan(
     inputs: ScanInputs, size: tuple[int, int], zero_order_hold: bool
 ) -> tuple[Tensor, list[Tensor]]:

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mambaout.model import odd_even
-from mambaout.model.c_calls import is_watched
+from mambaout.model import odd_even, scan_passes
+from mambaout.model.c_calls import can_read, is_watched
 from mambaout.model.odd_even import ScanInputs
+from mambaout.model.scan_passes import is_compiled
 
 MAMBA_SSM, ZERO_ORDER_HOLD = "mamba_ssm", "zero_order_hold"
 DISCRETISATIONS = (MAMBA_SSM, ZERO_ORDER_HOLD)
@@ -57,13 +58,12 @@ def selective_scan(
     inputs = ScanInputs(x, step, decay, into, out_of)
     _check(inputs, size, discretisation)
     is_double = any(each.dtype == torch.float64 for each in inputs)
-    inputs = ScanInputs(
-        *(each.to(torch.float64 if is_double else torch.float32) for each in inputs)
-    )
+    inputs = ScanInputs(*(each.to(torch.float64 if is_double else torch.float32) for each in inputs))
     is_held = discretisation == ZERO_ORDER_HOLD
     if is_watched():
         return odd_even.scan(inputs, size, is_held)[0]
-    call: Any = (*inputs, *size, is_held, torch.is_grad_enabled())
+    in_c = not (is_held or is_double) and all(map(can_read, inputs)) and is_compiled()
+    call: Any = (*inputs, *size, is_held, in_c, torch.is_grad_enabled())
     out: Any = _forward_op(*call)[0] if torch.compiler.is_compiling() else _Scan.apply(*call)
     return out
 
@@ -103,10 +103,13 @@ def _forward(
     height: int,
     width: int,
     is_held: bool,
+    in_c: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The scan, and the states that the backward pass needs; without `keep` they are empty."""
     inputs = ScanInputs(x, step, decay, into, out_of)
+    if in_c:
+        return scan_passes.scan(inputs, (height, width), keep)
     out, kept = odd_even.scan(inputs, (height, width), is_held)
     return out, torch.stack(kept) if keep else x.new_empty(0)
 
@@ -120,15 +123,12 @@ def _forward_shapes(
     height: int,
     width: int,
     is_held: bool,
+    in_c: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    directions, channels, states = decay.shape
     inputs = ScanInputs(x, step, decay, into, out_of)
-    pieces = len(odd_even.pieces(inputs))
-    kept = x.new_empty(pieces, directions, len(x), 1, channels, states)
-    return torch.empty_like(
-        x, memory_format=torch.contiguous_format
-    ), kept if keep else x.new_empty(0)
+    shape = scan_passes.kept_shape(inputs) if in_c else odd_even.kept_shape(inputs)
+    return x.new_empty(x.shape), x.new_empty(shape if keep else 0)
 
 
 def _backward(
@@ -142,9 +142,12 @@ def _backward(
     height: int,
     width: int,
     is_held: bool,
+    in_c: bool,
 ) -> list[Tensor]:
     """The gradients of the five inputs."""
     inputs = ScanInputs(x, step, decay, into, out_of)
+    if in_c:
+        return list(scan_passes.gradients(out_grad, inputs, kept, (height, width)))
     return list(odd_even.gradients(out_grad, inputs, list(kept), (height, width), is_held))
 
 
@@ -159,11 +162,12 @@ def _backward_shapes(
     height: int,
     width: int,
     is_held: bool,
+    in_c: bool,
 ) -> list[Tensor]:
     return [each.new_empty(each.shape) for each in (x, step, decay, into, out_of)]
 
 
-NOT_DIFFERENTIABLE = (None,) * 4  # height, width, is_held, keep
+NOT_DIFFERENTIABLE = (None,) * 5  # height, width, is_held, in_c, keep
 
 
 class _Scan(torch.autograd.Function):
@@ -171,10 +175,10 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *call: Any) -> Tensor:
-        *inputs, height, width, is_held, _ = call
+        *inputs, height, width, is_held, in_c, _ = call
         out, kept = _forward(*call)
         ctx.save_for_backward(*inputs, kept)
-        ctx.rest = height, width, is_held
+        ctx.rest = height, width, is_held, in_c
         return out
 
     @staticmethod
@@ -195,11 +199,11 @@ _backward_op.register_fake(_backward_shapes)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, height, width, is_held, _ = inputs
+    *tensors, height, width, is_held, in_c, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1])
-    ctx.rest = height, width, is_held
+    ctx.rest = height, width, is_held, in_c
 
 
 def _op_backward(ctx: Any, out_grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from places import TESTS
-from xla_runs import BF16, RECIPE, first_gradients, losses
+from xla_runs import BF16, MIXED, PATCHES, RECIPE, first_gradients, losses
 
+from mambaout.recipe import tuned
 from mambaout.train import checkpoint
 from mambaout.train.backend import Cpu, backend
 from mambaout.train.loop import train
@@ -79,11 +80,7 @@ def test_the_first_steps_on_any_number_of_devices_equal_the_eager_cpus(
     assert losses(tmp_path / "steps") == pytest.approx(losses(eager / "steps"), rel=1e-5)
     wanted = first_gradients(RECIPE, Cpu(), 16)
     for file in sorted(tmp_path.glob("*.pt")):  # one micro-batch; on four devices two, too
-        gradients = torch.load(file)
-        assert gradients.keys() == wanted.keys()
-        for name, gradient in gradients.items():
-            atol = 1e-4 * float(wanted[name].abs().max()) + 1e-9
-            torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=atol)
+        assert_same_gradients(torch.load(file), wanted)
     topology = checkpoint.load(tmp_path / "steps" / "last.ckpt")["topology"]
     assert topology == {
         "backend": "xla",
@@ -98,6 +95,21 @@ def test_the_first_steps_on_any_number_of_devices_equal_the_eager_cpus(
         assert found["bf16"] == pytest.approx(losses(eager / "steps"), rel=2**-7)
     if num_devices == 4:
         assert_each_device_has_its_share_alone(hlo)
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        atol = 1e-4 * float(wanted[name].abs().max()) + 1e-9
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=atol)
+
+
+def test_with_every_kind_of_mixer_the_gradients_are_those_of_the_cpu(digits, tmp_path):
+    found = on_xla("mixers", tmp_path, num_devices=4)
+    assert found["fallbacks"] == []
+    for name in MIXED:
+        wanted = first_gradients(tuned(PATCHES, mixer=name), Cpu(), 16)
+        assert_same_gradients(torch.load(tmp_path / f"{name}.pt"), wanted)
 
 
 def assert_each_device_has_its_share_alone(hlo: Path) -> None:

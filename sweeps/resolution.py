@@ -45,7 +45,7 @@ def resolution(
     """Does the difference that an SSM makes in the same block, at the same MACs, change with the
     length of the sequence?"""
     sides = _sides(sizes or (SMOKE_SIZES if start.smoke else _usual(start)))
-    rows = mixer_rows(start, mixers)
+    rows = mixer_rows(mixers, start.given, is_small=start.small)
     recipes, groups = {}, []
     for side in sides:
         found = equal_recipes(start, rows, "macs", image_size=side)

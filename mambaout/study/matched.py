@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from mambaout.accounting import cost
 from mambaout.errors import WrongRequest
+from mambaout.layers import ImageSize
 from mambaout.numbers import count_text
 from mambaout.variants import ModelConfig
 
@@ -47,7 +48,7 @@ def matched_expansion(
     shape: ModelConfig,
     *,
     beside: ModelConfig,
-    image_size: int,
+    image_size: ImageSize,
     num_classes: int,
     by: Matched = "macs",
 ) -> float:

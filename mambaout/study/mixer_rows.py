@@ -48,13 +48,16 @@ def mixer_rows(names: Sequence[str] | None, given: Collection[str], *, is_small:
     """The recipes' names and own fields: the floor, the reference, then the mixers of `names`.
 
     Attention is in stages 3 and 4, and with it comes an SSM in the same stages. `given` are the
-    fields that the user gave. Raises WrongRequest for an unknown mixer, and for trained weights.
+    fields that the user gave. Raises WrongRequest for an unknown mixer, for one mixer of all
+    recipes, and for trained weights.
     """
     if "init" in given:
         raise WrongRequest(
             "--init: trained weights belong to one mixer, and this study trains several; leave it "
             "out"
         )
+    if "mixer" in given:
+        raise WrongRequest("--mixer: this study compares mixers; name them with --mixers")
     chosen = list(dict.fromkeys(names or [SSM]))
     for name in chosen:
         if name not in MIXER_LAYERS:

@@ -150,7 +150,11 @@ def test_both_ways_to_match_share_the_convolution():
     ("given", "own", "says"),
     [
         ({}, {"mixers": ["conv_smm"]}, "'conv_smm' is no mixer.*did you mean 'conv_ssm'"),
-        ({"mixer": "attention"}, {}, "--mixer: study mixer varies mixer itself"),
+        (
+            {"mixer": "attention"},
+            {},
+            "--mixer: this study compares mixers; name them with",
+        ),
         ({"expansion": 2.0}, {}, "--expansion: study mixer varies expansion itself"),
         ({"ssm_state": 128}, {}, "even with expansion=.* give one of"),
     ],

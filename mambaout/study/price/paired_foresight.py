@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +37,12 @@ def paired_lines(
         texts.append(
             f"{counted(fewest, 'seed')} each: 80 % of such studies find a difference of "
             f"{found:.2f} points{times}"
+        )
+    if fewest > 1 and sum(group.tokens is not None for group in pairing.groups) > 1:
+        # A change is a difference of two differences.
+        least = paired_detectable(math.sqrt(2) * spread.points, fewest, len(pairing.pairs))
+        texts.append(
+            f"of how a difference changes from the fewest tokens to the most, 80 % find {least:.2f}"
         )
     if not found <= wanted:
         each = f"{counted(needed, 'seed')} each" if needed else "too many seeds"

@@ -5,8 +5,8 @@
 
 Pure values: no torch, no I/O. A study is therefore priced before anything is built.
 
-MACs are the multiply-adds of convolutions, linear layers, attention and scans. Norms, activation functions, biases
-and sums are not counted; the paper (Table 4) and torch's FlopCounterMode count the same way.
+MACs are the multiply-adds of convolutions, linear layers, attention and scans. Norms, activation
+functions, biases and sums are not counted; the paper (Table 4) and torch's FlopCounterMode count the same way.
 Activations are the output elements of convolutions and linear layers. timm's benchmark files list
 the same number (Tiny: 16.68 M).
 """

@@ -26,10 +26,15 @@ from mambaout.mixer_layers import CONV_MIXER, MIXER_LAYERS
 from mambaout.variants import ModelConfig
 
 IMAGE_CHANNELS = 3
-FUSIBLE = CONV_MIXER  # the mixer that model/gated_block.py can compute
 HEAD_EXPANSION = 4  # hidden size of the classifier head / channels of the last stage
 
 ImageSize = int | Size  # the side of a square image, or height and width
+
+
+def fused_kernel(mixer: str, config: ModelConfig) -> int | None:
+    """The kernel size of the depthwise convolution that model/gated_block.py computes for blocks
+    with that mixer; None if it cannot compute them."""
+    return {CONV_MIXER: config.kernel_size, "identity": 1}.get(mixer)
 
 
 def both_sides(image_size: ImageSize) -> Size:
@@ -113,7 +118,7 @@ def _downsample(
 def _block(dim: int, size: Size, config: ModelConfig, mixer_name: str) -> dict[str, Layer]:
     hidden, mixed = config.hidden(dim), config.conv_channels(dim)
     mixer = MIXER_LAYERS[mixer_name](mixed, size, config)
-    is_fusible = mixer_name == FUSIBLE
+    is_fusible = fused_kernel(mixer_name, config) is not None
     return {
         "norm": NormLayer(dim, size),
         "fc1": LinearLayer(dim, size, 2 * hidden),

@@ -42,8 +42,15 @@ from mambaout.fields import (
     parsed,
     typed,
 )
-from mambaout.mixer_layers import MUP_MIXERS
-from mambaout.recipe_parts import AUTHORS_RUN, PAPER, SHARE, Augment, Optim, Schedule
+from mambaout.recipe_parts import (
+    AUTHORS_RUN,
+    PAPER,
+    SHARE,
+    Augment,
+    Optim,
+    Schedule,
+    mup_of_the_mixer,
+)
 from mambaout.stored_format import FIRST_FIELDS, GONE, meant_where_missing, require_task
 from mambaout.variants import AUTHORS_CODE, FEMTO, ModelConfig
 
@@ -79,15 +86,6 @@ def _digest_of_weights(init: str | None) -> str | None:
     if init is None or re.fullmatch(r"[0-9a-f]{12}", init):
         return None
     return f"init={init!r} is no digest of weights; give the weights' file, with --init FILE"
-
-
-def _mup_of_the_mixer(mup_base_dim: int | None, mixer: str) -> str | None:
-    if mup_base_dim is None or mixer in MUP_MIXERS:
-        return None
-    return (
-        f"mup_base_dim={mup_base_dim} has no rule for mixer={mixer!r}, only for "
-        f"{' and '.join(MUP_MIXERS)}; leave it out"
-    )
 
 
 def power_of_two_in(number: int) -> int:
@@ -168,7 +166,7 @@ class Recipe:
         _images_for_a_step,
         _images_to_draw,
         _digest_of_weights,
-        _mup_of_the_mixer,
+        mup_of_the_mixer,
     )
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mambaout.fields import MOST_CHANNELS, MOST_COUNT, Bound, Rule, check, knob
+from mambaout.mixer_layers import MUP_MIXERS
 
 PAPER = "paper, Table 5"
 AUTHORS_RUN = "authors' code with timm 0.6.11"
@@ -81,6 +82,15 @@ class Optim:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def mup_of_the_mixer(mup_base_dim: int | None, mixer: str) -> str | None:
+    if mup_base_dim is None or mixer in MUP_MIXERS:
+        return None
+    return (
+        f"mup_base_dim={mup_base_dim} has no rule for mixer={mixer!r}, only for "
+        f"{' and '.join(MUP_MIXERS)}; leave it out"
+    )
 
 
 def _warmup_inside(warmup_epochs: float, epochs: int) -> str | None:

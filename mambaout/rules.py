@@ -19,7 +19,11 @@ A data set is small if it has under 50,000 images, or images of at most 64 px.
 | epochs | 12; more where 12 are fewer than 1,116 steps | 300 |
 | warmup_epochs | as many as 47 steps are | the paper's share, 20 of 300 |
 | augmentation | crops of 60 % and more; photographs are flipped | the paper's |
+<<<<<<< HEAD
 | the same, if labels depend on places | none: whole images, no flips | the paper's |
+=======
+| augmentation, if the label is an arrangement (NamedSet) | none | none |
+>>>>>>> main
 
 With --init the training starts from trained weights, and these fields differ (FINE_TUNING):
 
@@ -99,7 +103,11 @@ class DataFacts:
     num_train: int  # training images, including minival
     num_classes: int
     image_side: int  # px: median of the images' short sides
+<<<<<<< HEAD
     has_places: bool = False  # whether labels depend on where things lie in the whole image
+=======
+    is_arrangement: bool = False  # a crop, a flip or a mix of an image would change its label
+>>>>>>> main
 
     def __str__(self) -> str:
         return (
@@ -336,6 +344,13 @@ class _Fit:
             self.add("warmup_epochs", float(f"{share * epochs:.3g}"), reason)
 
     def augmentation(self) -> None:
+        if self.facts.is_arrangement:
+            reason = "the label depends on where things lie in the whole image"
+            for name in ("crop_scale_min", "crop_ratio_min"):
+                self.add(name, 1.0, reason)
+            for name in ("hflip", "randaugment", "mixup", "cutmix", "erasing"):
+                self.add(name, 0.0, reason)
+            return
         if not self.small or self.paper:
             return
         reason = "a short training does worse with stronger augmentation"

@@ -294,7 +294,9 @@ def test_a_study_of_the_pages_is_planned(command, place, monkeypatch, capsys):
 @pytest.mark.parametrize("command", COUNTS)
 def test_what_the_pages_count_is_counted(command, capsys):
     assert run_mambaout(EACH[command][1:]) == 0
-    assert ("params" if "--json" in EACH[command] else "parameters") in capsys.readouterr().out
+    words = EACH[command]
+    what = "tokens" if "--sequence" in words else "params" if "--json" in words else "parameters"
+    assert what in capsys.readouterr().out
 
 
 def test_studies_are_listed_where_there_is_none_yet(place, monkeypatch, capsys):

@@ -123,7 +123,7 @@ def test_what_maps_keep_is_what_autograd_keeps_to_the_byte(config, size):
 
 
 @needs_c
-@pytest.mark.parametrize("config", [ODD, PLAIN])
+@pytest.mark.parametrize("config", [ODD, PLAIN, replace(PLAIN, mixer="identity")])
 def test_what_fused_blocks_keep_is_what_autograd_keeps_to_the_byte(config):
     assert kept_in_maps(config, (37, 50), fused=True) == weighed_maps(config, (37, 50), fused=True)
 
@@ -263,6 +263,7 @@ def check_mixer(name: str) -> None:
         assert matrix_unit_use(config, size, 7, unit=16) == used / (16**2 * slots)
 
 
+@needs_c  # a scan keeps more states in C
 @pytest.mark.parametrize("name", sorted(MIXERS.keys() | MIXER_LAYERS.keys()))
 def test_every_mixer_has_its_layers(name):
     check_mixer(name)

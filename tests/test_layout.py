@@ -48,6 +48,7 @@ BOTTOM = {
     "applied_rules",
     "memory",
     "recompute",
+    "sequence",
     "numbers",
     "native",
 }

@@ -119,6 +119,19 @@ def test_every_rule_that_changes_a_field_of_the_paper_is_told():
     assert "randaugment, mixup, cutmix, erasing 0" in text
 
 
+@pytest.mark.parametrize("paper", [False, True])
+def test_images_whose_label_is_an_arrangement_are_trained_on_whole_and_unmixed(paper):
+    arranged = replace(facts(20_000, 64), is_arrangement=True)
+    found = fitted(arranged, paper=paper)
+    augment = found.recipe.augment
+    assert augment.crop_scale_min == augment.crop_ratio_min == 1
+    assert augment.hflip == augment.randaugment == augment.erasing == 0
+    assert not augment.mixes
+    assert "the label depends on where things lie" in "\n".join(rule_lines(found.rules))
+    kept = fitted(arranged, given={"crop_scale_min": 0.5}, paper=paper).recipe.augment
+    assert kept.crop_scale_min == 0.5
+
+
 def test_a_shape_keeps_everything_but_its_stem():
     shape = widen(FEMTO, 0.5)
     found = fitted(facts(786, 28), shape)

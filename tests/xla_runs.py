@@ -20,6 +20,7 @@ import torch
 from mambaout.data.batches.loader import TrainBatches
 from mambaout.data.packing.sources import open_data
 from mambaout.model.network import build
+from mambaout.model.selective_scan import selective_scan
 from mambaout.recipe import BASELINE, Recipe, recipe_from_json, tuned, with_global_batch
 from mambaout.train.backend import Backend, backend
 from mambaout.train.loop import train
@@ -218,7 +219,37 @@ def mixers(folder: Path, where: Backend) -> dict[str, Any]:
     return {"fallbacks": [n for n in metrics.counter_names() if n.startswith("aten::")]}
 
 
-SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume, step_graph, mixers)}
+def scans(folder: Path, where: Backend) -> dict[str, Any]:
+    """The selective scan in four directions and its gradients, beside the CPU's; and its graphs."""
+    # The graph as text is behind no public name.
+    from torch_xla import _XLAC  # pyright: ignore[reportPrivateImportUsage]
+    from torch_xla.debug import metrics
+
+    def results(inputs: list[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+        leaves = [each.detach().requires_grad_() for each in inputs]
+        out = selective_scan(*leaves, size)
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    def inputs_of(directions: int, side: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        x, steps = torch.randn(2, side**2, 6), torch.rand(directions, 2, side**2, 6)
+        into, out_of = torch.randn(2, directions, 2, side**2, 4)
+        return [x, steps + 1e-3, -16 * torch.rand(directions, 6, 4) - 0.1, into, out_of]
+
+    metrics.clear_all()
+    inputs = inputs_of(4, 5)
+    found = results([each.to(where.device) for each in inputs], (5, 5))
+    pairs = zip(found, results(inputs, (5, 5)), strict=True)
+    errors = [((a.cpu() - b).abs().max() / b.abs().max()).item() for a, b in pairs]
+    fallbacks = [name for name in metrics.counter_names() if name.startswith("aten::")]
+    instructions = []
+    for side in (8, 16, 32):
+        found = results([each.to(where.device) for each in inputs_of(1, side)], (side, side))
+        instructions.append(_XLAC._get_xla_tensors_hlo(found).count(" = "))
+    return {"errors": errors, "fallbacks": fallbacks, "instructions": instructions}
+
+
+SCENARIOS = {f.__name__: f for f in (steps, graphs, slowly, resume, step_graph, mixers, scans)}
 
 
 if __name__ == "__main__":

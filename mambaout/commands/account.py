@@ -1,6 +1,7 @@
 """`mambaout account`: parameters, MACs and memory of published shapes and of your own.
 
-Of classifiers, or with --detect and --segment of the networks of the paper's Tables 2 and 3.
+Of classifiers, or with --detect and --segment of the networks of the paper's Tables 2 and 3. With
+--sequence: how many tokens each stage has, and whether that is a long sequence.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def add_account(commands: argparse._SubParsersAction) -> None:
     tasks.add_argument(
         "--segment", action="store_true", help="of UperNet on it, as in the paper's Table 3"
     )
+    tasks.add_argument(
+        "--sequence",
+        action="store_true",
+        help="tokens of each stage, and whether they are a long sequence (paper, section 3)",
+    )
     parser.add_argument(
         "--image-size",
         type=pixel_size,
@@ -61,7 +67,13 @@ def add_account(commands: argparse._SubParsersAction) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     shapes = _shapes(options.variants, given_fields(options))
-    print(_dense(options, shapes) if options.detect or options.segment else _plain(options, shapes))
+    if options.sequence:
+        text = _sequence(options, shapes)
+    elif options.detect or options.segment:
+        text = _dense(options, shapes)
+    else:
+        text = _plain(options, shapes)
+    print(text)
     return 0
 
 
@@ -86,6 +98,21 @@ def _dense(options: argparse.Namespace, shapes: dict[str, ModelConfig]) -> str:
     if options.json:
         return json.dumps(dense_rows(task, shapes, *sizes), indent=2)
     return dense_table(task, shapes, *sizes)
+
+
+def _sequence(options: argparse.Namespace, shapes: dict[str, ModelConfig]) -> str:
+    """The text on tokens."""
+    from mambaout.sequence import sequence_rows, sequence_table
+
+    if options.num_classes is not None:
+        raise WrongRequest(
+            f"--num-classes {options.num_classes}: --sequence counts tokens, which do not depend "
+            "on the classes; leave it out"
+        )
+    image_size = options.image_size or 224
+    if options.json:
+        return json.dumps(sequence_rows(shapes, image_size), indent=2)
+    return sequence_table(shapes, image_size)
 
 
 def _shapes(names: list[str], changes: dict[str, Any]) -> dict[str, ModelConfig]:

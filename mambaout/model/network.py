@@ -98,16 +98,27 @@ class GatedCNNBlock(nn.Module):
     def weights(self) -> GatedWeights | None:
         """The parameters, for code that computes the block in one; None if the modules must do it,
         because one of them was replaced or has hooks."""
-        norm, fc1, act, conv, fc2 = self.norm, self.fc1, self.act, self.conv, self.fc2
-        kinds = (LayerNorm, nn.Linear, nn.GELU, DepthwiseConv, nn.Linear)
-        modules = (norm, fc1, act, conv, fc2)
-        if not all(is_as_built(*pair) for pair in zip(modules, kinds, strict=True)):
+        norm, fc1, act, fc2 = self.norm, self.fc1, self.act, self.fc2
+        kinds = (LayerNorm, nn.Linear, nn.GELU, nn.Linear)
+        if not all(is_as_built(*pair) for pair in zip((norm, fc1, act, fc2), kinds, strict=True)):
             return None
-        if act.approximate != "none" or not conv.keeps_size or len(norm.normalized_shape) != 1:
+        if act.approximate != "none" or len(norm.normalized_shape) != 1:
             return None
-        of_norm, of_conv = (norm.weight, norm.bias), (conv.weight, conv.bias)
+        of_norm, of_conv = (norm.weight, norm.bias), self._of_mixer()
+        if of_conv is None:
+            return None
         found: tuple[Any, ...] = (*of_norm, fc1.weight, fc1.bias, *of_conv, fc2.weight, fc2.bias)
         return None if any(one is None for one in found) else GatedWeights(*found)
+
+    def _of_mixer(self) -> tuple[Any, Any] | None:
+        """The mixer as the weights and biases of a depthwise convolution; None if it is none."""
+        conv = self.conv
+        if is_as_built(conv, DepthwiseConv) and conv.keeps_size:
+            return conv.weight, conv.bias
+        if is_as_built(conv, nn.Identity):
+            of_one = self.fc1.weight.new_ones(self.widths[-1], 1, 1, 1)
+            return of_one, of_one.new_zeros(len(of_one))
+        return None
 
 
 class Stage(nn.Module):

@@ -68,25 +68,25 @@ def recurrence(a: Tensor, b: Tensor, start: Tensor, reverse: bool = False) -> Te
 
     `reverse`: h[t] = a[t] h[t+1] + b[t], and `start` stands behind the last.
     """
-    length = a.shape[2]
+    length = int(a.shape[2])  # a plain number in a trace, too
     if length == 1:
         return a * start + b
     # Of each two positions one is the first in the order of the recurrence. At an odd length the
     # last one has no second.
-    offset = (length - 1) % 2 if reverse else 0
+    pairs, alone = length // 2, length % 2
+    offset = 1 - alone if reverse else 0
     a_first, b_first = a[:, :, offset::2], b[:, :, offset::2]
     a_second, b_second = a[:, :, 1 - offset :: 2], b[:, :, 1 - offset :: 2]
-    pairs = a_second.shape[2]
-    skipped = a_first.shape[2] - pairs if reverse else 0
+    skipped = alone if reverse else 0
     a_paired, b_paired = (each.narrow(2, skipped, pairs) for each in (a_first, b_first))
-    second = recurrence(a_paired * a_second, a_second * b_paired + b_second, start, reverse=reverse)
-    count = a_first.shape[2] - 1
+    second = recurrence(a_paired * a_second, a_second * b_paired + b_second, start, reverse)
+    # The state before each first is that of the second before it.
+    count = pairs + alone - 1
     known = second.narrow(2, pairs - count if reverse else 0, count)
-    before = torch.cat([known, start] if reverse else [start, known], 2)
-    first = a_first * before + b_first
+    first = a_first * torch.cat([known, start] if reverse else [start, known], 2) + b_first
     even, odd = (second, first) if offset else (first, second)
-    joined = torch.stack([even[:, :, : odd.shape[2]], odd], 3).flatten(2, 3)
-    return joined if length % 2 == 0 else torch.cat([joined, even[:, :, -1:]], 2)
+    joined = torch.stack([even[:, :, :pairs], odd], 3).flatten(2, 3)
+    return torch.cat([joined, even[:, :, pairs:]], 2) if alone else joined
 
 
 class _Piece(NamedTuple):
@@ -113,7 +113,8 @@ def _piece(inputs: ScanInputs, part: slice, zero_order_hold: bool) -> _Piece:
     return _Piece(x, step, decay, into, out_of, exponent.exp(), weight)
 
 
-def _in_order(inputs: ScanInputs, size: tuple[int, int]) -> ScanInputs:
+def in_scan_order(inputs: ScanInputs, size: tuple[int, int]) -> ScanInputs:
+    """The same with each direction in its own order; x is (K, B, L, D)."""
     x = inputs.x.expand(len(inputs.step), *inputs.x.shape)
     x, step, into, out_of = (
         ordered(each, size) for each in (x, inputs.step, inputs.into, inputs.out_of)
@@ -123,7 +124,7 @@ def _in_order(inputs: ScanInputs, size: tuple[int, int]) -> ScanInputs:
 
 def pieces(inputs: ScanInputs) -> list[slice]:
     """The positions of each piece; all pieces are about as long."""
-    length, directions = inputs.x.shape[1], len(inputs.step)
+    length, directions = int(inputs.x.shape[1]), int(inputs.step.shape[0])
     longest = XLA_PIECE if inputs.x.device.type == "xla" else max(1, PIECE // directions)
     number = -(-length // longest)
     size = -(-length // number)
@@ -140,9 +141,9 @@ def scan(
     inputs: ScanInputs, size: tuple[int, int], zero_order_hold: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The sum over directions (B, L, D), and the state before each piece (K, B, 1, D, N)."""
-    ways = _in_order(inputs, size)
+    ways = in_scan_order(inputs, size)
     directions, channels, states = inputs.decay.shape
-    state = inputs.x.new_zeros(directions, len(inputs.x), 1, channels, states)
+    state = inputs.x.new_zeros(directions, inputs.x.shape[0], 1, channels, states)
     outs, kept = [], []
     for part in pieces(inputs):
         piece = _piece(ways, part, zero_order_hold)
@@ -161,7 +162,7 @@ def gradients(
     zero_order_hold: bool,
 ) -> ScanInputs:
     """The gradients of the inputs, from `scan`'s states before each piece."""
-    ways = _in_order(inputs, size)
+    ways = in_scan_order(inputs, size)
     out_grads = ordered(out_grad.expand(len(inputs.step), *out_grad.shape), size)
     decay_grad = torch.zeros_like(inputs.decay)
     found: list[tuple[Tensor, ...]] = []

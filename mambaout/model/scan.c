@@ -4,15 +4,16 @@
 //
 // Every tensor has its positions in the order of the map, row by row. Only the order in which
 // a direction visits them differs: way 0 row by row, 2 column by column, 1 and 3 backwards.
-// A task is V channels of an image in all directions. What it needs of another task's channels is
-// summed by the caller, so that the number of threads moves no bit. `kept` is the state before each
+// A task is some channels of an image in all directions: a part, one or more blocks of V channels.
+// What is summed over parts is given for each, so that the number of threads moves no bit. `kept` is the state before each
 // PIECE (comes with -D) of positions: the backward pass computes a piece's other states again.
 #include "names.h"
 
-#define AHEAD 8
+#define AHEAD 4  // positions; a map's rows often share few places of the cache, so not many
+#define TASKS 32  // wanted
 
 struct scan {
-    long images, height, width, ways, channels, states, threads;
+    long images, height, width, ways, channels, states, parts, threads;
     const float *x, *step, *decay;  // (images, L, channels), (ways, ..), (ways, states, channels);
                                     // decay is log2(e) times Mamba's A
     const float *into, *out_of;     // (ways, images, L, states)
@@ -20,8 +21,16 @@ struct scan {
     const float *out_grad;          // none: forward
     float *x_grad, *step_grad;
     float *decay_grad;               // (images, ways, states, channels): of A
-    float *into_grad, *out_of_grad;  // (blocks of V channels, ways, images, L, states)
+    float *into_grad, *out_of_grad;  // (parts, ways, images, L, states)
 };
+
+static long blocks_of(long channels) {
+    return (channels + lanes_for(channels) - 1) / lanes_for(channels);
+}
+
+static long blocks_of_part(const struct scan *s) {
+    return (blocks_of(s->channels) + s->parts - 1) / s->parts;
+}
 
 static inline long position(const struct scan *s, int way, unsigned t) {
     unsigned width = s->width, height = s->height;
@@ -46,13 +55,18 @@ static inline int fewer(long a, long b) { return a < b ? a : b; }
 #define CHOOSE(name, lanes) JOIN(name, LOW, 8, 0)
 #endif
 
-// The channels of a task, which is V.
-API long block(long channels) { return lanes_for(channels); }
+// How many parts an image's channels have: few parts have small sums, many can use more threads.
+API long parts(long images, long channels) {
+    long blocks = blocks_of(channels), together = images * blocks / TASKS;
+    together = together < 1 ? 1 : fewer(together, blocks);
+    return (blocks + together - 1) / together;
+}
 
 // -1: there is no memory.
 API int scan(const struct scan *s) {
-    long lanes = lanes_for(s->channels), blocks = (s->channels + lanes - 1) / lanes;
-    void (*task)(const struct scan *, long, long, void *) =
+    long lanes = lanes_for(s->channels), blocks = blocks_of(s->channels);
+    long together = blocks_of_part(s);
+    void (*block)(const struct scan *, long, long, long, void *) =
         s->out_grad ? CHOOSE(scan_backward, lanes) : CHOOSE(scan_forward, lanes);
     long padded = (s->states + lanes - 1) / lanes * lanes;
     size_t room = (2 * PIECE + 6) * padded * lanes * sizeof(float);
@@ -65,8 +79,11 @@ API int scan(const struct scan *s) {
             failed = -1;
         }
 #pragma omp for schedule(dynamic)
-        for (long i = 0; i < s->images * blocks; i++)
-            if (own) task(s, i / blocks, i % blocks, own);
+        for (long i = 0; i < s->images * s->parts; i++) {
+            long part = i % s->parts, first = part * together;
+            for (long j = first; own && j < fewer(first + together, blocks); j++)
+                block(s, i / s->parts, part, j * lanes, own);
+        }
         free(own);
     }
     return failed;

@@ -1,4 +1,4 @@
-// A task of the selective scan, once for each width V of the vectors.
+// A block of V channels of the selective scan, once for each width V of the vectors.
 
 // 2^z for z up to 0, to 1.1e-7, and nearer where z is near 0: there the states add up many of these.
 static inline VEC NAME(power_of_2)(VEC z) {
@@ -68,8 +68,13 @@ static inline float *NAME(kept_at)(const struct scan *s, long way, long b, long 
     return s->kept + (((way * s->images + b) * pieces + piece) * s->states) * s->channels + c;
 }
 
-static void NAME(scan_forward)(const struct scan *s, long b, long block, void *room) {
-    const long C = s->channels, N = s->states, L = s->height * s->width, c = block * V;
+static inline void NAME(put)(float *to, VEC x, int n, int is_first) {
+    if (is_first) NAME(storef)(to, x, n);
+    else NAME(add)(to, x, n);
+}
+
+static void NAME(scan_forward)(const struct scan *s, long b, long part, long c, void *room) {
+    const long C = s->channels, N = s->states, L = s->height * s->width;
     const int n = fewer(C - c, V);
     VEC *decay = room, *h = decay + N;
     const float *x = s->x + b * L * C + c;
@@ -101,30 +106,31 @@ static void NAME(scan_forward)(const struct scan *s, long b, long block, void *r
                 h[k] = factor * h[k] + input * into[at * N + k];
                 sum += h[k] * out_of[at * N + k];
             }
-            if (way) NAME(add)(out + at * C, sum, n);
-            else NAME(storef)(out + at * C, sum, n);
+            NAME(put)(out + at * C, sum, n, way == 0);
         }
     }
 }
 
-static void NAME(scan_backward)(const struct scan *s, long b, long block, void *room) {
-    const long C = s->channels, N = s->states, L = s->height * s->width, c = block * V;
+static void NAME(scan_backward)(const struct scan *s, long b, long part, long c, void *room) {
+    const long C = s->channels, N = s->states, L = s->height * s->width;
     const long padded = (N + V - 1) / V * V;
     const int n = fewer(C - c, V);
     // `back`: the gradient of the state, as it goes to the position before.
     VEC *decay = room, *back = decay + N, *decay_grad = back + N;
     VEC *of_into = decay_grad + N, *of_out = of_into + padded, *factors = of_out + padded;
-    VEC *states = factors + PIECE * N;
+    VEC *states = factors + PIECE * N, lengths[PIECE], values[PIECE];
     memset(of_into, 0, 2 * padded * sizeof(VEC));
     const float *x = s->x + b * L * C + c, *out_grad = s->out_grad + b * L * C + c;
     float *x_grad = s->x_grad + b * L * C + c;
+    // The first block of a part writes the sums, the others add to them.
+    const int is_first = c == part * blocks_of_part(s) * V;
     for (int way = 0; way < s->ways; way++) {
         const long first = (way * s->images + b) * L;
         const float *step = s->step + first * C + c;
         const float *into = s->into + first * N, *out_of = s->out_of + first * N;
-        const long part = (block * s->ways + way) * s->images + b;
+        const long sums = ((part * s->ways + way) * s->images + b) * L * N;
         float *step_grad = s->step_grad + first * C + c;
-        float *into_grad = s->into_grad + part * L * N, *out_of_grad = s->out_of_grad + part * L * N;
+        float *into_grad = s->into_grad + sums, *out_of_grad = s->out_of_grad + sums;
         NAME(copy_states)(decay, s->decay + way * N * C + c, N, C, n);
         memset(back, 0, 2 * N * sizeof(VEC));  // and decay_grad
         for (long begin = (L - 1) / PIECE * PIECE; begin >= 0; begin -= PIECE) {
@@ -136,17 +142,13 @@ static void NAME(scan_backward)(const struct scan *s, long b, long block, void *
                 VEC input = length * NAME(loadf)(x + at * C, n);
                 VEC *h = states + i * N;
                 if (way & 2) {
-                    const long next = position(s, way, begin + i - PIECE + 4 > 0 ? begin + i - PIECE+4 : 0);
+                    const long next = position(s, way, begin + (i + AHEAD < count ? i + AHEAD : i));
                     __builtin_prefetch(step + next * C);
                     __builtin_prefetch(x + next * C);
                     __builtin_prefetch(into + next * N);
-                    __builtin_prefetch(out_of + at * N);
-                    __builtin_prefetch(out_grad + at * C);
-                    __builtin_prefetch(step_grad + at * C, 1);
-                    __builtin_prefetch(x_grad + at * C, 1);
-                    __builtin_prefetch(into_grad + at * N, 1);
-                    __builtin_prefetch(out_of_grad + at * N, 1);
                 }
+                lengths[i] = length;
+                values[i] = NAME(loadf)(x + at * C, n);
                 for (long k = 0; k < N; k++) {
                     VEC factor = NAME(power_of_2)(length * decay[k]);
                     factors[i * N + k] = factor;
@@ -155,7 +157,16 @@ static void NAME(scan_backward)(const struct scan *s, long b, long block, void *
             }
             for (int i = count - 1; i >= 0; i--) {
                 const long at = position(s, way, begin + i);
-                VEC length = NAME(loadf)(step + at * C, n), value = NAME(loadf)(x + at * C, n);
+                VEC length = lengths[i], value = values[i];
+                if (way & 2) {
+                    const long next = position(s, way, begin + (i - AHEAD >= 0 ? i - AHEAD : i));
+                    __builtin_prefetch(out_grad + next * C);
+                    __builtin_prefetch(step_grad + next * C, 1);
+                    __builtin_prefetch(x_grad + next * C, 1);
+                    __builtin_prefetch(out_of + next * N);
+                    __builtin_prefetch(into_grad + next * N, 1);
+                    __builtin_prefetch(out_of_grad + next * N, 1);
+                }
                 VEC input = length * value, out = NAME(loadf)(out_grad + at * C, n);
                 VEC input_grad = {}, exponent_grad = {};
                 const VEC *h = states + i * N;
@@ -175,13 +186,12 @@ static void NAME(scan_backward)(const struct scan *s, long b, long block, void *
                         of_into[k] = NAME(first)(of_into[k], n);
                     }
                 for (long k = 0; k < N; k += V) {
-                    NAME(storef)(into_grad + at * N + k, NAME(totals)(of_into + k), fewer(N - k, V));
-                    NAME(storef)(out_of_grad + at * N + k, NAME(totals)(of_out + k), fewer(N - k, V));
+                    NAME(put)(into_grad + at * N + k, NAME(totals)(of_into + k), fewer(N - k, V), is_first);
+                    NAME(put)(out_of_grad + at * N + k, NAME(totals)(of_out + k), fewer(N - k, V), is_first);
                 }
                 exponent_grad = exponent_grad * (float)M_LN2 + input_grad * value;
                 NAME(storef)(step_grad + at * C, exponent_grad, n);
-                if (way) NAME(add)(x_grad + at * C, input_grad * length, n);
-                else NAME(storef)(x_grad + at * C, input_grad * length, n);
+                NAME(put)(x_grad + at * C, input_grad * length, n, way == 0);
             }
         }
         float *to = s->decay_grad + (b * s->ways + way) * N * C + c;

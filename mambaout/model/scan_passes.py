@@ -1,4 +1,4 @@
-"""The selective scan in C: its forward and backward pass on a CPU (selective_scan.py says of what)."""
+"""The forward and the backward pass of the selective scan in C (selective_scan.py says of what)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _ScanCall(ctypes.Structure):
 
     _fields_ = [
         *((name, LONG) for name in ("images", "height", "width", "ways", "channels", "states")),
-        ("threads", LONG),
+        *((name, LONG) for name in ("parts", "threads")),
         *((name, POINTER) for name in ("x", "step", "decay", "into", "out_of", "kept", "out")),
         *((name, POINTER) for name in ("out_grad", "x_grad", "step_grad", "decay_grad")),
         *((name, POINTER) for name in ("into_grad", "out_of_grad")),
@@ -40,14 +40,14 @@ class _ScanCall(ctypes.Structure):
 
 class _Functions(NamedTuple):
     scan: Any
-    block: Any
+    parts: Any
 
 
 @functools.cache
 def _functions() -> _Functions | None:
     scan = function(SCAN, "scan", [ctypes.POINTER(_ScanCall)], NUMBER)
-    block = function(SCAN, "block", [LONG], LONG)
-    return None if scan is None or block is None else _Functions(scan, block)
+    parts = function(SCAN, "parts", [LONG, LONG], LONG)
+    return None if scan is None or parts is None else _Functions(scan, parts)
 
 
 def is_compiled() -> bool:
@@ -85,16 +85,19 @@ def gradients(
     x, step, decay, into, _ = inputs
     x_grad, step_grad = torch.empty_like(x), torch.empty_like(step)
     decay_grad = decay.new_empty(len(x), *decay.shape)
-    blocks = -(-x.shape[-1] // _required().block(x.shape[-1]))
-    into_grad, out_of_grad = into.new_empty(2, blocks, *into.shape)
     call = _call(inputs, size)
+    into_grad, out_of_grad = (into.new_empty(call.parts, *into.shape) for _ in range(2))
     call.kept, call.out_grad = kept.data_ptr(), out_grad.data_ptr()
     call.x_grad, call.step_grad = x_grad.data_ptr(), step_grad.data_ptr()
     call.decay_grad = decay_grad.data_ptr()
     call.into_grad, call.out_of_grad = into_grad.data_ptr(), out_of_grad.data_ptr()
     _run(call)
     decay_grad = decay_grad.sum(0).transpose(1, 2).contiguous()
-    return ScanInputs(x_grad, step_grad, decay_grad, into_grad.sum(0), out_of_grad.sum(0))
+    return ScanInputs(x_grad, step_grad, decay_grad, _total(into_grad), _total(out_of_grad))
+
+
+def _total(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def _readable(inputs: ScanInputs) -> ScanInputs:
@@ -105,7 +108,9 @@ def _readable(inputs: ScanInputs) -> ScanInputs:
 
 def _call(inputs: ScanInputs, size: tuple[int, int]) -> _ScanCall:
     directions, states, channels = inputs.decay.shape
-    numbers = (len(inputs.x), *size, directions, channels, states, torch.get_num_threads())
+    images = len(inputs.x)
+    parts = _required().parts(images, channels)
+    numbers = (images, *size, directions, channels, states, parts, torch.get_num_threads())
     return _ScanCall(*numbers, *(each.data_ptr() for each in inputs))
 
 

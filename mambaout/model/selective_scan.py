@@ -11,21 +11,27 @@ Along each direction the state h (D, N) of every image starts at 0:
 | mamba_ssm | step, as the package mamba_ssm and VMamba compute |
 | zero_order_hold | (exp(step * decay) - 1) / decay, the equation of the paper |
 
-The forward pass keeps its inputs and a few states. The backward pass computes the other states
-again, a piece at a time.
+Three forms compute it:
+
+| form | where | file |
+|---|---|---|
+| C | on a CPU with a C compiler: fp32, mamba_ssm's weight | scan.c |
+| the package mamba_ssm | on CUDA where it is installed: fp32, its weight | mamba_ssm_scan.py |
+| the odd-even scan of torch's operations | elsewhere, and in a trace or an export | odd_even.py |
+
+Of these, C and odd-even keep their inputs and a few states. Their backward pass computes the other
+states again, a piece at a time. Under torch.compile they are operators of torch.library.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mambaout.model import odd_even, scan_passes
+from mambaout.model import mamba_ssm_scan, odd_even, scan_passes
 from mambaout.model.c_calls import can_read, is_watched
 from mambaout.model.odd_even import ScanInputs
 from mambaout.model.scan_passes import is_compiled
@@ -33,6 +39,7 @@ from mambaout.model.scan_passes import is_compiled
 MAMBA_SSM, ZERO_ORDER_HOLD = "mamba_ssm", "zero_order_hold"
 DISCRETISATIONS = (MAMBA_SSM, ZERO_ORDER_HOLD)
 DIRECTIONS = (1, 2, 4)
+LOSS = "the selective scan on this CPU is about {} times slower"
 
 
 def selective_scan(
@@ -58,11 +65,17 @@ def selective_scan(
     inputs = ScanInputs(x, step, decay, into, out_of)
     _check(inputs, size, discretisation)
     is_double = any(each.dtype == torch.float64 for each in inputs)
-    inputs = ScanInputs(*(each.to(torch.float64 if is_double else torch.float32) for each in inputs))
+    precision = torch.float64 if is_double else torch.float32
+    inputs = ScanInputs(*(each.to(precision) for each in inputs))
     is_held = discretisation == ZERO_ORDER_HOLD
     if is_watched():
         return odd_even.scan(inputs, size, is_held)[0]
-    in_c = not (is_held or is_double) and all(map(can_read, inputs)) and is_compiled()
+    is_fast = not (is_held or is_double)
+    if is_fast and mamba_ssm_scan.can_take(inputs):
+        function = mamba_ssm_scan.selective_scan_fn()
+        assert function is not None
+        return mamba_ssm_scan.mamba_ssm_scan(function, inputs, size)
+    in_c = is_fast and all(map(can_read, inputs)) and is_compiled()
     call: Any = (*inputs, *size, is_held, in_c, torch.is_grad_enabled())
     out: Any = _forward_op(*call)[0] if torch.compiler.is_compiling() else _Scan.apply(*call)
     return out

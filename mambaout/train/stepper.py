@@ -15,8 +15,9 @@ from mambaout import native
 from mambaout.accounting import cost, mfu
 from mambaout.chips import find_chip
 from mambaout.data.batches.loader import Batch
-from mambaout.layers import FUSIBLE
+from mambaout.layers import fused_kernel
 from mambaout.memory import first_micro_batch, lanes_of, micro_batches, train_memory
+from mambaout.model import scan_passes, selective_scan
 from mambaout.model.gated_block import LOSS
 from mambaout.model.gated_passes import c_files, is_compiled
 from mambaout.recipe import Recipe
@@ -168,10 +169,17 @@ class Stepper:
 
 
 def _fuses_blocks(recipe: Recipe, backend: Backend) -> bool:
-    """Whether model/gated_block.py computes the blocks; warns if only its C code is missing."""
-    config = recipe.model
-    if backend.device.type != "cpu" or FUSIBLE not in map(config.mixer_of, ALL_STAGES):
+    """Whether model/gated_block.py computes blocks of the network.
+
+    Compiles the C code that the network can use, and warns if it is missing.
+    """
+    if backend.device.type != "cpu":
         return False
-    is_low, kernel_size = recipe.precision == "bf16", config.kernel_size
-    native.prepare(c_files(kernel_size, is_low), LOSS)
-    return is_compiled(kernel_size, is_low)
+    config, is_low = recipe.model, recipe.precision == "bf16"
+    mixers = {config.mixer_of(stage) for stage in ALL_STAGES}
+    if any(name.startswith("conv_ssm") for name in mixers):
+        native.prepare(scan_passes.c_files(), selective_scan.LOSS)
+    kernels = [size for name in mixers if (size := fused_kernel(name, config)) is not None]
+    for kernel in kernels:
+        native.prepare(c_files(kernel, is_low), LOSS)
+    return bool(kernels) and all(is_compiled(kernel, is_low) for kernel in kernels)

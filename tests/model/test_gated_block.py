@@ -40,11 +40,17 @@ SHAPES = [
 pytestmark = needs_c
 
 
-def block_of(dim: int, kernel: int = 7, conv_ratio: float = 1.0, seed: int = 0) -> GatedCNNBlock:
+def block_of(
+    dim: int,
+    kernel: int = 7,
+    conv_ratio: float = 1.0,
+    seed: int = 0,
+    mixer: str = "gated_conv",
+) -> GatedCNNBlock:
     """A block whose branch is as loud as its input."""
     torch.manual_seed(seed)
     config = replace(SMALL, kernel_size=kernel, conv_ratio=conv_ratio)
-    block = GatedCNNBlock(dim, config)
+    block = GatedCNNBlock(dim, config, mixer)
     for name, parameter in block.named_parameters():
         nn.init.normal_(parameter, std=0.3)
         if name == "norm.weight":
@@ -87,6 +93,18 @@ def test_a_block_of_any_shape_gives_what_its_modules_give(dim, kernel, ratio, si
     assert errors[0] < 1e-6
     assert max(errors) < 1e-5
     assert max(errors) < 4 * max(allowed) + 2e-7
+
+
+@pytest.mark.parametrize(("dim", "ratio"), [(16, 1.0), (13, 0.5)])
+def test_a_block_without_a_mixer_gives_what_its_modules_give(dim, ratio):
+    block, x = block_of(dim, conv_ratio=ratio, mixer="identity"), torch.randn(3, 6, 5, dim)
+    weights = block.weights()
+    assert weights is not None
+    assert can_take(x, weights, None)
+    found = results(block, x, None)
+    with modules_alone():
+        wanted = results(block, x, None)
+    assert max(off(found, wanted)) < 1e-5
 
 
 @pytest.mark.parametrize("dim", [16, 13, 48])

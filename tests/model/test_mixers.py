@@ -206,7 +206,10 @@ def test_maps_of_patches_have_the_sizes_of_those_that_overlap(size):
 
 def test_stages_without_the_mixer_have_the_convolution():
     config = replace(SHAPE, mixer="attention", mixer_stages=(3, 4))
-    found = [type(stage.blocks[0].conv).__name__ for stage in build(config, 5).stages]
+    model = build(config, 5)
+    found = [
+        type(model.get_submodule(f"stages.{stage}.blocks.0.conv")).__name__ for stage in range(4)
+    ]
     assert found == ["DepthwiseConv", "DepthwiseConv", "Attention", "Attention"]
 
 

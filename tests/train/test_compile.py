@@ -131,8 +131,8 @@ class OneBlockNetwork(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.num_classes, dim = 10, RECIPE.model.dims[0]
-        self.stem, self.head = Stem(dim, RECIPE.model.stem_stride), Head(dim, 10)
-        self.block = GatedCNNBlock(dim, RECIPE.model)
+        self.stem, self.head = Stem(dim, RECIPE.model), Head(dim, 10)
+        self.block = GatedCNNBlock(dim, RECIPE.model, RECIPE.model.mixer)
 
     def forward(self, images: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         return self.head(self.block(self.stem(images), scales[:, 1]))

@@ -2,7 +2,7 @@
 
 A network that only sees small pieces of an image and averages over them cannot learn either set.
 So they can tell whether mixing distant tokens, or mixing tokens in an order, is worth anything.
-Grey images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
+RGB images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
 
 **distant-pair** (2 classes). One framed glyph lies near each corner. The four have two kinds, two
 of each. The label is `same` if the upper two have one kind (so the lower two have the other), else
@@ -14,9 +14,9 @@ of each. The label is `same` if the upper two have one kind (so the lower two ha
 - unframed glyphs of all kinds lie between, and are drawn independently of the label.
 
 **next-patch** (8 classes). A grid of 8 x 8 cells holds glyphs of eight kinds, drawn independently.
-One cell is inverted. The label is the kind in the next cell in raster order: the cell to the right,
-or the first cell of the next row after a row's last cell. In half of the images the inverted cell
-is the last of its row. There the next cell is 56 px away.
+One cell is lit: its paper is bright. The label is the kind in the next cell in raster
+order: the cell to the right, or the first cell of the next row after a row's last cell. In half of
+the images the lit cell is the last of its row. There the next cell is 56 px away.
 
 All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
 version of numpy.
@@ -52,8 +52,22 @@ _DRAWN = (
 # (kinds, GLYPH_SIDE, GLYPH_SIDE), True where a glyph has ink
 GLYPHS = np.array([[[ink == "#" for ink in row] for row in rows.split()] for rows in _DRAWN])
 
-PAPER, INK = 64, 176  # grey levels before the noise
-NOISE = 64  # grey levels: the most that noise adds to a pixel, or takes from it
+# RGB levels, a row for each kind: the eight corners of a cube around PAPER, opposite ones in turn
+COLOURS = np.array(
+    [
+        (192, 64, 64),
+        (64, 192, 192),
+        (64, 192, 64),
+        (192, 64, 192),
+        (64, 64, 192),
+        (192, 192, 64),
+        (64, 64, 64),
+        (192, 192, 192),
+    ]
+)
+PAPER = 128  # the level of all three channels where nothing is drawn
+BRIGHT = 208  # of a frame, and of the paper in a lit cell
+NOISE = 32  # the most that noise adds to a level, or takes from it
 
 
 class Placed(NamedTuple):
@@ -67,11 +81,11 @@ class Placed(NamedTuple):
 # -- distant-pair ---------------------------------------------------------------------------------
 
 PAIR_CLASSES = ("different", "same")
-PAIR_KINDS = 4  # the first of GLYPHS
+PAIR_KINDS = 4  # the first of GLYPHS and COLOURS
 FRAME_GAP, FRAME_WIDTH = 1, 1  # px
 FRAMED_SIDE = GLYPH_SIDE + 2 * (FRAME_GAP + FRAME_WIDTH)
 CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corner, down or across
-NUM_UNFRAMED = 6
+NUM_UNFRAMED = 4
 
 
 def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]:
@@ -108,13 +122,13 @@ def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]
 
 def _pair_pixels(split: str, index: int) -> np.ndarray:
     _, framed, unframed = pair_parts(split, index)
-    is_ink = np.zeros((SIDE, SIDE), bool)
+    levels = np.full((SIDE, SIDE, 3), PAPER)
     for one in framed:
-        is_ink[_square(one, FRAME_GAP + FRAME_WIDTH)] = True
-        is_ink[_square(one, FRAME_GAP)] = False
+        levels[_square(one, FRAME_GAP + FRAME_WIDTH)] = BRIGHT
+        levels[_square(one, FRAME_GAP)] = PAPER
     for one in framed + unframed:
-        is_ink[_square(one, 0)] = GLYPHS[one.kind]
-    return _noisy(is_ink, "distant-pair", split, index)
+        levels[_square(one, 0)][GLYPHS[one.kind]] = COLOURS[one.kind]
+    return _noisy(levels, "distant-pair", split, index)
 
 
 def _square(glyph: Placed, margin: int) -> tuple[slice, slice]:
@@ -146,43 +160,42 @@ GRID = 8  # cells in a row, and rows
 CELL_SIDE = SIDE // GRID  # px
 
 
-class MarkedGrid(NamedTuple):
+class LitGrid(NamedTuple):
     """What one image of next-patch shows."""
 
     kinds: np.ndarray  # (GRID * GRID,), the kind of each cell in raster order
-    marked: int  # the inverted cell, in raster order
+    lit: int  # the lit cell, in raster order
 
     @property
     def label(self) -> int:
-        return int(self.kinds[self.marked + 1])
+        return int(self.kinds[self.lit + 1])
 
 
-def marked_grid(split: str, index: int) -> MarkedGrid:
-    """The cells of an image; its label is `index` modulo 8, so that the classes are equally many."""
+def lit_grid(split: str, index: int) -> LitGrid:
+    """The cells of an image. Its label is `index` modulo 8: all classes are equally many."""
     random = _random("next-patch", split, index)
     kinds = _below(len(GLYPHS), GRID * GRID, "next-patch kinds", split, index)
     if random(2):
-        marked = random(GRID - 1) * GRID + GRID - 1  # the last row's last cell has no next one
+        lit = random(GRID - 1) * GRID + GRID - 1  # the last row's last cell has no next one
     else:
-        marked = random(GRID) * GRID + random(GRID - 1)
-    kinds[marked + 1] = index % len(GLYPHS)
-    return MarkedGrid(kinds, marked)
+        lit = random(GRID) * GRID + random(GRID - 1)
+    kinds[lit + 1] = index % len(GLYPHS)
+    return LitGrid(kinds, lit)
 
 
 def _next_pixels(split: str, index: int) -> np.ndarray:
-    grid = marked_grid(split, index)
+    grid = lit_grid(split, index)
     room = CELL_SIDE - GLYPH_SIDE + 1
     shifts = _below(room, 2 * GRID * GRID, "next-patch shifts", split, index)
-    is_ink = np.zeros((SIDE, SIDE), bool)
+    levels = np.full((SIDE, SIDE, 3), PAPER)
     for cell, (kind, down, across) in enumerate(
         zip(grid.kinds, shifts[::2], shifts[1::2], strict=True)
     ):
         top, left = (CELL_SIDE * place for place in divmod(cell, GRID))
-        is_ink[_square(Placed(kind, top + down, left + across), 0)] = GLYPHS[kind]
-        if cell == grid.marked:
-            whole = slice(top, top + CELL_SIDE), slice(left, left + CELL_SIDE)
-            is_ink[whole] = ~is_ink[whole]
-    return _noisy(is_ink, "next-patch", split, index)
+        if cell == grid.lit:
+            levels[top : top + CELL_SIDE, left : left + CELL_SIDE] = BRIGHT
+        levels[_square(Placed(kind, top + down, left + across), 0)][GLYPHS[kind]] = COLOURS[kind]
+    return _noisy(levels, "next-patch", split, index)
 
 
 def read_next_patch() -> Source:
@@ -223,7 +236,7 @@ def _below(bound: int, number: int, purpose: str, split: str, index: int) -> np.
     return (found % np.uint64(bound)).astype(np.int64)
 
 
-def _noisy(is_ink: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
-    """The image as uint8 pixels: its ink, with noise of its own in every pixel."""
-    noise = _below(2 * NOISE + 1, SIDE * SIDE, f"{purpose} noise", split, index) - NOISE
-    return (np.where(is_ink, INK, PAPER) + noise.reshape(SIDE, SIDE)).astype(np.uint8)
+def _noisy(levels: np.ndarray, purpose: str, split: str, index: int) -> np.ndarray:
+    """RGB levels (SIDE, SIDE, 3) as uint8, with the image's own noise in every value."""
+    noise = _below(2 * NOISE + 1, levels.size, f"{purpose} noise", split, index) - NOISE
+    return (levels + noise.reshape(levels.shape)).astype(np.uint8)

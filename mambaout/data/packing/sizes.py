@@ -23,11 +23,7 @@ def facts_of(data: DataSet, images: Images) -> DataFacts:
         num_train=len(data.labels["train"]) - int(np.count_nonzero(data.held_out)),
         num_classes=data.num_classes,
         image_side=image_side(images, len(data.labels["train"])),
-<<<<<<< HEAD
-        has_places=data.name in NAMED and NAMED[data.name].has_places,
-=======
         is_arrangement=data.name in NAMED and NAMED[data.name].is_arrangement,
->>>>>>> main
     )
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
+from typing import Any
 
+from mambaout.accounting import cost, least_macs
+from mambaout.layers import ImageSize
 from mambaout.numbers import count_text, percent_text, rate_text
+from mambaout.recipe import Recipe
+from mambaout.sequence_layers import LEAST_SCAN_MACS, SCAN_MACS
 from mambaout.study.law.paired import GATE_ERRORS, GATE_SEEDS, Gate, PairedDifference
 from mambaout.study.pairing import Pair
 from mambaout.study.report.content import Section, Table
@@ -27,7 +32,8 @@ def paired_section(reading: PairedReading | None) -> list[Section]:
     return [
         Section(
             f"The {reading.pairing.what}",
-            _how(reading),  # what it says is the report's answer, which stands above
+            # What it says is the report's answer, which stands above.
+            [*_how(reading), *_recurrence(reading)],
             [_differences(reading), _recipes(reading)],
             [PAIRED_CHART] if reading.has_results else [],
         )
@@ -164,6 +170,30 @@ def _how(reading: PairedReading) -> list[str]:
             "are not."
         )
     return [f'{text} "80 % find" is the difference in points that 80 % of such studies would find.']
+
+
+def _recurrence(reading: PairedReading) -> list[str]:
+    """The MACs of recipes with an SSM, by what its recurrence multiplies."""
+    found = {}
+    for group in reading.pairing.groups:
+        for label in group.labels.values():
+            row = reading.rows.get(label)
+            if row is None or not row.mean(MACS):
+                continue
+            model, size = row.recipe.model, _image_size(row.recipe)
+            if saved := cost(model, size).macs - least_macs(model, size):
+                found[label] = f"{label} {count_text(row.mean(MACS).value - saved)}"
+    if not found:
+        return []
+    return [
+        f"MACs count {SCAN_MACS} multiply-adds for each number of an SSM's state and token, as "
+        f"VMamba's tables do. With the {LEAST_SCAN_MACS} of the recurrence itself they are: "
+        f"{', '.join(found.values())}."
+    ]
+
+
+def _image_size(recipe: Any) -> ImageSize:
+    return recipe.image_size if isinstance(recipe, Recipe) else recipe.counted_size
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""How precisely a study shall know width against depth: --detect, --until, and the plan's lines."""
+"""How precisely a study shall know its answer: --detect, --until, and the plan's lines on power.
+
+The answer is a difference within a seed if the study compares recipes so (pairing.py). Otherwise it
+is the gain of width against depth."""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from mambaout.study.price.foresight import (
     known_spread,
     seeds_to_detect,
 )
+from mambaout.study.price.paired_foresight import paired_lines, seeds_to_detect_pairs
 from mambaout.study.search.ledger import Ledger
 from mambaout.study.search.more_seeds import MoreSeeds
 from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
@@ -32,7 +36,7 @@ def with_seeds(
     """The study with the seeds that find a difference of `points`, and the facts to store.
 
     A study that was begun with the same `points` keeps its seeds, whatever its trials have shown
-    since. Raises WrongRequest if the study does not compare width and depth.
+    since. Raises WrongRequest if the study compares neither pairs nor width and depth.
     """
     kept = folder.read().get(DETECT) if (folder.path / STUDY_FILE).exists() else None
     if kept and kept["points"] == points and set(kept["seeds"]) <= set(study.recipes):
@@ -40,7 +44,10 @@ def with_seeds(
     else:
         num_train = data.num_images("train", BASELINE)
         spread = known_spread(folder.path.parent, data.fingerprint, num_train)
-        chosen = seeds_to_detect(_ladders(study, data), spread, points)
+        if study.pairing is not None:
+            chosen = seeds_to_detect_pairs(study.pairing, spread, points)
+        else:
+            chosen = seeds_to_detect(_ladders(study, data), spread, points)
         kept = {"points": points, "spread": asdict(spread), "seeds": chosen}
     seeds = {
         label: tuple(range(chosen[label])) if label in chosen else _given(study, label)
@@ -68,19 +75,28 @@ def _compared(study: Study, trials: Sequence[Trial]) -> list[Trial]:
 
 def check_until(study: Study, data: DataSet) -> None:
     """Raise WrongRequest if --until could never be reached."""
+    if study.pairing is not None:
+        raise WrongRequest(
+            f"--until: study {study.name} compares recipes within a seed, with seeds that are "
+            "chosen beforehand; give --seeds, or --detect POINTS"
+        )
     check_compares(_ladders(study, data), "--until")
 
 
 def plan_lines(request: Request, grant_share: float | None = None) -> list[str]:
-    """The plan's lines on power; empty if the study does not compare width and depth."""
+    """The plan's lines on power; empty if the study compares neither pairs nor width and depth."""
     num_train, num_classes = request.facts["num_train"], request.facts["num_classes"]
-    trials = _compared(request.study, request.trials) or _winners(request)
-    ladders = planned_ladders(trials, partial(request.num_images, "train"), num_classes)
     detect = request.facts.get(DETECT)
     if detect:
         spread = KnownSpread(**detect["spread"])
     else:
         spread = known_spread(request.storage, request.fingerprint, num_train)
+    study = request.study
+    if study.pairing is not None:
+        seeds = {label: _given(study, label) for label in study.recipes}
+        return paired_lines(study.pairing, seeds, spread, detect and detect["points"])
+    trials = _compared(request.study, request.trials) or _winners(request)
+    ladders = planned_ladders(trials, partial(request.num_images, "train"), num_classes)
     lines = foresight(ladders, spread, detect and detect["points"], grant_share)
     if lines and request.until is not None:
         lines.append(f"{'':<13}--until {request.until:g}: seeds are added until it is that precise")

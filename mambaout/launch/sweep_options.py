@@ -60,10 +60,10 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     add_column_options(add)
     add_init_option(add)
     _add_study_options(add, smoke="the whole path in small, on the digits if no --data")
-    what = "of top-1 for twice the width / depth at equal MACs"
+    what = "within a seed, or of top-1 for twice the width / depth at equal MACs"
     text = f"choose seeds so that a difference of POINTS {what} is found in 80 %% of such studies"
     add("--detect", type=_amount, metavar="POINTS", help=text)
-    text = "add seeds until the same difference is known to within POINTS, 95 %%"
+    text = "add seeds until width against depth is known to within POINTS, 95 %%"
     add("--until", type=_amount, metavar="POINTS", help=text)
     own = parser.add_argument_group("what this study asks")
     text = "time some of the trials for seconds, then --plan"

@@ -50,6 +50,7 @@ from mambaout.study.origin import (
     origins_to_json,
     trial_label,
 )
+from mambaout.study.pairing import Pairing
 from mambaout.study.run_files import look, named, without_val
 from mambaout.train.metrics import Record, read_records
 from mambaout.train.tasks import CLASSIFY, SHEET, TaskKind, kind_named, kind_of
@@ -145,6 +146,7 @@ class Study:
     searches: Sequence[Search] = ()  # run after the recipes, one after another
     predicted: Sequence[str] = ()  # labels of the recipes whose results the others predict
     baseline: str | None = None  # label of the recipe that the others are compared with
+    pairing: Pairing | None = None  # which recipes are compared within a seed
 
     def __post_init__(self) -> None:
         # A docstring that is a question may take two lines.
@@ -207,6 +209,7 @@ class StudyFolder:
             "task": study.kind.name,
             "predicted": list(study.predicted),
             "searches": [search.to_json() for search in study.searches],
+            "pairing": None if study.pairing is None else study.pairing.to_json(),
             **facts,
         }
         self.path.mkdir(parents=True, exist_ok=True)

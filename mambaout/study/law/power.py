@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from mambaout.study.law.noise import SeedNoise, SeedSpread, t95
+from mambaout.study.law.paired import least_found
 from mambaout.study.law.planned import PlannedSize
 from mambaout.study.law.power_law import Array
 from mambaout.study.law.shape import POWER, CostModel, cost_model, half_in_errors
@@ -101,6 +102,24 @@ def pair_seeds(sd: float, points: float) -> int | None:
         return (t95(degrees) + NormalDist().inv_cdf(POWER)) * error <= points
 
     return _least(is_enough, most=10_000)
+
+
+def paired_error(sd: float, num_seeds: int) -> float:
+    """The standard error of a difference within `num_seeds` seeds (paired.py).
+
+    Seeds of one recipe differ by `sd` points, without what they give to all recipes alike.
+    """
+    return sd * math.sqrt(2 / num_seeds) if num_seeds else math.nan
+
+
+def paired_detectable(sd: float, num_seeds: int, num_comparisons: int = 1) -> float:
+    """The difference within a seed that 80 % of studies find; nan without a second seed."""
+    return least_found(paired_error(sd, num_seeds), num_seeds - 1, num_comparisons)
+
+
+def paired_seeds(sd: float, points: float, num_comparisons: int = 1) -> int | None:
+    """How many seeds each recipe needs, so that 80 % of studies find `points` within a seed."""
+    return _least(lambda n: paired_detectable(sd, n, num_comparisons) <= points, most=10_000)
 
 
 def _least(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | None:

@@ -20,6 +20,15 @@ from mambaout.study.report.content import Content, Section
 from mambaout.study.report.curves import score_curves, training_loss
 from mambaout.study.report.findings import missing
 from mambaout.study.report.labels import Spot, place_labels
+from mambaout.study.report.paired_chart import paired_chart
+from mambaout.study.report.paired_reading import PairedReading, paired_reading
+from mambaout.study.report.paired_section import (
+    PAIRED_CAPTION,
+    PAIRED_CHART,
+    paired_said,
+    paired_section,
+    paired_text,
+)
 from mambaout.study.report.picture import PLAIN, log_ticks, new, nothing_yet, png, small_jpeg
 from mambaout.study.report.rows import Row, rows
 from mambaout.study.report.tables import (
@@ -46,13 +55,17 @@ def dense_content(folder: StudyFolder, runs: Sequence[Run], study: Mapping[str, 
     kind = kind_named(study["task"])
     table, noise = _ranked_rows(runs, kind)
     best = _best_run(table, kind)
+    paired = paired_reading(study, table, kind.final, kind.score)
     pictures: dict[str, Callable[[], bytes]] = {
         name: lambda draw=draw: png(draw()) for name, draw in _charts(table, kind, noise).items()
     }
+    if paired is not None and paired.has_results:
+        pictures[PAIRED_CHART] = lambda: png(paired_chart(paired))
     sheet = None if best is None else folder.run_directory(best.trial) / SHEET
     if sheet is not None and sheet.exists():
         pictures[PICTURES] = partial(small_jpeg, sheet)
     captions = {
+        PAIRED_CHART: PAIRED_CAPTION,
         "score_macs.png": "Up and to the left is better. Bars are 95 % intervals over seeds.",
         "score_curves.png": "One line a seed, light to dark by MACs.",
         "training_loss.png": "The sum of the losses, a mean over the images since the last record.",
@@ -69,11 +82,14 @@ def dense_content(folder: StudyFolder, runs: Sequence[Run], study: Mapping[str, 
         table=table,
         ranked=_cells(table, kind, noise),
         heading=f"Recipes, highest {kind.score} first",
-        said=_answer(table, kind, noise),
+        said=_answer(table, kind, noise) if paired is None else _paired_answer(table, paired),
         sections=[
-            Section(title, said, (), shown)
-            for title, said, names in parts
-            if (shown := [name for name in names if name in pictures]) or said
+            *paired_section(paired),
+            *(
+                Section(title, said, (), shown)
+                for title, said, names in parts
+                if (shown := [name for name in names if name in pictures]) or said
+            ),
         ],
         notes=_notes(kind),
         best_run=best,
@@ -87,10 +103,12 @@ def dense_summary(folder: StudyFolder, runs: Sequence[Run], study: Mapping[str, 
     kind = kind_named(study["task"])
     table, noise = _ranked_rows(runs, kind)
     lines = [terminal_text(_cells(table, kind, noise))]
+    paired = paired_text(paired_reading(study, table, kind.final, kind.score))
+    lines += ["\n".join(["", *paired])] if paired else []
     best = _best_run(table, kind)
     path = None if best is None else checkpoint_path(folder, best.trial)
     if best is None or path is None:
-        return lines[0]
+        return "\n".join(lines)
     name = shlex.quote(f"{folder.path.name}/{best.trial.name}")
     storage = shlex.join(["--storage", str(folder.path.parent)])
     directory = folder.run_directory(best.trial)
@@ -139,6 +157,10 @@ def _answer(table: Sequence[Row], kind: TaskKind, noise: SeedNoise) -> list[str]
             text += " Each recipe has one seed, so this does not tell a better one from luck."
         said.append(text)
     return [*missing(table), *said]
+
+
+def _paired_answer(table: Sequence[Row], paired: PairedReading) -> list[str]:
+    return [*missing(table), *paired_said(paired)]
 
 
 def _notes(kind: TaskKind) -> list[str]:

@@ -16,6 +16,7 @@ from mambaout.study.law.prediction import JudgedPrediction, seeds_text
 from mambaout.study.report.families import Family, longest
 from mambaout.study.report.fresh import about_seeds
 from mambaout.study.report.growing import deeper_or_wider, one_way, stopped_paying
+from mambaout.study.report.paired_section import paired_said
 from mambaout.study.report.ranking import Standing
 from mambaout.study.report.reading import Reading
 from mambaout.study.report.rows import Row
@@ -38,6 +39,8 @@ def answer(reading: Reading) -> list[str]:
     table, ready = found.rows, found.ready
     if not ready:
         return ["No trial has finished yet, so there is no answer yet."]
+    if reading.paired is not None:  # the highest recipe is no answer, because the gate may be shut
+        return [*missing(table), *paired_said(reading.paired), *found.warnings()]
     warnings = [*missing(table), *found.warnings()]
     if found.guessing:
         return [*warnings, *_stopped(table)]

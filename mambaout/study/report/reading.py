@@ -17,6 +17,7 @@ from mambaout.study.law.prediction import JudgedPrediction, judged, read_predict
 from mambaout.study.law.shape import Growth, growth
 from mambaout.study.law.slices import Slice, iso_mac
 from mambaout.study.report.families import Family, families, size
+from mambaout.study.report.paired_reading import PairedReading, paired_reading
 from mambaout.study.report.ranking import Standing, standing
 from mambaout.study.report.rows import Row
 from mambaout.study.report.search_findings import SearchFinding, searched
@@ -24,6 +25,7 @@ from mambaout.study.study import Run, StudyFolder
 from mambaout.train.metrics import MACS, TOP1
 
 IMAGE_MACS, TRAINING_MACS = "MACs of one image", "MACs of the whole training"
+PAIRED_SCORE = "top-1 on val"
 SLICE_TOLERANCE = 0.25  # shapes whose MACs differ by at most this share count as equal
 
 
@@ -64,6 +66,7 @@ class Reading:
     joint_with_repeats: JointLaw | str  # the same if repeated images count for less
     searches: tuple[SearchFinding, ...] = ()
     predictions: Sequence[Mapping[str, Any]] = ()  # prediction.json, one for each size
+    paired: PairedReading | None = None  # if the study compares recipes within a seed
 
     @property
     def table(self) -> tuple[Row, ...]:
@@ -115,6 +118,7 @@ def reading(
         joint_with_repeats=_joint(found, noise, REPEATS),
         searches=tuple(searches),
         predictions=predictions,
+        paired=paired_reading(study or {}, table, TOP1, PAIRED_SCORE),
     )
 
 

@@ -24,6 +24,8 @@ from mambaout.study.report.joint_section import (
 )
 from mambaout.study.report.law_charts import contrast_chart, iso_chart, law_chart
 from mambaout.study.report.overlay import SOURCE, is_comparable, published_chart, published_said
+from mambaout.study.report.paired_chart import paired_chart
+from mambaout.study.report.paired_section import PAIRED_CAPTION, PAIRED_CHART, paired_section
 from mambaout.study.report.reading import IMAGE_MACS, SLICE_TOLERANCE, TRAINING_MACS, Reading
 from mambaout.study.report.search_findings import (
     SEARCH_CHARTS,
@@ -59,6 +61,7 @@ CAPTIONS = {
     "iso_mac.png": f"Shapes whose MACs are within {SLICE_TOLERANCE:.0%} of each other. What that "
     "difference gains is taken out, so that only their shape differs; a curve is the parabola "
     "through three shapes or more.",
+    PAIRED_CHART: PAIRED_CAPTION,
     **JOINT_CAPTIONS,
     **SEARCH_CHARTS,
     "published.png": SOURCE,
@@ -85,7 +88,9 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
         "training_loss.png": partial(training_loss, table),
     }
     found: dict[str, Callable[[], Figure]] = {}
-    if not reading.searches and (fields := charted_fields(table)):
+    if reading.paired is not None and reading.paired.has_results:
+        found[PAIRED_CHART] = partial(paired_chart, reading.paired)
+    if reading.paired is None and not reading.searches and (fields := charted_fields(table)):
         found["varied.png"] = partial(varied_chart, reading.standing, fields)
     if any(one.best for one in reading.searches):
         found["axes.png"] = partial(axes_chart, reading.searches)
@@ -115,6 +120,7 @@ def drawings(reading: Reading) -> dict[str, Callable[[], Figure]]:
 def sections(reading: Reading) -> list[Section]:
     drawn = drawings(reading)
     parts = [
+        *paired_section(reading.paired),
         *_costs(reading, drawn),
         *([Section("What was varied", (), (), ["varied.png"])] if "varied.png" in drawn else []),
         *_shapes(reading, drawn),

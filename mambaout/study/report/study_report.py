@@ -25,9 +25,11 @@ from mambaout.study.report.dense_command import dense_command
 from mambaout.study.report.dense_report import dense_content, dense_summary
 from mambaout.study.report.findings import answer
 from mambaout.study.report.page import HEADING, NOTES, page
+from mambaout.study.report.paired_reading import paired_reading
+from mambaout.study.report.paired_section import paired_text
 from mambaout.study.report.picture import png
 from mambaout.study.report.ranking import standing
-from mambaout.study.report.reading import reading
+from mambaout.study.report.reading import PAIRED_SCORE, reading
 from mambaout.study.report.sections import CAPTIONS, drawings, sections
 from mambaout.study.report.tables import (
     MARKDOWN_ROWS,
@@ -45,7 +47,7 @@ from mambaout.study.report.trial_files import (
     trial_lines,
 )
 from mambaout.study.study import Run, StudyFolder
-from mambaout.train.metrics import MINIVAL_TOP1
+from mambaout.train.metrics import MINIVAL_TOP1, TOP1
 from mambaout.train.tasks import CLASSIFY
 
 __all__ = ["NotWritten", "ranked_table", "summary", "write_report"]
@@ -124,9 +126,11 @@ def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
         return dense_summary(folder, runs, study)
     found = standing(runs, study)
     lines = [terminal_text(ranked_cells(found))]
+    paired = paired_text(paired_reading(study, found.rows, TOP1, PAIRED_SCORE))
+    lines += ["\n".join(["", *paired])] if paired else []
     run = found.best_run
     if run is None or checkpoint_path(folder, run.trial) is None:
-        return lines[0]
+        return "\n".join(lines)
     name = f"{folder.path.name}/{run.trial.name}"
     of = "near chance" if found.guessing else f"minival {percent_text(run.metrics[MINIVAL_TOP1])}"
     storage = shlex.join(["--storage", str(folder.path.parent)])

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from mambaout.errors import WrongRequest
 from mambaout.launch.cli import main
-from mambaout.study.matched import WAYS
+from mambaout.study.matched import WAYS, Matched
 from mambaout.study.mixer_rows import (
     MIXERS_HELP,
     equal_recipes,
@@ -41,7 +41,7 @@ def mixer(
     ] = "macs",
 ) -> Study:
     """Does an SSM in the same block, with the same recipe and the same MACs, help?"""
-    ways = [way for way in WAYS if match in (way, BOTH)]
+    ways: list[Matched] = [way for way in WAYS if match in (way, BOTH)]
     if not ways:
         raise WrongRequest(f"--match {match!r}: choose {', '.join(WAYS)} or {BOTH}")
     rows = mixer_rows(mixers, start.given, is_small=start.small)

@@ -13,6 +13,7 @@ import pytest
 
 from mambaout.detect_recipe import DetectRecipe
 from mambaout.endings import Ending
+from mambaout.study.pairing import Pair, PairedGroup, Pairing
 from mambaout.study.report.dense_report import PICTURES, dense_content, dense_summary
 from mambaout.study.report.page import page
 from mambaout.study.report.trial_files import csv_text, trial_lines
@@ -70,6 +71,24 @@ def test_a_study_without_a_result_says_so_and_has_no_best_trial(tmp_path):
     assert said.said[-1] == "No trial has a result yet."
     assert said.best_run is None
     assert "mambaout export" not in dense_summary(StudyFolder(tmp_path, "boxes"), [], STUDY)
+
+
+def test_detectors_that_are_compared_within_a_seed_have_the_gate_first(tmp_path):
+    pairing = Pairing(
+        what="mixers",
+        groups=(PairedGroup(labels={"identity": "a", "gated_conv": "b"}),),
+        pairs=(),
+        gate=Pair("identity", "gated_conv"),
+    )
+    runs = [run("a", seed, 2.0 + seed / 9) for seed in range(3)]
+    runs += [run("b", seed, 6.0 + seed / 10) for seed in range(3)]
+    study = STUDY | {"pairing": pairing.to_json()}
+    folder = StudyFolder(tmp_path, "boxes")
+    found = dense_content(folder, runs, study)
+    assert found.said[0].startswith("The gate is open: identity loses to gated_conv by 3.99 points")
+    assert found.sections[0].title == "The mixers"
+    assert "paired.png" in found.pictures
+    assert "the gate is open" in dense_summary(folder, runs, study).lower()
 
 
 def test_scores_of_zero_are_no_answer(tmp_path):

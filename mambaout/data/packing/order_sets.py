@@ -1,7 +1,7 @@
 """Two generated sets whose label depends on where things lie: `distant-pair` and `next-patch`.
 
-Small pieces of an image, averaged, do not tell the label of the first set, and 56 % of those of the
-second at most. So the sets can tell whether it helps to mix distant tokens, or to mix in an order.
+Small pieces of an image, averaged, do not tell the label of the first set. Of the second they tell
+about 61 %. So the sets can show whether it helps to mix distant tokens, or to mix in an order.
 RGB images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
 
 **distant-pair** (2 classes). One framed glyph lies near each corner. The four have two kinds, two
@@ -21,7 +21,8 @@ half of them are. All are drawn independently. One cell is lit: its paper is bri
 the kind in the next cell in raster order, which is never empty: the cell to the right, or the first
 cell of the next row after a row's last cell. In half of the images the lit cell is the last of its
 row. There the next cell is 56 px away. The cells before, above and below tell nothing. The counts
-of glyphs tell little: the next cell's glyph is one of about 32.
+of glyphs tell little, as the next cell's glyph is one of about 32: a logistic regression on them is
+right in 22 % of val. With the cell to the right that makes 50 % + 50 % x 22 % = 61 %.
 
 All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
 version of numpy.

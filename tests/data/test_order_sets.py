@@ -52,7 +52,8 @@ def accuracy(features, labels):
 def tells_nothing(values, labels):
     table = np.zeros((values.max() + 1, labels.max() + 1))
     np.add.at(table, (values, labels), 1)
-    return chi2_contingency(table).pvalue > 1e-3
+    _, pvalue, *_ = chi2_contingency(table)
+    return pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -1,7 +1,7 @@
 """Two generated sets whose label depends on where things lie: `distant-pair` and `next-patch`.
 
-A network that only sees small pieces of an image and averages over them cannot learn either set.
-So they can tell whether mixing distant tokens, or mixing tokens in an order, is worth anything.
+Small pieces of an image, averaged, do not tell the label of the first set. Of the second they tell
+about 61 %. So the sets can show whether it helps to mix distant tokens, or to mix in an order.
 RGB images of 64 x 64 px, 20,000 for training and 4,000 in val, with equally many of each class.
 
 **distant-pair** (2 classes). One framed glyph lies near each corner. The four have two kinds, two
@@ -13,12 +13,16 @@ of each. The label is `same` if the upper two have one kind (so the lower two ha
   sum of local features has the same distribution in both classes, and so has any function of it;
 - unframed glyphs of all kinds lie between, and are drawn independently of the label.
 
+This holds for features that do not know their place. A convolution that pads with zeros can tell
+that an image's border is near, and so which corner it sees.
+
 **next-patch** (8 classes). Each of 8 x 8 cells holds a glyph of one of eight kinds, or is empty:
 half of them are. All are drawn independently. One cell is lit: its paper is bright. The label is
 the kind in the next cell in raster order, which is never empty: the cell to the right, or the first
 cell of the next row after a row's last cell. In half of the images the lit cell is the last of its
 row. There the next cell is 56 px away. The cells before, above and below tell nothing. The counts
-of glyphs tell little: the next cell's glyph is one of about 32.
+of glyphs tell little, as the next cell's glyph is one of about 32: a logistic regression on them is
+right in 22 % of val. With the cell to the right that makes 50 % + 50 % x 22 % = 61 %.
 
 All random numbers come from data/draws.py. So the pixels are the same on any machine and with any
 version of numpy.
@@ -71,7 +75,7 @@ BRIGHT = 204  # of a frame, and of the paper in a lit cell
 NOISE = 48  # the most that noise adds to a level, or takes from it
 
 
-class Placed(NamedTuple):
+class PlacedGlyph(NamedTuple):
     """A glyph in an image."""
 
     kind: int  # the row of GLYPHS and COLOURS
@@ -105,7 +109,7 @@ CORNER_SHIFT = (SIDE - FRAMED_SIDE - SIDE // 2) // 2  # px, the most from a corn
 NUM_UNFRAMED = 2
 
 
-def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]:
+def pair_parts(split: str, index: int) -> tuple[int, list[PlacedGlyph], list[PlacedGlyph]]:
     """The label of an image, its framed glyphs row by row, and its unframed glyphs."""
     label = index % 2
     random = _random("distant-pair", split, index)
@@ -116,7 +120,7 @@ def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]
     margin = FRAME_GAP + FRAME_WIDTH
     far = SIDE - FRAMED_SIDE - CORNER_SHIFT
     framed = [
-        Placed(
+        PlacedGlyph(
             kind,
             row * far + random(CORNER_SHIFT + 1) + margin,
             column * far + random(CORNER_SHIFT + 1) + margin,
@@ -128,10 +132,10 @@ def pair_parts(split: str, index: int) -> tuple[int, list[Placed], list[Placed]]
     is_free = np.ones((SIDE, SIDE), bool)
     for one in framed:
         is_free[one.square(margin + 1)] = False
-    unframed: list[Placed] = []
+    unframed: list[PlacedGlyph] = []
     while len(unframed) < NUM_UNFRAMED:
         most = SIDE - PAIR_SIDE + 1
-        one = Placed(random(PAIR_KINDS), random(most), random(most), PAIR_SIDE)
+        one = PlacedGlyph(random(PAIR_KINDS), random(most), random(most), PAIR_SIDE)
         if is_free[one.square()].all():
             is_free[one.square(1)] = False
             unframed.append(one)
@@ -209,7 +213,7 @@ def _next_pixels(split: str, index: int) -> np.ndarray:
         if cell == grid.lit:
             levels[top : top + CELL_SIDE, left : left + CELL_SIDE] = BRIGHT
         if kind != EMPTY:
-            Placed(kind, top + down, left + across).draw(levels)
+            PlacedGlyph(kind, top + down, left + across).draw(levels)
     return _noisy(levels, "next-patch", split, index)
 
 

@@ -51,7 +51,7 @@ class PatchConv(MapConv):
     def forward(self, input: Tensor) -> Tensor:
         stride = self.stride[0]
         down, right = (-side % stride for side in input.shape[1:3])
-        if torch.jit.is_tracing() or down or right:  # a trace is for images of any size
+        if torch._C._is_tracing() or down or right:  # a trace is for images of any size
             input = F.pad(input, (0, 0, 0, right, 0, down))
         return super().forward(input)
 

@@ -228,6 +228,18 @@ def test_a_device_that_no_table_knows_is_priced_once_it_has_been_calibrated():
         plan(bf16, TRAIN, CLASSES, rates=[known], device="Abacus 9000")
 
 
+def test_two_mixers_of_equal_macs_have_rates_of_their_own():
+    conv, ssm = SMALL, tuned(SMALL, mixer="conv_ssm")
+    known = rate(conv, 1e-3), rate(ssm, 2e-3)
+    found = [priced(recipe, *known)[0] for recipe in (conv, ssm)]
+    assert found == pytest.approx([1e-3, 2e-3], rel=0.15)
+    # One that was never measured counts as no nearer than a calibration of its own.
+    other = tuned(SMALL, mixer="identity")
+    seconds, kind = priced(other, *known, rate(other, 3e-3, "calibrated"))
+    assert kind == "calibrated"
+    assert seconds == pytest.approx(3e-3, rel=0.1)
+
+
 def test_the_error_of_the_rates_is_that_of_leaving_each_out():
     """Rates that follow the assumption are forecast well, scattered ones badly, and it says so."""
 

@@ -6,7 +6,7 @@
 
 A finished trial of any study on the device is a measurement. So is a line of rates.jsonl, which
 `--calibrate` writes. For other recipes, the ratio of measured to assumed time is predicted by a
-Gaussian process over size, depth, batch, augmentation and image size. So one measurement scales
+Gaussian process over size, depth, batch, augmentation, image size and mixer. So one measurement scales
 every assumption, many measurements interpolate, and repeats of one recipe are averaged.
 """
 
@@ -26,6 +26,7 @@ from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.durable import append_lines, read_lines, read_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.numbers import count_text
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
@@ -306,6 +307,8 @@ def features(recipe: Recipe, num_classes: int) -> np.ndarray:
             math.log2(recipe.global_batch) / 4,
             math.log2(recipe.image_size) / 2,
             0.75 * draws[0] + 0.25 * draws[1],
+            # Two mixers are farther apart than NEAR.
+            *(0.75 * (recipe.model.mixer == name) for name in MIXER_LAYERS),
         ]
     )
 

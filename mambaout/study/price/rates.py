@@ -6,8 +6,8 @@
 
 A finished trial of any study on the device is a measurement. So is a line of rates.jsonl, which
 `--calibrate` writes. For other recipes, the ratio of measured to assumed time is predicted by a
-Gaussian process over size, depth, batch, augmentation, image size and mixer. So one measurement scales
-every assumption, many measurements interpolate, and repeats of one recipe are averaged.
+Gaussian process over size, depth, batch, augmentation, image size and mixer. So one measurement
+scales every assumption, many measurements interpolate, and repeats of one recipe are averaged.
 """
 
 from __future__ import annotations

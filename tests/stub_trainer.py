@@ -53,7 +53,9 @@ def run(
         take_chips()
     context = ray.get_runtime_context()
     labels = context.get_node_labels()
-    rank = int(os.environ["TPU_WORKER_ID"]) if task.num_hosts > 1 else 0
+    # As the process index of a TPU runtime, which need not be the machine's number.
+    number = int(os.environ["TPU_WORKER_ID"]) if task.num_hosts > 1 else 0
+    rank = (number + 1) % task.num_hosts
     checkpoint = directory / CHECKPOINT_FILE
     begun = int(checkpoint.read_text()) if checkpoint.exists() else 0
     directory.mkdir(parents=True, exist_ok=True)

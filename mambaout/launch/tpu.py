@@ -1,4 +1,4 @@
-"""What a process needs on a TPU host before torch_xla starts: environment, lock, rank."""
+"""What a process needs on a TPU host before torch_xla starts: environment and lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOCK = Path("/tmp/libtpu_lockfile")
 LOCK_VARIABLE = "MAMBAOUT_LIBTPU_LOCK"  # the path of that file, for tests
 PREDECESSOR_SECONDS = 30.0  # longest time until a killed worker has freed its chips
-RANK_VARIABLE = "TPU_WORKER_ID"
+NUMBER_VARIABLE = "TPU_WORKER_ID"
 VISIBLE = "TPU_VISIBLE_CHIPS"
 # libtpu's names for the layout of a process's chips and of the processes. Then the older names,
 # which Ray and GKE set.
@@ -117,21 +117,21 @@ def _removed(path: Path) -> bool:
     return True
 
 
-def host_rank() -> int:
-    """This host's place in its slice. It is put into the environment for torch_xla.
+def host_number() -> int:
+    """The number that this machine has in its slice, from its environment or Ray's label.
 
-    The machine itself knows it. The order of a placement group's bundles means nothing.
+    It tells the hosts of a slice apart before torch_xla starts. It is not the rank: the rank is the
+    process index that the runtime gives (`Backend.host`), and the two can differ.
     """
     import ray
 
     labels = ray.get_runtime_context().get_node_labels()
-    text = os.environ.get(RANK_VARIABLE) or str(labels.get(WORKER_ID, ""))
+    text = os.environ.get(NUMBER_VARIABLE) or str(labels.get(WORKER_ID, ""))
     if not text.isdecimal():
         raise RuntimeError(
-            f"this host does not say which one of its slice it is ({RANK_VARIABLE}={text!r}); "
-            f"set {RANK_VARIABLE}, or the label {WORKER_ID}, before `ray start`"
+            f"this host does not say which one of its slice it is ({NUMBER_VARIABLE}={text!r}); "
+            f"set {NUMBER_VARIABLE}, or the label {WORKER_ID}, before `ray start`"
         )
-    os.environ[RANK_VARIABLE] = text
     return int(text)
 
 
@@ -139,13 +139,12 @@ def check_devices(num_chips: int, num_hosts: int, where: Backend) -> None:
     """Raise RuntimeError if the runtime has other devices than the trial should have.
 
     Otherwise four hosts that do not know each other would each train the whole batch into one
-    directory.
+    directory. The runtime numbers the processes itself, so with the right number of hosts the ranks
+    are 0 to `num_hosts` - 1, each once.
     """
     wanted = [("hosts", num_hosts, where.num_hosts)]
     if where.device_name.startswith("TPU"):  # there are always as many virtual devices as asked for
         wanted.append(("devices", CORES_PER_CHIP * num_chips * num_hosts, where.num_devices))
-        if num_hosts > 1:
-            wanted.append(("this host's rank", host_rank(), where.host))
     for what, own, found in wanted:
         if own != found:
             raise RuntimeError(

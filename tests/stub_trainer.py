@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME
-from mambaout.launch.tpu import LOCK_VARIABLE
+from mambaout.launch.tpu import LOCK_VARIABLE, ports
 from mambaout.recipe import canonical_json
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record
@@ -25,7 +25,13 @@ from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record
 EPOCH_SECONDS = 0.25
 HANGS_AFTER = 4  # epochs
 WAIT_SECONDS = 100.0
-SHOWN = ("TPU_VISIBLE_CHIPS", "TPU_PROCESS_BOUNDS", "CUDA_VISIBLE_DEVICES", "PJRT_DEVICE")
+SHOWN = (
+    "TPU_VISIBLE_CHIPS",
+    "TPU_PROCESS_BOUNDS",
+    "CUDA_VISIBLE_DEVICES",
+    "PJRT_DEVICE",
+    *ports(0),
+)
 
 _chips: TextIO | None = None
 

@@ -32,6 +32,10 @@ BOUNDS = (
     "TPU_HOST_BOUNDS",
 )
 ONE_CHIP = "1,1,1"
+# The first of four ports, one a chip, of each of libtpu's services. With libtpu's defaults every
+# process of a host would open 8471 and 8431, and the second one would fail. The address names the
+# port under which libtpu looks for its own process.
+PROCESS_PORT, CONTROLLER_PORT, METRICS_PORT = 8471, 8476, 8431
 
 
 def environment(
@@ -41,7 +45,8 @@ def environment(
 
     `env` applies unless the machine sets other values. If the worker has the whole host, no
     variable may restrict the chips. Ray lists all four if it did not count them itself, and libtpu
-    would take that list for a part of the host.
+    would take that list for a part of the host. If it has one chip, it gets ports of its own, so
+    that four such workers fit on a host.
     """
     found: dict[str, str | None] = {
         name: value for name, value in env.items() if name not in before
@@ -49,14 +54,29 @@ def environment(
     if num_chips < CHIPS_PER_HOST:
         if len(chip_ids) != 1 or num_chips != 1:
             raise WrongRequest(f"a trial takes one chip or {CHIPS_PER_HOST}, not {list(chip_ids)}")
-        return found | {VISIBLE: chip_ids[0]} | dict.fromkeys(BOUNDS, ONE_CHIP)
+        chip = chip_ids[0]
+        return found | {VISIBLE: chip} | dict.fromkeys(BOUNDS, ONE_CHIP) | ports(int(chip))
     unset = [VISIBLE]
     # The process had one chip before, and the value remained. A machine's own value for a host is
     # larger.
     for chips, processes in (BOUNDS[:2], BOUNDS[2:]):
         if before.get(chips) == ONE_CHIP:
             unset += [chips, processes]
+    for chip in range(CHIPS_PER_HOST):
+        unset += [name for name, value in ports(chip).items() if before.get(name) == value]
     return found | dict.fromkeys((name for name in unset if name in before), None)
+
+
+def ports(chip: int) -> dict[str, str]:
+    """libtpu's variables for the ports of a process that has only this chip of its host."""
+    process, controller = PROCESS_PORT + chip, CONTROLLER_PORT + chip
+    return {
+        "TPU_PROCESS_PORT": str(process),
+        "TPU_PROCESS_ADDRESSES": f"localhost:{process}",
+        "TPU_MESH_CONTROLLER_ADDRESS": f"localhost:{controller}",
+        "TPU_MESH_CONTROLLER_PORT": str(controller),
+        "TPU_RUNTIME_METRICS_PORTS": str(METRICS_PORT + chip),
+    }
 
 
 def prepare(num_chips: int, env: Mapping[str, str]) -> None:

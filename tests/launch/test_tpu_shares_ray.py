@@ -29,7 +29,7 @@ from mambaout.launch.lock import LOCK_FILE
 from mambaout.launch.progress import Job
 from mambaout.launch.request import TRAINER, Request
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME, WORKER_ID
-from mambaout.launch.tpu import LOCK_VARIABLE
+from mambaout.launch.tpu import LOCK_VARIABLE, ports
 from mambaout.launch.tune import DONE, run_study
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.study.study import CHECKPOINT_FILE, Run, Study, StudyFolder
@@ -389,6 +389,8 @@ def test_four_trials_of_a_chip_are_on_one_host_each_with_a_chip_of_its_own(machi
     assert {place["slice"] for place in places} == {"host"}
     assert sorted(place["env"]["TPU_VISIBLE_CHIPS"] for place in places) == list("0123")
     assert {place["env"]["TPU_PROCESS_BOUNDS"] for place in places} == {"1,1,1"}
+    for name in ports(0):  # each opens ports of its own
+        assert len({place["env"][name] for place in places}) == 4, name
     assert launch.left == {"used": {}, "actors": [], "groups": []}
 
 

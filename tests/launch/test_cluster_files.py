@@ -443,18 +443,7 @@ PINS = {
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu", "tpu", "gcp-head"])
 def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
-    """A stand-in for Python writes down what it is asked to install."""
-    log = tmp_path / "asked"
-    fake = tmp_path / "python"
-    fake.write_text(
-        "#!/usr/bin/env bash\n"
-        f'echo "$@" >>{log}\n'
-        'if [ "$2" = venv ]; then mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; fi\n'
-    )
-    fake.chmod(0o755)
-    env = os.environ | {"MAMBAOUT_PYTHON": str(fake), "MAMBAOUT_VENV": str(tmp_path / "venv")}
-    command = ["bash", str(CLUSTER / "setup.sh"), kind]
-    subprocess.run(command, env=env, check=True, capture_output=True)
+    log = setup(kind, tmp_path, {})
     installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
     assert len(installs) == 2
     tools, packages = installs
@@ -465,8 +454,36 @@ def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
     assert packages[-2:] == ["--editable", f"{ROOT}{extra}"]
 
     asked = log.read_text()  # and a second time installs nothing
-    subprocess.run(command, env=env, check=True, capture_output=True)
+    setup(kind, tmp_path, {})
     assert log.read_text() == asked
+
+
+def test_setup_puts_another_libtpu_in_place_of_the_pinned_one_if_it_is_asked_to(tmp_path):
+    for kind, wanted in (("tpu", ["--no-deps", "libtpu==0.0.36"]), ("cpu", None)):
+        log = setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
+        installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
+        assert (installs[-1][-2:] == wanted) == (wanted is not None)
+        before = len(log.read_text())
+        setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
+        assert len(log.read_text()) == before  # a second time installs nothing
+        setup(kind, tmp_path / kind, {})
+        assert len(log.read_text()) > before  # but without the variable the pinned one comes back
+
+
+def setup(kind: str, folder: Path, env: dict[str, str]) -> Path:
+    """Run setup.sh with a stand-in for Python, which writes down what it is asked to install."""
+    folder.mkdir(exist_ok=True)
+    log, fake = folder / "asked", folder / "python"
+    fake.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$@" >>{log}\n'
+        'if [ "$2" = venv ]; then mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; fi\n'
+    )
+    fake.chmod(0o755)
+    given = {"MAMBAOUT_PYTHON": str(fake), "MAMBAOUT_VENV": str(folder / "venv")}
+    command = ["bash", str(CLUSTER / "setup.sh"), kind]
+    subprocess.run(command, env=os.environ | given | env, check=True, capture_output=True)
+    return log
 
 
 def test_setup_refuses_a_kind_that_it_does_not_know():

@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import ROOT
 
+from mambaout.command_line import writable_folder
+from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.files.cluster_files import check, not_checked
 from mambaout.launch.files.job_file import STOP_WAIT, least_wait_seconds
@@ -399,6 +401,17 @@ def test_the_head_reaches_mlflow_only_through_its_own_machine():
             assert address == "http://127.0.0.1:5000", path.name
 
 
+def test_no_word_of_the_project_takes_a_mounted_bucket_for_shared_storage():
+    """storage.sh, the file for GKE and the error of --storage say the same of it."""
+    with pytest.raises(WrongRequest) as refused:
+        writable_folder("gs://bucket/runs", "--storage")
+    said = [(CLUSTER / "storage.sh").read_text(), (CLUSTER / "gke-storage.yaml").read_text()]
+    for text in (str(refused.value), *said):
+        words = " ".join(text.replace("\n#", " ").split())
+        assert re.search(r"bucket mounted as a folder has (no locks|none)", words), words
+        assert "NFS 4" in words
+
+
 # -- scripts ---------------------------------------------------------------------------------------
 
 
@@ -459,10 +472,10 @@ def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
 
 
 def test_setup_puts_another_libtpu_in_place_of_the_pinned_one_if_it_is_asked_to(tmp_path):
-    for kind, wanted in (("tpu", ["--no-deps", "libtpu==0.0.36"]), ("cpu", None)):
+    for kind, wanted in (("tpu", True), ("cpu", False)):
         log = setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
         installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
-        assert (installs[-1][-2:] == wanted) == (wanted is not None)
+        assert (installs[-1][-2:] == ["--no-deps", "libtpu==0.0.36"]) == wanted
         before = len(log.read_text())
         setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
         assert len(log.read_text()) == before  # a second time installs nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -114,6 +115,35 @@ SPOILT = {
         V8,
         swap("project_id: my-project", "project_id: other"),
         "disks: .*my-project.* is not of project other",
+    ),
+    "a TPU host that cannot read a bucket": (
+        V8,
+        lambda text: re.sub(r"      serviceAccount:\n.*\n.*\n", "", text),
+        "tpu_v3_8.node_config.serviceAccount: None; the host could not read gs://",
+    ),
+    "a GPU host that cannot read a bucket": (
+        GPU,
+        lambda text: re.sub(r"      serviceAccounts:\n.*\n.*\n", "", text),
+        "gpu_l4.node_config.serviceAccounts: None; the host could not read gs://",
+    ),
+    "an account with few scopes": (
+        V32,
+        swap("auth/cloud-platform", "auth/devstorage.read_only"),
+        "serviceAccount.scope: .*devstorage.*; without",
+    ),
+    "an account of another project": (
+        GPU,
+        swap("v1@my-project", "v1@other"),
+        "serviceAccounts.email: .* is not of project my-project",
+    ),
+    "a GPU's accounts for a TPU": (
+        V8,
+        lambda text: re.sub(
+            r"serviceAccount:\n +email: (.*)\n +scope:(.*)",
+            r"serviceAccounts: [{email: \1, scopes:\2}]",
+            text,
+        ),
+        "node_config.serviceAccounts: Ray rewrites it .* fails at the second",
     ),
     "no project": (V8, swap("project_id: my-project", "project_id: null"), "project_id: None"),
     "a host that never starts": (
@@ -326,6 +356,45 @@ def test_ray_itself_names_every_machine_type_of_gcp():
     """With Google's client at hand Ray's own look at a node is part of the checks."""
     pytest.importorskip("googleapiclient")
     assert not_checked(CLUSTER / f"{V8}.yaml") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "api"),
+    [(V8, "tpu_v3_8", "tpu.v2"), (V32, "tpu_v3_32", "tpu.v2"), (GPU, "gpu_l4", "compute.v1")],
+)
+def test_ray_asks_google_for_workers_with_the_account_of_the_head(file, kind, api):
+    """Ray's own code and Google's own client; only the answers are made up."""
+    pytest.importorskip("googleapiclient")
+    from googleapiclient.discovery import build_from_document
+    from googleapiclient.discovery_cache import documents
+    from googleapiclient.http import HttpMockSequence
+    from ray.autoscaler._private.gcp.node import GCPTPU, GCPCompute
+
+    asked: list[HttpMockSequence] = []
+
+    def answers(*_: object) -> HttpMockSequence:
+        asked.append(HttpMockSequence([({"status": "200"}, '{"name": "operation"}')]))
+        return asked[-1]
+
+    described = Path(documents.__path__[0]) / f"{api}.json"
+    client = build_from_document(described.read_text(), http=HttpMockSequence([]))
+    config = load(file)
+    place = [config["provider"][name] for name in ("project_id", "availability_zone")]
+    provider = (GCPTPU if api.startswith("tpu") else GCPCompute)(client, *place, "mambaout")
+    provider.get_new_authorized_http = answers
+    node = config["available_node_types"][kind]["node_config"]
+    labels = {"ray-node-type": "worker", "ray-node-name": "mambaout"}
+    provider.create_instances(node, labels, 2, wait_for_operation=False)
+    bodies = [json.loads(http.request_sequence[0][2]) for http in asked]
+    assert len(bodies) == 2
+    for body in bodies:
+        account = body.get("serviceAccount") or body["serviceAccounts"][0]
+        assert account["email"] == "ray-autoscaler-sa-v1@my-project.iam.gserviceaccount.com"
+        scopes = account.get("scope") or account["scopes"]
+        assert scopes == ["https://www.googleapis.com/auth/cloud-platform"]
+        known = json.loads(described.read_text())["schemas"]
+        fields = known["Node" if api.startswith("tpu") else "Instance"]["properties"]
+        assert set(node) <= set(fields)  # Google knows every field of the file
 
 
 def places(value: Any, at: tuple = ()) -> Iterator[tuple]:

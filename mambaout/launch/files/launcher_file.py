@@ -22,6 +22,7 @@ ZONES = {
     "v3-8": ("us-central1-a", "us-central1-b", "us-central1-f", "europe-west4-a", "us-east1-d"),
     "v3-32": ("europe-west4-a", "us-east1-d"),
 }
+CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 GPU_MACHINES = ("g2-", "a2-", "a3-", "a4-", "g4-")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_HOST = re.compile(r"--(dashboard-host|host)[= ](\S+)")
@@ -167,6 +168,8 @@ def _gcp(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _tpu(where, node_type, config)
         else:
             yield from _compute(where, node_type)
+        if "acceleratorConfig" not in node:
+            yield from _account(where, node, config)
 
 
 def _place(config: Mapping[str, Any]) -> Iterator[str]:
@@ -283,6 +286,39 @@ def _compute(where: str, node_type: Mapping[str, Any]) -> Iterator[str]:
             f"{scheduling.get('automaticRestart')}; Google restarts no spot machine and refuses "
             "to promise it; set false, Ray starts a new one"
         )
+
+
+def _account(where: str, node: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """The account of a worker. Ray gives one to the head alone, and data are read by workers."""
+    project = config["provider"].get("project_id")
+    is_tpu = "acceleratorType" in node
+    field, scopes = ("serviceAccount", "scope") if is_tpu else ("serviceAccounts", "scopes")
+    given = node.get(field)
+    accounts = [given] if isinstance(given, Mapping) else given if isinstance(given, list) else []
+    email = f"ray-autoscaler-sa-v1@{project}.iam.gserviceaccount.com"
+    if is_tpu and "serviceAccounts" in node:
+        yield (
+            f"{where}.node_config.serviceAccounts: Ray rewrites it for the first TPU host of a "
+            "batch and fails at the second; write serviceAccount with email and scope"
+        )
+    elif not accounts or not isinstance(accounts[0], Mapping):
+        yield (
+            f"{where}.node_config.{field}: {given}; the host could not read gs://; give email: "
+            f"{email} and {scopes}: [{CLOUD_PLATFORM}]"
+        )
+    else:
+        account = accounts[0]
+        if CLOUD_PLATFORM not in (account.get(scopes) or ()):
+            yield (
+                f"{where}.node_config.{field}.{scopes}: {account.get(scopes)}; without "
+                f"{CLOUD_PLATFORM} the account's rights do not count on the host; set it"
+            )
+        own = re.fullmatch(r"[^@]+@([^.]+)\.iam\.gserviceaccount\.com", str(account.get("email")))
+        if own and own[1] != project:
+            yield (
+                f"{where}.node_config.{field}.email: {account['email']} is not of project "
+                f"{project}; give {email}"
+            )
 
 
 def _scheduling(node: Mapping[str, Any]) -> dict[str, Any]:

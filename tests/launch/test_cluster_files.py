@@ -29,6 +29,7 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.files.cluster_files import check, not_checked
 from mambaout.launch.files.job_file import STOP_WAIT, least_wait_seconds
+from mambaout.launch.files.launcher_file import START_TIMEOUT
 from mambaout.launch.resources import SLICE_NAME, Node, share
 
 CLUSTER = ROOT / "cluster"
@@ -144,6 +145,16 @@ SPOILT = {
             text,
         ),
         "node_config.serviceAccounts: Ray rewrites it .* fails at the second",
+    ),
+    "a job that does not wait for its host": (
+        V8,
+        swap("export RAY_JOB_START_TIMEOUT_SECONDS=86400 &&", ""),
+        "RAY_JOB_START_TIMEOUT_SECONDS is None, and Ray fails a job",
+    ),
+    "a job that waits too little": (
+        GPU,
+        swap("TIMEOUT_SECONDS=86400", "TIMEOUT_SECONDS=900"),
+        "RAY_JOB_START_TIMEOUT_SECONDS is 900",
     ),
     "no project": (V8, swap("project_id: my-project", "project_id: null"), "project_id: None"),
     "a host that never starts": (
@@ -452,6 +463,16 @@ def test_a_trial_fits_the_slice_of_a_file(name):
     found = share("tpu-v3-32", nodes)
     assert found.slots(nodes) == 1
     assert found.num_workers > 8  # images are loaded by more than a core or two
+
+
+def test_the_name_of_the_wait_for_a_host_is_ray_s_own():
+    from ray.dashboard import consts
+
+    assert consts.RAY_JOB_START_TIMEOUT_SECONDS_ENV_VAR == START_TIMEOUT
+    assert consts.DEFAULT_JOB_START_TIMEOUT_SECONDS == 15 * 60
+    for path in CLUSTER.glob("gke-*-raycluster.yaml"):
+        head = yaml.safe_load(path.read_text())["spec"]["headGroupSpec"]["template"]["spec"]
+        assert {"name": START_TIMEOUT, "value": "86400"} in head["containers"][0]["env"], path
 
 
 def test_every_file_that_is_mounted_is_in_the_repository():

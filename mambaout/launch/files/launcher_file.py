@@ -25,6 +25,8 @@ ZONES = {
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 GPU_MACHINES = ("g2-", "a2-", "a3-", "a4-", "g4-")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+START_TIMEOUT = "RAY_JOB_START_TIMEOUT_SECONDS"
+LEAST_START_SECONDS = 3600  # a TPU is made in 8 minutes at best, and spot ones are not always there
 OPEN_HOST = re.compile(r"--(dashboard-host|host)[= ](\S+)")
 
 
@@ -137,6 +139,21 @@ def _commands(config: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def _waiting(config: Mapping[str, Any]) -> Iterator[str]:
+    """How long a job waits for a host that is not up yet. The head's Ray counts, not the job."""
+    for line in config.get("head_start_ray_commands") or ():
+        if "ray start" not in line:
+            continue
+        found = re.search(rf"{START_TIMEOUT}=(\d+)", line)
+        seconds = int(found[1]) if found else None
+        if seconds is None or seconds < LEAST_START_SECONDS:
+            yield (
+                f"head_start_ray_commands: {START_TIMEOUT} is {seconds}, and Ray fails a job that "
+                f"waits longer for its host (15 minutes by default); export {START_TIMEOUT}=86400 "
+                "in the command of `ray start`"
+            )
+
+
 def _unpinned(line: str) -> Iterator[str]:
     for words in re.findall(r"pip3? install [^&|;]*", line):
         if "--constraint" not in words and " -c " not in words:
@@ -152,6 +169,7 @@ def _gcp(config: Mapping[str, Any]) -> Iterator[str]:
     node_types = config.get("available_node_types") or {}
     head_name = config.get("head_node_type")
     yield from _place(config)
+    yield from _waiting(config)
     for name, node_type in node_types.items():
         where, node = f"available_node_types.{name}", node_type["node_config"]
         if name == head_name:

@@ -148,13 +148,23 @@ SPOILT = {
     ),
     "a job that does not wait for its host": (
         V8,
-        swap("export RAY_JOB_START_TIMEOUT_SECONDS=86400 &&", ""),
+        swap("RAY_JOB_START_TIMEOUT_SECONDS=86400", "A=b"),
         "RAY_JOB_START_TIMEOUT_SECONDS is None, and Ray fails a job",
     ),
     "a job that waits too little": (
         GPU,
         swap("TIMEOUT_SECONDS=86400", "TIMEOUT_SECONDS=900"),
         "RAY_JOB_START_TIMEOUT_SECONDS is 900",
+    ),
+    "spot hosts in a batch": (
+        V8,
+        swap("upscaling_speed: 1", "upscaling_speed: 4.0"),
+        "upscaling_speed: 4.0; one spot host that Google refuses .* set 1",
+    ),
+    "spot hosts in a batch of the older autoscaler": (
+        GPU,
+        swap(" AUTOSCALER_MAX_LAUNCH_BATCH=1", ""),
+        "no AUTOSCALER_MAX_LAUNCH_BATCH=1 for `ray start`",
     ),
     "no project": (V8, swap("project_id: my-project", "project_id: null"), "project_id: None"),
     "a host that never starts": (
@@ -559,6 +569,72 @@ def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
     asked = log.read_text()  # and a second time installs nothing
     setup(kind, tmp_path, {})
     assert log.read_text() == asked
+
+
+def test_ray_reads_how_many_hosts_it_asks_for_at_once():
+    code = (
+        "from ray.autoscaler._private import constants as c; print(c.AUTOSCALER_MAX_LAUNCH_BATCH)"
+    )
+    env = os.environ | {"AUTOSCALER_MAX_LAUNCH_BATCH": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "1"
+
+
+LISTED = """\
+ray-mambaout-v3-8-worker-a1-tpu\tPREEMPTED
+ray-mambaout-v3-8-worker-b2-tpu\tREADY
+mambaout-slice\tTERMINATED
+ray-other-worker-c3-tpu\tPREEMPTED
+a-colleague\tPREEMPTED
+"""
+
+
+def gcloud(folder: Path, listed: str = LISTED) -> tuple[dict[str, str], Path]:
+    """An environment with a stand-in for gcloud, and the file in which it notes its calls."""
+    log = folder / "asked"
+    (folder / "listed").write_text(listed)
+    fake = folder / "gcloud"
+    fake.write_text(
+        f'#!/usr/bin/env bash\necho "$@" >>{log}\n'
+        f'if [ "$4" = list ]; then cat {folder}/listed; fi\n'
+    )
+    fake.chmod(0o755)
+    log.touch()
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}, log
+
+
+def test_the_clean_up_names_what_it_would_delete_and_deletes_nothing(tmp_path):
+    env, log = gcloud(tmp_path)
+    command = ["bash", str(CLUSTER / "clean.sh"), "us-central1-a"]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:3] == [
+        "stays: ray-mambaout-v3-8-worker-b2-tpu (READY)",
+        "would delete: ray-mambaout-v3-8-worker-a1-tpu",
+        "would delete: mambaout-slice",
+    ]
+    assert "delete" not in log.read_text()
+
+
+def test_the_clean_up_deletes_what_is_gone_and_its_own_if_it_is_told_to(tmp_path):
+    env, log = gcloud(tmp_path)
+    command = ["bash", str(CLUSTER / "clean.sh"), "us-central1-a", "--delete"]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    deleted = [line.split()[4] for line in log.read_text().splitlines() if " delete " in line]
+    assert deleted == ["ray-mambaout-v3-8-worker-a1-tpu", "mambaout-slice"]
+    env, log = gcloud(tmp_path, listed="")
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout == "nothing to delete in us-central1-a\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--delete"], ["us-central1-a", "--all"]])
+def test_the_clean_up_refuses_what_it_does_not_know(words, tmp_path):
+    env, log = gcloud(tmp_path)
+    command = ["bash", str(CLUSTER / "clean.sh"), *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+    assert log.read_text() == ""
 
 
 def test_setup_puts_another_libtpu_in_place_of_the_pinned_one_if_it_is_asked_to(tmp_path):

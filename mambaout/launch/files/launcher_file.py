@@ -27,6 +27,7 @@ GPU_MACHINES = ("g2-", "a2-", "a3-", "a4-", "g4-")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_TIMEOUT = "RAY_JOB_START_TIMEOUT_SECONDS"
 LEAST_START_SECONDS = 3600  # a TPU is made in 8 minutes at best, and spot ones are not always there
+LAUNCH_BATCH = "AUTOSCALER_MAX_LAUNCH_BATCH"
 OPEN_HOST = re.compile(r"--(dashboard-host|host)[= ](\S+)")
 
 
@@ -154,6 +155,20 @@ def _waiting(config: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def _one_by_one(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether spot hosts are asked for one by one. In a batch one refusal fails all."""
+    types = config.get("available_node_types") or {}
+    most = max((kind.get("max_workers", 0) for kind in types.values()), default=0)
+    if most < 2 or not any(_is_spot(kind["node_config"]) for kind in types.values()):
+        return
+    remedy = "one spot host that Google refuses would fail its whole batch; set"
+    if config.get("upscaling_speed", 1) > 1:
+        yield f"upscaling_speed: {config['upscaling_speed']}; {remedy} 1"
+    for line in config.get("head_start_ray_commands") or ():
+        if "ray start" in line and f"{LAUNCH_BATCH}=1" not in line.split():
+            yield f"head_start_ray_commands: no {LAUNCH_BATCH}=1 for `ray start`; {remedy} it"
+
+
 def _unpinned(line: str) -> Iterator[str]:
     for words in re.findall(r"pip3? install [^&|;]*", line):
         if "--constraint" not in words and " -c " not in words:
@@ -170,6 +185,7 @@ def _gcp(config: Mapping[str, Any]) -> Iterator[str]:
     head_name = config.get("head_node_type")
     yield from _place(config)
     yield from _waiting(config)
+    yield from _one_by_one(config)
     for name, node_type in node_types.items():
         where, node = f"available_node_types.{name}", node_type["node_config"]
         if name == head_name:

@@ -124,8 +124,8 @@ def writable_folder(text: str, option: str) -> Path:
         raise WrongRequest(f"{option} is empty; give a folder, like runs/femto")
     if "://" in text:
         raise WrongRequest(
-            f"{option} {text}: run directories are plain files; give a folder, for example of a "
-            "mounted bucket or NFS"
+            f"{option} {text}: run directories are plain files with locks; give a folder, on NFS 4 "
+            "where several machines share it (a bucket mounted as a folder has no locks)"
         )
     path = Path(os.path.expanduser(text))  # "~name" stays as it is if that home is unknown
     whole = str(path.absolute() / "previous.ckpt")  # the longest name that is written inside

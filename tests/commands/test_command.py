@@ -171,7 +171,10 @@ ON_DIGITS = "train --data digits --out {new}"
         ("train --data digits --out {file}", "--out {file}: {file} is a file; give a folder"),
         ("train --data digits --out {file}/in/it", "{file} is a file; give a folder"),
         ("train --data digits --out {link}", "{link} is a link to nothing; give a folder"),
-        ("train --data digits --out gs://bucket/run", "run directories are plain files"),
+        (
+            "train --data digits --out gs://bucket/run",
+            "plain files with locks; give a folder, on NFS 4 where several machines share it",
+        ),
         ("train --data digits --out /proc/run", "/proc/run cannot be written"),
         (f"train --data digits --out {300 * 'x'}", "a name of 300 bytes, where . allows 255"),
         (f"train --data digits --out {60 * ('x' * 99 + '/')}", "allows 4096; give a shorter one"),

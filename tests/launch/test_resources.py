@@ -31,7 +31,7 @@ from mambaout.launch.resources import (
     share,
     tpu_chips,
 )
-from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
+from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment, ports
 from mambaout.recipe import tuned
 from mambaout.study.axes import Search
 from mambaout.study.start import Start
@@ -260,6 +260,8 @@ def test_a_tpu_is_priced_as_its_chips_without_a_cluster(tmp_path, capsys, digits
 
 PJRT = {"PJRT_DEVICE": "TPU"}
 RAYS_ONE_CHIP = {"TPU_CHIPS_PER_HOST_BOUNDS": "1,1,1", "TPU_HOST_BOUNDS": "1,1,1"}
+ONE_CHIP = dict.fromkeys(BOUNDS, "1,1,1")
+GOOGLES_PORTS = {"TPU_RUNTIME_METRICS_PORTS": "8431,8432,8433,8434"}
 GKES_HOST = {"TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_HOST_BOUNDS": "2,2,1"}
 
 
@@ -271,8 +273,9 @@ GKES_HOST = {"TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_HOST_BOUNDS": "2,2,1"}
         (4, "0123", {"TPU_VISIBLE_CHIPS": "0,1,2,3"}, {**PJRT, "TPU_VISIBLE_CHIPS": None}),
         (4, "0123", GKES_HOST, PJRT),
         (4, "0123", RAYS_ONE_CHIP, {**PJRT, **dict.fromkeys(RAYS_ONE_CHIP)}),
-        (1, "2", {}, {**PJRT, "TPU_VISIBLE_CHIPS": "2", **dict.fromkeys(BOUNDS, "1,1,1")}),
-        (1, "3", GKES_HOST, {**PJRT, "TPU_VISIBLE_CHIPS": "3", **dict.fromkeys(BOUNDS, "1,1,1")}),
+        (4, "0123", GOOGLES_PORTS, PJRT),
+        (1, "2", {}, PJRT | {"TPU_VISIBLE_CHIPS": "2"} | ONE_CHIP | ports(2)),
+        (1, "3", GKES_HOST, PJRT | {"TPU_VISIBLE_CHIPS": "3"} | ONE_CHIP | ports(3)),
     ],
 )
 def test_a_worker_sees_the_chips_of_its_share_and_no_others(num_chips, ids, before, changes):
@@ -285,6 +288,18 @@ def test_a_worker_that_changes_shares_keeps_nothing_of_the_last_one():
 
     chip = after(environment(1, ["1"], PJRT, {}), {})
     assert after(environment(4, list("0123"), PJRT, chip), chip) == PJRT
+
+
+def test_four_workers_of_one_chip_share_no_port_of_their_host():
+    """A port of one is none of another, also where it serves something else."""
+    workers = [environment(1, [chip], PJRT, {}) for chip in "0123"]
+    opened = [{found[name] for name in found if "PORT" in name} for found in workers]
+    assert all(len(each) == 3 for each in opened)
+    assert len(set().union(*opened)) == 12
+    for found in workers:
+        assert found["TPU_PROCESS_ADDRESSES"] == f"localhost:{found['TPU_PROCESS_PORT']}"
+        controller = found["TPU_MESH_CONTROLLER_PORT"]
+        assert found["TPU_MESH_CONTROLLER_ADDRESS"] == f"localhost:{controller}"
 
 
 def test_two_chips_are_no_share():

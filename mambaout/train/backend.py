@@ -21,10 +21,10 @@ from torch import Tensor
 
 from mambaout.applied_rules import multiplies_bf16
 from mambaout.chips import CHIPS, find_chip
-from mambaout.command_line import NOT_ON_XLA
+from mambaout.command_line import NOT_ON_XLA, TF32_ELSEWHERE
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
-from mambaout.train import compiler, versions, xla_operations
+from mambaout.train import compiler, cuda_precision, versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 from mambaout.train.xla_operations import Operation
 
@@ -85,9 +85,14 @@ class Backend(ABC):
 
     def autocast(self, precision: str) -> AbstractContextManager:
         """A context with matrix products in `precision`; weights and their updates stay fp32."""
-        if precision == "fp32":
+        if precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def train_in(self, precision: str) -> None:
+        """Prepare the devices for training in `precision`. WrongRequest if they cannot."""
+        if precision == "tf32":
+            raise WrongRequest(f"backend {self.name}: {TF32_ELSEWHERE}")
 
     def operations(self) -> dict[str, Operation]:
         """Those of xla_operations.py; only XLA has them."""
@@ -174,10 +179,7 @@ class Cuda(TorchBackend):
         if not torch.cuda.is_available():
             raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
         self.device = torch.device("cuda", torch.cuda.current_device())
-        # By default torch computes fp32 convolutions in TF32, with ten bits of mantissa, but other
-        # products in fp32. Here fp32 means fp32.
-        convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - not in its types
-        convolutions.fp32_precision = "ieee"
+        cuda_precision.set_products(tf32=False)
         self._set_up_compiler(compiles)
         torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -188,6 +190,13 @@ class Cuda(TorchBackend):
     @property
     def multiplies_bf16(self) -> bool:
         return gpu_multiplies_bf16(torch.cuda.current_device())
+
+    def train_in(self, precision: str) -> None:
+        capability = torch.cuda.get_device_capability(self.device)
+        fault = cuda_precision.why_not(precision, self.device_name, capability)
+        if fault is not None:
+            raise WrongRequest(fault)
+        cuda_precision.set_products(tf32=precision == "tf32")
 
     def usable_bytes(self) -> float:
         free, total = torch.cuda.mem_get_info(self.device)

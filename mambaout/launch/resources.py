@@ -327,6 +327,11 @@ def _amounts(resources: Mapping[str, float]) -> str:
 # -- machines --------------------------------------------------------------------------------------
 
 
+def is_tpu(accelerator: str | None) -> bool:
+    """Whether the name alone says of which machines a trial gets a share."""
+    return accelerator in _TPUS
+
+
 def plan_nodes(accelerator: str | None) -> list[Node]:
     """The machines for a plan without a cluster: Google's for a TPU, else this machine."""
     if accelerator not in _TPUS:

@@ -372,9 +372,11 @@ def _plan(request: Request, options: argparse.Namespace, timed: str | None) -> P
         num_images=request.num_images,
         runs=[folder.run(trial) for trial in known],
         finished=folder.finished_elsewhere(request.trials) if reuse else (),
-        rates=known_rates(request.storage, planned.device, planned.at_a_time),
+        rates=known_rates(
+            request.storage, planned.device, planned.at_a_time, planned.part.devices_held
+        ),
         device=planned.device,
-        num_devices=planned.part.num_devices,
+        num_devices=planned.part.devices_held,
         concurrency=planned.at_a_time,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,

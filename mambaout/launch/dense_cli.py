@@ -275,7 +275,9 @@ def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
     anew = rerun.begins_with(request)
     reuse = request.reuse and not (anew or rerun.is_under_way)
     finished = folder.finished_elsewhere(request.trials) if reuse else set()
-    forecast = DenseForecast(request.storage, request.study.kind, planned.device)
+    forecast = DenseForecast(
+        request.storage, request.study.kind, planned.device, planned.part.devices_held
+    )
     rows = [
         forecast.row(trial, asked.work(trial), None if anew else folder.run(trial), finished)
         for trial in request.trials
@@ -285,7 +287,7 @@ def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
         rows=rows,
         concurrency=planned.at_a_time,
         basis=[*forecast.basis(todo), _counted(rows[0].recipe)],
-        num_devices=planned.part.num_devices,
+        num_devices=planned.part.devices_held,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,
     )

@@ -112,6 +112,11 @@ class Share:
         return CORES_PER_CHIP * self.chips * self.num_hosts or 1
 
     @property
+    def devices_held(self) -> float:
+        """The devices that are paid for; 0.5 for half of a GPU."""
+        return self.gpus or self.num_devices
+
+    @property
     def num_workers(self) -> int:
         """The number of processes that load images on each host.
 

@@ -37,7 +37,7 @@ class Calibration:
     first_step_seconds: float  # including building the network, opening the data, finding kernels
     peak_memory_bytes: int | None  # of a GPU; of the process on a CPU; None on a TPU
     device: str
-    num_devices: int
+    num_devices: float  # 0.5 for half of a GPU
 
 
 def calibrate(
@@ -82,7 +82,7 @@ def calibrate(
         first_step_seconds=clock.first_step_seconds,
         peak_memory_bytes=backend.peak_memory_bytes(),
         device=backend.device_name,
-        num_devices=backend.num_devices,
+        num_devices=backend.devices_held,
     )
 
 

@@ -165,7 +165,7 @@ class Stepper:
             images_per_second,
             self._chip,
             self.recipe.precision,
-            self.backend.num_devices,
+            self.backend.devices_held,
         )
 
 

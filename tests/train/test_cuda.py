@@ -6,17 +6,21 @@ with `needs_gpu` runs only where torch sees a real one.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from needs import needs_cxx, needs_gpu
 
 from mambaout.errors import WrongRequest
+from mambaout.study.speeds import device_of
 from mambaout.train.backend import Cpu, Cuda, backend
 from mambaout.train.cuda_precision import set_products
 from mambaout.train.loop import train
+from mambaout.train.metrics import read_records
 from mambaout.train.stepper import Stepper
 
 
@@ -36,7 +40,7 @@ def gpu(monkeypatch):
         "get_device_name": lambda device=None: told.name,
         "get_device_capability": lambda device=None: told.capability,
         "mem_get_info": lambda device=None: (told.free, told.total),
-        "get_per_process_memory_fraction": lambda device=None: 1.0,
+        "set_per_process_memory_fraction": lambda part, device=None: None,
         "reset_peak_memory_stats": lambda device=None: None,
         "set_device": lambda device: None,
     }.items():
@@ -85,6 +89,31 @@ def test_torch_compile_works_with_either_setting():
 def test_a_run_sets_the_precision_of_its_recipe(gpu, tiny_recipe):
     Stepper(replace(tiny_recipe, precision="tf32"), 10, 0, Cuda(compiles=False))
     assert products() == {"tf32"}
+
+
+def test_half_of_a_gpu_counts_as_half_in_memory_hours_and_mfu(gpu, tiny_recipe):
+    whole, half = Cuda(compiles=False), Cuda(compiles=False, part=0.5)
+    assert (whole.devices_held, half.devices_held) == (1, 0.5)
+    assert half.usable_bytes() == pytest.approx(0.9 * 12 * 2**30)
+    recipe = replace(tiny_recipe, precision="bf16")
+    used = [Stepper(recipe, 10, 0, each).utilisation(100.0) for each in (whole, half)]
+    assert used[1] == pytest.approx(2 * (used[0] or 0))
+
+
+def test_the_facts_of_a_run_hold_its_part_of_the_device(digits, tmp_path, tiny_recipe):
+    """On a CPU that pretends to be shared: the facts and hours are computed as on a GPU."""
+    where = Cpu()
+    where.part = 0.5
+    train(tiny_recipe, digits, out=tmp_path / "run", backend=where)
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    last = list(read_records(tmp_path / "run" / "records.jsonl"))[-1]
+    assert outcome["facts"]["num_devices"] == 0.5
+    hours = outcome["metrics"]["train_device_hours"]
+    assert hours >= 0.5 * last.seconds / 3600
+    assert hours == pytest.approx(0.5 * last.seconds / 3600, rel=0.2)
+    whole: Any = SimpleNamespace(facts=outcome["facts"] | {"num_devices": 1})
+    half: Any = SimpleNamespace(facts=outcome["facts"])
+    assert device_of(half) == f"0.5 x {device_of(whole)}"
 
 
 def test_tf32_is_refused_on_a_cpu_before_anything_is_written(digits, tmp_path, tiny_recipe):

@@ -38,6 +38,10 @@ NOT_ON_XLA = (
     "--compile and --no-compile are for a CPU and a GPU; XLA always compiles, with a compiler of "
     "its own, so leave the option out"
 )
+TF32_ELSEWHERE = (
+    "precision=tf32 is for NVIDIA GPUs from compute capability 8.0 on; give --precision fp32, or "
+    "bf16"
+)
 
 
 class Parser(argparse.ArgumentParser):

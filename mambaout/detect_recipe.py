@@ -184,7 +184,7 @@ class DetectRecipe:
         source=MMDETECTION,
         bound=Bound(least=1, most=100_000),
     )
-    precision: Literal["fp32", "bf16"] = knob(
+    precision: Literal["fp32", "tf32", "bf16"] = knob(
         "fp32",
         "number format of the backbone and the heads; scores, boxes and losses stay fp32",
         unit=None,

@@ -140,9 +140,9 @@ class Recipe:
         source=AUTHORS_RUN,
         bound=Bound(least=1, most=MOST_COUNT),
     )
-    precision: Literal["fp32", "bf16"] = knob(
+    precision: Literal["fp32", "tf32", "bf16"] = knob(
         "fp32",
-        "number format of matrix products; the weights stay fp32",
+        "number format of matrix products; the weights stay fp32; tf32: on NVIDIA GPUs only",
         unit=None,
     )
 

@@ -209,7 +209,7 @@ def _ended(
 
 def _precision(
     command: DenseCommand, recipe: Any, out: Path, where: Backend
-) -> tuple[Literal["fp32", "bf16"], str]:
+) -> tuple[Literal["fp32", "tf32", "bf16"], str]:
     """The precision on these devices, and why. A run that has begun keeps its own anywhere."""
     try:
         text = (out / "recipe.json").read_text(encoding="utf-8")

@@ -34,9 +34,10 @@ from mambaout.data.shards.column_options import GivenColumns, given_columns
 from mambaout.data.shards.data_set import DataSet
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
-from mambaout.launch.calibrate import device_of, run_calibration
+from mambaout.launch.calibrate import run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.ending import StudyBroke
+from mambaout.launch.planned import planned_share
 from mambaout.launch.power_wanted import (
     UNTIL,
     check_given_seeds,
@@ -46,11 +47,17 @@ from mambaout.launch.power_wanted import (
 )
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_share, check_task, hello
+from mambaout.launch.request import Request, about_others, check_task, hello
 from mambaout.launch.rerun import Rerun
-from mambaout.launch.resources import check_accelerator, plan_nodes, share
+from mambaout.launch.resources import check_accelerator
 from mambaout.launch.start_weights import INIT, about_weights, facts_of_weights, start_weights
-from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep_parser
+from mambaout.launch.sweep_options import (
+    STORAGE,
+    BuildStudy,
+    own_values,
+    planned_chip,
+    sweep_parser,
+)
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
@@ -82,10 +89,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         again = [hidden(word) for word in words if word != "--rerun"]
         command = shlex.join([sys.argv[0], *again])
         request = _request(build_study, options, command)
-        if options.calibrate:
-            run_calibration(request)
+        rates = run_calibration(request) if options.calibrate else []
         if options.plan or options.calibrate:
-            priced = _plan(request, options)
+            priced = _plan(request, options, rates[0].device if rates else None)
             about = [f"{request.name}: {request.study.question}", *hello(request)]
             power = plan_lines(request, priced.grant_share)
             print("\n".join([*about, "", plan_table(priced), *power]))
@@ -155,6 +161,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         accelerator=options.accelerator,
         address=options.address,
         rerun=options.rerun,
+        chip=planned_chip(options),
     )
     if precision.rule is not None:  # only the study's name tells it, after the recipes were made
         start = replace(start, precision=precision.rule, rules=[], took_variants=False)
@@ -345,15 +352,14 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
     return [trial for _, trial in sorted(zip(ranks, trials, strict=True), key=lambda row: row[0])]
 
 
-def _plan(request: Request, options: argparse.Namespace) -> Plan:
-    """The price of the remaining trials, on this machine or on the named kind of TPU."""
+def _plan(request: Request, options: argparse.Namespace, timed: str | None) -> Plan:
+    """The price of the remaining trials, where they would run or on the named GPU or TPU.
+
+    `timed` is the device that was just calibrated.
+    """
     facts = request.facts
-    nodes = plan_nodes(options.accelerator)
-    part = share(options.accelerator, nodes)
-    check_share(request, part)
-    concurrency = options.max_concurrent or part.slots(nodes)
+    planned = planned_share(request, planned_chip(options), timed)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
-    device = device_of(part)
     rerun = Rerun(folder)
     anew = rerun.begins_with(request)
     known = [] if anew else [*request.trials, *folder.trials_to_go_on()]
@@ -366,10 +372,12 @@ def _plan(request: Request, options: argparse.Namespace) -> Plan:
         num_images=request.num_images,
         runs=[folder.run(trial) for trial in known],
         finished=folder.finished_elsewhere(request.trials) if reuse else (),
-        rates=known_rates(request.storage, device, concurrency),
-        device=device,
-        num_devices=part.num_devices,
-        concurrency=concurrency,
+        rates=known_rates(
+            request.storage, planned.device, planned.at_a_time, planned.part.devices_held
+        ),
+        device=planned.device,
+        num_devices=planned.part.devices_held,
+        concurrency=planned.at_a_time,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,
     )

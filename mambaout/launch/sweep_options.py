@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.command_line import Parser, add_compile_option, whole_number
 from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
@@ -123,7 +124,11 @@ def _add_study_options(add: Callable[..., Any], smoke: str) -> None:
 def _add_cost_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what it costs")
     add = group.add_argument
-    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
+    text = (
+        "print the trials and what they cost; start nothing. It is for the machines where they "
+        "would run, or for one GPU of a kind (more: --max-concurrent), like 'A100 80GB'"
+    )
+    add("--plan", nargs="?", const=True, default=False, type=_gpu, metavar="GPU", help=text)
     device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
     add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
     add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
@@ -231,6 +236,19 @@ def _wrong(build_study: BuildStudy, name: str, why: str) -> WrongRequest:
 
 
 # -- words of the command line --------------------------------------------------------------------
+
+
+def planned_chip(options: argparse.Namespace) -> Chip | None:
+    """The GPU that `--plan GPU` names; None: the plan is for the machines of the launch."""
+    return options.plan if isinstance(options.plan, Chip) else None
+
+
+def _gpu(text: str) -> Chip:
+    chip = find_chip(text)
+    if chip is None or chip.name.startswith("TPU"):
+        names = [name for name in CHIPS if not name.startswith("TPU")]
+        raise argparse.ArgumentTypeError(f"{text!r} is none of the GPUs {', '.join(names)}")
+    return chip
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from tiny_sweep import recipe, tiny
 
 from mambaout.data.cores import cgroup_cores, usable_cores
 from mambaout.errors import WrongRequest
-from mambaout.launch import cli, resources
+from mambaout.launch import cli, planned, precision, resources
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.failures import classify
 from mambaout.launch.request import check_share
 from mambaout.launch.resources import (
     ACCELERATORS,
+    GPU_TYPE,
     POD_TYPE,
     SLICE_NAME,
     Node,
@@ -254,6 +255,76 @@ def test_a_tpu_is_priced_as_its_chips_without_a_cluster(tmp_path, capsys, digits
     assert cli.main(tiny, ["--data", "digits", "--plan", "--accelerator", "tpu-v3-32"]) == 2
     assert "global_batch=32 does not split over 32 devices" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def plan_of(capsys, tmp_path, *words: str) -> str:
+    assert cli.main(tiny, ["--data", "digits", "--storage", str(tmp_path / "runs"), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_names_a_gpu_that_is_not_here(tmp_path, capsys, digits):
+    shown = plan_of(capsys, tmp_path, "--plan", "L4", "--max-concurrent", "8")
+    assert "25% of the peak of L4 in" in shown
+    assert "with 8 at a time" in shown
+    shown = plan_of(capsys, tmp_path, "--plan", "NVIDIA L4", "--accelerator", "gpu:0.5")
+    assert "with 2 at a time" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--plan", "L5"], "'L5' is none of the GPUs H200"),
+        (["--plan", "TPU v3"], "'TPU v3' is none of the GPUs"),
+        (["--plan", "L4", "--accelerator", "cpu"], "--plan 'L4' is for a GPU"),
+    ],
+)
+def test_a_plan_for_a_device_that_cannot_be_planned_is_refused(words, says, capsys, digits):
+    try:
+        status = cli.main(tiny, ["--data", "digits", *words])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_plan_without_an_accelerator_is_for_the_gpus_of_this_machine(
+    tmp_path, capsys, digits, monkeypatch
+):
+    """The driver's answers are replaced: there is no GPU here."""
+    here = Node({"CPU": 64.0, "GPU": 8.0})
+    monkeypatch.setattr(resources, "this_machine", lambda accelerator: here)
+    monkeypatch.setattr(precision, "this_machine", lambda accelerator: here)
+    monkeypatch.setattr(precision, "gpus", lambda: {"NVIDIA L4": True})
+    monkeypatch.setattr(planned, "device_of", lambda part: {"cuda": "NVIDIA L4"}[part.backend])
+    shown = plan_of(capsys, tmp_path, "--plan")
+    assert "25% of the peak of L4 in" in shown
+    assert "with 8 at a time" in shown
+
+
+@pytest.mark.parametrize("timed", [None, "NVIDIA L4"])
+def test_a_plan_is_for_the_machines_of_the_cluster_that_the_launch_would_join(timed, monkeypatch):
+    hosts = [Node({"CPU": 64.0}), Node({"CPU": 64.0, "GPU": 8.0}, {GPU_TYPE: "L4"})] * 2
+    monkeypatch.setattr(planned, "cluster_address", lambda address: "head:6379")
+    monkeypatch.setattr(planned, "join", lambda address: hosts)
+    monkeypatch.setattr(planned, "leave", lambda: None)
+    request: Any = SimpleNamespace(
+        accelerator=None,
+        address=None,
+        max_concurrent=None,
+        not_on_xla=None,
+        recompute=(),
+        compiles=None,
+        trials=[],
+        study=SimpleNamespace(searches=()),
+    )
+    found = planned.planned_share(request, None, timed)
+    assert (found.part.accelerator, found.at_a_time) == ("gpu", 16)
+    assert found.device == (timed or "L4")
+    hosts.append(Node({"CPU": 8.0, "GPU": 1.0}, {GPU_TYPE: "T4"}))
+    if timed is None:  # else the plan is for what was timed
+        with pytest.raises(WrongRequest, match=r"2 kinds of GPU \(L4, T4\).* --plan 'L4'"):
+            planned.planned_share(request, None, timed)
 
 
 # -- what a worker finds ---------------------------------------------------------------------------

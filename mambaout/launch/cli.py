@@ -37,13 +37,15 @@ from mambaout.fields import flat_fields
 from mambaout.launch.calibrate import run_calibration
 from mambaout.launch.cluster import JOB_VARIABLE, RayDidNotStart, cluster_address
 from mambaout.launch.ending import StudyBroke
-from mambaout.launch.planned import planned_share
+from mambaout.launch.planned_machine import PlannedMachine, planned_machine
 from mambaout.launch.power_wanted import (
     UNTIL,
+    about_design,
+    budget_of,
     check_given_seeds,
     check_until,
     plan_lines,
-    with_seeds,
+    with_design,
 )
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
@@ -63,8 +65,7 @@ from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
 from mambaout.study.branches import longest_start, num_starts
 from mambaout.study.dense_start import DenseStart
-from mambaout.study.price.plan import Plan, plan, plan_table
-from mambaout.study.price.rates import known_rates
+from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.search.space import NARROW, check_all, corners
 from mambaout.study.start import Start, check_given
 from mambaout.study.store_uri import chosen_uri, hidden
@@ -169,7 +170,10 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     about_init = about_weights(study, init, data.num_classes)
     wanted: dict[str, Any] = {}
     if options.detect is not None:
-        study, wanted = with_seeds(study, StudyFolder(storage, name), data, options.detect)
+        folder, machine = StudyFolder(storage, name), planned_machine(options, storage)
+        price = partial(_price, data=data, machine=machine)
+        budget = budget_of(options.budget_hours, options.grant_hours)
+        study, wanted = with_design(study, folder, data, options.detect, budget, price)
     if options.until is not None:
         check_until(study, data)
         wanted[UNTIL] = options.until
@@ -202,6 +206,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         about_weights=about_init,
         about_data=str(start.facts),
         about_others=about_others(StudyFolder(storage, name)),
+        about_design=about_design(wanted, budget_of(options.budget_hours, options.grant_hours)),
         facts=_facts(study, data, start) | wanted | {PRECISION: precision.to_json()},
     )
 
@@ -220,7 +225,7 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
 
 def checked_price(has_plan: bool, options: argparse.Namespace) -> None:
     """Raise WrongRequest if a price is given but no plan would print it."""
-    if has_plan:
+    if has_plan or getattr(options, "detect", None) is not None:
         return
     for name, value in (
         ("--price-per-hour", options.price_per_hour),
@@ -357,27 +362,32 @@ def _plan(request: Request, options: argparse.Namespace, timed: str | None) -> P
 
     `timed` is the device that was just calibrated.
     """
-    facts = request.facts
-    planned = planned_share(request, planned_chip(options), timed)
+    machine = planned_machine(options, request.storage, timed)
+    check_share(request, machine.part)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     rerun = Rerun(folder)
     anew = rerun.begins_with(request)
     known = [] if anew else [*request.trials, *folder.trials_to_go_on()]
     reuse = request.reuse and not (anew or rerun.is_under_way)
-    return plan(
+    return machine.plan(
         request.trials,
-        facts["num_train"],
-        facts["num_classes"],
+        request.facts["num_train"],
+        request.facts["num_classes"],
         searches=request.study.searches,
         num_images=request.num_images,
         runs=[folder.run(trial) for trial in known],
         finished=folder.finished_elsewhere(request.trials) if reuse else (),
-        rates=known_rates(
-            request.storage, planned.device, planned.at_a_time, planned.part.devices_held
-        ),
-        device=planned.device,
-        num_devices=planned.part.devices_held,
-        concurrency=planned.at_a_time,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,
+    )
+
+
+def _price(study: Study, *, data: DataSet, machine: PlannedMachine) -> Plan:
+    """The price of the whole study, if nothing of it is trained yet."""
+    return machine.plan(
+        _in_order(study.trials(data.fingerprint), data),
+        data.num_images("train", BASELINE),
+        data.num_classes,
+        searches=study.searches,
+        num_images=data.num_images,
     )

@@ -26,7 +26,7 @@ from mambaout.errors import WrongRequest
 from mambaout.launch.cli import checked_price, ended, plain_name, study_suffix, trial_storage
 from mambaout.launch.cluster import cluster_address
 from mambaout.launch.dense_sweeps import TRAINER, DenseSweep
-from mambaout.launch.planned import planned_share
+from mambaout.launch.planned_machine import planned_machine
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
 from mambaout.launch.request import Request, about_others, check_task, hello
@@ -269,7 +269,8 @@ def _file_text(path: Path) -> str:
 def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
     """The price of the remaining trials."""
     request = asked.request
-    planned = planned_share(request, planned_chip(options))
+    planned = planned_machine(options, request.storage)
+    check_share(request, planned.part)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     rerun = Rerun(folder)
     anew = rerun.begins_with(request)

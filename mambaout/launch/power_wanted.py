@@ -5,7 +5,8 @@ is the gain of width against depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -13,47 +14,155 @@ from typing import Any
 from mambaout.data.shards.data_set import DataSet
 from mambaout.errors import WrongRequest
 from mambaout.launch.request import Request
-from mambaout.recipe import BASELINE
+from mambaout.recipe import BASELINE, Recipe
 from mambaout.study.law.planned import PlannedSize, planned_ladders
+from mambaout.study.price.budget import StudyHours, design_within
+from mambaout.study.price.design import Design, Designs
 from mambaout.study.price.foresight import (
     KnownSpread,
     check_compares,
     foresight,
     known_spread,
-    seeds_to_detect,
 )
-from mambaout.study.price.paired_foresight import paired_lines, seeds_to_detect_pairs
+from mambaout.study.price.paired_foresight import (
+    check_pairs_fit,
+    paired_lines,
+    seeds_to_detect_pairs,
+)
+from mambaout.study.price.plan import Plan
 from mambaout.study.search.ledger import Ledger
 from mambaout.study.search.more_seeds import MoreSeeds
 from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
 
 DETECT, UNTIL = "detect", "until"  # in study.json
+LEFT_OUT = "left_out"  # in DETECT
 
 
-def with_seeds(
-    study: Study, folder: StudyFolder, data: DataSet, points: float
+def budget_of(budget_hours: float | None, grant_hours: float | None) -> StudyHours:
+    return StudyHours(wall=budget_hours or math.inf, device=grant_hours or math.inf)
+
+
+def with_design(
+    study: Study,
+    folder: StudyFolder,
+    data: DataSet,
+    points: float,
+    budget: StudyHours,
+    price: Callable[[Study], Plan],
 ) -> tuple[Study, dict[str, Any]]:
-    """The study with the seeds that find a difference of `points`, and the facts to store.
+    """The study with the shapes and seeds that find `points`, and the facts to store.
 
-    A study that was begun with the same `points` keeps its seeds, whatever its trials have shown
-    since. Raises WrongRequest if the study compares neither pairs nor width and depth.
+    Only a budget leaves shapes out. `price` is that of a whole study. A study that was begun with
+    the same `points` keeps its choice, whatever its trials have shown since and whatever the budget
+    is now. Raises WrongRequest if the study compares neither pairs nor width and depth, or if the
+    budget is too small.
     """
     kept = folder.read().get(DETECT) if (folder.path / STUDY_FILE).exists() else None
-    if kept and kept["points"] == points and set(kept["seeds"]) <= set(study.recipes):
-        chosen = kept["seeds"]
-    else:
-        num_train = data.num_images("train", BASELINE)
-        spread = known_spread(folder.path.parent, data.fingerprint, num_train)
-        if study.pairing is not None:
-            chosen = seeds_to_detect_pairs(study.pairing, spread, points)
-        else:
-            chosen = seeds_to_detect(_ladders(study, data), spread, points)
-        kept = {"points": points, "spread": asdict(spread), "seeds": chosen}
+    if not (kept and kept["points"] == points and _fits(study, kept)):
+        kept = _chosen(study, folder, data, points, budget, price)
+    return _designed(study, kept["seeds"], kept.get(LEFT_OUT, ())), {DETECT: kept}
+
+
+def _fits(study: Study, kept: Mapping[str, Any]) -> bool:
+    return {*kept["seeds"], *kept.get(LEFT_OUT, ())} <= set(study.recipes)
+
+
+def _chosen(
+    study: Study,
+    folder: StudyFolder,
+    data: DataSet,
+    points: float,
+    budget: StudyHours,
+    price: Callable[[Study], Plan],
+) -> dict[str, Any]:
+    spread = known_spread(folder.path.parent, data.fingerprint, data.num_images("train", BASELINE))
+    facts = {"points": points, "spread": asdict(spread)}
+
+    def hours_of(design: Design) -> StudyHours:
+        priced = price(_designed(study, design.seeds, design.left_out))
+        return StudyHours(wall=priced.wall_seconds / 3600, device=priced.device_seconds / 3600)
+
+    if study.pairing is not None:
+        seeds = seeds_to_detect_pairs(study.pairing, spread, points)
+        check_pairs_fit(study.pairing, spread, points, seeds, budget, hours_of)
+        return facts | {"seeds": seeds}
+    ladders = _ladders(study, data)
+    if not budget.is_limited:
+        designs = Designs(ladders=ladders, spread=spread, points=points)
+        return facts | {"seeds": designs.whole().seeds}
+    seconds = {row.label: row.seconds for row in price(study).rows}
+    designs = Designs(
+        ladders={
+            epochs: [replace(size, price=seconds[size.label]) for size in sizes]
+            for epochs, sizes in ladders.items()
+        },
+        spread=spread,
+        points=points,
+        kept=_needed_for_predictions(study, ladders),
+    )
+    found = design_within(designs, budget, hours_of)
+    whole = hours_of(designs.whole())
+    return facts | {
+        "seeds": found.seeds,
+        LEFT_OUT: found.left_out,
+        "budget": budget.text,
+        "whole": whole.limited_as(budget).text,
+    }
+
+
+def _designed(study: Study, chosen: Mapping[str, int], left_out: Collection[str]) -> Study:
+    """The study with these seeds, and without these labels.
+
+    A shape is left out at its length of training in all recipes. Otherwise those with another
+    learning rate, for example, would be the larger group, and the report would compare them.
+    """
+    gone = {_shape_and_length(study.recipes[label]) for label in left_out}
+    recipes = {
+        label: recipe
+        for label, recipe in study.recipes.items()
+        if label in study.predicted
+        or label == study.baseline
+        or not (gone and _shape_and_length(recipe) in gone)
+    }
     seeds = {
         label: tuple(range(chosen[label])) if label in chosen else _given(study, label)
-        for label in study.recipes
+        for label in recipes
     }
-    return replace(study, seeds=seeds), {DETECT: kept}
+    return replace(study, recipes=recipes, seeds=seeds)
+
+
+def _shape_and_length(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.model.depths, recipe.model.dims, recipe.schedule.total_epochs
+
+
+def _needed_for_predictions(
+    study: Study, ladders: Mapping[int, Sequence[PlannedSize]]
+) -> frozenset[str]:
+    """The largest size of each length at which larger ones are predicted from the others."""
+    lengths = {study.recipes[label].schedule.total_epochs for label in study.predicted}
+    largest = (max(ladders[e], key=lambda size: size.cost) for e in lengths if e in ladders)
+    return frozenset(size.label for size in largest)
+
+
+def about_design(facts: Mapping[str, Any], budget: StudyHours) -> str:
+    """A line on what --detect has left out for its budget, or on a budget that it did not ask."""
+    detect = facts.get(DETECT, {})
+    if not budget.is_limited and not detect.get("budget"):
+        return ""
+    points = f"--detect {detect['points']:g}" if detect else ""
+    parts = []
+    if left_out := detect.get(LEFT_OUT):
+        parts.append(
+            f"{points} within {detect['budget']} leaves out {', '.join(left_out)}: they cost most "
+            f"for what they tell, and with them it needs {detect['whole']}"
+        )
+    if detect and "seeds" in detect and detect.get("budget", "") != budget.text:
+        before = f"within {detect['budget']}" if detect.get("budget") else "without a budget"
+        parts.append(
+            f"{points}: the study began {before} and keeps those shapes and seeds; another --name "
+            "chooses anew, and takes over what is trained"
+        )
+    return "; ".join(parts)
 
 
 def _given(study: Study, label: str) -> Sequence[int]:

@@ -63,6 +63,7 @@ class Request:
     about_weights: str = ""  # a line on them
     about_data: str = ""  # a line on the data
     about_others: str = ""  # a line on trials of another code version
+    about_design: str = ""  # a line on the shapes that a budget leaves out
     rules: Sequence[str] = ()  # a line for each field that a rule sets from data or device
 
     @property
@@ -81,6 +82,8 @@ def hello(request: Request) -> list[str]:
         lines.append(f"{request.data_name}: {request.about_data}")
     if request.about_weights:
         lines.append(request.about_weights)
+    if request.about_design:
+        lines.append(request.about_design)
     if request.about_data and request.rules:
         example = request.rules[0].partition(":")[0]
         if request.study.kind is CLASSIFY:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from tiny_sweep import recipe, tiny
 
 from mambaout.data.cores import cgroup_cores, usable_cores
 from mambaout.errors import WrongRequest
-from mambaout.launch import cli, planned, precision, resources
+from mambaout.launch import cli, precision, resources
+from mambaout.launch import planned_machine as planned
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.failures import classify
@@ -303,28 +305,21 @@ def test_a_plan_without_an_accelerator_is_for_the_gpus_of_this_machine(
 
 
 @pytest.mark.parametrize("timed", [None, "NVIDIA L4"])
-def test_a_plan_is_for_the_machines_of_the_cluster_that_the_launch_would_join(timed, monkeypatch):
+def test_a_plan_is_for_the_machines_of_the_cluster_that_the_launch_would_join(
+    timed, tmp_path, monkeypatch
+):
     hosts = [Node({"CPU": 64.0}), Node({"CPU": 64.0, "GPU": 8.0}, {GPU_TYPE: "L4"})] * 2
     monkeypatch.setattr(planned, "cluster_address", lambda address: "head:6379")
     monkeypatch.setattr(planned, "join", lambda address: hosts)
     monkeypatch.setattr(planned, "leave", lambda: None)
-    request: Any = SimpleNamespace(
-        accelerator=None,
-        address=None,
-        max_concurrent=None,
-        not_on_xla=None,
-        recompute=(),
-        compiles=None,
-        trials=[],
-        study=SimpleNamespace(searches=()),
-    )
-    found = planned.planned_share(request, None, timed)
+    options = Namespace(accelerator=None, address=None, max_concurrent=None, plan=True)
+    found = planned.planned_machine(options, tmp_path, timed)
     assert (found.part.accelerator, found.at_a_time) == ("gpu", 16)
     assert found.device == (timed or "L4")
     hosts.append(Node({"CPU": 8.0, "GPU": 1.0}, {GPU_TYPE: "T4"}))
     if timed is None:  # else the plan is for what was timed
         with pytest.raises(WrongRequest, match=r"2 kinds of GPU \(L4, T4\).* --plan 'L4'"):
-            planned.planned_share(request, None, timed)
+            planned.planned_machine(options, tmp_path, timed)
 
 
 # -- what a worker finds ---------------------------------------------------------------------------

@@ -22,11 +22,11 @@ from mambaout.study.law.power import (
     seeds_needed,
 )
 from mambaout.study.law.shape import contrast, gain_of_shape
+from mambaout.study.price.design import Designs
 from mambaout.study.price.foresight import (
     KnownSpread,
     check_compares,
     foresight,
-    seeds_to_detect,
 )
 
 # The shapes of sweeps/scale.py: (first width, blocks) and MACs at 28 px.
@@ -191,7 +191,7 @@ def test_a_grant_that_does_not_pay_the_study_is_told_what_it_finds():
 
 def test_detect_chooses_seeds_with_the_wanted_power_for_every_length():
     ladders = {4: planned(1), 12: [replace(s, epochs=12, label=s.label + "x") for s in planned(1)]}
-    chosen = seeds_to_detect(ladders, KnownSpread(SD, 0, ""), 0.5)
+    chosen = Designs(ladders=ladders, spread=KnownSpread(SD, 0, ""), points=0.5).whole().seeds
     assert len(chosen) == 16
     sizes = [replace(size, num_seeds=chosen[size.label]) for size in planned(1)]
     found = expected_interval(
@@ -202,7 +202,8 @@ def test_detect_chooses_seeds_with_the_wanted_power_for_every_length():
 
 
 def test_what_cannot_be_detected_is_refused_with_a_remedy():
+    designs = Designs(ladders={4: planned(1)}, spread=KnownSpread(SD, 0, "nothing"), points=0.001)
     with pytest.raises(WrongRequest, match=r"--detect 0.001: .*100 seeds .* ask for more points"):
-        seeds_to_detect({4: planned(1)}, KnownSpread(SD, 0, "nothing"), 0.001)
+        designs.whole()
     with pytest.raises(WrongRequest, match="--until: this study has no shapes that tell width"):
         check_compares({4: planned(1)[:2]}, "--until")

@@ -132,13 +132,18 @@ def _least(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | No
     return high
 
 
+def planned_model(sizes: Sequence[PlannedSize]) -> CostModel | None:
+    """The model by which the sizes will be judged; None if they do not determine the gain."""
+    return cost_model([size.as_size() for size in sizes], _noise(1.0, _SURE_DEGREES))
+
+
 def next_seed(sizes: Sequence[PlannedSize]) -> int:
     """The place of the size whose next seed makes the gain most precise for its price.
 
     No size gets more than three times the seeds of another one, so that the scatter of shapes
     around the model stays visible. ValueError if the sizes do not determine the gain.
     """
-    model = cost_model([size.as_size() for size in sizes], _noise(1.0, _SURE_DEGREES))
+    model = planned_model(sizes)
     if model is None:
         raise ValueError("the sizes do not tell shape and MACs apart")
     gains = _gains(model, np.array([size.num_seeds for size in sizes]))

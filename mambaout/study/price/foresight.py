@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -192,46 +192,6 @@ def _within_grant(
         f"{points:.2f} points with {counted(e, 'epoch')}" for e, points in found.items()
     )
     return f"the grant alone finds {each}, with its seeds where they help most"
-
-
-# -- seeds for a wanted difference ----------------------------------------------------------------
-
-
-def seeds_to_detect(
-    ladders: Mapping[int, Sequence[PlannedSize]],
-    spread: KnownSpread,
-    points: float,
-) -> dict[str, int]:
-    """How many seeds each label gets, so that 80 % of studies find `points` at every length.
-
-    Seeds go where they make the gain most precise for their MACs. Raises WrongRequest if the study
-    does not compare width and depth, or if it would need more than MOST_SEEDS seeds of a shape.
-    """
-    begun = {
-        epochs: [replace(size, num_seeds=2) for size in sizes] for epochs, sizes in ladders.items()
-    }
-    check_compares(ladders, "--detect")
-    chosen: dict[str, int] = {}
-    for epochs, sizes in begun.items():
-        degrees = degrees_of(begun, epochs)
-
-        def is_reached(now: Iterable[PlannedSize], degrees: int = degrees) -> bool:
-            found = expected_interval(list(now), spread.points, degrees, spread.shared)
-            return found is not None and found.detectable <= points
-
-        if expected_interval(sizes, spread.points, degrees, spread.shared) is None:
-            continue
-        found = sizes
-        if is_reached([replace(size, num_seeds=MOST_SEEDS) for size in sizes]):
-            found = seeds_for(sizes, is_reached)
-        if not is_reached(found):
-            raise WrongRequest(
-                f"--detect {points:g}: at {counted(epochs, 'epoch')} even {MOST_SEEDS} seeds of a "
-                f"shape are too few, with seeds that differ by {spread.text}; ask for more points, "
-                "or add shapes that differ more in depth and width"
-            )
-        chosen |= {size.label: size.num_seeds for size in found}
-    return chosen
 
 
 def check_compares(ladders: Mapping[int, Sequence[PlannedSize]], option: str) -> None:

@@ -11,6 +11,8 @@ from mambaout.numbers import counted
 from mambaout.study.law.paired import GATE_ERRORS, GATE_SEEDS
 from mambaout.study.law.power import MOST_SEEDS, paired_detectable, paired_error, paired_seeds
 from mambaout.study.pairing import Pair, Pairing, has_pair
+from mambaout.study.price.budget import HoursOf, StudyHours, too_small
+from mambaout.study.price.design import Design
 from mambaout.study.price.foresight import EXAMPLE_POINTS, WIDTH, KnownSpread
 
 
@@ -93,6 +95,36 @@ def seeds_to_detect_pairs(pairing: Pairing, spread: KnownSpread, points: float) 
             f"--detect {points:g}: even {MOST_SEEDS} seeds are too few, with seeds that differ by "
             f"{spread.text}; ask for more points, or train longer so that seeds differ less"
         )
-    least = GATE_SEEDS if pairing.gate else 2
-    labels = (label for group in pairing.groups for label in group.labels.values())
-    return dict.fromkeys(labels, max(needed, least))
+    return _seeds_of_all(pairing, max(needed, _least_seeds(pairing)))
+
+
+def check_pairs_fit(
+    pairing: Pairing,
+    spread: KnownSpread,
+    points: float,
+    seeds: Mapping[str, int],
+    budget: StudyHours,
+    hours_of: HoursOf,
+) -> None:
+    """Raise WrongRequest with what the budget finds, if it does not hold these seeds.
+
+    No recipe is left out, because each is a part of the question.
+    """
+    needed = hours_of(Design(seeds=seeds))
+    if budget.hold(needed):
+        return
+    what = "does not pay the fewest seeds of each recipe"
+    for count in range(max(seeds.values()) - 1, _least_seeds(pairing) - 1, -1):
+        if budget.hold(hours_of(Design(seeds=_seeds_of_all(pairing, count)))):
+            found = paired_detectable(spread.points, count, pairing.num_comparisons)
+            what = f"pays {counted(count, 'seed')} each, which find {found:.2f} points"
+            break
+    raise too_small(budget, points, what, [needed])
+
+
+def _least_seeds(pairing: Pairing) -> int:
+    return GATE_SEEDS if pairing.gate else 2
+
+
+def _seeds_of_all(pairing: Pairing, count: int) -> dict[str, int]:
+    return {label: count for group in pairing.groups for label in group.labels.values()}

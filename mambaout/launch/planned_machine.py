@@ -7,16 +7,19 @@ device can be planned from anywhere: the TPUs that `--accelerator` names, and th
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from mambaout.chips import Chip
 from mambaout.errors import WrongRequest
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import cluster_address, join, leave
 from mambaout.launch.precision import kinds_of_gpu
-from mambaout.launch.request import Request, check_share
 from mambaout.launch.resources import (
     MOST_CORES_BESIDE_A_GPU,
     Node,
@@ -25,30 +28,54 @@ from mambaout.launch.resources import (
     plan_nodes,
     share,
 )
+from mambaout.launch.sweep_options import planned_chip
 from mambaout.numbers import counted
+from mambaout.study.price.plan import Plan, plan
+from mambaout.study.price.rates import Rate, known_rates
+from mambaout.study.study import Trial
 
 # Of a plan for a GPU that is not here. More GPUs: --max-concurrent.
 GPU_HOST = Node({"CPU": float(MOST_CORES_BESIDE_A_GPU), "GPU": 1.0})
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedShare:
-    """A trial's share of the machines that a plan is for."""
+class PlannedMachine:
+    """The machines that a plan is for: what one trial gets, and how fast that is known to be."""
 
     part: Share
     at_a_time: int  # trials
     device: str  # the driver's name for it, or a name of the chip table
+    storage: Path
+
+    @cached_property
+    def rates(self) -> Sequence[Rate]:
+        return known_rates(self.storage, self.device, self.at_a_time, self.part.devices_held)
+
+    def plan(self, trials: Sequence[Trial], num_train: int, num_classes: int, **more: Any) -> Plan:
+        """The price of the trials here; `more` are the other arguments of price.plan.plan."""
+        return plan(
+            trials,
+            num_train,
+            num_classes,
+            rates=self.rates,
+            device=self.device,
+            num_devices=self.part.devices_held,
+            concurrency=self.at_a_time,
+            **more,
+        )
 
 
-def planned_share(request: Request, chip: Chip | None, timed: str | None = None) -> PlannedShare:
-    """The share for which `request` is planned: that of its launch, or one GPU of kind `chip`.
+def planned_machine(
+    options: argparse.Namespace, storage: Path, timed: str | None = None
+) -> PlannedMachine:
+    """The machines of the launch with these options, or one GPU of the kind that --plan names.
 
     `timed` is the device that a calibration has just timed. WrongRequest if no machine has the
-    share, if a recipe does not fit it, or if a cluster has GPUs of several kinds.
+    share of a trial, or if a cluster has GPUs of several kinds.
     """
+    chip, accelerator = planned_chip(options), options.accelerator
     with ExitStack() as cleanup:
-        cluster = None if is_tpu(request.accelerator) else cluster_address(request.address)
-        accelerator = request.accelerator
+        cluster = None if is_tpu(accelerator) else cluster_address(options.address)
         if chip is not None:
             accelerator = _gpu(accelerator, chip)
             nodes = [GPU_HOST]
@@ -58,7 +85,6 @@ def planned_share(request: Request, chip: Chip | None, timed: str | None = None)
             nodes = join(cluster)
             cleanup.callback(leave)
         part = share(accelerator, nodes)
-        check_share(request, part)
         if chip is not None:
             device = chip.name
         elif timed is not None:
@@ -67,8 +93,8 @@ def planned_share(request: Request, chip: Chip | None, timed: str | None = None)
             device = _only_kind(nodes)
         else:
             device = device_of(part)
-        at_a_time = request.max_concurrent or part.slots(nodes)
-        return PlannedShare(part=part, at_a_time=at_a_time, device=device)
+        at_a_time = options.max_concurrent or part.slots(nodes)
+        return PlannedMachine(part=part, at_a_time=at_a_time, device=device, storage=storage)
 
 
 def _gpu(accelerator: str | None, chip: Chip) -> str:

@@ -112,7 +112,7 @@ def test_what_is_given_is_typed_and_what_is_not_is_left_out():
         (f"--epochs 1{400 * '0'}", "must be a whole number, 1 to 2147483647"),
         ("--epochs 1e3", "--epochs '1e3' must be a whole number"),
         ("--train-images 0", "must be a whole number, 1 to 2147483647, or none"),
-        ("--depths=3.5,3,3,3", "must be whole numbers, one a stage, 1 to 1000, like 3,3,9,3"),
+        ("--depths=3.5,3,3,3", "must be whole numbers joined by commas, 1 to 1000, like 3,3,9,3"),
         ("--depths=3,3,9,", "--depths '3,3,9,' must be"),
         ("--depths=", "--depths '' must be"),
         ("--dims -8,16,24,32", "--dims '-8,16,24,32' must be"),

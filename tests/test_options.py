@@ -120,6 +120,10 @@ def test_what_is_given_is_typed_and_what_is_not_is_left_out():
         ("--stem-stride 3", "--stem-stride '3' must be one of 4, 2"),
         ("--mixer mamba", "--mixer 'mamba' must be one of gated_conv"),
         ("--image-size 2049", "16 to 2048"),
+        ("--epochs ٣", "--epochs '٣' must be a whole number"),
+        ("--peak-lr 1_0e-4", "--peak-lr '1_0e-4' must be a finite number"),
+        ("--mixer-stages=", "--mixer-stages '' must be whole numbers joined by commas, 1 to 4"),
+        ("--ssm-state 1025", "--ssm-state '1025' must be a whole number, 1 to 1024, like 16"),
         ("--epochs none", "--epochs 'none' must be a whole number"),
     ],
 )

@@ -67,7 +67,7 @@ from mambaout.study.branches import longest_start, num_starts
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.search.space import NARROW, check_all, corners
-from mambaout.study.start import Start, check_given
+from mambaout.study.start import Start, check_given, check_mixer_fields
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
@@ -215,6 +215,7 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
     """The study with the requested seeds. ValueError if it ignores an option."""
     study = build_study(start, **own_values(build_study, options))
     check_given(study, start)
+    check_mixer_fields(study, start.given)
     if options.seeds is not None:
         seeds = tuple(range(options.seeds))
         searches = tuple(replace(search, seeds=seeds) for search in study.searches)

@@ -39,6 +39,7 @@ from mambaout.options import field_text
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.dense_price import DenseForecast, DenseWork
 from mambaout.study.price.plan import Plan, plan_table
+from mambaout.study.start import check_mixer_fields
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import CHECKPOINT_FILE, Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
@@ -99,6 +100,7 @@ def _asked(
         variants=options.variants,
         is_small=data in sweep.small,
         smoke=options.smoke,
+        has_weights=bool(weights),
         digest_of=lambda shape: _digest(weights, shape, sets.num_classes),
     )
     study = _built(build_study, start, options)
@@ -194,7 +196,11 @@ def _built(build_study: BuildStudy, start: DenseStart, options: argparse.Namespa
     """The study with the requested seeds. WrongRequest if it ignores an option."""
     study = build_study(start, **own_values(build_study, options))
     if start.variants is not None and not start.took_variants:
-        raise WrongRequest(f"--variants: study {study.name} has no catalogue of networks")
+        raise WrongRequest(
+            f"--variants: study {study.name} has no catalogue of networks; leave it out, or give "
+            "the network with --depths and --dims"
+        )
+    check_mixer_fields(study, start.given)
     if options.seeds is not None:
         study = replace(study, seeds=tuple(range(options.seeds)))
     return study

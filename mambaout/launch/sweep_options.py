@@ -37,6 +37,7 @@ STORAGE = "runs"
 
 MOST_SEEDS = 1000  # each seed of each recipe is a line of the study's file
 MOST_CONCURRENT = 100_000
+MOST_POINTS = 100  # a difference of top-1, in percent, cannot be more
 
 # Builds the study from the data and the command line.
 BuildStudy = Callable[..., Study]
@@ -63,9 +64,9 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     _add_study_options(add, smoke="the whole path in small, on the digits if no --data")
     what = "within a seed, or of top-1 for twice the width / depth at equal MACs"
     text = f"choose seeds so that a difference of POINTS {what} is found in 80 %% of such studies"
-    add("--detect", type=_amount, metavar="POINTS", help=text)
+    add("--detect", type=_points, metavar="POINTS", help=text)
     text = "add seeds until width against depth is known to within POINTS, 95 %%"
-    add("--until", type=_amount, metavar="POINTS", help=text)
+    add("--until", type=_points, metavar="POINTS", help=text)
     own = parser.add_argument_group("what this study asks")
     text = "time some of the trials for seconds, then --plan"
     _add_cost_options(parser).add_argument("--calibrate", action="store_true", help=text)
@@ -259,10 +260,25 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _amount(text: str) -> float:
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = 0.0
+    amount = _number(text)
     if not 0 < amount < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return amount
+
+
+def _points(text: str) -> float:
+    """A difference of top-1."""
+    points = _number(text)
+    if not 0 < points <= MOST_POINTS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number above 0 and at most {MOST_POINTS}"
+        )
+    return points
+
+
+def _number(text: str) -> float:
+    """The number that the text says; 0 if it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -199,6 +199,9 @@ ON_DIGITS = "train --data digits --out {new}"
         ("evaluate {new}.ckpt --data digits", "{new}.ckpt"),
         ("report none --storage {new}", "no study 'none'"),
         ("account colossal", "unknown variant 'colossal'"),
+        ("account tiny --ssm-state 8", "--ssm-state: no network here has an SSM; leave it out"),
+        (f"{ON_DIGITS} --ssm-state 8", "or give a mixer that has one, like --mixer conv_ssm"),
+        (f"{ON_DIGITS} --mixer-stages 3,4", "--mixer-stages: every stage has gated_conv anyway"),
     ],
 )
 def test_bad_input_is_one_clear_line_status_2_and_nothing_written(

@@ -2,9 +2,9 @@
 
 The first design has all shapes, each with the seeds that it needs. Then shapes are left out one by
 one: each time the one without which the wanted difference costs least. So a shape goes that costs
-most for what it tells. Each length of training keeps the model by which it is judged (law/shape.py):
-the curve over MACs if all its shapes tell it, and one shape more than the model has terms, so that
-the scatter of the shapes around it stays visible.
+most for what it tells. Each length of training keeps the model by which it is judged
+(law/shape.py): the curve over MACs if all its shapes tell it, and one shape more than the model has
+terms, so that the scatter of the shapes around it stays visible.
 """
 
 from __future__ import annotations

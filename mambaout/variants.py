@@ -217,6 +217,12 @@ class ModelConfig:
         return self.mixer if stage in self.mixer_stages else CONV_MIXER
 
     @property
+    def is_timms(self) -> bool:
+        """Whether timm's MambaOut can be this network."""
+        mixers = {self.mixer_of(stage) for stage in range(1, NUM_STAGES + 1)}
+        return mixers == {CONV_MIXER} and self.downsampling == "overlapping"
+
+    @property
     def num_blocks(self) -> int:
         return sum(self.depths)
 

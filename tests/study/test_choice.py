@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study_files import final_metrics, scaling_study, write_outcome, write_records, write_study
+from study_files import (
+    DATA,
+    SMALL,
+    final_metrics,
+    finish,
+    scaling_study,
+    write_outcome,
+    write_records,
+    write_study,
+)
 
 from mambaout.commands.list import study_table, trial_table
 from mambaout.recipe import tuned
@@ -62,6 +71,18 @@ def test_the_table_has_the_choice_of_minival_first_with_its_val(folder):
 
 def test_a_launch_ends_with_the_checkpoint_that_minival_prefers(folder):
     assert f"highest trial: {CHOSEN}-s1 (minival 90.10 %)" in summary(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "can_export"),
+    [({}, True), ({"mixer": "conv_ssm"}, False), ({"downsampling": "patchify"}, False)],
+)
+def test_a_launch_names_the_export_of_a_network_that_timm_can_be(fields, can_export, tmp_path):
+    study = Study(name="one", question="?", recipes={"a": tuned(SMALL, **fields)})
+    folder = StudyFolder(tmp_path, "one")
+    folder.write(study, study.trials(DATA), data_name="digits")
+    finish(folder, study.trials(DATA)[0])
+    assert ("mambaout export one/a-s0" in summary(folder)) == can_export
 
 
 def test_the_page_marks_the_choice_of_minival(folder):

@@ -219,11 +219,12 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
 
 def checked_price(has_plan: bool, options: argparse.Namespace) -> None:
     """Raise WrongRequest if a price is given but no plan would print it."""
-    if has_plan or getattr(options, "detect", None) is not None:
+    if has_plan:
         return
+    chooses = getattr(options, "detect", None) is not None  # shapes and seeds for the grant
     for name, value in (
         ("--price-per-hour", options.price_per_hour),
-        ("--grant-hours", options.grant_hours),
+        ("--grant-hours", None if chooses else options.grant_hours),
     ):
         if value is not None:
             raise WrongRequest(

@@ -25,8 +25,8 @@ from mambaout.study.law.power import (
     ExpectedInterval,
     expected_interval,
     pair_seeds,
-    seeds_for,
     seeds_needed,
+    seeds_within,
 )
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
 from mambaout.train.metrics import TOP1
@@ -183,9 +183,7 @@ def _within_grant(
                 f"the grant does not pay two seeds of each shape with {counted(epochs, 'epoch')}; "
                 "leave out shapes (--variants) or train shorter"
             )
-        within = expected_interval(
-            seeds_for(two, lambda _: False, left), spread.points, 0, spread.shared
-        )
+        within = expected_interval(seeds_within(two, left), spread.points, 0, spread.shared)
         assert within is not None
         found[epochs] = within.detectable
     each = ", ".join(

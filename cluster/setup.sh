@@ -6,6 +6,9 @@
 # Costs:  3 to 5 minutes and 7 GB on a new host; under a second where nothing has changed
 # Writes: ~/mambaout-venv, or the folder in MAMBAOUT_VENV
 #
+# Environment: MAMBAOUT_LIBTPU=0.0.36 puts that libtpu in place of the pinned one on a TPU host, for
+# a TPU that does not start with the pinned one (cluster/README.md has a list to try).
+#
 # Every file in cluster/ installs through this one. A host that differs from its head in the last
 # digit of Python or Ray is refused by Ray, or worse, is not.
 set -euo pipefail
@@ -27,7 +30,8 @@ esac
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MAMBAOUT_VENV:-$HOME/mambaout-venv}
-wanted="$kind $(cat "$root/pyproject.toml" "$root/constraints.txt" "${BASH_SOURCE[0]}" | sha256sum)"
+libtpu=${MAMBAOUT_LIBTPU:-}
+wanted="$kind $libtpu $(cat "$root/pyproject.toml" "$root/constraints.txt" "${BASH_SOURCE[0]}" | sha256sum)"
 if [ "$(cat "$venv/.mambaout" 2>/dev/null)" = "$wanted" ]; then
     echo "$venv is up to date"
     exit 0
@@ -57,6 +61,9 @@ setuptools=$(grep '^setuptools==' "$root/constraints.txt")
 "$venv/bin/python" -m pip install --quiet "pip==$PIP" "$setuptools"
 "$venv/bin/python" -m pip install --quiet --no-build-isolation \
     --constraint "$root/constraints.txt" --editable "$root$extra"
+if [ "$kind" = tpu ] && [ -n "$libtpu" ]; then
+    "$venv/bin/python" -m pip install --quiet --no-deps "libtpu==$libtpu"
+fi
 "$venv/bin/python" - "$root/constraints.txt" <<'PYTHON'
 import re, sys
 from importlib.metadata import distributions

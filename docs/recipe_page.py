@@ -57,7 +57,8 @@ With `--init FILE` a training starts from trained weights, and these fields diff
 """
 DEVICE = """\
 One field follows the device: `precision` is bf16 on accelerators that have bf16 units, and fp32
-elsewhere. `--precision fp32` or `--precision bf16` sets it.
+elsewhere. `--precision fp32`, `--precision tf32` or `--precision bf16` sets it. tf32 is for
+NVIDIA GPUs from compute capability 8.0 on; other devices refuse it.
 
 A field that you set is kept, and the others follow it. For example, a larger `--global-batch`
 raises `peak_lr`. What the rules reach on small data:

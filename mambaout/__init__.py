@@ -10,7 +10,7 @@ from mambaout.variants import VARIANTS, ModelConfig
 if TYPE_CHECKING:
     from mambaout.model.network import build
 
-__version__ = "0.5.0"  # the only place that holds the version
+__version__ = "0.6.0"  # the only place that holds the version
 
 __all__ = ["BASELINE", "VARIANTS", "ModelConfig", "Recipe", "build"]
 

@@ -128,13 +128,13 @@ def matrix_unit_use(
 
 
 def mfu(
-    macs: int, images_per_second: float, chip: Chip | None, precision: str, num_devices: int = 1
+    macs: int, images_per_second: float, chip: Chip | None, precision: str, num_devices: float = 1
 ) -> float | None:
     """Model FLOP/s utilisation (MFU) in training, 0 to 1; None if the chip's peak is unknown.
 
     `macs` is for one image and one forward pass. `images_per_second` is the throughput of all
-    `num_devices` devices; a device of TPU v2 and v3 is a core. A training step counts as three
-    forward passes. Recomputation is not counted.
+    `num_devices` devices; a device of TPU v2 and v3 is a core, and half of a GPU is 0.5. A training
+    step counts as three forward passes. Recomputation is not counted.
     """
     if chip is None or precision not in chip.peak_flops:
         return None

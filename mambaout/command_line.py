@@ -39,6 +39,10 @@ NOT_ON_XLA = (
     "--compile and --no-compile are for a CPU and a GPU; XLA always compiles, with a compiler of "
     "its own, so leave the option out"
 )
+TF32_ELSEWHERE = (
+    "precision=tf32 is for NVIDIA GPUs from compute capability 8.0 on; give --precision fp32, or "
+    "bf16"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,31 +63,33 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = sys.argv[1:] if args is None else args
-        found, left = super().parse_known_args(_with_negative_values(words), namespace)
+        found, left = super().parse_known_args(self._with_negative_values(words), namespace)
         if left and left[0].startswith("-"):
             self.error(f"there is no option {left[0]}{self._hint(left[0].partition('=')[0])}")
         return found, left
+
+    def _with_negative_values(self, words: Sequence[str]) -> list[str]:
+        """The words, with `--option -1e-3` rewritten as `--option=-1e-3`.
+
+        argparse accepts only plain negative numbers as values. For any other it would give an
+        unclear error. An option that takes several words stays as it is: after `=` it takes one.
+        """
+        several = {name for one in self._actions if one.nargs == "+" for name in one.option_strings}
+        joined: list[str] = []
+        for word in words:
+            before = joined[-1] if joined else ""
+            is_option = re.fullmatch(r"--[a-z-]+", before) and before not in several
+            if is_option and re.match(r"-[.\din]", word):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return joined
 
     def _hint(self, name: str) -> str:
         known = [name for action in self._actions for name in action.option_strings]
         near = [TIMM_NAMES[name]] if TIMM_NAMES.get(name) in known else []
         near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _with_negative_values(words: Sequence[str]) -> list[str]:
-    """The words, with `--option -1e-3` rewritten as `--option=-1e-3`.
-
-    argparse accepts only plain negative numbers as values. For any other it would give an unclear
-    error.
-    """
-    joined: list[str] = []
-    for word in words:
-        if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and re.match(r"-[.\din]", word):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def whole_number(least: int, most: int = MOST_COUNT) -> Callable[[str], int]:
@@ -127,8 +133,8 @@ def writable_folder(text: str, option: str) -> Path:
         raise WrongRequest(f"{option} is empty; give a folder, like runs/femto")
     if "://" in text:
         raise WrongRequest(
-            f"{option} {text}: run directories are plain files; give a folder, for example of a "
-            "mounted bucket or NFS"
+            f"{option} {text}: run directories are plain files with locks; give a folder, on NFS 4 "
+            "where several machines share it (a bucket mounted as a folder has no locks)"
         )
     path = Path(os.path.expanduser(text))  # "~name" stays as it is if that home is unknown
     whole = str(path.absolute() / "previous.ckpt")  # the longest name that is written inside

@@ -16,6 +16,7 @@ from typing import Any
 from mambaout.errors import WrongRequest
 from mambaout.fields import (
     WrongValues,
+    choices_of,
     fault_of,
     flat_fields,
     hints,
@@ -40,7 +41,9 @@ def add_dense_options(
         for name, said in knobs(owner).items():
             if name in skip:
                 continue
-            facts = "; ".join(filter(None, [said.unit, str(said.bound or "")]))
+            choices = ", ".join(map(str, choices_of(said, hints(owner)[name])))
+            allowed = f"one of {choices}" if choices else str(said.bound or "")
+            facts = "; ".join(filter(None, [said.unit, allowed]))
             source = said.source or "our choice"
             text = f"{said.help}{f' [{facts}]' * bool(facts)}. Default: {field_text(values[name])}"
             group.add_argument(

@@ -184,7 +184,7 @@ class DetectRecipe:
         source=MMDETECTION,
         bound=Bound(least=1, most=100_000),
     )
-    precision: Literal["fp32", "bf16"] = knob(
+    precision: Literal["fp32", "tf32", "bf16"] = knob(
         "fp32",
         "number format of the backbone and the heads; scores, boxes and losses stay fp32",
         unit=None,
@@ -250,13 +250,13 @@ def detect_steps_per_epoch(recipe: DetectRecipe, num_images: int) -> int:
     if num_images < recipe.global_batch:
         raise WrongRequest(
             f"global_batch={recipe.global_batch} is more than the {num_images} training images; "
-            f"try --global-batch {max(num_images, 1)}"
+            f"try global_batch={max(num_images, 1)}"
         )
     steps = num_images // recipe.global_batch
     if recipe.warmup_steps >= steps * recipe.epochs:
         raise WrongRequest(
             f"warmup_steps={recipe.warmup_steps} is not below the {steps * recipe.epochs} steps of "
-            f"the training; try --warmup-steps {steps * recipe.epochs // 20}"
+            f"the training; try warmup_steps={steps * recipe.epochs // 20}"
         )
     return steps
 

@@ -156,6 +156,15 @@ def flat_fields(value: Any) -> dict[str, Any]:
     return flat
 
 
+def choices_of(said: Knob, hint: Any) -> tuple[Any, ...]:
+    """The only values that a field of the type `hint` may have; empty if its bound says it all."""
+    return tuple(said.choices) or (typing.get_args(hint) if _is_literal(hint) else ())
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
+
+
 # -- what a value may be --------------------------------------------------------------------------
 
 
@@ -230,13 +239,16 @@ def typed(name: str, value: Any, hint: Any) -> Any:
 def parsed(name: str, text: str, hint: Any) -> Any:
     """The value of a command-line text like "8e-3", "3,3,15,3" or "none".
 
-    A ValueError names the field if the text does not fit the type `hint`.
+    A ValueError names the field if the text does not fit the type `hint`. Numbers have the digits
+    0 to 9 alone; Python's int would take others, and underscores between them.
     """
     plain = _without_none(hint)
     if plain is not hint and text.lower() == "none":
         return None
     origin = typing.get_origin(plain)
     try:
+        if (origin is tuple or plain in (int, float)) and (not text.isascii() or "_" in text):
+            raise ValueError
         if origin is tuple:
             return tuple(int(part) for part in text.split(","))
         value = plain(text) if plain in (int, float) else text
@@ -255,7 +267,7 @@ def type_in_words(hint: Any, bound: Bound | str | None = None) -> str:
     if origin is Literal:
         words = f"one of {', '.join(map(str, args))}"
     elif origin is tuple:
-        words = "whole numbers, one a stage"
+        words = "whole numbers joined by commas"
     else:
         words = {int: "a whole number", float: "a finite number", str: "a text"}[plain]
     if bound:

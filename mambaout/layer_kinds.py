@@ -92,6 +92,10 @@ class Layer:
         """
         return 0
 
+    def flight_bytes(self, storage: Storage) -> int:
+        """Bytes that this layer holds only while it is computed, beside what it takes and gives."""
+        return 0
+
     def input_bytes(self, storage: Storage, number_bytes: int) -> int:
         """Bytes of the kept input; 0 if it is kept for another layer already."""
         if self.input_kept:

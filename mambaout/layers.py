@@ -23,6 +23,7 @@ from mambaout.layer_kinds import (
     Size,
 )
 from mambaout.mixer_layers import CONV_MIXER, MIXER_LAYERS
+from mambaout.sequence_layers import ScanLayer
 from mambaout.variants import ModelConfig
 
 IMAGE_CHANNELS = 3
@@ -84,6 +85,13 @@ def layers(
         parts.append(NetworkPart(f"stages.{stage}.blocks", block, depth, stage + 1))
     parts.append(NetworkPart("head", _head(dims[-1], num_classes)))
     return parts
+
+
+def has_scan(config: ModelConfig) -> bool:
+    """Whether a mixer of the network has an SSM."""
+    return any(
+        isinstance(layer, ScanLayer) for part in layers(config) for layer in part.layers.values()
+    )
 
 
 def _reducing(

@@ -78,6 +78,7 @@ def train_memory(
         if part.num_blocks is not None:
             # While a fused block is computed, it also holds the values that it does not keep.
             whole = sum(layer.kept_bytes(plain) for layer in part.layers.values())
+            whole += max(layer.flight_bytes(storage) for layer in part.layers.values())
             in_flight = max(in_flight, whole + computed - of_one)
     kept += LOSS_VECTORS * storage.wide(num_classes) * FP32
     params = cost(config, image_size, num_classes).params

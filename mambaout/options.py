@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import Knob, WrongValues, fault_of, knobs, type_in_words
+from mambaout.layers import has_scan
+from mambaout.mixer_layers import CONV_MIXER
 from mambaout.recipe import (
     BASELINE,
     Recipe,
@@ -76,6 +78,21 @@ def given_fields(options: argparse.Namespace) -> dict[str, Any]:
     if wrong:
         raise WrongValues(*wrong.values())
     return values
+
+
+def check_used(names: Collection[str], shapes: Collection[ModelConfig]) -> None:
+    """Raise WrongRequest if a field of `names` acts in no network of `shapes`, by its mixer."""
+    for name in ("ssm_state", "ssm_discretisation"):
+        if name in names and not any(map(has_scan, shapes)):
+            raise WrongRequest(
+                f"{option(name)}: no network here has an SSM; leave it out, or give a "
+                "mixer that has one, like --mixer conv_ssm"
+            )
+    if "mixer_stages" in names and all(shape.mixer == CONV_MIXER for shape in shapes):
+        raise WrongRequest(
+            f"--mixer-stages: every stage has {CONV_MIXER} anyway; leave it out, or give "
+            "another mixer, like --mixer conv_ssm"
+        )
 
 
 def given_recipe(flat: Mapping[str, Any], options: argparse.Namespace) -> Recipe:

@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
 from mambaout.errors import WrongRequest
 from mambaout.fields import (
@@ -33,6 +33,7 @@ from mambaout.fields import (
     Rule,
     WrongValues,
     check,
+    choices_of,
     faults,
     flat_fields,
     hints,
@@ -140,9 +141,9 @@ class Recipe:
         source=AUTHORS_RUN,
         bound=Bound(least=1, most=MOST_COUNT),
     )
-    precision: Literal["fp32", "bf16"] = knob(
+    precision: Literal["fp32", "tf32", "bf16"] = knob(
         "fp32",
-        "number format of matrix products; the weights stay fp32",
+        "number format of matrix products; the weights stay fp32; tf32: on NVIDIA GPUs only",
         unit=None,
     )
 
@@ -236,9 +237,7 @@ def field_knobs() -> dict[str, Knob]:
 
 def field_choices(name: str) -> tuple[Any, ...]:
     """The only values that a field may have; empty if any value in its bound is allowed."""
-    hint = field_types()[name]
-    named = get_args(hint) if get_origin(hint) is Literal else ()
-    return tuple(field_knobs()[name].choices) or named
+    return choices_of(field_knobs()[name], field_types()[name])
 
 
 def tuned(recipe: Recipe, **values: Any) -> Recipe:

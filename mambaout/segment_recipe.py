@@ -215,7 +215,7 @@ class SegmentRecipe:
         source=MMSEGMENTATION,
         bound=Bound(least=1, most=MOST_COUNT),
     )
-    precision: Literal["fp32", "bf16"] = knob(
+    precision: Literal["fp32", "tf32", "bf16"] = knob(
         "fp32",
         "number format of the backbone and the decoder; logits and losses stay fp32",
         unit=None,

@@ -16,6 +16,12 @@ from mambaout.layer_kinds import FP32, Layer, MatrixProduct, Size, Storage, num_
 # Positions from one kept state of a scan in C to the next: the states of 16 channels stay in the
 # second cache, or the first.
 STATE_EVERY = 32
+# In torch's operations a scan is computed in pieces, and holds about so many values for each
+# position, channel and number of the state.
+PIECE_VALUES = 10
+PIECE = 1024  # positions of an image, of all directions together
+# In each direction. XLA compiles each piece anew, so that a map of up to 64 x 64 is one piece.
+XLA_PIECE = 4096
 STEP_RANK_OF = 16  # channels for each number of which a step is computed, as in Mamba
 HEAD_CHANNELS = 32  # of attention, where the channels allow it
 
@@ -78,6 +84,14 @@ class ScanLayer(Layer):
             MatrixProduct(positions, self.channels, self._projected),
             MatrixProduct(self.directions * positions, rank, self.channels),
         )
+
+    def flight_bytes(self, storage: Storage) -> int:
+        """The values of a piece in torch's operations; scan.c needs hardly any."""
+        if storage.fused:
+            return 0
+        piece = XLA_PIECE * self.directions if storage.lanes > 1 else PIECE
+        positions = min(self.directions * num_positions(self.size), piece)
+        return PIECE_VALUES * positions * storage.wide(self.channels) * self.state * FP32
 
     def kept_bytes(self, storage: Storage) -> int:
         """The input, what is computed of it, the steps before and after softplus, some states."""

@@ -137,7 +137,7 @@ class ModelConfig:
     )
     mixer_stages: tuple[int, ...] = knob(
         (1, 2, 3, 4),
-        f"stages whose blocks have the mixer; the blocks of the others have {CONV_MIXER}",
+        f"stages whose blocks have the mixer, like 3,4; the blocks of the others have {CONV_MIXER}",
         unit="stages",
         bound=Bound(least=1, most=NUM_STAGES),
     )

@@ -69,13 +69,14 @@ def detect(
 def detect_mixers(start: DenseStart, mixers: Sequence[str]) -> Study:
     """Does an SSM in the backbone's block, with the same recipe and the same MACs, help to find
     objects?"""
+    given = [*start.given, *(["init"] if start.has_weights else [])]
+    rows = mixer_rows(mixers, given, is_small=start.is_small)
     shapes = start.shapes(tuple(SMALL)[:1] if start.is_small else PAPER[:1], SMALL)
     if len(shapes) > 1:
         raise WrongRequest(
             f"--variants {','.join(shapes)}: --mixers compares mixers in one network; name one"
         )
     (shape,) = shapes.values()
-    rows = mixer_rows(mixers, start.given, is_small=start.is_small)
     same = {"downsampling": PATCHIFY} if start.is_small else {}
     first = {}
     for name, own in rows.items():

@@ -2,7 +2,8 @@
 
 Run:    python sweeps/resolution.py --data next-patch        (again to resume)
         python sweeps/resolution.py --data next-patch --sizes 64 128 --seeds 10
-        python sweeps/resolution.py --data next-patch --mixers attention causal_attention
+        python sweeps/resolution.py --data next-patch --dims 32,64,128,192 \
+            --mixers attention causal_attention
         python sweeps/resolution.py --smoke                  (digits, under 2 minutes on 2 cores)
         Any of them with --plan prints the cost, and which difference the study will find.
 Writes: runs/resolution-DATA/: a run directory a trial, report.html, trials.csv; MLflow in runs/
@@ -15,8 +16,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from mambaout.errors import WrongRequest
+from mambaout.fields import fault_of
 from mambaout.launch.cli import main
-from mambaout.recipe import parse_field
+from mambaout.recipe import field_knobs, parse_field
 from mambaout.study.mixer_rows import (
     MIXERS_HELP,
     REFERENCE,
@@ -44,6 +46,11 @@ def resolution(
 ) -> Study:
     """Does the difference that an SSM makes in the same block, at the same MACs, change with the
     length of the sequence?"""
+    if "image_size" in start.given:
+        raise WrongRequest(
+            f"--image-size {start.given['image_size']}: this study compares sizes; name them with "
+            "--sizes"
+        )
     sides = _sides(sizes or (SMOKE_SIZES if start.smoke else _usual(start)))
     rows = mixer_rows(mixers, start.given, is_small=start.small)
     recipes, groups = {}, []
@@ -68,10 +75,16 @@ def _usual(start: Start) -> Sequence[str]:
 
 def _sides(texts: Sequence[str]) -> list[int]:
     """The sides in rising order."""
+    said = field_knobs()["image_size"]
     try:
         sides = sorted({parse_field("image_size", text) for text in texts})
-    except WrongRequest as error:
-        raise WrongRequest(f"--sizes: {error}") from error
+    except WrongRequest:
+        sides = [0]
+    if any(fault_of("image_size", side, said) for side in sides):
+        raise WrongRequest(
+            f"--sizes {' '.join(texts)!r}: give whole numbers, {said.bound}, with spaces between "
+            "them, like 32 64"
+        )
     if len(sides) < 2:
         raise WrongRequest(
             f"--sizes {' '.join(texts)}: give two sides or more; sweeps/mixer.py compares the "

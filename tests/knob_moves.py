@@ -58,6 +58,8 @@ BESIDE = {
     "ssm_discretisation": {"mixer": "conv_ssm"},
 }
 
+NOT_ON_A_CPU = {("precision", "tf32")}  # tests/train/test_cuda.py has it
+
 # A digest says nothing without its file: tests/train/test_initial_weights.py moves the run by it.
 MOVED_ELSEWHERE = {"init"}
 
@@ -65,7 +67,8 @@ MOVED_ELSEWHERE = {"init"}
 def moves(name: str, value: Any) -> list[Any]:
     """What the field `name` is moved to from `value`; nothing for a number without a row."""
     if choices := field_choices(name):
-        return [choice for choice in choices if choice != value]
+        others = [choice for choice in choices if choice != value]
+        return [choice for choice in others if (name, choice) not in NOT_ON_A_CPU]
     return [MOVES[name]] if name in MOVES else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 from mambaout import native
 from mambaout.train import compiler
@@ -17,4 +18,8 @@ needs_c = pytest.mark.skipif(
 
 needs_cxx = pytest.mark.skipif(
     (lacking := compiler.missing("cpu")) is not None, reason=f"torch.compile: {lacking}"
+)
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="wants an NVIDIA GPU that torch sees"
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME
-from mambaout.launch.tpu import LOCK_VARIABLE
+from mambaout.launch.tpu import LOCK_VARIABLE, ports
 from mambaout.recipe import canonical_json
 from mambaout.study.study import CHECKPOINT_FILE, OUTCOME_FILE, RECIPE_FILE, RECORDS_FILE, Trial
 from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record
@@ -25,7 +25,13 @@ from mambaout.train.metrics import IMAGES_PER_SECOND, MINIVAL_TOP1, Record
 EPOCH_SECONDS = 0.25
 HANGS_AFTER = 4  # epochs
 WAIT_SECONDS = 100.0
-SHOWN = ("TPU_VISIBLE_CHIPS", "TPU_PROCESS_BOUNDS", "CUDA_VISIBLE_DEVICES", "PJRT_DEVICE")
+SHOWN = (
+    "TPU_VISIBLE_CHIPS",
+    "TPU_PROCESS_BOUNDS",
+    "CUDA_VISIBLE_DEVICES",
+    "PJRT_DEVICE",
+    *ports(0),
+)
 
 _chips: TextIO | None = None
 
@@ -53,7 +59,9 @@ def run(
         take_chips()
     context = ray.get_runtime_context()
     labels = context.get_node_labels()
-    rank = int(os.environ["TPU_WORKER_ID"]) if task.num_hosts > 1 else 0
+    # As the process index of a TPU runtime, which need not be the machine's number.
+    number = int(os.environ["TPU_WORKER_ID"]) if task.num_hosts > 1 else 0
+    rank = (number + 1) % task.num_hosts
     checkpoint = directory / CHECKPOINT_FILE
     begun = int(checkpoint.read_text()) if checkpoint.exists() else 0
     directory.mkdir(parents=True, exist_ok=True)

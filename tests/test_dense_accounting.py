@@ -134,7 +134,7 @@ def test_images_need_not_be_square(capsys):
     ("words", "said"),
     [
         ("--detect --segment", "--segment: not allowed with argument --detect"),
-        ("--image-size 800x", "'800x' must be a whole number of at least 1, or HEIGHTxWIDTH"),
+        ("--image-size 800x", "'800x' must be a whole number from 1 to 999999, or HEIGHTxWIDTH"),
         ("--image-size 0x8", "'0x8' must be a whole"),
         ("--image-size 1x2x3", "'1x2x3' must be"),
         ("--detect colossal", "unknown variant 'colossal'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from measured_networks import weighed
@@ -141,3 +142,14 @@ def test_a_unit_of_one_row_is_always_full_and_its_slots_are_the_macs():
 def test_estimating_does_not_import_torch():
     code = "import sys, mambaout.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_scan_without_c_holds_the_values_of_a_piece():
+    plain = replace(VARIANTS["femto"], mixer="conv_ssm")
+    of_stage = 1024 * 48 * 16 * 10 * 4  # femto's first stage has 3,136 positions: more than a piece
+    many = replace(plain, mixer="conv_ssm_two_way")
+    for config in (plain, many):
+        without = train_memory(replace(config, mixer="gated_conv"), precision="fp32").flight_bytes
+        assert train_memory(config, precision="fp32").flight_bytes > without + of_stage
+        fused = train_memory(config, precision="fp32", fused=True).flight_bytes
+        assert fused < train_memory(config, precision="fp32").flight_bytes - of_stage

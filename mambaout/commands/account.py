@@ -14,7 +14,7 @@ from typing import Any
 from mambaout.command_line import whole_number
 from mambaout.commands.options import pixel_size
 from mambaout.errors import WrongRequest
-from mambaout.options import add_recipe_options, given_fields
+from mambaout.options import add_recipe_options, check_used, given_fields
 from mambaout.recipe import field_types
 from mambaout.variants import VARIANTS, ModelConfig, variant
 
@@ -66,7 +66,9 @@ def add_account(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    shapes = _shapes(options.variants, given_fields(options))
+    given = given_fields(options)
+    shapes = _shapes(options.variants, given)
+    check_used(given, shapes.values())
     if options.sequence:
         text = _sequence(options, shapes)
     elif options.detect or options.segment:

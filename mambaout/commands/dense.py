@@ -19,7 +19,7 @@ from mambaout.fields import all_of, flat_fields
 from mambaout.launch.named import NamedWeights, named_weights
 from mambaout.launch.start_weights import start_weights
 from mambaout.numbers import clock_text, rate_text
-from mambaout.options import option
+from mambaout.options import check_used, option
 from mambaout.train.tasks import TaskKind
 from mambaout.variants import ModelConfig
 
@@ -148,6 +148,7 @@ def run_dense(
     where = backend(options.backend, cache=default_cache() / "xla", compiles=compiles)
     small = command.small.get(request.data)
     recipe, lines = command.fit(sets.num_train, request.shape, request.given, small, start)
+    check_used(request.given, [recipe.model])
     if "precision" not in request.given:
         precision, reason = _precision(command, recipe, folder, where)
         if precision != recipe.precision:
@@ -209,7 +210,7 @@ def _ended(
 
 def _precision(
     command: DenseCommand, recipe: Any, out: Path, where: Backend
-) -> tuple[Literal["fp32", "bf16"], str]:
+) -> tuple[Literal["fp32", "tf32", "bf16"], str]:
     """The precision on these devices, and why. A run that has begun keeps its own anywhere."""
     try:
         text = (out / "recipe.json").read_text(encoding="utf-8")

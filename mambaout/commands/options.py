@@ -24,7 +24,7 @@ def pixel_size(text: str) -> int | tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(re.fullmatch(r"[1-9][0-9]{0,5}", side) for side in sides):
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be a whole number of at least 1, or HEIGHTxWIDTH, like 800x1280"
+            f"{text!r} must be a whole number from 1 to 999999, or HEIGHTxWIDTH, like 800x1280"
         )
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 

@@ -34,7 +34,7 @@ from mambaout.errors import WrongRequest
 from mambaout.fields import WrongValues, all_of
 from mambaout.launch.start_weights import INIT, add_init_option, facts_of_weights, start_weights
 from mambaout.numbers import clock_text, percent_text, rate_text
-from mambaout.options import add_recipe_options, given_fields, given_recipe
+from mambaout.options import add_recipe_options, check_used, given_fields, given_recipe
 from mambaout.recipe import BASELINE, Recipe, flat_fields, following, recipe_from_json, tuned
 from mambaout.recompute import add_recompute_option, check_recompute
 from mambaout.rules import FittedRecipe, WeightsFacts, fitted
@@ -126,6 +126,7 @@ def _run_train(options: argparse.Namespace) -> int:
     data = open_data(data_name, **given_columns(options))
     chosen = choice(data, weights)
     recipe = chosen.recipe
+    check_used(given_fields(options), [recipe.model])
     begins = not (out / CHECKPOINT_FILE).exists()
     if initial is not None and begins:
         print(initial.about(_plan(initial, recipe, data)))

@@ -15,6 +15,7 @@ checked when it is read. Data that cannot be right is a DataError, which names t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def _content(file: str) -> memoryview:
 def read_ade20k(root: str) -> tuple[SegmentData, SegmentData]:
     """The training and the validation split. DataError if a part is missing or broken."""
     root = root.rstrip("/")
+    if os.path.isfile(root):
+        raise DataError(f"{root} is a file; give the folder that has images/ and annotations/")
     there = sizes_below(root)
     inside = [part for part in BELOW if any(_is_in(name, part) for name in there)]
     if not inside:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaout.data.packing.named_sets import NAMED
 from mambaout.dense.coco_masks import is_whole, short_text
 
 SHOWN_IDS = 5  # ids of categories in an error
@@ -25,8 +24,6 @@ ENTRIES = {
 
 def wrong_root(root: str) -> str | None:
     """Why `root` cannot be the folder of a set, or None."""
-    if root in NAMED and not os.path.isdir(root):
-        return f"{root} is a set for classification, which is trained without --task detect"
     if os.path.isfile(root):
         folder = Path(root).parent
         above = folder.parent if folder.name == "annotations" else folder

@@ -6,10 +6,13 @@ sets.num_train, sets.num_classes, sets.fingerprint
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mambaout.data.packing.named_sets import NAMED
+from mambaout.data.shards.files import DataError
 from mambaout.dense.ade20k import read_ade20k
 from mambaout.dense.coco import read_coco
 from mambaout.dense.detect import require_one_set
@@ -65,5 +68,17 @@ def segment_sets(data: str) -> DenseSets:
 
 
 def set_root(data: str) -> str:
-    """The folder or bucket of the set `data`. A generated set is made if it is not there."""
-    return str(shapes_folder(GENERATED[data])) if data in GENERATED else data
+    """The folder or bucket of the set `data`. A generated set is made if it is not there.
+
+    Raises DataError for a set of classified images, and for a name that is neither.
+    """
+    if data in GENERATED:
+        return str(shapes_folder(GENERATED[data]))
+    if "://" not in data and not os.path.exists(data):
+        if data in NAMED:
+            raise DataError(
+                f"{data} is a set for classification, without boxes or maps; give a folder, or "
+                f"{SHAPES}"
+            )
+        raise DataError(f"{data} is not there; give a folder that is, or {SHAPES}")
+    return data

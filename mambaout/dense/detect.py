@@ -84,6 +84,7 @@ def train_detector(
     """
     if backend.compiles:
         raise WrongRequest(NOT_ON_XLA)
+    backend.train_in(recipe.precision)
     require_one_set(train, val)
     per_epoch = detect_steps_per_epoch(recipe, len(train.images))
     num_steps = per_epoch * recipe.epochs

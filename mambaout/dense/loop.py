@@ -192,14 +192,14 @@ class DenseRun(ABC):
             metrics.PARAMS: sum(each.numel() for each in parameters if each.requires_grad),
             metrics.IMAGES_PER_SECOND: self.meter.images_per_second,
             metrics.INPUT_WAIT: self.meter.input_wait_fraction,
-            metrics.TRAIN_DEVICE_HOURS: self.meter.seconds * self.backend.num_devices / 3600,
+            metrics.TRAIN_DEVICE_HOURS: self.meter.seconds * self.backend.devices_held / 3600,
         }
         if self.macs is not None:
             final[metrics.MACS] = self.macs
         facts = self.facts() | {
             "backend": self.backend.name,
             metrics.DEVICE: self.backend.device_name,
-            metrics.NUM_DEVICES: self.backend.num_devices,
+            metrics.NUM_DEVICES: self.backend.devices_held,
         }
         if earlier := self.meter.earlier_devices:
             facts[metrics.EARLIER_DEVICES] = earlier

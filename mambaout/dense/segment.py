@@ -121,6 +121,7 @@ def train_segmenter(
     the same here. Raises WrongRequest if the directory holds another run, or if the batch cannot be
     split so.
     """
+    backend.train_in(recipe.precision)
     first = micro_batch_of(recipe, train.num_classes, backend, micro_batch)
     milestones = Milestones(
         global_batch=recipe.global_batch,

@@ -49,11 +49,17 @@ from mambaout.launch.power_wanted import (
 )
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_share, check_task, hello
+from mambaout.launch.request import Request, about_others, check_task, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator
 from mambaout.launch.start_weights import INIT, about_weights, facts_of_weights, start_weights
-from mambaout.launch.sweep_options import STORAGE, BuildStudy, own_values, sweep_parser
+from mambaout.launch.sweep_options import (
+    STORAGE,
+    BuildStudy,
+    own_values,
+    planned_chip,
+    sweep_parser,
+)
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text, given_fields
 from mambaout.recipe import BASELINE, Recipe, content_key, steps_per_epoch
@@ -61,7 +67,7 @@ from mambaout.study.branches import longest_start, num_starts
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.plan import Plan, plan_table
 from mambaout.study.search.space import NARROW, check_all, corners
-from mambaout.study.start import Start, check_given
+from mambaout.study.start import Start, check_given, check_mixer_fields
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
@@ -84,10 +90,9 @@ def main(build_study: BuildStudy, argv: Sequence[str] | None = None) -> int:
         again = [hidden(word) for word in words if word != "--rerun"]
         command = shlex.join([sys.argv[0], *again])
         request = _request(build_study, options, command)
-        if options.calibrate:
-            run_calibration(request)
+        rates = run_calibration(request) if options.calibrate else []
         if options.plan or options.calibrate:
-            priced = _plan(request, options)
+            priced = _plan(request, options, rates[0].device if rates else None)
             about = [f"{request.name}: {request.study.question}", *hello(request)]
             power = plan_lines(request, priced.grant_share)
             print("\n".join([*about, "", plan_table(priced), *power]))
@@ -157,6 +162,7 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
         accelerator=options.accelerator,
         address=options.address,
         rerun=options.rerun,
+        chip=planned_chip(options),
     )
     if precision.rule is not None:  # only the study's name tells it, after the recipes were made
         start = replace(start, precision=precision.rule, rules=[], took_variants=False)
@@ -209,6 +215,7 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
     """The study with the requested seeds. ValueError if it ignores an option."""
     study = build_study(start, **own_values(build_study, options))
     check_given(study, start)
+    check_mixer_fields(study, start.given)
     if options.seeds is not None:
         seeds = tuple(range(options.seeds))
         searches = tuple(replace(search, seeds=seeds) for search in study.searches)
@@ -352,9 +359,12 @@ def _in_order(trials: Sequence[Trial], data: DataSet) -> list[Trial]:
     return [trial for _, trial in sorted(zip(ranks, trials, strict=True), key=lambda row: row[0])]
 
 
-def _plan(request: Request, options: argparse.Namespace) -> Plan:
-    """The price of the remaining trials, on this machine or on the named kind of TPU."""
-    machine = planned_machine(options, request.storage)
+def _plan(request: Request, options: argparse.Namespace, timed: str | None) -> Plan:
+    """The price of the remaining trials, where they would run or on the named GPU or TPU.
+
+    `timed` is the device that was just calibrated.
+    """
+    machine = planned_machine(options, request.storage, timed)
     check_share(request, machine.part)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     rerun = Rerun(folder)

@@ -23,22 +23,23 @@ from mambaout.command_line import check_working_directory, writable_folder
 from mambaout.dense_options import given_dense_fields, require_dense_extra
 from mambaout.dense_rules import SHAPES, SMOKE_SHAPES
 from mambaout.errors import WrongRequest
-from mambaout.launch.calibrate import device_of
 from mambaout.launch.cli import checked_price, ended, plain_name, study_suffix, trial_storage
 from mambaout.launch.cluster import cluster_address
 from mambaout.launch.dense_sweeps import TRAINER, DenseSweep
+from mambaout.launch.planned_machine import planned_machine
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_share, check_task, hello
+from mambaout.launch.request import Request, about_others, check_task, hello
 from mambaout.launch.rerun import Rerun
-from mambaout.launch.resources import check_accelerator, plan_nodes, share
+from mambaout.launch.resources import check_accelerator
 from mambaout.launch.start_weights import start_weights
-from mambaout.launch.sweep_options import BuildStudy, dense_parser, own_values
+from mambaout.launch.sweep_options import BuildStudy, dense_parser, own_values, planned_chip
 from mambaout.launch.tune import run_study
 from mambaout.options import field_text
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.price.dense_price import DenseForecast, DenseWork
 from mambaout.study.price.plan import Plan, plan_table
+from mambaout.study.start import check_mixer_fields
 from mambaout.study.store_uri import chosen_uri, hidden
 from mambaout.study.study import CHECKPOINT_FILE, Study, StudyFolder, Trial
 from mambaout.study.tracking.store import check_tracking
@@ -99,6 +100,7 @@ def _asked(
         variants=options.variants,
         is_small=data in sweep.small,
         smoke=options.smoke,
+        has_weights=bool(weights),
         digest_of=lambda shape: _digest(weights, shape, sets.num_classes),
     )
     study = _built(build_study, start, options)
@@ -114,6 +116,7 @@ def _asked(
         accelerator=options.accelerator,
         address=options.address,
         rerun=options.rerun,
+        chip=planned_chip(options),
     )
     if precision.rule is not None:  # only the study's name tells it, after the recipes were made
         start = replace(
@@ -193,7 +196,11 @@ def _built(build_study: BuildStudy, start: DenseStart, options: argparse.Namespa
     """The study with the requested seeds. WrongRequest if it ignores an option."""
     study = build_study(start, **own_values(build_study, options))
     if start.variants is not None and not start.took_variants:
-        raise WrongRequest(f"--variants: study {study.name} has no catalogue of networks")
+        raise WrongRequest(
+            f"--variants: study {study.name} has no catalogue of networks; leave it out, or give "
+            "the network with --depths and --dims"
+        )
+    check_mixer_fields(study, start.given)
     if options.seeds is not None:
         study = replace(study, seeds=tuple(range(options.seeds)))
     return study
@@ -268,16 +275,16 @@ def _file_text(path: Path) -> str:
 def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
     """The price of the remaining trials."""
     request = asked.request
-    nodes = plan_nodes(options.accelerator)
-    part = share(options.accelerator, nodes)
-    check_share(request, part)
-    concurrency = options.max_concurrent or part.slots(nodes)
+    planned = planned_machine(options, request.storage)
+    check_share(request, planned.part)
     folder = StudyFolder(request.storage, request.name, reuse=request.reuse)
     rerun = Rerun(folder)
     anew = rerun.begins_with(request)
     reuse = request.reuse and not (anew or rerun.is_under_way)
     finished = folder.finished_elsewhere(request.trials) if reuse else set()
-    forecast = DenseForecast(request.storage, request.study.kind, device_of(part))
+    forecast = DenseForecast(
+        request.storage, request.study.kind, planned.device, planned.part.devices_held
+    )
     rows = [
         forecast.row(trial, asked.work(trial), None if anew else folder.run(trial), finished)
         for trial in request.trials
@@ -285,9 +292,9 @@ def _plan(asked: _DenseRequest, options: argparse.Namespace) -> Plan:
     todo = [row for row in rows if not row.finished]
     return Plan(
         rows=rows,
-        concurrency=concurrency,
+        concurrency=planned.at_a_time,
         basis=[*forecast.basis(todo), _counted(rows[0].recipe)],
-        num_devices=part.num_devices,
+        num_devices=planned.part.devices_held,
         price_per_hour=options.price_per_hour,
         grant_hours=options.grant_hours,
     )

@@ -1,9 +1,12 @@
 """A trial on a slice: one process on each host, on all hosts or on none.
 
 Tune's placement group holds the slice as long as Tune's worker has trials for it. That worker, in
-bundle 0, is the coordinator. It starts an actor in the bundle of each host and reports the records
-in the run directory to Tune. If one host is lost, it ends all hosts, because the others would wait
-for ever. Each machine knows its own place in the slice; the bundles come in any order.
+bundle 0, is the coordinator. It locks the run directory, starts an actor in the bundle of each host
+and reports the records in the run directory to Tune. If one host is lost, it ends all hosts,
+because the others would wait for ever.
+
+The bundles come in any order. The rank of a host is the process index that its TPU runtime gives;
+the host of rank 0 writes. The coordinator need not know which host that is.
 
 Like Tune's worker, the actors stay for the next trial, so that they need not compile again. They
 belong to this worker and always end with it.
@@ -13,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from mambaout.endings import Ending
 from mambaout.launch.failures import cause_of, classify
 from mambaout.launch.resources import SLICE_NAME
 from mambaout.launch.task import Task, call_trainer, stop_of, writing
-from mambaout.launch.tpu import host_rank
+from mambaout.launch.tpu import host_number
 from mambaout.study.study import RECORDS_FILE, Trial
 from mambaout.study.tracking.tail import Tail
 from mambaout.train.metrics import Record
@@ -47,14 +49,13 @@ class Host:
         import ray
 
         labels = ray.get_runtime_context().get_node_labels()
-        return host_rank(), str(labels.get(SLICE_NAME))
+        return host_number(), str(labels.get(SLICE_NAME))
 
     def train(self, task: Task, trial: str, directory: str) -> None:
-        """Train this host's part. Only the first host locks the directory and writes to it."""
+        """Train this host's part. The coordinator holds the lock on the directory."""
         folder = Path(directory)
-        with writing(folder) if host_rank() == 0 else nullcontext():
-            stop = stop_of(task, folder)
-            call_trainer(task, Trial.from_json(trial), folder, lambda record: None, stop)
+        stop = stop_of(task, folder)
+        call_trainer(task, Trial.from_json(trial), folder, lambda record: None, stop)
 
 
 class Crew:
@@ -91,12 +92,12 @@ class Crew:
         except self._ray.exceptions.GetTimeoutError:
             text = f"not every host of the slice answered within {START_SECONDS:g} s"
             raise HostLost(text) from None
-        ranks, slices = zip(*places, strict=True)
-        if sorted(ranks) != list(range(len(ranks))) or len(set(slices)) > 1:
+        numbers, slices = zip(*places, strict=True)
+        if len(set(numbers)) < len(numbers) or len(set(slices)) > 1:
             raise RuntimeError(
-                f"the {len(ranks)} hosts of a slice say that they are hosts {list(ranks)} of "
-                f"{list(slices)}; TPU_WORKER_ID and the label {SLICE_NAME} must name 0 to "
-                f"{len(ranks) - 1} of one slice"
+                f"the {len(numbers)} hosts of a slice say that they are hosts {list(numbers)} of "
+                f"{list(slices)}; TPU_WORKER_ID must be another on each host, and the label "
+                f"{SLICE_NAME} the same on all"
             )
 
     def train(self, task: Task, trial: Trial, directory: Path, watch: Callable[[], None]) -> None:
@@ -167,24 +168,25 @@ def train_on_slice(
 ) -> None:
     """Train on the hosts of this worker's slice. `report` gets their records.
 
-    If it raises an error, no host is left running.
+    Only these hosts may write to the run directory. If it raises an error, no host is left running.
     """
     global _crew
-    news = _News(directory, report)
-    news()
-    if stop():
-        return
-    if _crew is not None and _crew.group_id != _group_id():
-        _crew.end()
-        _crew = None
-    if _crew is None:
-        _crew = Crew(task)
-    try:
-        _crew.train(task, trial, directory, news)
-    except BaseException:
-        _crew.end()
-        _crew = None
-        raise
+    with writing(directory):
+        news = _News(directory, report)
+        news()
+        if stop():
+            return
+        if _crew is not None and _crew.group_id != _group_id():
+            _crew.end()
+            _crew = None
+        if _crew is None:
+            _crew = Crew(task)
+        try:
+            _crew.train(task, trial, directory, news)
+        except BaseException:
+            _crew.end()
+            _crew = None
+            raise
 
 
 def _group_id() -> Any:

@@ -56,7 +56,7 @@ def study_folder(storage: Path, name: str) -> StudyFolder:
     folder = StudyFolder(storage, name)
     if not os.path.isfile(folder.path / STUDY_FILE):
         known = [folder.path.name for folder in studies(storage)]
-        there_are = f"there are: {', '.join(known)}" if known else "there is none"
+        there_are = f"there are: {', '.join(known)}" if known else "that folder has no study"
         raise WrongRequest(f"no study {name!r} under {storage}{_near(name, known)}; {there_are}")
     return folder
 

@@ -8,12 +8,13 @@ launch from another machine, to go on or to report, refers to the same trials.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mambaout.applied_rules import PRECISION, AppliedRule, multiplies_bf16, precision_rule
+from mambaout.chips import Chip
 from mambaout.launch.cluster import cluster_address, join, leave
 from mambaout.launch.resources import GPU_TYPE, Node, share, this_machine
 from mambaout.recipe import BASELINE
@@ -53,8 +54,11 @@ def precision_of(
     accelerator: str | None,
     address: str | None,
     rerun: bool,
+    chip: Chip | None = None,
 ) -> Precision:
     """The given precision, else that with which the study began, else that of its devices.
+
+    `chip` is the GPU for which a study is planned, wherever it is.
 
     A cluster is asked only if nothing else decides, and then left again. WrongRequest if it does
     not answer or lacks what a trial needs.
@@ -63,9 +67,9 @@ def precision_of(
         return Precision(given, f"--precision {given}")
     begun = None if rerun else _begun(folder)
     if begun is None:
-        return _default(_devices(accelerator, address))
-    if cluster_address(address) is None or _is_named(accelerator):
-        default = _default(_devices(accelerator, address))
+        return _default(_devices(accelerator, address, chip))
+    if chip is not None or cluster_address(address) is None or _is_named(accelerator):
+        default = _default(_devices(accelerator, address, chip))
         if begun.value == default.value:
             return replace(begun, rule=default.rule)
         reason = f"here it would be {default.value}"
@@ -104,8 +108,12 @@ def _is_named(accelerator: str | None) -> bool:
     return accelerator is not None and (accelerator == "cpu" or accelerator.startswith("tpu"))
 
 
-def _devices(accelerator: str | None, address: str | None) -> dict[str, bool | None]:
+def _devices(
+    accelerator: str | None, address: str | None, chip: Chip | None
+) -> dict[str, bool | None]:
     """The kinds of TPU and GPU that a trial may get, and whether each multiplies in bf16."""
+    if chip is not None:
+        return {chip.name: multiplies_bf16(chip.name)}
     if _is_named(accelerator):
         return {} if accelerator == "cpu" else {TPU: multiplies_bf16(TPU)}
     with ExitStack() as cleanup:
@@ -126,6 +134,18 @@ def _devices(accelerator: str | None, address: str | None) -> dict[str, bool | N
             if node.has("GPU") >= 1:
                 found |= gpus_of(node)
         return dict(sorted(found.items()))  # nodes come in any order
+
+
+def kinds_of_gpu(nodes: Sequence[Node]) -> set[str]:
+    """The names that the drivers of a cluster's machines have for their GPUs.
+
+    A machine that does not answer in time has Ray's name for them.
+    """
+    found: set[str] = set()
+    for node in nodes:
+        if node.has("GPU") >= 1:
+            found |= (_asked(node) if node.id else {}) or {node.labels.get(GPU_TYPE, NOT_UP)}
+    return found
 
 
 def gpus_of(node: Node) -> dict[str, bool | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambaout.code_version import CODE_VERSION
-from mambaout.command_line import NOT_ON_XLA
+from mambaout.command_line import NOT_ON_XLA, TF32_ELSEWHERE
 from mambaout.data.shards.column_options import GivenColumns
 from mambaout.durable import read_whole
 from mambaout.errors import WrongRequest
@@ -131,7 +131,7 @@ def about_others(folder: StudyFolder) -> str:
 
 def check_share(request: Request, part: Share) -> None:
     """Raise ValueError if a recipe's batch does not split over the share's devices, or if they
-    cannot recompute stages or take --compile."""
+    cannot recompute stages, multiply in TF32 or take --compile."""
     if part.backend == "xla" and request.not_on_xla:
         raise WrongRequest(
             f"{part.accelerator}: {request.not_on_xla}; use --accelerator gpu or cpu"
@@ -142,6 +142,8 @@ def check_share(request: Request, part: Share) -> None:
     recipes = {f"trial {trial.label}": trial.recipe for trial in request.trials}
     recipes |= {f"search {one.label}": one.base for one in request.study.searches}
     for what, recipe in recipes.items():
+        if recipe.precision == "tf32" and part.backend != "cuda":
+            raise WrongRequest(f"{what} on {part.accelerator}: {TF32_ELSEWHERE}")
         if kind_of(recipe) is not CLASSIFY:
             continue  # it runs on one device, where any batch fits by micro-batches
         try:

@@ -112,6 +112,11 @@ class Share:
         return CORES_PER_CHIP * self.chips * self.num_hosts or 1
 
     @property
+    def devices_held(self) -> float:
+        """The devices that are paid for; 0.5 for half of a GPU."""
+        return self.gpus or self.num_devices
+
+    @property
     def num_workers(self) -> int:
         """The number of processes that load images on each host.
 
@@ -325,6 +330,11 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 # -- machines --------------------------------------------------------------------------------------
+
+
+def is_tpu(accelerator: str | None) -> bool:
+    """Whether the name alone says of which machines a trial gets a share."""
+    return accelerator in _TPUS
 
 
 def plan_nodes(accelerator: str | None) -> list[Node]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.command_line import Parser, add_compile_option, whole_number
 from mambaout.data.packing.data_option import add_data_option
 from mambaout.data.shards.column_options import add_column_options
@@ -36,6 +37,7 @@ STORAGE = "runs"
 
 MOST_SEEDS = 1000  # each seed of each recipe is a line of the study's file
 MOST_CONCURRENT = 100_000
+MOST_POINTS = 100  # a difference of top-1, in percent, cannot be more
 
 # Builds the study from the data and the command line.
 BuildStudy = Callable[..., Study]
@@ -63,9 +65,9 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     what = "within a seed, or of top-1 for twice the width / depth at equal MACs"
     text = f"choose seeds so that a difference of POINTS {what} is found in 80 %% of such studies"
     text += "; within --budget-hours or --grant-hours also the shapes"
-    add("--detect", type=_amount, metavar="POINTS", help=text)
+    add("--detect", type=_points, metavar="POINTS", help=text)
     text = "add seeds until width against depth is known to within POINTS, 95 %%"
-    add("--until", type=_amount, metavar="POINTS", help=text)
+    add("--until", type=_points, metavar="POINTS", help=text)
     own = parser.add_argument_group("what this study asks")
     text = "time some of the trials for seconds, then --plan"
     _add_cost_options(parser).add_argument("--calibrate", action="store_true", help=text)
@@ -124,7 +126,11 @@ def _add_study_options(add: Callable[..., Any], smoke: str) -> None:
 def _add_cost_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what it costs")
     add = group.add_argument
-    add("--plan", action="store_true", help="print the trials and what they cost; start nothing")
+    text = (
+        "print the trials and what they cost; start nothing. It is for the machines where they "
+        "would run, or for one GPU of a kind (more: --max-concurrent), like 'A100 80GB'"
+    )
+    add("--plan", nargs="?", const=True, default=False, type=_gpu, metavar="GPU", help=text)
     device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
     add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
     add(
@@ -239,6 +245,19 @@ def _wrong(build_study: BuildStudy, name: str, why: str) -> WrongRequest:
 # -- words of the command line --------------------------------------------------------------------
 
 
+def planned_chip(options: argparse.Namespace) -> Chip | None:
+    """The GPU that `--plan GPU` names; None: the plan is for the machines of the launch."""
+    return options.plan if isinstance(options.plan, Chip) else None
+
+
+def _gpu(text: str) -> Chip:
+    chip = find_chip(text)
+    if chip is None or chip.name.startswith("TPU"):
+        names = [name for name in CHIPS if not name.startswith("TPU")]
+        raise argparse.ArgumentTypeError(f"{text!r} is none of the GPUs {', '.join(names)}")
+    return chip
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(filter(None, (part.strip() for part in text.split(","))))
     if not names or len(set(names)) < len(names):
@@ -247,10 +266,25 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _amount(text: str) -> float:
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = 0.0
+    amount = _number(text)
     if not 0 < amount < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return amount
+
+
+def _points(text: str) -> float:
+    """A difference of top-1."""
+    points = _number(text)
+    if not 0 < points <= MOST_POINTS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number above 0 and at most {MOST_POINTS}"
+        )
+    return points
+
+
+def _number(text: str) -> float:
+    """The number that the text says; 0 if it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -1,4 +1,4 @@
-"""What a process needs on a TPU host before torch_xla starts: environment, lock, rank."""
+"""What a process needs on a TPU host before torch_xla starts: environment and lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOCK = Path("/tmp/libtpu_lockfile")
 LOCK_VARIABLE = "MAMBAOUT_LIBTPU_LOCK"  # the path of that file, for tests
 PREDECESSOR_SECONDS = 30.0  # longest time until a killed worker has freed its chips
-RANK_VARIABLE = "TPU_WORKER_ID"
+NUMBER_VARIABLE = "TPU_WORKER_ID"
 VISIBLE = "TPU_VISIBLE_CHIPS"
 # libtpu's names for the layout of a process's chips and of the processes. Then the older names,
 # which Ray and GKE set.
@@ -32,6 +32,10 @@ BOUNDS = (
     "TPU_HOST_BOUNDS",
 )
 ONE_CHIP = "1,1,1"
+# The first of four ports, one a chip, of each of libtpu's services. With libtpu's defaults every
+# process of a host would open 8471 and 8431, and the second one would fail. The address names the
+# port under which libtpu looks for its own process.
+PROCESS_PORT, CONTROLLER_PORT, METRICS_PORT = 8471, 8476, 8431
 
 
 def environment(
@@ -41,7 +45,8 @@ def environment(
 
     `env` applies unless the machine sets other values. If the worker has the whole host, no
     variable may restrict the chips. Ray lists all four if it did not count them itself, and libtpu
-    would take that list for a part of the host.
+    would take that list for a part of the host. If it has one chip, it gets ports of its own, so
+    that four such workers fit on a host.
     """
     found: dict[str, str | None] = {
         name: value for name, value in env.items() if name not in before
@@ -49,14 +54,29 @@ def environment(
     if num_chips < CHIPS_PER_HOST:
         if len(chip_ids) != 1 or num_chips != 1:
             raise WrongRequest(f"a trial takes one chip or {CHIPS_PER_HOST}, not {list(chip_ids)}")
-        return found | {VISIBLE: chip_ids[0]} | dict.fromkeys(BOUNDS, ONE_CHIP)
+        chip = chip_ids[0]
+        return found | {VISIBLE: chip} | dict.fromkeys(BOUNDS, ONE_CHIP) | ports(int(chip))
     unset = [VISIBLE]
     # The process had one chip before, and the value remained. A machine's own value for a host is
     # larger.
     for chips, processes in (BOUNDS[:2], BOUNDS[2:]):
         if before.get(chips) == ONE_CHIP:
             unset += [chips, processes]
+    for chip in range(CHIPS_PER_HOST):
+        unset += [name for name, value in ports(chip).items() if before.get(name) == value]
     return found | dict.fromkeys((name for name in unset if name in before), None)
+
+
+def ports(chip: int) -> dict[str, str]:
+    """libtpu's variables for the ports of a process that has only this chip of its host."""
+    process, controller = PROCESS_PORT + chip, CONTROLLER_PORT + chip
+    return {
+        "TPU_PROCESS_PORT": str(process),
+        "TPU_PROCESS_ADDRESSES": f"localhost:{process}",
+        "TPU_MESH_CONTROLLER_ADDRESS": f"localhost:{controller}",
+        "TPU_MESH_CONTROLLER_PORT": str(controller),
+        "TPU_RUNTIME_METRICS_PORTS": str(METRICS_PORT + chip),
+    }
 
 
 def prepare(num_chips: int, env: Mapping[str, str]) -> None:
@@ -117,21 +137,21 @@ def _removed(path: Path) -> bool:
     return True
 
 
-def host_rank() -> int:
-    """This host's place in its slice. It is put into the environment for torch_xla.
+def host_number() -> int:
+    """The number that this machine has in its slice, from its environment or Ray's label.
 
-    The machine itself knows it. The order of a placement group's bundles means nothing.
+    It tells the hosts of a slice apart before torch_xla starts. It is not the rank: the rank is the
+    process index that the runtime gives (`Backend.host`), and the two can differ.
     """
     import ray
 
     labels = ray.get_runtime_context().get_node_labels()
-    text = os.environ.get(RANK_VARIABLE) or str(labels.get(WORKER_ID, ""))
+    text = os.environ.get(NUMBER_VARIABLE) or str(labels.get(WORKER_ID, ""))
     if not text.isdecimal():
         raise RuntimeError(
-            f"this host does not say which one of its slice it is ({RANK_VARIABLE}={text!r}); "
-            f"set {RANK_VARIABLE}, or the label {WORKER_ID}, before `ray start`"
+            f"this host does not say which one of its slice it is ({NUMBER_VARIABLE}={text!r}); "
+            f"set {NUMBER_VARIABLE}, or the label {WORKER_ID}, before `ray start`"
         )
-    os.environ[RANK_VARIABLE] = text
     return int(text)
 
 
@@ -139,13 +159,12 @@ def check_devices(num_chips: int, num_hosts: int, where: Backend) -> None:
     """Raise RuntimeError if the runtime has other devices than the trial should have.
 
     Otherwise four hosts that do not know each other would each train the whole batch into one
-    directory.
+    directory. The runtime numbers the processes itself, so with the right number of hosts the ranks
+    are 0 to `num_hosts` - 1, each once.
     """
     wanted = [("hosts", num_hosts, where.num_hosts)]
     if where.device_name.startswith("TPU"):  # there are always as many virtual devices as asked for
         wanted.append(("devices", CORES_PER_CHIP * num_chips * num_hosts, where.num_devices))
-        if num_hosts > 1:
-            wanted.append(("this host's rank", host_rank(), where.host))
     for what, own, found in wanted:
         if own != found:
             raise RuntimeError(

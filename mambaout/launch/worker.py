@@ -87,20 +87,15 @@ class WorkerSetup:
 
     def devices(self) -> Backend:
         """The devices of this worker's share; torch is limited to the share."""
+        import torch
+
         from mambaout.train.backend import backend
 
-        _limit_torch(self.cpus, self.gpus)
+        torch.set_num_threads(self.cpus)
         cache = Path(self.storage) / CACHE_FOLDER
-        devices = backend(self.backend, cache=cache, compiles=self.compiles)
+        devices = backend(
+            self.backend, cache=cache, compiles=self.compiles, part=min(1.0, self.gpus or 1.0)
+        )
         if self.chips:
             check_devices(self.chips, self.num_hosts, devices)
         return devices
-
-
-def _limit_torch(cpus: int, gpus: float) -> None:
-    """Limit torch in this process to its share of the cores and of a GPU's memory."""
-    import torch
-
-    torch.set_num_threads(cpus)
-    if 0 < gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mambaout.errors import WrongRequest
+from mambaout.mixer_layers import CONV_MIXER
 from mambaout.model.torch_file import printable
 from mambaout.variants import ALIGNMENT, NUM_STAGES, VARIANTS, ModelConfig
 
@@ -63,11 +64,12 @@ def without_shape(path: Path, tensors: Mapping[str, Tensor]) -> WrongRequest:
 
 
 def shape_text(config: ModelConfig) -> str:
-    """The shape in words: a published variant's name, or depths and widths."""
+    """The shape in words: a published variant's name, or depths and widths; another mixer."""
+    mixer = "" if config.mixer == CONV_MIXER else f", mixer {config.mixer}"
     for name, known in VARIANTS.items():
         if _visible(known) == _visible(config):
-            return f"{name} (depths {known.depths}, dims {known.dims})"
-    return f"depths {config.depths}, dims {config.dims}"
+            return f"{name} (depths {known.depths}, dims {known.dims}{mixer})"
+    return f"depths {config.depths}, dims {config.dims}{mixer}"
 
 
 def _visible(config: ModelConfig) -> tuple[Any, ...]:

@@ -16,9 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PIECE = 1024  # positions of one image, of all directions together
-# XLA compiles each piece anew, so that a map of up to 64 x 64 is one piece.
-XLA_PIECE = 4096
+from mambaout.sequence_layers import PIECE, XLA_PIECE
 
 
 class ScanInputs(NamedTuple):

@@ -335,6 +335,8 @@ def backbone_load(model: nn.Module, weights: Weights) -> BackboneLoad:
 
 def _other_network(model: nn.Module, weights: Weights, differing: WeightDifference) -> WrongRequest:
     found, shape = weights.tensors, shape_in(weights.tensors)
+    if shape is None and weights.recipe is not None:  # of another mixer, which tensors do not show
+        shape = weights.recipe.model
     seems = "no MambaOut" if shape is None else shape_text(shape)
     ours = getattr(model, "config", None)
     network = "the network" if ours is None else f"the network, which is {shape_text(ours)}"

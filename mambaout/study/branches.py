@@ -38,7 +38,7 @@ from mambaout.study.study import (
     StudyFolder,
     Trial,
 )
-from mambaout.train.metrics import read_records
+from mambaout.train.metrics import NUM_DEVICES, read_records
 
 BRANCH_POINTS = "branch-*.ckpt"  # written by train/checkpoint.py; the number is the step
 _STEP = re.compile(r"branch-(\d+)\.ckpt")
@@ -143,7 +143,7 @@ def shared_device_hours(run: Run) -> float:
     """The device-hours of a finished run that it took over from the shorter run."""
     step = run.facts.get(BRANCH_STEP, 0)
     seconds = [record.seconds for record in run.records if record.step <= step]
-    return max(seconds, default=0.0) * run.facts.get("num_devices", 1) / 3600
+    return max(seconds, default=0.0) * run.facts.get(NUM_DEVICES, 1) / 3600
 
 
 def _decays_late(recipe: object) -> bool:

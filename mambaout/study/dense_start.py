@@ -26,6 +26,10 @@ from mambaout.variants import VARIANTS, ModelConfig
 # The recipe that fits the data: (network or None, fields) -> recipe, a line for each rule.
 Fit = Callable[[ModelConfig | None, Mapping[str, Any]], tuple[Any, list[str]]]
 _SHAPE_FIELDS = ("depths", "dims")
+_NOT_COMPARED = {  # fields that --grid does not take -> what to do
+    **dict.fromkeys(_SHAPE_FIELDS, "--variants compares networks"),
+    "init": "--init gives each network its weights",
+}
 
 
 @dataclass(kw_only=True)
@@ -38,6 +42,7 @@ class DenseStart:
     variants: Sequence[str] | None = None  # what --variants names; None: the study's own
     is_small: bool = False  # whether the data are the small generated set
     smoke: bool = False
+    has_weights: bool = False  # whether --init is given
     digest_of: Callable[[ModelConfig], str | None] = lambda shape: None  # of --init, by network
     rules: list[str] = field(default_factory=list)  # those that have acted so far
     took_variants: bool = False
@@ -92,12 +97,12 @@ class DenseStart:
         for text in texts or ():
             name, _, values = text.partition("=")
             name = name.strip().replace("-", "_")
-            if not values:
+            if not name or not values:
                 raise WrongRequest(f"--grid {text!r}: write FIELD=A,B,C")
-            if name not in known or name in _SHAPE_FIELDS or name == "init":
-                near = difflib.get_close_matches(name, known, n=1)
+            if name not in known or name in _NOT_COMPARED:
+                near = difflib.get_close_matches(name, known.keys() - _NOT_COMPARED.keys(), n=1)
                 hint = f"did you mean {near[0]!r}?" if near else "--help lists the fields"
-                hint = "--variants compares networks" if name in _SHAPE_FIELDS else hint
+                hint = _NOT_COMPARED.get(name, hint)
                 raise WrongRequest(f"--grid: {name!r} cannot be compared; {hint}")
             if name in axes:
                 raise WrongRequest(f"--grid names {name} twice; give its values at once")

@@ -58,13 +58,17 @@ def mixer_rows(names: Sequence[str] | None, given: Collection[str], *, is_small:
         )
     if "mixer" in given:
         raise WrongRequest("--mixer: this study compares mixers; name them with --mixers")
+    if "expansion" in given:
+        raise WrongRequest(
+            "--expansion: this study gives each mixer the expansion with which all cost the same; "
+            "leave it out"
+        )
     chosen = list(dict.fromkeys(names or [SSM]))
     for name in chosen:
         if name not in MIXER_LAYERS:
-            near = difflib.get_close_matches(name, MIXER_LAYERS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise WrongRequest(
-                f"--mixers: {name!r} is no mixer; choose from {', '.join(MIXER_LAYERS)}{hint}"
+                f"--mixers: {name!r} is no mixer; choose from {', '.join(MIXER_LAYERS)}"
+                f"{_hint(name)}"
             )
     found: dict[str, dict[str, Any]] = {name: {"mixer": name} for name in (FLOOR, REFERENCE)}
     for name in chosen:
@@ -77,6 +81,13 @@ def mixer_rows(names: Sequence[str] | None, given: Collection[str], *, is_small:
             if fields["mixer"].startswith(SSM):
                 fields["ssm_state"] = SMALL_STATE
     return found
+
+
+def _hint(name: str) -> str:
+    if "," in name:
+        return "; put spaces between several"
+    near = difflib.get_close_matches(name.lower(), MIXER_LAYERS, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def equal_recipes(start: Start, rows: Rows, by: Matched, **fields: Any) -> dict[str, Recipe]:

@@ -23,7 +23,7 @@ def device_of(run: Run) -> str | None:
     """What the run was trained on, like "8 x TPU v3"; None if the run does not say."""
     if not run.facts.get(DEVICE):
         return None
-    last = device_text(str(run.facts[DEVICE]), int(run.facts.get(NUM_DEVICES, 1)))
+    last = device_text(str(run.facts[DEVICE]), float(run.facts.get(NUM_DEVICES, 1)))
     return ", then ".join([*run.facts.get(EARLIER_DEVICES, ()), last])
 
 

@@ -14,14 +14,14 @@ the study varies.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mambaout.applied_rules import AppliedRule
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
-from mambaout.options import option
+from mambaout.options import check_used, option
 from mambaout.recipe import Recipe
 from mambaout.rules import (
     DataFacts,
@@ -139,7 +139,10 @@ def check_given(study: Study, start: Start) -> None:
 
     It does so if it varies a given field or does not use --variants."""
     if start.variants is not None and not start.took_variants:
-        raise WrongRequest(f"--variants: study {study.name} has no catalogue of shapes")
+        raise WrongRequest(
+            f"--variants: study {study.name} has no catalogue of shapes; leave it out, or give the "
+            "network with --depths and --dims"
+        )
     for name, value in start.given.items():
         found = {_plain(flat_fields(recipe)[name]) for recipe in study.recipes.values()}
         found |= {_plain(flat_fields(search.base)[name]) for search in study.searches}
@@ -154,6 +157,17 @@ def check_given(study: Study, start: Start) -> None:
                 f"{option(name)}: study {study.name} varies {name} itself ({values}); leave the "
                 f"option out, or ask your own question: {OWN_QUESTION}"
             )
+
+
+def check_mixer_fields(study: Study, given: Collection[str]) -> None:
+    """Raise WrongRequest if a field that is given or varied acts in no network of the study."""
+    recipes = [*study.recipes.values(), *(search.base for search in study.searches)]
+    searched = set().union(*map(_searched, study.searches))
+    if "mixer" in searched:
+        return
+    rows = [flat_fields(recipe.model) for recipe in recipes]
+    varied = {name for row in rows for name, value in row.items() if value != rows[0][name]}
+    check_used({*given, *searched, *varied}, [recipe.model for recipe in recipes])
 
 
 def _searched(search: Search) -> set[str]:

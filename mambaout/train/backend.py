@@ -21,10 +21,10 @@ from torch import Tensor
 
 from mambaout.applied_rules import multiplies_bf16
 from mambaout.chips import CHIPS, find_chip
-from mambaout.command_line import NOT_ON_XLA
+from mambaout.command_line import NOT_ON_XLA, TF32_ELSEWHERE
 from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes
-from mambaout.train import compiler, versions, xla_operations
+from mambaout.train import compiler, cuda_precision, versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 from mambaout.train.xla_operations import Operation
 
@@ -47,12 +47,18 @@ class Backend(ABC):
     # It compiles graphs. A shape or a plain number that changes in each step makes another graph.
     compiles: bool = False
     keeps_gradients: bool = False  # a step without gradients to add to would be another graph
+    part: float = 1.0  # of each device; 0.5 if another run has the other half of a GPU
     batches_ahead: int = 0  # batches that are sent to the device before they are needed
 
     @property
     @abstractmethod
     def device_name(self) -> str:
         """The hardware's own name, for records and the chip table."""
+
+    @property
+    def devices_held(self) -> float:
+        """The devices of the run, for device-hours, money and speeds; 0.5 for half of a GPU."""
+        return self.num_devices if self.part == 1 else self.num_devices * self.part
 
     @property
     def multiplies_bf16(self) -> bool:
@@ -85,9 +91,14 @@ class Backend(ABC):
 
     def autocast(self, precision: str) -> AbstractContextManager:
         """A context with matrix products in `precision`; weights and their updates stay fp32."""
-        if precision == "fp32":
+        if precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def train_in(self, precision: str) -> None:
+        """Prepare the devices for training in `precision`. WrongRequest if they cannot."""
+        if precision == "tf32":
+            raise WrongRequest(f"backend {self.name}: {TF32_ELSEWHERE}")
 
     def operations(self) -> dict[str, Operation]:
         """Those of xla_operations.py; only XLA has them."""
@@ -170,14 +181,13 @@ class Cuda(TorchBackend):
     name = "cuda"
     batches_ahead = 1
 
-    def __init__(self, *, compiles: bool = True) -> None:
+    def __init__(self, *, compiles: bool = True, part: float = 1.0) -> None:
         if not torch.cuda.is_available():
             raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
         self.device = torch.device("cuda", torch.cuda.current_device())
-        # By default torch computes fp32 convolutions in TF32, with ten bits of mantissa, but other
-        # products in fp32. Here fp32 means fp32.
-        convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - not in its types
-        convolutions.fp32_precision = "ieee"
+        self.part = part
+        torch.cuda.set_per_process_memory_fraction(part, self.device)
+        cuda_precision.set_products(tf32=False)
         self._set_up_compiler(compiles)
         torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -189,10 +199,16 @@ class Cuda(TorchBackend):
     def multiplies_bf16(self) -> bool:
         return gpu_multiplies_bf16(torch.cuda.current_device())
 
+    def train_in(self, precision: str) -> None:
+        capability = torch.cuda.get_device_capability(self.device)
+        fault = cuda_precision.why_not(precision, self.device_name, capability)
+        if fault is not None:
+            raise WrongRequest(fault)
+        cuda_precision.set_products(tf32=precision == "tf32")
+
     def usable_bytes(self) -> float:
         free, total = torch.cuda.mem_get_info(self.device)
-        part = torch.cuda.get_per_process_memory_fraction(self.device)  # below 1 on a shared GPU
-        return USABLE * min(free, part * total)
+        return USABLE * min(free, self.part * total)
 
     def peak_memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)
@@ -334,12 +350,16 @@ def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:
 
 
 def backend(
-    name: str | None = None, *, cache: Path | None = None, compiles: bool | None = None
+    name: str | None = None,
+    *,
+    cache: Path | None = None,
+    compiles: bool | None = None,
+    part: float = 1.0,
 ) -> Backend:
     """The backend called `name`; None: a GPU if there is one, else the CPU.
 
     `compiles` says whether torch.compile compiles the step; None: on a GPU only. XLA has a compiler
-    of its own, so there a value is an error.
+    of its own, so there a value is an error. `part` is the part of a GPU that this process has.
 
     `cache` is the folder of XLA's compiled graphs. It outlives the process, and is used if the
     runtime can read graphs back. Its key holds the graph's content, the devices, the versions and
@@ -351,7 +371,7 @@ def backend(
         case "cpu":
             return Cpu(compiles=bool(compiles))
         case "cuda":
-            return Cuda(compiles=compiles is not False)
+            return Cuda(compiles=compiles is not False, part=part)
         case "xla":
             if compiles is not None:
                 raise WrongRequest(NOT_ON_XLA)

@@ -37,7 +37,7 @@ class Calibration:
     first_step_seconds: float  # including building the network, opening the data, finding kernels
     peak_memory_bytes: int | None  # of a GPU; of the process on a CPU; None on a TPU
     device: str
-    num_devices: int
+    num_devices: float  # 0.5 for half of a GPU
 
 
 def calibrate(
@@ -78,11 +78,11 @@ def calibrate(
         raise outcome.as_error()
     return Calibration(
         images_per_second=clock.steps * recipe.global_batch / clock.elapsed,
-        eval_images_per_second=_evaluated(recipe, data, backend, EVAL_SHARE * seconds),
+        eval_images_per_second=_evaluated(recipe, data, backend, EVAL_SHARE * seconds, num_workers),
         first_step_seconds=clock.first_step_seconds,
         peak_memory_bytes=backend.peak_memory_bytes(),
         device=backend.device_name,
-        num_devices=backend.num_devices,
+        num_devices=backend.devices_held,
     )
 
 
@@ -111,14 +111,22 @@ class _Clock:
         return False
 
 
-def _evaluated(recipe: Recipe, data: DataSet, backend: Backend, seconds: float) -> float:
-    """Images/s of whole passes over minival, or of a part of one if the time is short."""
+def _evaluated(
+    recipe: Recipe, data: DataSet, backend: Backend, seconds: float, num_workers: int
+) -> float:
+    """Images/s of whole passes over minival, or of a part of one if the time is short.
+
+    As in a trial, `num_workers` processes decode the images, and every pass decodes them again.
+    """
     model = backend.move(build(recipe.model, data.num_classes))
     size = evaluation_batch(recipe, 1, backend)
 
     def timed(until: Callable[[], bool]) -> int:
         num_images, totals = 0, no_totals(backend)
-        for batch in evaluation_batches(data, "minival", recipe, batch_size=size):
+        batches = evaluation_batches(
+            data, "minival", recipe, batch_size=size, num_workers=num_workers
+        )
+        for batch in batches:
             totals = eval_step(model, batch, recipe, totals, backend=backend)
             num_images += batch.num_valid
             if until():

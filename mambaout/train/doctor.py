@@ -33,7 +33,7 @@ from mambaout.model.network import build
 from mambaout.native import why_not
 from mambaout.numbers import percent_text, rate_text
 from mambaout.recipe import BASELINE, Recipe, tuned
-from mambaout.train import compiler, versions
+from mambaout.train import compiler, tpu_machine, versions
 from mambaout.train.backend import Backend, backend
 from mambaout.train.cpu import cpu_name
 from mambaout.train.facts import git_commit
@@ -65,11 +65,13 @@ def doctor(name: str | None = None, say: Say = print) -> int:
     """Print everything with `say`; returns the exit status."""
     _lines(say, "versions", _versions())
     runtime = os.environ.get("PJRT_DEVICE")
-    wrong = versions.misfits(versions.installed(), runtime) if name == "xla" else []
+    found = versions.installed()
+    wrong = versions.misfits(found, runtime) if name == "xla" else []
     if wrong:
         return _verdict(say, wrong, 2)
     _lines(say, "machine", _machine())
-    wrong = short_of_room(_room(Path("/dev/shm"), free=False), _room(default_cache(), free=True))
+    wrong = versions.doubts(found, runtime) if name == "xla" else []
+    wrong += short_of_room(_room(Path("/dev/shm"), free=False), _room(default_cache(), free=True))
     try:
         where = backend(name)
         _lines(say, "devices", _devices(where))
@@ -78,6 +80,8 @@ def doctor(name: str | None = None, say: Say = print) -> int:
     except WrongRequest:
         raise
     except Exception as error:  # a broken runtime can raise any kind of error
+        if name == "xla":
+            _lines(say, "libtpu", (("log", line) for line in tpu_machine.log_lines()))
         return _verdict(say, [*wrong, f"no step of training: {type(error).__name__}: {error}"], 2)
     _lines(say, "training", _training(where, recipe, tried))
     wrong += what_is_wrong(where, tried)
@@ -118,6 +122,8 @@ def _machine() -> list[tuple[str, str]]:
         ("processor", cpu_name(torch.get_num_threads())),
         ("cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}"),
         ("memory", _gib(pages)),
+        ("kernel", tpu_machine.kernel()),
+        ("locked memory", f"{tpu_machine.locked_memory()} (ulimit -l)"),
         ("/dev/shm", _gib(_room(Path("/dev/shm"), free=False))),
         (
             "data cache",
@@ -132,6 +138,9 @@ def _machine() -> list[tuple[str, str]]:
         ("scans on the CPU", why_not(scan_passes.c_files()) or "computed by scan.c"),
         ("chips in /dev", ", ".join(chips()) or "none"),
     ]
+    if files := tpu_machine.device_files():
+        rows.append(("TPU's files", ", ".join(files)))
+        rows.append(("libtpu's log", f"in {tpu_machine.log_folder()}"))
     return rows + sorted(tpu.items())
 
 

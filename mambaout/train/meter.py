@@ -36,7 +36,7 @@ class Meter:
         self._compilations = backend.compilations()
         self._window_compilations = 0
         self._seconds = 0.0  # of earlier processes
-        self._device = metrics.device_text(backend.device_name, backend.num_devices)
+        self._device = metrics.device_text(backend.device_name, backend.devices_held)
         self._earlier_devices: list[str] = []
         self._started = time.monotonic()
         self._warm = False

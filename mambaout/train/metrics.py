@@ -53,13 +53,13 @@ FINAL_METRICS = (
 SPEEDS = (IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS)
 # Facts of outcome.json that name the device:
 DEVICE = "device"  # the name that its driver gives
-NUM_DEVICES = "num_devices"  # of the whole run
+NUM_DEVICES = "num_devices"  # of the whole run; 0.5 for half of a GPU
 EARLIER_DEVICES = "earlier_devices"  # other devices before it, if any: texts of `device_text`
 
 
-def device_text(name: str, count: int) -> str:
-    """The devices in words: "NVIDIA H200", "8 x TPU v3"."""
-    return f"{count} x {name}" if count > 1 else name
+def device_text(name: str, count: float) -> str:
+    """The devices in words: "NVIDIA H200", "8 x TPU v3", "0.5 x NVIDIA L4"."""
+    return name if count == 1 else f"{count:g} x {name}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

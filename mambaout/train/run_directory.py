@@ -236,7 +236,7 @@ class RunDirectory(RunFiles):
             metrics.ACTIVATIONS: price.activations,
             metrics.IMAGES_PER_SECOND: meter.images_per_second,
             metrics.INPUT_WAIT: meter.input_wait_fraction,
-            metrics.TRAIN_DEVICE_HOURS: meter.seconds * self.backend.num_devices / 3600,
+            metrics.TRAIN_DEVICE_HOURS: meter.seconds * self.backend.devices_held / 3600,
         }
         facts: dict[str, object] = {"step": last.step}
         if meter.earlier_devices:
@@ -271,7 +271,7 @@ class RunDirectory(RunFiles):
             "num_classes": self.data.num_classes,
             "backend": self.backend.name,
             metrics.DEVICE: self.backend.device_name,
-            metrics.NUM_DEVICES: self.backend.num_devices,
+            metrics.NUM_DEVICES: self.backend.devices_held,
             "micro_batch": stepper.micro_batch,
             "recompute": stages_text(stepper.recompute),
             "undecodable_images": len(self.undecodable),

@@ -54,8 +54,9 @@ class Stepper:
         recompute: Stages = (),
     ) -> None:
         """Raises WrongRequest if the global batch does not split over the devices, or if they
-        cannot recompute stages."""
+        cannot recompute stages or multiply in the recipe's precision."""
         check_recompute(recompute, backend.name)
+        backend.train_in(recipe.precision)
         self.recipe, self.seed, self.backend = recipe, seed, backend
         self.recompute = recompute
         self._macs = cost(recipe.model, recipe.image_size, num_classes).macs
@@ -164,7 +165,7 @@ class Stepper:
             images_per_second,
             self._chip,
             self.recipe.precision,
-            self.backend.num_devices,
+            self.backend.devices_held,
         )
 
 

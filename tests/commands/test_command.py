@@ -171,7 +171,10 @@ ON_DIGITS = "train --data digits --out {new}"
         ("train --data digits --out {file}", "--out {file}: {file} is a file; give a folder"),
         ("train --data digits --out {file}/in/it", "{file} is a file; give a folder"),
         ("train --data digits --out {link}", "{link} is a link to nothing; give a folder"),
-        ("train --data digits --out gs://bucket/run", "run directories are plain files"),
+        (
+            "train --data digits --out gs://bucket/run",
+            "plain files with locks; give a folder, on NFS 4 where several machines share it",
+        ),
         ("train --data digits --out /proc/run", "/proc/run cannot be written"),
         (f"train --data digits --out {300 * 'x'}", "a name of 300 bytes, where . allows 255"),
         (f"train --data digits --out {60 * ('x' * 99 + '/')}", "allows 4096; give a shorter one"),
@@ -196,6 +199,9 @@ ON_DIGITS = "train --data digits --out {new}"
         ("evaluate {new}.ckpt --data digits", "{new}.ckpt"),
         ("report none --storage {new}", "no study 'none'"),
         ("account colossal", "unknown variant 'colossal'"),
+        ("account tiny --ssm-state 8", "--ssm-state: no network here has an SSM; leave it out"),
+        (f"{ON_DIGITS} --ssm-state 8", "or give a mixer that has one, like --mixer conv_ssm"),
+        (f"{ON_DIGITS} --mixer-stages 3,4", "--mixer-stages: every stage has gated_conv anyway"),
     ],
 )
 def test_bad_input_is_one_clear_line_status_2_and_nothing_written(

@@ -136,7 +136,7 @@ def test_a_set_without_masks_trains_a_detector_of_boxes(folder, tmp_path, capsys
         (["--init", "{folder}"], "--init: {folder} holds no last.ckpt"),
         (["--init", "{foreign}"], "foreign.pth: it holds a detector or segmenter of another progr"),
         (["--data", "{folder}/train"], "give the folder above, {folder}"),
-        (["--data", "digits"], "digits is a set for classification, which is trained without"),
+        (["--data", "digits"], "digits is a set for classification, without boxes or maps"),
         (["tinny"], "unknown variant 'tinny'"),
     ],
 )

@@ -13,6 +13,7 @@ from places import TESTS
 from study_files import SMALL, sized
 
 import mambaout.train.calibrate as calibration
+from mambaout.data.batches.loader import evaluation_batches
 from mambaout.launch import cli
 from mambaout.launch.calibrate import (
     _recipes,
@@ -65,6 +66,21 @@ def test_a_calibration_outlives_the_recipes_own_length_and_leaves_nothing(
     found = calibrate(short, digits, backend("cpu"), seconds=20.0)
     assert found.images_per_second == pytest.approx(20 * short.global_batch / 21)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_is_calibrated_with_the_loading_workers_of_the_trial(
+    monkeypatch, tiny_recipe, digits
+):
+    ticking(monkeypatch)
+    asked: list[int] = []
+
+    def batches(*args, num_workers=0, **more):
+        asked.append(num_workers)
+        return evaluation_batches(*args, num_workers=num_workers, **more)
+
+    monkeypatch.setattr(calibration, "evaluation_batches", batches)
+    calibrate(tiny_recipe, digits, backend("cpu"), seconds=3.0, num_workers=1)
+    assert set(asked) == {1}
 
 
 def test_a_calibration_is_of_the_device_that_trials_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,9 +24,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import ROOT
 
+from mambaout.command_line import writable_folder
+from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.files.cluster_files import check, not_checked
 from mambaout.launch.files.job_file import STOP_WAIT, least_wait_seconds
+from mambaout.launch.files.launcher_file import START_TIMEOUT
 from mambaout.launch.resources import SLICE_NAME, Node, share
 
 CLUSTER = ROOT / "cluster"
@@ -112,6 +116,55 @@ SPOILT = {
         V8,
         swap("project_id: my-project", "project_id: other"),
         "disks: .*my-project.* is not of project other",
+    ),
+    "a TPU host that cannot read a bucket": (
+        V8,
+        lambda text: re.sub(r"      serviceAccount:\n.*\n.*\n", "", text),
+        "tpu_v3_8.node_config.serviceAccount: None; the host could not read gs://",
+    ),
+    "a GPU host that cannot read a bucket": (
+        GPU,
+        lambda text: re.sub(r"      serviceAccounts:\n.*\n.*\n", "", text),
+        "gpu_l4.node_config.serviceAccounts: None; the host could not read gs://",
+    ),
+    "an account with few scopes": (
+        V32,
+        swap("auth/cloud-platform", "auth/devstorage.read_only"),
+        "serviceAccount.scope: .*devstorage.*; without",
+    ),
+    "an account of another project": (
+        GPU,
+        swap("v1@my-project", "v1@other"),
+        "serviceAccounts.email: .* is not of project my-project",
+    ),
+    "a GPU's accounts for a TPU": (
+        V8,
+        lambda text: re.sub(
+            r"serviceAccount:\n +email: (.*)\n +scope:(.*)",
+            r"serviceAccounts: [{email: \1, scopes:\2}]",
+            text,
+        ),
+        "node_config.serviceAccounts: Ray rewrites it .* fails at the second",
+    ),
+    "a job that does not wait for its host": (
+        V8,
+        swap("RAY_JOB_START_TIMEOUT_SECONDS=86400", "A=b"),
+        "RAY_JOB_START_TIMEOUT_SECONDS is None, and Ray fails a job",
+    ),
+    "a job that waits too little": (
+        GPU,
+        swap("TIMEOUT_SECONDS=86400", "TIMEOUT_SECONDS=900"),
+        "RAY_JOB_START_TIMEOUT_SECONDS is 900",
+    ),
+    "spot hosts in a batch": (
+        V8,
+        swap("upscaling_speed: 1", "upscaling_speed: 4.0"),
+        "upscaling_speed: 4.0; one spot host that Google refuses .* set 1",
+    ),
+    "spot hosts in a batch of the older autoscaler": (
+        GPU,
+        swap(" AUTOSCALER_MAX_LAUNCH_BATCH=1", ""),
+        "no AUTOSCALER_MAX_LAUNCH_BATCH=1 for `ray start`",
     ),
     "no project": (V8, swap("project_id: my-project", "project_id: null"), "project_id: None"),
     "a host that never starts": (
@@ -326,6 +379,45 @@ def test_ray_itself_names_every_machine_type_of_gcp():
     assert not_checked(CLUSTER / f"{V8}.yaml") == []
 
 
+@pytest.mark.parametrize(
+    ("file", "kind", "api"),
+    [(V8, "tpu_v3_8", "tpu.v2"), (V32, "tpu_v3_32", "tpu.v2"), (GPU, "gpu_l4", "compute.v1")],
+)
+def test_ray_asks_google_for_workers_with_the_account_of_the_head(file, kind, api):
+    """Ray's own code and Google's own client; only the answers are made up."""
+    pytest.importorskip("googleapiclient")
+    from googleapiclient.discovery import build_from_document
+    from googleapiclient.discovery_cache import documents
+    from googleapiclient.http import HttpMockSequence
+    from ray.autoscaler._private.gcp.node import GCPTPU, GCPCompute
+
+    asked: list[HttpMockSequence] = []
+
+    def answers(*_: object) -> HttpMockSequence:
+        asked.append(HttpMockSequence([({"status": "200"}, '{"name": "operation"}')]))
+        return asked[-1]
+
+    described = Path(documents.__path__[0]) / f"{api}.json"
+    client = build_from_document(described.read_text(), http=HttpMockSequence([]))
+    config = load(file)
+    place = [config["provider"][name] for name in ("project_id", "availability_zone")]
+    provider = (GCPTPU if api.startswith("tpu") else GCPCompute)(client, *place, "mambaout")
+    provider.get_new_authorized_http = answers
+    node = config["available_node_types"][kind]["node_config"]
+    labels = {"ray-node-type": "worker", "ray-node-name": "mambaout"}
+    provider.create_instances(node, labels, 2, wait_for_operation=False)
+    bodies = [json.loads(http.request_sequence[0][2]) for http in asked]
+    assert len(bodies) == 2
+    for body in bodies:
+        account = body.get("serviceAccount") or body["serviceAccounts"][0]
+        assert account["email"] == "ray-autoscaler-sa-v1@my-project.iam.gserviceaccount.com"
+        scopes = account.get("scope") or account["scopes"]
+        assert scopes == ["https://www.googleapis.com/auth/cloud-platform"]
+        known = json.loads(described.read_text())["schemas"]
+        fields = known["Node" if api.startswith("tpu") else "Instance"]["properties"]
+        assert set(node) <= set(fields)  # Google knows every field of the file
+
+
 def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
     """Of every value inside a document."""
     if isinstance(value, dict | list):
@@ -383,6 +475,16 @@ def test_a_trial_fits_the_slice_of_a_file(name):
     assert found.num_workers > 8  # images are loaded by more than a core or two
 
 
+def test_the_name_of_the_wait_for_a_host_is_ray_s_own():
+    from ray.dashboard import consts
+
+    assert consts.RAY_JOB_START_TIMEOUT_SECONDS_ENV_VAR == START_TIMEOUT
+    assert consts.DEFAULT_JOB_START_TIMEOUT_SECONDS == 15 * 60
+    for path in CLUSTER.glob("gke-*-raycluster.yaml"):
+        head = yaml.safe_load(path.read_text())["spec"]["headGroupSpec"]["template"]["spec"]
+        assert {"name": START_TIMEOUT, "value": "86400"} in head["containers"][0]["env"], path
+
+
 def test_every_file_that_is_mounted_is_in_the_repository():
     for name in (V8, V32, GPU, OWN):
         mounts = load(name)["file_mounts"].values()
@@ -397,6 +499,17 @@ def test_the_head_reaches_mlflow_only_through_its_own_machine():
     for path in FILES:
         for address in re.findall(r"MLFLOW_TRACKING_URI[^h]*(http[^\s\"}]+)", path.read_text()):
             assert address == "http://127.0.0.1:5000", path.name
+
+
+def test_no_word_of_the_project_takes_a_mounted_bucket_for_shared_storage():
+    """storage.sh, the file for GKE and the error of --storage say the same of it."""
+    with pytest.raises(WrongRequest) as refused:
+        writable_folder("gs://bucket/runs", "--storage")
+    said = [(CLUSTER / "storage.sh").read_text(), (CLUSTER / "gke-storage.yaml").read_text()]
+    for text in (str(refused.value), *said):
+        words = " ".join(text.replace("\n#", " ").split())
+        assert re.search(r"bucket mounted as a folder has (no locks|none)", words), words
+        assert "NFS 4" in words
 
 
 # -- scripts ---------------------------------------------------------------------------------------
@@ -443,18 +556,7 @@ PINS = {
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu", "tpu", "gcp-head"])
 def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
-    """A stand-in for Python writes down what it is asked to install."""
-    log = tmp_path / "asked"
-    fake = tmp_path / "python"
-    fake.write_text(
-        "#!/usr/bin/env bash\n"
-        f'echo "$@" >>{log}\n'
-        'if [ "$2" = venv ]; then mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; fi\n'
-    )
-    fake.chmod(0o755)
-    env = os.environ | {"MAMBAOUT_PYTHON": str(fake), "MAMBAOUT_VENV": str(tmp_path / "venv")}
-    command = ["bash", str(CLUSTER / "setup.sh"), kind]
-    subprocess.run(command, env=env, check=True, capture_output=True)
+    log = setup(kind, tmp_path, {})
     installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
     assert len(installs) == 2
     tools, packages = installs
@@ -465,8 +567,102 @@ def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
     assert packages[-2:] == ["--editable", f"{ROOT}{extra}"]
 
     asked = log.read_text()  # and a second time installs nothing
-    subprocess.run(command, env=env, check=True, capture_output=True)
+    setup(kind, tmp_path, {})
     assert log.read_text() == asked
+
+
+def test_ray_reads_how_many_hosts_it_asks_for_at_once():
+    code = (
+        "from ray.autoscaler._private import constants as c; print(c.AUTOSCALER_MAX_LAUNCH_BATCH)"
+    )
+    env = os.environ | {"AUTOSCALER_MAX_LAUNCH_BATCH": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "1"
+
+
+LISTED = """\
+ray-mambaout-v3-8-worker-a1-tpu\tPREEMPTED
+ray-mambaout-v3-8-worker-b2-tpu\tREADY
+mambaout-slice\tTERMINATED
+ray-other-worker-c3-tpu\tPREEMPTED
+a-colleague\tPREEMPTED
+"""
+
+
+def gcloud(folder: Path, listed: str = LISTED) -> tuple[dict[str, str], Path]:
+    """An environment with a stand-in for gcloud, and the file in which it notes its calls."""
+    log = folder / "asked"
+    (folder / "listed").write_text(listed)
+    fake = folder / "gcloud"
+    fake.write_text(
+        f'#!/usr/bin/env bash\necho "$@" >>{log}\n'
+        f'if [ "$4" = list ]; then cat {folder}/listed; fi\n'
+    )
+    fake.chmod(0o755)
+    log.touch()
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}, log
+
+
+def test_the_clean_up_names_what_it_would_delete_and_deletes_nothing(tmp_path):
+    env, log = gcloud(tmp_path)
+    command = ["bash", str(CLUSTER / "clean.sh"), "us-central1-a"]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:3] == [
+        "stays: ray-mambaout-v3-8-worker-b2-tpu (READY)",
+        "would delete: ray-mambaout-v3-8-worker-a1-tpu",
+        "would delete: mambaout-slice",
+    ]
+    assert "delete" not in log.read_text()
+
+
+def test_the_clean_up_deletes_what_is_gone_and_its_own_if_it_is_told_to(tmp_path):
+    env, log = gcloud(tmp_path)
+    command = ["bash", str(CLUSTER / "clean.sh"), "us-central1-a", "--delete"]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    deleted = [line.split()[4] for line in log.read_text().splitlines() if " delete " in line]
+    assert deleted == ["ray-mambaout-v3-8-worker-a1-tpu", "mambaout-slice"]
+    env, log = gcloud(tmp_path, listed="")
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout == "nothing to delete in us-central1-a\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--delete"], ["us-central1-a", "--all"]])
+def test_the_clean_up_refuses_what_it_does_not_know(words, tmp_path):
+    env, log = gcloud(tmp_path)
+    command = ["bash", str(CLUSTER / "clean.sh"), *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+    assert log.read_text() == ""
+
+
+def test_setup_puts_another_libtpu_in_place_of_the_pinned_one_if_it_is_asked_to(tmp_path):
+    for kind, wanted in (("tpu", True), ("cpu", False)):
+        log = setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
+        installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
+        assert (installs[-1][-2:] == ["--no-deps", "libtpu==0.0.36"]) == wanted
+        before = len(log.read_text())
+        setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
+        assert len(log.read_text()) == before  # a second time installs nothing
+        setup(kind, tmp_path / kind, {})
+        assert len(log.read_text()) > before  # but without the variable the pinned one comes back
+
+
+def setup(kind: str, folder: Path, env: dict[str, str]) -> Path:
+    """Run setup.sh with a stand-in for Python, which writes down what it is asked to install."""
+    folder.mkdir(exist_ok=True)
+    log, fake = folder / "asked", folder / "python"
+    fake.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$@" >>{log}\n'
+        'if [ "$2" = venv ]; then mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; fi\n'
+    )
+    fake.chmod(0o755)
+    given = {"MAMBAOUT_PYTHON": str(fake), "MAMBAOUT_VENV": str(folder / "venv")}
+    command = ["bash", str(CLUSTER / "setup.sh"), kind]
+    subprocess.run(command, env=os.environ | given | env, check=True, capture_output=True)
+    return log
 
 
 def test_setup_refuses_a_kind_that_it_does_not_know():

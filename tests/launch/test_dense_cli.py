@@ -103,7 +103,11 @@ def test_what_the_user_gave_names_the_study_and_is_kept_with_it(asked, photos):
         (["--smoke", "--data", "x"], "--smoke generates its images; leave --data out"),
         (["--smoke", "--name", "a/b"], "--name 'a/b': use letters"),
         (["--smoke", "--micro-batch", "0"], "--micro-batch"),
-        (["--data", "digits"], "digits"),
+        (["--data", "digits"], "digits is a set for classification, without boxes or maps"),
+        (["--data", "shape"], "shape is not there; give a folder that is, or shapes"),
+        (["--smoke", "--grid", "init=a,b"], "--init gives each network its weights"),
+        (["--smoke", "--grid", "=1"], "--grid '=1': write FIELD=A,B,C"),
+        (["--smoke", "--ssm-state", "8"], "--ssm-state: no network here has an SSM; leave it out"),
         (["--smoke", "--grant-hours", "2"], "add --plan"),
     ],
 )

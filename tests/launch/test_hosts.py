@@ -13,6 +13,7 @@ from mambaout.launch import hosts
 from mambaout.launch.failures import classify
 from mambaout.launch.hosts import Crew, HostLost, _News
 from mambaout.launch.resources import SLICE_NAME
+from mambaout.launch.tpu import check_devices
 from mambaout.train.metrics import Record
 
 RUNS_ON = "runs on"
@@ -87,15 +88,37 @@ def test_hosts_that_never_end_are_lost():
 
 
 @pytest.mark.parametrize(
-    "places", [[(0, "a"), (1, "b")], [(0, "a"), (0, "a")], [(1, "a"), (2, "a")]]
+    "places", [[(0, "a"), (1, "b")], [(0, "a"), (0, "a")], [(0, "a"), (0, "b")]]
 )
 def test_hosts_that_are_no_slice_are_refused(places):
     with pytest.raises(RuntimeError, match=SLICE_NAME):
         crew_of(*places)._check_places()
 
 
-def test_hosts_of_a_slice_may_come_in_any_order():
-    crew_of((2, "a"), (0, "a"), (3, "a"), (1, "a"))._check_places()
+@pytest.mark.parametrize("numbers", [(2, 0, 3, 1), (5, 4, 7, 6)])
+def test_hosts_of_a_slice_may_come_in_any_order_and_count_from_any_number(numbers):
+    crew_of(*[(number, "a") for number in numbers])._check_places()
+
+
+@pytest.mark.parametrize("process_index", range(4))
+def test_the_rank_that_the_runtime_gives_need_not_be_the_number_of_the_machine(
+    process_index, monkeypatch
+):
+    monkeypatch.setenv("TPU_WORKER_ID", "0")
+    check_devices(4, 4, slice_of_four(host=process_index))
+
+
+def test_hosts_that_do_not_know_each_other_are_refused():
+    with pytest.raises(RuntimeError, match="hosts: the trial has 4, the TPU runtime says 1"):
+        check_devices(4, 4, slice_of_four(num_hosts=1, num_devices=8))
+    with pytest.raises(RuntimeError, match="devices: the trial has 32, the TPU runtime says 8"):
+        check_devices(4, 4, slice_of_four(num_devices=8))
+
+
+def slice_of_four(**changed: int) -> Any:
+    """A host's devices, as far as the check asks for them."""
+    values = {"num_hosts": 4, "num_devices": 32, "host": 0} | changed
+    return SimpleNamespace(device_name="TPU v3", **values)
 
 
 def test_each_step_is_news_once(tmp_path):

@@ -106,6 +106,15 @@ def test_the_plan_says_the_precision_and_prices_it(tmp_path, capsys, digits):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("gpu", "precision"), [("L4", "bf16"), ("T4", "fp32")])
+def test_a_plan_for_a_gpu_that_is_not_here_is_in_that_gpus_precision(
+    gpu, precision, tmp_path, capsys, digits
+):
+    words = ["--data", "digits", "--storage", str(tmp_path / "runs"), "--plan", gpu]
+    assert cli.main(SWEEPS["scale"], words) == 0
+    assert f"25% of the peak of {gpu} in {precision}" in capsys.readouterr().out
+
+
 def test_a_trial_on_a_tpu_has_a_share_of_the_peak(launched):
     recipe = launched(*TPU).trials[0].recipe
     macs = cost(recipe.model, recipe.image_size, 10).macs

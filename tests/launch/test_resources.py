@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,15 @@ from tiny_sweep import recipe, tiny
 
 from mambaout.data.cores import cgroup_cores, usable_cores
 from mambaout.errors import WrongRequest
-from mambaout.launch import cli, resources
+from mambaout.launch import cli, precision, resources
+from mambaout.launch import planned_machine as planned
 from mambaout.launch.calibrate import device_of
 from mambaout.launch.cluster import still_to_come
 from mambaout.launch.failures import classify
 from mambaout.launch.request import check_share
 from mambaout.launch.resources import (
     ACCELERATORS,
+    GPU_TYPE,
     POD_TYPE,
     SLICE_NAME,
     Node,
@@ -31,7 +34,7 @@ from mambaout.launch.resources import (
     share,
     tpu_chips,
 )
-from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment
+from mambaout.launch.tpu import BOUNDS, clear_stale_lock, environment, ports
 from mambaout.recipe import tuned
 from mambaout.study.axes import Search
 from mambaout.study.start import Start
@@ -256,10 +259,75 @@ def test_a_tpu_is_priced_as_its_chips_without_a_cluster(tmp_path, capsys, digits
     assert list(tmp_path.iterdir()) == []
 
 
+def plan_of(capsys, tmp_path, *words: str) -> str:
+    assert cli.main(tiny, ["--data", "digits", "--storage", str(tmp_path / "runs"), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_names_a_gpu_that_is_not_here(tmp_path, capsys, digits):
+    shown = plan_of(capsys, tmp_path, "--plan", "L4", "--max-concurrent", "8")
+    assert "25% of the peak of L4 in" in shown
+    assert "with 8 at a time" in shown
+    shown = plan_of(capsys, tmp_path, "--plan", "NVIDIA L4", "--accelerator", "gpu:0.5")
+    assert "with 2 at a time" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--plan", "L5"], "'L5' is none of the GPUs H200"),
+        (["--plan", "TPU v3"], "'TPU v3' is none of the GPUs"),
+        (["--plan", "L4", "--accelerator", "cpu"], "--plan 'L4' is for a GPU"),
+    ],
+)
+def test_a_plan_for_a_device_that_cannot_be_planned_is_refused(words, says, capsys, digits):
+    try:
+        status = cli.main(tiny, ["--data", "digits", *words])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_plan_without_an_accelerator_is_for_the_gpus_of_this_machine(
+    tmp_path, capsys, digits, monkeypatch
+):
+    """The driver's answers are replaced: there is no GPU here."""
+    here = Node({"CPU": 64.0, "GPU": 8.0})
+    monkeypatch.setattr(resources, "this_machine", lambda accelerator: here)
+    monkeypatch.setattr(precision, "this_machine", lambda accelerator: here)
+    monkeypatch.setattr(precision, "gpus", lambda: {"NVIDIA L4": True})
+    monkeypatch.setattr(planned, "device_of", lambda part: {"cuda": "NVIDIA L4"}[part.backend])
+    shown = plan_of(capsys, tmp_path, "--plan")
+    assert "25% of the peak of L4 in" in shown
+    assert "with 8 at a time" in shown
+
+
+@pytest.mark.parametrize("timed", [None, "NVIDIA L4"])
+def test_a_plan_is_for_the_machines_of_the_cluster_that_the_launch_would_join(
+    timed, tmp_path, monkeypatch
+):
+    hosts = [Node({"CPU": 64.0}), Node({"CPU": 64.0, "GPU": 8.0}, {GPU_TYPE: "L4"})] * 2
+    monkeypatch.setattr(planned, "cluster_address", lambda address: "head:6379")
+    monkeypatch.setattr(planned, "join", lambda address: hosts)
+    monkeypatch.setattr(planned, "leave", lambda: None)
+    options = Namespace(accelerator=None, address=None, max_concurrent=None, plan=True)
+    found = planned.planned_machine(options, tmp_path, timed)
+    assert (found.part.accelerator, found.at_a_time) == ("gpu", 16)
+    assert found.device == (timed or "L4")
+    hosts.append(Node({"CPU": 8.0, "GPU": 1.0}, {GPU_TYPE: "T4"}))
+    if timed is None:  # else the plan is for what was timed
+        with pytest.raises(WrongRequest, match=r"2 kinds of GPU \(L4, T4\).* --plan 'L4'"):
+            planned.planned_machine(options, tmp_path, timed)
+
+
 # -- what a worker finds ---------------------------------------------------------------------------
 
 PJRT = {"PJRT_DEVICE": "TPU"}
 RAYS_ONE_CHIP = {"TPU_CHIPS_PER_HOST_BOUNDS": "1,1,1", "TPU_HOST_BOUNDS": "1,1,1"}
+ONE_CHIP = dict.fromkeys(BOUNDS, "1,1,1")
+GOOGLES_PORTS = {"TPU_RUNTIME_METRICS_PORTS": "8431,8432,8433,8434"}
 GKES_HOST = {"TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_HOST_BOUNDS": "2,2,1"}
 
 
@@ -271,8 +339,9 @@ GKES_HOST = {"TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_HOST_BOUNDS": "2,2,1"}
         (4, "0123", {"TPU_VISIBLE_CHIPS": "0,1,2,3"}, {**PJRT, "TPU_VISIBLE_CHIPS": None}),
         (4, "0123", GKES_HOST, PJRT),
         (4, "0123", RAYS_ONE_CHIP, {**PJRT, **dict.fromkeys(RAYS_ONE_CHIP)}),
-        (1, "2", {}, {**PJRT, "TPU_VISIBLE_CHIPS": "2", **dict.fromkeys(BOUNDS, "1,1,1")}),
-        (1, "3", GKES_HOST, {**PJRT, "TPU_VISIBLE_CHIPS": "3", **dict.fromkeys(BOUNDS, "1,1,1")}),
+        (4, "0123", GOOGLES_PORTS, PJRT),
+        (1, "2", {}, PJRT | {"TPU_VISIBLE_CHIPS": "2"} | ONE_CHIP | ports(2)),
+        (1, "3", GKES_HOST, PJRT | {"TPU_VISIBLE_CHIPS": "3"} | ONE_CHIP | ports(3)),
     ],
 )
 def test_a_worker_sees_the_chips_of_its_share_and_no_others(num_chips, ids, before, changes):
@@ -285,6 +354,18 @@ def test_a_worker_that_changes_shares_keeps_nothing_of_the_last_one():
 
     chip = after(environment(1, ["1"], PJRT, {}), {})
     assert after(environment(4, list("0123"), PJRT, chip), chip) == PJRT
+
+
+def test_four_workers_of_one_chip_share_no_port_of_their_host():
+    """A port of one is none of another, also where it serves something else."""
+    workers = [environment(1, [chip], PJRT, {}) for chip in "0123"]
+    opened = [{found[name] for name in found if "PORT" in name} for found in workers]
+    assert all(len(each) == 3 for each in opened)
+    assert len(set().union(*opened)) == 12
+    for found in workers:
+        assert found["TPU_PROCESS_ADDRESSES"] == f"localhost:{found['TPU_PROCESS_PORT']}"
+        controller = found["TPU_MESH_CONTROLLER_PORT"]
+        assert found["TPU_MESH_CONTROLLER_ADDRESS"] == f"localhost:{controller}"
 
 
 def test_two_chips_are_no_share():

@@ -62,6 +62,19 @@ def test_the_help_of_an_option_is_its_annotation(capsys):
             assert hint.__metadata__[0] in shown
 
 
+def test_a_negative_number_is_one_of_several_words():
+    assert given("--names", "-1", "32")["names"] == ["-1", "32"]
+    assert given("--share", "-1e-3")["share"] == -1e-3
+
+
+@pytest.mark.parametrize("option", ["--detect", "--until"])
+def test_no_difference_is_more_than_100_points(option, capsys):
+    assert sweep_parser(own).parse_args([option, "100"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        sweep_parser(own).parse_args([option, "1000000000000"])
+    assert "'1000000000000' must be a number above 0 and at most 100" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["--blocks 0", "--blocks x", "--share x"])
 def test_a_word_of_another_type_is_refused(words, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):

@@ -29,7 +29,7 @@ from mambaout.launch.lock import LOCK_FILE
 from mambaout.launch.progress import Job
 from mambaout.launch.request import TRAINER, Request
 from mambaout.launch.resources import POD_TYPE, SLICE_NAME, WORKER_ID
-from mambaout.launch.tpu import LOCK_VARIABLE
+from mambaout.launch.tpu import LOCK_VARIABLE, ports
 from mambaout.launch.tune import DONE, run_study
 from mambaout.recipe import BASELINE, Recipe, tuned, with_global_batch
 from mambaout.study.study import CHECKPOINT_FILE, Run, Study, StudyFolder
@@ -174,6 +174,7 @@ class Launch:
         self.left: dict[str, Any] = {}  # once all trials were over
         self.busy: dict[str, float] = {}  # while they ran
         self.stale = False
+        self.holder = self.coordinator = 0  # processes: of the run directory's lock, of the slice
         self.status: int | None = None
 
     def run(
@@ -280,9 +281,11 @@ def slices(machines: Machines, storage: Path) -> Launch:
         launch.wait_for(lambda: launch.failures("hangs"))
         launch.wait_for(lambda: launch.hangs("hangs-too"))
         hosts = [launch.places("hangs-too", rank)[0] for rank in range(4)]
+        launch.holder = launch.worker("hangs-too")
         pids, nodes = ({place[what] for place in hosts} for what in ("pid", "node"))
         there = [a for a in machines.occupied()["actors"] if a["Address"]["NodeID"] in nodes]
         (worker,) = [a["Pid"] for a in there if a["Pid"] not in pids]
+        launch.coordinator = worker
         os.kill(worker, signal.SIGKILL)
         launch.wait_for(lambda: not any(map(is_alive, pids)))
 
@@ -311,6 +314,11 @@ def test_a_trial_that_loses_a_host_goes_on_elsewhere_from_its_checkpoint(slices)
 
 def test_a_trial_that_loses_its_coordinator_goes_on_from_its_checkpoint(slices):
     assert_resumed(slices, "hangs-too", 7)
+
+
+def test_the_coordinator_of_a_slice_holds_the_lock_on_the_run_directory(slices):
+    """Whichever host writes: the stub's ranks are others than the machines' numbers."""
+    assert slices.holder == slices.coordinator > 0
 
 
 def assert_resumed(launch: Launch, label: str, epochs: int) -> None:
@@ -381,6 +389,8 @@ def test_four_trials_of_a_chip_are_on_one_host_each_with_a_chip_of_its_own(machi
     assert {place["slice"] for place in places} == {"host"}
     assert sorted(place["env"]["TPU_VISIBLE_CHIPS"] for place in places) == list("0123")
     assert {place["env"]["TPU_PROCESS_BOUNDS"] for place in places} == {"1,1,1"}
+    for name in ports(0):  # each opens ports of its own
+        assert len({place["env"][name] for place in places}) == 4, name
     assert launch.left == {"used": {}, "actors": [], "groups": []}
 
 

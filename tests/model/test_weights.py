@@ -378,6 +378,14 @@ def test_another_block_is_no_fit_and_the_shape_is_told_from_the_tensors(change, 
     assert replace(found, stem_stride=2) == replace(SMALL, **change)
 
 
+def test_a_checkpoint_with_another_mixer_names_it(tmp_path):
+    theirs = replace(SMALL, mixer="conv_ssm")
+    path = tmp_path / "w.safetensors"
+    save_weights(build(theirs, 3), path, replace(BASELINE, model=theirs))
+    with pytest.raises(ValueError, match=r"seems to be .*, mixer conv_ssm; the first difference"):
+        loaded(build(SMALL, 3), path)
+
+
 def test_weights_of_another_architecture_are_no_mambaout(tmp_path):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"seems to be no MambaOut; the first difference: it has"):

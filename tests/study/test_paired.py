@@ -239,7 +239,7 @@ def test_the_plan_says_what_the_study_will_see_and_what_opens_its_gate():
     assert f"0.5 points would need {paired_seeds(SD, 0.5, 2)} seeds each" in text
     assert "identity must lose to gated_conv by 5 standard errors, about 1.26 points" in text
     assert "one seed each: no difference can be told from luck" in lines_of(1)
-    assert "stays shut with fewer than 3 seeds" in lines_of(2)
+    assert "it is not known with fewer than 3 seeds" in lines_of(2)
 
 
 def test_the_seeds_that_a_wanted_difference_needs_are_chosen_or_refused():

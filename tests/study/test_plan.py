@@ -34,6 +34,7 @@ from mambaout.study.price.rates import (
     add_calibrated,
     assumption,
     calibrated,
+    known_rates,
     measured,
     num_evaluated,
 )
@@ -228,6 +229,18 @@ def test_a_device_that_no_table_knows_is_priced_once_it_has_been_calibrated():
         plan(bf16, TRAIN, CLASSES, rates=[known], device="Abacus 9000")
 
 
+def test_two_mixers_of_equal_macs_have_rates_of_their_own():
+    conv, ssm = SMALL, tuned(SMALL, mixer="conv_ssm")
+    known = rate(conv, 1e-3), rate(ssm, 2e-3)
+    found = [priced(recipe, *known)[0] for recipe in (conv, ssm)]
+    assert found == pytest.approx([1e-3, 2e-3], rel=0.15)
+    # One that was never measured counts as no nearer than a calibration of its own.
+    other = tuned(SMALL, mixer="identity")
+    seconds, kind = priced(other, *known, rate(other, 3e-3, "calibrated"))
+    assert kind == "calibrated"
+    assert seconds == pytest.approx(3e-3, rel=0.1)
+
+
 def test_the_error_of_the_rates_is_that_of_leaving_each_out():
     """Rates that follow the assumption are forecast well, scattered ones badly, and it says so."""
 
@@ -287,6 +300,34 @@ def test_calibrations_are_kept_and_the_equally_loaded_ones_preferred(tmp_path):
     assert calibrated(tmp_path, CORE, slots=2) == [rates[1]]
     assert calibrated(tmp_path, CORE, slots=7) == rates
     assert calibrated(tmp_path / "none", CORE) == []
+
+
+def test_rates_of_halves_of_a_gpu_serve_halves_alone(tmp_path):
+    half, whole, two = (
+        rate(SMALL, seconds, "calibrated", device="NVIDIA L4", num_devices=count)
+        for seconds, count in ((3e-3, 0.5), (2e-3, 1), (1e-3, 2))
+    )
+    add_calibrated(tmp_path, [half, whole, two])
+    assert known_rates(tmp_path, "NVIDIA L4", num_devices=0.5) == [half]
+    assert known_rates(tmp_path, "NVIDIA L4") == [whole, two]
+
+
+def test_half_of_a_gpu_costs_half_of_its_hours_and_money():
+    def priced_on(num_devices: float):
+        return plan(
+            trials_of(a=SMALL),
+            TRAIN,
+            CLASSES,
+            rates=[rate(SMALL, 1e-3, device="NVIDIA L4", num_devices=num_devices)],
+            device="NVIDIA L4",
+            num_devices=num_devices,
+            price_per_hour=1.0,
+        )
+
+    whole, half = priced_on(1), priced_on(0.5)
+    assert half.rows[0].seconds == pytest.approx(whole.rows[0].seconds, rel=0.01)
+    assert half.money == pytest.approx((whole.money or 0) / 2, rel=0.01)
+    assert "0.5 of a device a trial" in plan_table(half)
 
 
 # -- what is left to pay ---------------------------------------------------------------------------

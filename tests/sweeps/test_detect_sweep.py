@@ -72,7 +72,7 @@ def test_a_grid_is_every_combination_at_each_network():
         (["--peak-lr", "0"], "--peak-lr '0' must be"),
         (["--depths", "1,1,1,1"], "--depths: this study varies it"),
         (["--micro-batch", "7"], "--micro-batch 7 is more than the global batch 6"),
-        (["--global-batch", "400"], "try --global-batch 300"),
+        (["--global-batch", "400"], "try global_batch=300"),
         (["--plan", "--accelerator", "tpu-v3-8"], "Mask R-CNN does not run on XLA"),
         (["--init", "nothing.pth"], "--init: nothing.pth"),
         (["--price-per-hour", "2"], "add --plan"),

@@ -13,7 +13,7 @@ from mambaout.detect_recipe import DETECT_BASELINE
 from mambaout.errors import WrongRequest
 from mambaout.fields import flat_fields
 from mambaout.mixer_layers import MIXER_LAYERS
-from mambaout.recipe import Recipe
+from mambaout.recipe import Recipe, parse_field
 from mambaout.rules import WeightsFacts
 from mambaout.study.dense_start import DenseStart
 from mambaout.study.matched import matched_expansion
@@ -73,6 +73,27 @@ def test_no_other_expansion_is_nearer():
         return abs(cost(replace(ssm, expansion=expansion), 64, 10).macs - wanted)
 
     assert off(found) == min(off(1 + step / 1000) for step in range(3000))
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        ({"ssm_state": 1024}, {}),
+        ({"conv_ratio": 2.0}, {}),
+        ({"dims": (2, 2, 2, 2)}, {}),
+        ({"kernel_size": 127}, {}),
+        ({"mixer_stages": (1, 2, 3, 4)}, {"mixers": ["attention"]}),
+    ],
+)
+def test_every_change_that_a_refused_study_names_makes_it_possible(given, own):
+    with pytest.raises(WrongRequest, match="; give ") as refused:
+        built("mixer", start_on("garments", given=given), **own)
+    remedies = str(refused.value).rpartition("; give ")[2].removeprefix("one of ").split(", ")
+    for remedy in remedies:
+        option, text = remedy.split(" ")
+        name = option.removeprefix("--").replace("-", "_")
+        changed = {**given, name: parse_field(name, text)}
+        assert built("mixer", start_on("garments", given=changed), **own).recipes
 
 
 def test_a_mixer_that_is_too_expensive_is_refused_with_changes_that_help():
@@ -150,12 +171,14 @@ def test_both_ways_to_match_share_the_convolution():
     ("given", "own", "says"),
     [
         ({}, {"mixers": ["conv_smm"]}, "'conv_smm' is no mixer.*did you mean 'conv_ssm'"),
+        ({}, {"mixers": ["conv_ssm,attention"]}, "is no mixer.*; put spaces between several"),
+        ({}, {"mixers": ["CONV_SSM"]}, "'CONV_SSM' is no mixer.*did you mean 'conv_ssm'"),
         (
             {"mixer": "attention"},
             {},
             "--mixer: this study compares mixers; name them with",
         ),
-        ({"expansion": 2.0}, {}, "--expansion: study mixer varies expansion itself"),
+        ({"expansion": 2.0}, {}, "--expansion: this study gives each mixer the expansion with"),
         ({"ssm_state": 128}, {}, "even with expansion=.* give one of"),
     ],
 )
@@ -194,11 +217,22 @@ def test_the_recipes_of_one_size_are_those_of_the_mixer_study():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "says"), [(["64"], "give two sides or more"), (["64", "wide"], "--sizes: .*'wide'")]
+    ("sizes", "says"),
+    [
+        (["64"], "--sizes 64: give two sides or more"),
+        (["64", "wide"], "--sizes '64 wide': give whole numbers, 16 to 2048, with spaces"),
+        (["64,128"], "--sizes '64,128': give whole numbers"),
+        (["8", "32"], "--sizes '8 32': give whole numbers, 16 to 2048"),
+    ],
 )
 def test_sizes_that_are_no_study_are_refused(sizes, says):
     with pytest.raises(WrongRequest, match=says):
         built("resolution", start_on("garments"), sizes=sizes)
+
+
+def test_one_image_size_is_refused_where_sizes_are_compared():
+    with pytest.raises(WrongRequest, match=r"--image-size 64: .*name them with --sizes"):
+        built("resolution", start_on("garments", given={"image_size": 64}))
 
 
 # -- detectors ------------------------------------------------------------------------------------
@@ -235,3 +269,12 @@ def test_detectors_compare_mixers_in_one_network_and_nothing_else():
     two = dense_start(is_small=True, variants=("w24-d5", "w12-d5"))
     with pytest.raises(WrongRequest, match="--mixers compares mixers in one network; name one"):
         detect(two, mixers=["conv_ssm"])
+
+
+def test_trained_weights_and_an_expansion_are_refused_for_detectors_too():
+    detect = DENSE["detect"]
+    with pytest.raises(WrongRequest, match="--init: trained weights belong to one mixer"):
+        detect(dense_start(is_small=True, has_weights=True), mixers=["conv_ssm"])
+    given = dense_start(is_small=True, given={"expansion": 2.0})
+    with pytest.raises(WrongRequest, match="--expansion: this study gives each mixer the"):
+        detect(given, mixers=["conv_ssm"])

@@ -14,10 +14,12 @@ import pytest
 from places import ROOT
 
 from mambaout.__main__ import main
+from mambaout.errors import WrongRequest
 from mambaout.train import doctor, versions
 from mambaout.train.backend import Cpu
 from mambaout.train.doctor import StepsReport, short_of_room, what_is_wrong
-from mambaout.train.versions import TOGETHER, misfits
+from mambaout.train.tpu_machine import device_files
+from mambaout.train.versions import TOGETHER, doubts, misfits
 
 FINE = StepsReport(
     images_per_second=100.0,
@@ -59,7 +61,6 @@ def test_libtpu_is_the_one_that_torch_xla_itself_asks_for():
         ({}, "TPU", []),
         ({"torch": "2.9.0+cpu", "libtpu": None}, "CPU", []),
         ({"libtpu": None}, None, ["libtpu 0.0.21 is missing", "set PJRT_DEVICE=CPU"]),
-        ({"libtpu": "0.0.52"}, "TPU", ["libtpu 0.0.52 does not go with torch 2.9.0 and torch_xla"]),
         ({"torch": "2.11.0"}, "CPU", ["torch 2.11.0 does not go with torch_xla 2.9.0, 2.9.0 does"]),
         ({"torch_xla": None}, "TPU", ["torch_xla 2.9.0 is missing: pip install"]),
     ],
@@ -79,13 +80,32 @@ def test_a_python_that_libtpu_has_no_package_for_is_named(monkeypatch):
 
 
 def test_versions_that_do_not_fit_are_refused_before_torch_xla_starts(monkeypatch, capsys):
-    monkeypatch.setattr(versions, "installed", lambda: TOGETHER | {"libtpu": "0.0.1"})
+    monkeypatch.setattr(versions, "installed", lambda: TOGETHER | {"torch": "2.11.0"})
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
-    with pytest.raises(ValueError, match=r"libtpu 0\.0\.1 does not go with"):
+    with pytest.raises(WrongRequest, match=r"torch 2\.11\.0 does not go with"):
         versions.require(None)
     assert main(["doctor", "--backend", "xla"]) == 2
-    assert "wrong     libtpu 0.0.1" in capsys.readouterr().out
+    assert "wrong     torch 2.11.0" in capsys.readouterr().out
     assert "torch_xla" not in sys.modules
+
+
+def test_another_libtpu_is_warned_of_and_not_refused(monkeypatch, caplog):
+    monkeypatch.setattr(versions, "installed", lambda: TOGETHER | {"libtpu": "0.0.36"})
+    versions.require("TPU")
+    (record,) = caplog.records
+    assert "libtpu 0.0.36 is not the 0.0.21" in record.getMessage()
+    assert "set MAMBAOUT_LIBTPU=0.0.36" in record.getMessage()
+    caplog.clear()
+    versions.require("CPU")
+    assert not caplog.records
+
+
+def test_another_libtpu_that_is_meant_is_not_warned_of(monkeypatch):
+    other = TOGETHER | {"libtpu": "0.0.36"}
+    monkeypatch.setenv("MAMBAOUT_LIBTPU", "0.0.36")
+    assert doubts(other, "TPU") == misfits(other, "TPU") == []
+    monkeypatch.setenv("MAMBAOUT_LIBTPU", "0.0.35")
+    assert len(doubts(other, "TPU")) == 1
 
 
 # -- the machine ----------------------------------------------------------------------------------
@@ -96,7 +116,40 @@ def test_a_cpu_is_described_and_trains(capsys):
     shown = capsys.readouterr().out
     for words in ("versions", "torch ", "cores", "/dev/shm", "data cache", "1 x ", "images/s"):
         assert words in shown
+    for words in ("kernel", "locked memory", "ulimit -l"):
+        assert words in shown
     assert shown.endswith("all well\n")
+
+
+def test_a_tpu_that_does_not_start_is_shown_with_the_end_of_libtpu_s_log(
+    monkeypatch, capsys, tmp_path
+):
+    def broken(*_) -> Cpu:
+        raise RuntimeError("TPU initialization failed")
+
+    (tmp_path / "tpu_driver.t1v.ubuntu.log.INFO.1").write_text("an older file\n")
+    os.utime(tmp_path / "tpu_driver.t1v.ubuntu.log.INFO.1", (0, 0))
+    lines = [f"line {number}" for number in range(100)]
+    newest = tmp_path / "tpu_driver.t1v.ubuntu.log.INFO.2"
+    newest.write_text("\n".join([*lines, "E0808 Couldn't mmap"]))
+    monkeypatch.setenv("TPU_LOG_DIR", str(tmp_path))
+    monkeypatch.setattr(versions, "installed", lambda: TOGETHER)
+    monkeypatch.setattr(doctor, "backend", broken)
+    assert main(["doctor", "--backend", "xla"]) == 2
+    shown = capsys.readouterr().out
+    assert str(newest) in shown
+    assert "Couldn't mmap" in shown
+    assert "line 99" in shown
+    assert "line 9\n" not in shown
+    assert "an older file" not in shown
+
+
+def test_device_files_that_this_user_may_not_open_are_said(tmp_path, monkeypatch):
+    for number in range(2):
+        (tmp_path / f"accel{number}").touch()
+    assert device_files(tmp_path) == [f"{tmp_path}/accel0", f"{tmp_path}/accel1"]
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert device_files(tmp_path)[0] == f"{tmp_path}/accel0 (may not be opened)"
 
 
 def test_little_room_is_said_with_the_remedy(monkeypatch):

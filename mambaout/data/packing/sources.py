@@ -7,6 +7,7 @@ there.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import shutil
@@ -202,7 +203,9 @@ def _find_source(
             return UnpackedSource(read, _key([path]), remark=None, is_tree=True)
         refuse_compressed(path)
     there = "is not a folder or a .tar" if is_there else "is not there"
-    raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}")
+    near = difflib.get_close_matches(name_or_path.replace("_", "-").lower(), NAMED, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise DataError(f"{name_or_path} {there}, nor is it one of the sets {', '.join(NAMED)}{hint}")
 
 
 def _key(files: list[Path]) -> str:

@@ -22,8 +22,12 @@ ZONES = {
     "v3-8": ("us-central1-a", "us-central1-b", "us-central1-f", "europe-west4-a", "us-east1-d"),
     "v3-32": ("europe-west4-a", "us-east1-d"),
 }
+CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 GPU_MACHINES = ("g2-", "a2-", "a3-", "a4-", "g4-")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+START_TIMEOUT = "RAY_JOB_START_TIMEOUT_SECONDS"
+LEAST_START_SECONDS = 3600  # a TPU is made in 8 minutes at best, and spot ones are not always there
+LAUNCH_BATCH = "AUTOSCALER_MAX_LAUNCH_BATCH"
 OPEN_HOST = re.compile(r"--(dashboard-host|host)[= ](\S+)")
 
 
@@ -136,6 +140,35 @@ def _commands(config: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def _waiting(config: Mapping[str, Any]) -> Iterator[str]:
+    """How long a job waits for a host that is not up yet. The head's Ray counts, not the job."""
+    for line in config.get("head_start_ray_commands") or ():
+        if "ray start" not in line:
+            continue
+        found = re.search(rf"{START_TIMEOUT}=(\d+)", line)
+        seconds = int(found[1]) if found else None
+        if seconds is None or seconds < LEAST_START_SECONDS:
+            yield (
+                f"head_start_ray_commands: {START_TIMEOUT} is {seconds}, and Ray fails a job that "
+                f"waits longer for its host (15 minutes by default); export {START_TIMEOUT}=86400 "
+                "in the command of `ray start`"
+            )
+
+
+def _one_by_one(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether spot hosts are asked for one by one. In a batch one refusal fails all."""
+    types = config.get("available_node_types") or {}
+    most = max((kind.get("max_workers", 0) for kind in types.values()), default=0)
+    if most < 2 or not any(_is_spot(kind["node_config"]) for kind in types.values()):
+        return
+    remedy = "one spot host that Google refuses would fail its whole batch; set"
+    if config.get("upscaling_speed", 1) > 1:
+        yield f"upscaling_speed: {config['upscaling_speed']}; {remedy} 1"
+    for line in config.get("head_start_ray_commands") or ():
+        if "ray start" in line and f"{LAUNCH_BATCH}=1" not in line.split():
+            yield f"head_start_ray_commands: no {LAUNCH_BATCH}=1 for `ray start`; {remedy} it"
+
+
 def _unpinned(line: str) -> Iterator[str]:
     for words in re.findall(r"pip3? install [^&|;]*", line):
         if "--constraint" not in words and " -c " not in words:
@@ -151,6 +184,8 @@ def _gcp(config: Mapping[str, Any]) -> Iterator[str]:
     node_types = config.get("available_node_types") or {}
     head_name = config.get("head_node_type")
     yield from _place(config)
+    yield from _waiting(config)
+    yield from _one_by_one(config)
     for name, node_type in node_types.items():
         where, node = f"available_node_types.{name}", node_type["node_config"]
         if name == head_name:
@@ -167,6 +202,8 @@ def _gcp(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _tpu(where, node_type, config)
         else:
             yield from _compute(where, node_type)
+        if "acceleratorConfig" not in node:
+            yield from _account(where, node, config)
 
 
 def _place(config: Mapping[str, Any]) -> Iterator[str]:
@@ -283,6 +320,39 @@ def _compute(where: str, node_type: Mapping[str, Any]) -> Iterator[str]:
             f"{scheduling.get('automaticRestart')}; Google restarts no spot machine and refuses "
             "to promise it; set false, Ray starts a new one"
         )
+
+
+def _account(where: str, node: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """The account of a worker. Ray gives one to the head alone, and data are read by workers."""
+    project = config["provider"].get("project_id")
+    is_tpu = "acceleratorType" in node
+    field, scopes = ("serviceAccount", "scope") if is_tpu else ("serviceAccounts", "scopes")
+    given = node.get(field)
+    accounts = [given] if isinstance(given, Mapping) else given if isinstance(given, list) else []
+    email = f"ray-autoscaler-sa-v1@{project}.iam.gserviceaccount.com"
+    if is_tpu and "serviceAccounts" in node:
+        yield (
+            f"{where}.node_config.serviceAccounts: Ray rewrites it for the first TPU host of a "
+            "batch and fails at the second; write serviceAccount with email and scope"
+        )
+    elif not accounts or not isinstance(accounts[0], Mapping):
+        yield (
+            f"{where}.node_config.{field}: {given}; the host could not read gs://; give email: "
+            f"{email} and {scopes}: [{CLOUD_PLATFORM}]"
+        )
+    else:
+        account = accounts[0]
+        if CLOUD_PLATFORM not in (account.get(scopes) or ()):
+            yield (
+                f"{where}.node_config.{field}.{scopes}: {account.get(scopes)}; without "
+                f"{CLOUD_PLATFORM} the account's rights do not count on the host; set it"
+            )
+        own = re.fullmatch(r"[^@]+@([^.]+)\.iam\.gserviceaccount\.com", str(account.get("email")))
+        if own and own[1] != project:
+            yield (
+                f"{where}.node_config.{field}.email: {account['email']} is not of project "
+                f"{project}; give {email}"
+            )
 
 
 def _scheduling(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mambaout.accounting import TRAIN_FORWARDS, Cost
 from mambaout.durable import read_whole
 from mambaout.endings import Ending
 from mambaout.numbers import counted
-from mambaout.study.price.rates import EVAL_SHARE, assumption, yardstick
+from mambaout.study.price.rates import EVAL_SHARE, assumption, is_same_part, yardstick
 from mambaout.study.price.trial_price import (
     CHECKPOINTS,
     LOG_EVERY_STEPS,
@@ -29,7 +29,7 @@ from mambaout.study.price.trial_price import (
     checkpoint_bytes,
 )
 from mambaout.study.study import OUTCOME_FILE, REUSED_FILE, Run, Trial
-from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, IMAGES_PER_SECOND, MACS
+from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, IMAGES_PER_SECOND, MACS, NUM_DEVICES
 from mambaout.train.tasks import TaskKind
 
 EXTRAPOLATED = 4  # times the MACs of another network; beyond, its time is a guess
@@ -50,16 +50,19 @@ class DenseWork:
 class DenseForecast:
     """Forecasts the seconds of an image on one device from the finished trials in a storage."""
 
-    def __init__(self, storage: Path, kind: TaskKind, device: str) -> None:
-        self.device = device
-        self.ratios = _ratios(storage, kind, device)
+    def __init__(self, storage: Path, kind: TaskKind, device: str, num_devices: float = 1) -> None:
+        """`num_devices` is 0.5 if a trial has half of a GPU."""
+        self.device, self.num_devices = device, num_devices
+        self.ratios = _ratios(storage, kind, device, num_devices)
 
     def train_image_seconds(self, macs: int, precision: str) -> float:
         known = self.ratios.get(precision)
         if not known:
-            return assumption(self.device, precision).train_image_seconds(macs)
+            assumed = assumption(self.device, precision)
+            return assumed.train_image_seconds(macs, self.num_devices)
         near = [ratio for of, ratio in known if max(of / macs, macs / of) <= EXTRAPOLATED]
-        seconds = yardstick(self.device, precision).train_image_seconds(macs)
+        known_speed = yardstick(self.device, precision)
+        seconds = known_speed.train_image_seconds(macs, self.num_devices)
         return statistics.median(near or [ratio for _, ratio in known]) * seconds
 
     def basis(self, rows: Collection[PlanRow]) -> list[str]:
@@ -116,7 +119,9 @@ class DenseForecast:
         return replace(row, state="begun", seconds=left, most_seconds=left)
 
 
-def _ratios(storage: Path, kind: TaskKind, device: str) -> dict[str, Sequence[tuple[float, float]]]:
+def _ratios(
+    storage: Path, kind: TaskKind, device: str, num_devices: float
+) -> dict[str, Sequence[tuple[float, float]]]:
     """By precision, the MACs of each finished trial and its ratio of measured to assumed time."""
     found: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
@@ -124,12 +129,13 @@ def _ratios(storage: Path, kind: TaskKind, device: str) -> dict[str, Sequence[tu
         outcome = {} if text is None else json.loads(text)
         facts = outcome.get("facts", {})
         is_of_device = facts.get("task") == kind.name and facts.get(DEVICE) == device
+        is_of_device &= is_same_part(facts.get(NUM_DEVICES, 1), num_devices)
         if not is_of_device or facts.get(EARLIER_DEVICES) or (path.parent / REUSED_FILE).exists():
             continue
         rate = outcome["metrics"].get(IMAGES_PER_SECOND, math.nan)
         macs = outcome["metrics"].get(MACS)
         if outcome["status"] == Ending.FINISHED and rate > 0 and macs:
             precision = facts.get("precision", "fp32")
-            assumed = yardstick(device, precision).train_image_seconds(macs)
+            assumed = yardstick(device, precision).train_image_seconds(macs, num_devices)
             found.setdefault(precision, []).append((macs, 1 / rate / assumed))
     return dict(found)

@@ -67,7 +67,7 @@ def _about_gate(
     text = f"the gate: {first} must lose to {second} by {GATE_ERRORS:g} standard errors"
     fewest = _shared(pairing, gate, seeds)
     if fewest < GATE_SEEDS:
-        return f"{text}; it stays shut with fewer than {GATE_SEEDS} seeds"
+        return f"{text}; it is not known with fewer than {GATE_SEEDS} seeds"
     points = GATE_ERRORS * paired_error(spread.points, fewest)
     return f"{text}, about {points:.2f} points; else the study can say nothing of the others"
 
@@ -91,9 +91,11 @@ def seeds_to_detect_pairs(pairing: Pairing, spread: KnownSpread, points: float) 
     """
     needed = paired_seeds(spread.points, points, pairing.num_comparisons)
     if needed is None or needed > MOST_SEEDS:
+        least = paired_detectable(spread.points, MOST_SEEDS, pairing.num_comparisons)
         raise WrongRequest(
             f"--detect {points:g}: even {MOST_SEEDS} seeds are too few, with seeds that differ by "
-            f"{spread.text}; ask for more points, or train longer so that seeds differ less"
+            f"{spread.text}; ask for {math.ceil(100 * least) / 100:g} points or more, or train "
+            "longer so that seeds differ less"
         )
     return _seeds_of_all(pairing, max(needed, _least_seeds(pairing)))
 

@@ -45,7 +45,7 @@ class Plan:
     rows: Sequence[PlanRow]
     concurrency: int  # trials at a time
     basis: Sequence[str]  # the sources of the seconds, one line each
-    num_devices: int = 1  # of a trial
+    num_devices: float = 1  # of a trial; 0.5: half of a GPU
     price_per_hour: float | None = None  # of a device
     grant_hours: float | None = None  # device-hours that may be spent
 
@@ -123,7 +123,7 @@ def plan(
     finished: Collection[str] = (),
     rates: Sequence[Rate] = (),
     device: str = "cpu",
-    num_devices: int = 1,
+    num_devices: float = 1,
     concurrency: int = 1,
     price_per_hour: float | None = None,
     grant_hours: float | None = None,
@@ -136,10 +136,13 @@ def plan(
     again. `device` is the driver's name for the device, or "cpu", or a name of the chip table.
     `rates` belong to that device.
     """
-    for name, value in (("concurrency", concurrency), ("num_devices", num_devices)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    for name, amount in (("price_per_hour", price_per_hour), ("grant_hours", grant_hours)):
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency} must be at least 1")
+    for name, amount in (
+        ("num_devices", num_devices),
+        ("price_per_hour", price_per_hour),
+        ("grant_hours", grant_hours),
+    ):
         if amount is not None and not 0 < amount < float("inf"):
             raise ValueError(f"{name}={amount} must be above 0")
     pricing = Pricing(num_train, num_classes, num_images, Forecast(rates, device, num_devices))
@@ -271,7 +274,9 @@ def _sums(plan: Plan) -> list[str]:
         lines.append(f"saved        {saved}: longer trials go on from shorter ones")
     at_most = [f"at most {hours_text(most)} at the searches' dearest"] if most > hours else []
     at_most += ["early stopping makes it less"] if stops else []
-    devices = f"{plan.num_devices} devices a trial" if plan.num_devices > 1 else ""
+    devices = f"{plan.num_devices:g} devices a trial" if plan.num_devices > 1 else ""
+    if plan.num_devices < 1:
+        devices = f"{plan.num_devices:g} of a device a trial"
     aside = "; ".join(filter(None, [devices, *at_most]))
     lines.append(f"device-hours {hours_text(hours)}" + (f" ({aside})" if aside else ""))
     at_once = f"with {plan.concurrency} at a time"

@@ -6,8 +6,8 @@
 
 A finished trial of any study on the device is a measurement. So is a line of rates.jsonl, which
 `--calibrate` writes. For other recipes, the ratio of measured to assumed time is predicted by a
-Gaussian process over size, depth, batch, augmentation and image size. So one measurement scales
-every assumption, many measurements interpolate, and repeats of one recipe are averaged.
+Gaussian process over size, depth, batch, augmentation, image size and mixer. So one measurement
+scales every assumption, many measurements interpolate, and repeats of one recipe are averaged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from mambaout.chips import CHIPS, Chip, find_chip
 from mambaout.durable import append_lines, read_lines, read_whole
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.numbers import count_text
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
 from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
-from mambaout.train.metrics import EARLIER_DEVICES, IMAGES_PER_SECOND, TRAIN_DEVICE_HOURS
+from mambaout.train.metrics import (
+    EARLIER_DEVICES,
+    IMAGES_PER_SECOND,
+    NUM_DEVICES,
+    TRAIN_DEVICE_HOURS,
+)
 
 RATES_FILE = "rates.jsonl"
 MOST_RATES = 400
@@ -61,7 +67,7 @@ class Rate:
     recipe: Recipe
     num_classes: int
     device: str  # the driver's name for it
-    num_devices: int = 1
+    num_devices: float = 1  # 0.5: half of a GPU
     train_image_seconds: float  # on all devices of the run together; warm-up left out
     eval_image_seconds: float | None = None  # checkpoints and the warm-up step included
     slots: int | None = None  # runs that shared the machine; None if not known
@@ -78,8 +84,10 @@ class Rate:
         return cls(**body | {"recipe": recipe_from_json(json.dumps(body["recipe"]))})
 
 
-def measured(storage: Path, device: str) -> list[Rate]:
+def measured(storage: Path, device: str, num_devices: float = 1) -> list[Rate]:
     """The rates of the latest finished trials on `device`, of all studies in `storage`.
+
+    Rates of halves of a GPU do not serve whole GPUs. Any number of whole devices serves another.
 
     The last one comes last. A few hundred are enough, since more make no better forecast.
     """
@@ -90,7 +98,9 @@ def measured(storage: Path, device: str) -> list[Rate]:
             continue  # damaged by a power loss; the trial will run again
         outcome = json.loads(text)
         facts = outcome["facts"]
-        if outcome["status"] == Ending.FINISHED and _same(facts.get("device", ""), device):
+        if outcome["status"] == Ending.FINISHED and _same(
+            facts.get("device", ""), device, facts.get(NUM_DEVICES, 1), num_devices
+        ):
             ended.append((facts.get("ended", ""), path, outcome))
     found: list[Rate] = []
     for _, path, outcome in sorted(ended, key=lambda row: row[0], reverse=True):
@@ -110,7 +120,7 @@ def measured(storage: Path, device: str) -> list[Rate]:
 
 def _of_outcome(recipe: Recipe, outcome: dict[str, Any], source: str) -> Rate | None:
     metrics, facts = outcome["metrics"], outcome["facts"]
-    rate, num_devices = metrics.get(IMAGES_PER_SECOND, 0), facts["num_devices"]
+    rate, num_devices = metrics.get(IMAGES_PER_SECOND, 0), facts[NUM_DEVICES]
     if not rate > 0 or facts.get(EARLIER_DEVICES):
         return None
     images = facts["step"] * recipe.global_batch
@@ -137,13 +147,19 @@ def num_evaluated(recipe: Recipe, num_minival: int, num_val: int) -> int:
     return math.ceil(epochs / every) * num_minival + num_val
 
 
-def calibrated(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
+def calibrated(
+    storage: Path, device: str, slots: int | None = None, num_devices: float = 1
+) -> list[Rate]:
     """The latest calibrations of each recipe on `device` in `storage`.
 
     Those with `slots` runs sharing the machine are returned, or all if there are none.
     """
     rates = read_lines(Path(storage) / RATES_FILE, _rate_of)
-    found = [rate for rate in rates if rate is not None and _same(rate.device, device)]
+    found = [
+        rate
+        for rate in rates
+        if rate is not None and _same(rate.device, device, rate.num_devices, num_devices)
+    ]
     found = [rate for rate in found if rate.slots == slots] or found
     latest = {content_key(rate.recipe): rate.made for rate in found}  # the last line is the latest
     return [rate for rate in found if rate.made == latest[content_key(rate.recipe)]]
@@ -163,13 +179,22 @@ def add_calibrated(storage: Path, rates: Iterable[Rate]) -> None:
     append_lines(storage / RATES_FILE, [rate.to_json() for rate in rates], sync=True)
 
 
-def known_rates(storage: Path, device: str, slots: int | None = None) -> list[Rate]:
+def known_rates(
+    storage: Path, device: str, slots: int | None = None, num_devices: float = 1
+) -> list[Rate]:
     """All rates of `device` in `storage`, with `slots` runs sharing the machine."""
-    return measured(storage, device) + calibrated(storage, device, slots)
+    found = measured(storage, device, num_devices)
+    return found + calibrated(storage, device, slots, num_devices)
 
 
-def _same(found: str, wanted: str) -> bool:
-    return found.lower() == wanted.lower()
+def _same(found: str, wanted: str, num_found: float, num_wanted: float) -> bool:
+    """Whether both are one kind of device, and the same part of it."""
+    return found.lower() == wanted.lower() and is_same_part(num_found, num_wanted)
+
+
+def is_same_part(found: float, wanted: float) -> bool:
+    """Whether both are the same part of a device; any whole numbers of devices are."""
+    return min(found, 1) == min(wanted, 1)
 
 
 # -- what is assumed -------------------------------------------------------------------------------
@@ -184,7 +209,7 @@ class Assumption:
     text: str
     devices_a_host: int = 8  # a TPU v3 host has four chips of two cores
 
-    def train_image_seconds(self, macs: float, num_devices: int = 1) -> float:
+    def train_image_seconds(self, macs: float, num_devices: float = 1) -> float:
         """Seconds on `num_devices` devices. They share the MACs; their hosts share the rest."""
         num_hosts = math.ceil(num_devices / self.devices_a_host)
         computing = TRAIN_FORWARDS * macs / self.macs_per_second / num_devices
@@ -246,7 +271,7 @@ class Estimate:
 class Forecast:
     """Forecasts the times of recipes on one device from the known rates."""
 
-    def __init__(self, rates: Sequence[Rate], device: str, num_devices: int = 1) -> None:
+    def __init__(self, rates: Sequence[Rate], device: str, num_devices: float = 1) -> None:
         self.device, self.num_devices = device, num_devices
         self.rates = list(rates)
         self._models: dict[tuple[str, str], _Ratios] = {}
@@ -306,6 +331,8 @@ def features(recipe: Recipe, num_classes: int) -> np.ndarray:
             math.log2(recipe.global_batch) / 4,
             math.log2(recipe.image_size) / 2,
             0.75 * draws[0] + 0.25 * draws[1],
+            # Two mixers are farther apart than NEAR.
+            *(0.75 * (recipe.model.mixer == name) for name in MIXER_LAYERS),
         ]
     )
 

@@ -1,0 +1,142 @@
+"""The CUDA backend: what of it a machine without a GPU can hold, and what only a GPU can.
+
+`gpu` is a pretended GPU: torch's answers about the hardware are replaced, and nothing else. A test
+with `needs_gpu` runs only where torch sees a real one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from needs import needs_cxx, needs_gpu
+
+from mambaout.errors import WrongRequest
+from mambaout.study.speeds import device_of
+from mambaout.train.backend import Cpu, Cuda, backend
+from mambaout.train.cuda_precision import set_products
+from mambaout.train.loop import train
+from mambaout.train.metrics import read_records
+from mambaout.train.stepper import Stepper
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_settings():
+    yield
+    set_products(tf32=False)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pretended GPU; its name, capability and memory can be set."""
+    told = SimpleNamespace(name="NVIDIA L4", capability=(8, 9), free=22 << 30, total=24 << 30)
+    for name, answer in {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "get_device_name": lambda device=None: told.name,
+        "get_device_capability": lambda device=None: told.capability,
+        "mem_get_info": lambda device=None: (told.free, told.total),
+        "set_per_process_memory_fraction": lambda part, device=None: None,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "set_device": lambda device: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return told
+
+
+def products() -> set[str]:
+    """What torch is told of matrix products and convolutions, by its newer and older names."""
+    backends = torch.backends
+    older = {True: "tf32", False: "ieee"}
+    return {
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.rnn.fp32_precision,
+        older[backends.cuda.matmul.allow_tf32],
+        older[backends.cudnn.allow_tf32],
+        {"highest": "ieee", "high": "tf32"}[torch.get_float32_matmul_precision()],
+    }
+
+
+def test_fp32_is_ieee_in_matrix_products_and_convolutions_and_tf32_is_tf32_in_both(gpu):
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    where = Cuda(compiles=False)
+    assert products() == {"ieee"}
+    for precision, wanted in (
+        ("tf32", "tf32"),
+        ("bf16", "ieee"),
+        ("tf32", "tf32"),
+        ("fp32", "ieee"),
+    ):
+        where.train_in(precision)
+        assert products() == {wanted}
+
+
+@needs_cxx
+def test_torch_compile_works_with_either_setting():
+    """With torch's newer names alone, TorchInductor raises an error."""
+    weight = torch.ones(4, 4)
+    for tf32 in (True, False):
+        set_products(tf32)
+        torch._dynamo.reset()
+        assert torch.compile(lambda x: x @ weight)(weight).sum() == 64
+
+
+def test_a_run_sets_the_precision_of_its_recipe(gpu, tiny_recipe):
+    Stepper(replace(tiny_recipe, precision="tf32"), 10, 0, Cuda(compiles=False))
+    assert products() == {"tf32"}
+
+
+def test_half_of_a_gpu_counts_as_half_in_memory_hours_and_mfu(gpu, tiny_recipe):
+    whole, half = Cuda(compiles=False), Cuda(compiles=False, part=0.5)
+    assert (whole.devices_held, half.devices_held) == (1, 0.5)
+    assert half.usable_bytes() == pytest.approx(0.9 * 12 * 2**30)
+    recipe = replace(tiny_recipe, precision="bf16")
+    used = [Stepper(recipe, 10, 0, each).utilisation(100.0) for each in (whole, half)]
+    assert used[1] == pytest.approx(2 * (used[0] or 0))
+
+
+def test_the_facts_of_a_run_hold_its_part_of_the_device(digits, tmp_path, tiny_recipe):
+    """On a CPU that pretends to be shared: the facts and hours are computed as on a GPU."""
+    where = Cpu()
+    where.part = 0.5
+    train(tiny_recipe, digits, out=tmp_path / "run", backend=where)
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    last = list(read_records(tmp_path / "run" / "records.jsonl"))[-1]
+    assert outcome["facts"]["num_devices"] == 0.5
+    hours = outcome["metrics"]["train_device_hours"]
+    assert hours >= 0.5 * last.seconds / 3600
+    assert hours == pytest.approx(0.5 * last.seconds / 3600, rel=0.2)
+    whole: Any = SimpleNamespace(facts=outcome["facts"] | {"num_devices": 1})
+    half: Any = SimpleNamespace(facts=outcome["facts"])
+    assert device_of(half) == f"0.5 x {device_of(whole)}"
+
+
+def test_tf32_is_refused_on_a_cpu_before_anything_is_written(digits, tmp_path, tiny_recipe):
+    recipe = replace(tiny_recipe, precision="tf32")
+    with pytest.raises(WrongRequest, match="backend cpu: precision=tf32 is for NVIDIA GPUs"):
+        train(recipe, digits, out=tmp_path / "run", backend=Cpu())
+    assert not (tmp_path / "run").exists()
+
+
+@needs_gpu
+def test_on_a_gpu_fp32_products_are_exact_to_fp32_and_tf32_are_not():
+    where = backend("cuda", compiles=False)
+    torch.manual_seed(0)
+    a, image, kernel = torch.randn(256, 256), torch.randn(2, 16, 32, 32), torch.randn(16, 16, 3, 3)
+
+    def errors(precision: str) -> list[float]:
+        where.train_in(precision)
+        b, x, w = (t.to(where.device) for t in (a, image, kernel))
+        found = (b @ b).cpu(), torch.conv2d(x, w).cpu()
+        exact = a.double() @ a.double(), torch.conv2d(image.double(), kernel.double())
+        return [
+            float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, exact, strict=True)
+        ]
+
+    assert max(errors("fp32")) < 1e-5
+    assert min(errors("tf32")) > 1e-5

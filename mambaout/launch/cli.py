@@ -49,7 +49,7 @@ from mambaout.launch.power_wanted import (
 )
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_task, hello
+from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator
 from mambaout.launch.start_weights import INIT, about_weights, facts_of_weights, start_weights

@@ -29,7 +29,7 @@ from mambaout.launch.dense_sweeps import TRAINER, DenseSweep
 from mambaout.launch.planned_machine import planned_machine
 from mambaout.launch.precision import precision_of
 from mambaout.launch.progress import Job
-from mambaout.launch.request import Request, about_others, check_task, hello
+from mambaout.launch.request import Request, about_others, check_share, check_task, hello
 from mambaout.launch.rerun import Rerun
 from mambaout.launch.resources import check_accelerator
 from mambaout.launch.start_weights import start_weights

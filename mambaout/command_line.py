@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mambaout.errors import WrongRequest
-from mambaout.fields import MOST_COUNT
+from mambaout.fields import MOST_COUNT, Bound
 
 WRONG = 2  # exit status of a wrong request: nothing has been started
 
@@ -93,14 +94,16 @@ class Parser(argparse.ArgumentParser):
 
 def whole_number(least: int, most: int = MOST_COUNT) -> Callable[[str], int]:
     """A type for argparse: whole numbers from `least` to `most`."""
+    bound = Bound(least=least, most=most)
 
     def read(text: str) -> int:
-        number = int(text) if re.fullmatch("[0-9]{1,19}", text) else -1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} must be a whole number from {least} to {most}"
-            )
-        return number
+        if not re.fullmatch("[0-9]+", text):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {bound}")
+        number = int(text) if len(text) < 20 else math.inf
+        if number not in bound:
+            said = bound.text_for(number)
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {said}")
+        return int(number)
 
     return read
 

@@ -99,6 +99,7 @@ def dense_field(name: str, text: str, recipe_type: type) -> Any:
         value, is_wrong = None, True
     if is_wrong:
         choices = ", ".join(map(str, said.choices or ()))
-        words = f"one of {choices}" if choices else type_in_words(hint, said.bound)
+        bound = said.bound if value is None or not said.bound else said.bound.text_for(value)
+        words = f"one of {choices}" if choices else type_in_words(hint, bound)
         raise WrongRequest(f"{text!r} must be {words}")
     return value

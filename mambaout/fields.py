@@ -86,14 +86,24 @@ class Bound:
         )
 
     def __str__(self) -> str:
-        if self.least is not None and self.most is not None:
-            return f"{_end_text(self.least)} to {_end_text(self.most)}"
-        ends = {
-            "at least": self.least,
-            "above": self.above,
-            "at most": self.most,
-            "below": self.below,
-        }
+        """The range in words, without an upper end that only guards against nonsense."""
+        return self._text(None if self._most_is_a_guard else self.most)
+
+    def text_for(self, value: Any) -> str:
+        """The range in words for the error of `value`, which is told the end that it is beyond."""
+        parts = value if isinstance(value, tuple) else (value,)
+        if self._most_is_a_guard and any(part > self.most for part in parts):
+            return self._text(self.most)
+        return str(self)
+
+    @property
+    def _most_is_a_guard(self) -> bool:
+        return self.most is not None and self.most >= MOST_COUNT
+
+    def _text(self, most: float | None) -> str:
+        if self.least is not None and most is not None:
+            return f"{_end_text(self.least)} to {_end_text(most)}"
+        ends = {"at least": self.least, "above": self.above, "at most": most, "below": self.below}
         return " and ".join(
             f"{word} {_end_text(end)}" for word, end in ends.items() if end is not None
         )
@@ -192,7 +202,7 @@ def fault_of(name: str, value: Any, said: Knob) -> str | None:
     if said.choices and value not in said.choices:
         return f"{name}={value!r} must be one of {', '.join(map(str, said.choices))}"
     if said.bound is not None and value not in said.bound:
-        return f"{name}={value!r} is out of range: {said.bound}"
+        return f"{name}={value!r} is out of range: {said.bound.text_for(value)}"
     return None
 
 
@@ -247,8 +257,11 @@ def parsed(name: str, text: str, hint: Any) -> Any:
         raise WrongRequest(f"{name}={text!r} must be {type_in_words(hint)}") from None
 
 
-def type_in_words(hint: Any, bound: Bound | None = None) -> str:
-    """The type in words: "a finite number, above 0, or none", "one of fp32, bf16"."""
+def type_in_words(hint: Any, bound: Bound | str | None = None) -> str:
+    """The type in words: "a finite number, above 0, or none", "one of fp32, bf16".
+
+    `bound` may also be a text, like Bound.text_for.
+    """
     plain = _without_none(hint)
     origin, args = typing.get_origin(plain), typing.get_args(plain)
     if origin is Literal:
@@ -257,7 +270,7 @@ def type_in_words(hint: Any, bound: Bound | None = None) -> str:
         words = "whole numbers joined by commas"
     else:
         words = {int: "a whole number", float: "a finite number", str: "a text"}[plain]
-    if bound is not None:
+    if bound:
         words += f", {bound}"
     return words if plain is hint else f"{words}, or none"
 

@@ -119,12 +119,13 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
         try:
             value = parse_field(name, text)
         except WrongRequest:
-            wrong[name] = _refusal(name, text)
+            wrong[name] = _refusal(name, text, str(said.bound or ""))
             continue
         if fault_of(name, value, said) is None:
             values[name] = value
         else:
-            wrong[name] = _refusal(name, text)
+            bound = said.bound.text_for(value) if said.bound is not None else ""
+            wrong[name] = _refusal(name, text, bound)
     return values, wrong
 
 
@@ -142,12 +143,12 @@ def field_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def _refusal(name: str, text: str) -> str:
+def _refusal(name: str, text: str, bound: str) -> str:
     """One line that says what the option's text must be."""
     said, example = field_knobs()[name], field_text(flat_fields(BASELINE)[name])
     if said.choices:
         return f"{option(name)} {text!r} must be one of {', '.join(map(str, said.choices))}"
-    wanted = type_in_words(field_types()[name], said.bound)
+    wanted = type_in_words(field_types()[name], bound)
     shown = example != "none" and get_origin(field_types()[name]) is not Literal
     return f"{option(name)} {text!r} must be {wanted}{f', like {example}' if shown else ''}"
 

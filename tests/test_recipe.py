@@ -367,7 +367,7 @@ def test_every_number_has_an_upper_end(baseline):
         (Bound(least=1), "at least 1", (1, 10**400), (0,)),
         (Bound(least=1), "at least 1", ((1, 2),), ((1, 0),)),
         (Bound(least=0), "at least 0", (0,), (float("nan"),)),
-        (Bound(least=1, most=2147483647), "1 to 2147483647", (2147483647,), (2147483648,)),
+        (Bound(least=1, most=2147483647), "at least 1", (2147483647,), (0, 2147483648)),
         (Bound(above=0, most=0.5), "above 0 and at most 0.5", (0.5,), (0.51,)),
     ],
 )
@@ -375,6 +375,15 @@ def test_a_bound_says_what_it_holds(bound, words, inside, outside):
     assert str(bound) == words
     assert all(value in bound for value in inside)
     assert not any(value in bound for value in outside)
+
+
+def test_an_upper_end_that_only_guards_is_told_to_a_value_beyond_it():
+    count = Bound(least=1, most=2147483647)
+    assert count.text_for(0) == "at least 1"
+    assert count.text_for(2**31) == count.text_for((1, 2**31)) == "1 to 2147483647"
+    assert Bound(least=0, most=1).text_for(2) == "0 to 1"
+    with pytest.raises(ValueError, match="epochs=2147483648 is out of range: 1 to 2147483647"):
+        tuned(BASELINE, epochs=2**31)
 
 
 # -- JSON -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def _request(build_study: BuildStudy, options: argparse.Namespace, command: str)
     about_init = about_weights(study, init, data.num_classes)
     wanted: dict[str, Any] = {}
     if options.detect is not None:
-        folder, machine = StudyFolder(storage, name), planned_machine(options, storage)
+        folder = StudyFolder(storage, name)
+        machine = cache(partial(planned_machine, options, storage))  # only a new choice needs it
         price = partial(_price, data=data, machine=machine)
         budget = budget_of(options.budget_hours, options.grant_hours)
         study, wanted = with_design(study, folder, data, options.detect, budget, price)
@@ -226,11 +227,12 @@ def _built(build_study: BuildStudy, start: Start, options: argparse.Namespace) -
 
 def checked_price(has_plan: bool, options: argparse.Namespace) -> None:
     """Raise WrongRequest if a price is given but no plan would print it."""
-    if has_plan or getattr(options, "detect", None) is not None:
+    if has_plan:
         return
+    chooses = getattr(options, "detect", None) is not None  # shapes and seeds for the grant
     for name, value in (
         ("--price-per-hour", options.price_per_hour),
-        ("--grant-hours", options.grant_hours),
+        ("--grant-hours", None if chooses else options.grant_hours),
     ):
         if value is not None:
             raise WrongRequest(
@@ -383,9 +385,9 @@ def _plan(request: Request, options: argparse.Namespace, timed: str | None) -> P
     )
 
 
-def _price(study: Study, *, data: DataSet, machine: PlannedMachine) -> Plan:
+def _price(study: Study, *, data: DataSet, machine: Callable[[], PlannedMachine]) -> Plan:
     """The price of the whole study, if nothing of it is trained yet."""
-    return machine.plan(
+    return machine().plan(
         _in_order(study.trials(data.fingerprint), data),
         data.num_images("train", BASELINE),
         data.num_classes,

@@ -35,7 +35,7 @@ from mambaout.study.search.more_seeds import MoreSeeds
 from mambaout.study.study import STUDY_FILE, Study, StudyFolder, Trial
 
 DETECT, UNTIL = "detect", "until"  # in study.json
-LEFT_OUT = "left_out"  # in DETECT
+LEFT_OUT, BUDGET = "left_out", "budget"  # in DETECT
 
 
 def budget_of(budget_hours: float | None, grant_hours: float | None) -> StudyHours:
@@ -76,7 +76,7 @@ def _chosen(
     price: Callable[[Study], Plan],
 ) -> dict[str, Any]:
     spread = known_spread(folder.path.parent, data.fingerprint, data.num_images("train", BASELINE))
-    facts = {"points": points, "spread": asdict(spread)}
+    facts = {"points": points, "spread": asdict(spread), BUDGET: budget.text}
 
     def hours_of(design: Design) -> StudyHours:
         priced = price(_designed(study, design.seeds, design.left_out))
@@ -105,7 +105,6 @@ def _chosen(
     return facts | {
         "seeds": found.seeds,
         LEFT_OUT: found.left_out,
-        "budget": budget.text,
         "whole": whole.limited_as(budget).text,
     }
 
@@ -145,22 +144,20 @@ def _needed_for_predictions(
 
 
 def about_design(facts: Mapping[str, Any], budget: StudyHours) -> str:
-    """A line on what --detect has left out for its budget, or on a budget that it did not ask."""
-    detect = facts.get(DETECT, {})
-    if not budget.is_limited and not detect.get("budget"):
+    """A line on what --detect has left out for its budget, or on a budget that came too late."""
+    detect = facts.get(DETECT)
+    if detect is None:
         return ""
-    points = f"--detect {detect['points']:g}" if detect else ""
-    parts = []
+    parts, before = [], detect.get(BUDGET, "")
     if left_out := detect.get(LEFT_OUT):
         parts.append(
-            f"{points} within {detect['budget']} leaves out {', '.join(left_out)}: they cost most "
-            f"for what they tell, and with them it needs {detect['whole']}"
+            f"--detect {detect['points']:g} within {before} leaves out {', '.join(left_out)}: most "
+            f"hours for what is told; with all shapes it needs {detect['whole']}"
         )
-    if detect and "seeds" in detect and detect.get("budget", "") != budget.text:
-        before = f"within {detect['budget']}" if detect.get("budget") else "without a budget"
+    if before != budget.text:
         parts.append(
-            f"{points}: the study began {before} and keeps those shapes and seeds; another --name "
-            "chooses anew, and takes over what is trained"
+            f"the study began with the shapes and seeds for {before or 'no budget'} and keeps them "
+            "(another --name chooses anew, and takes over what is trained)"
         )
     return "; ".join(parts)
 

@@ -5,7 +5,7 @@ signature defines the option:
 
     def scale(start: Start, *, predict: Annotated[bool, "predict the largest size"] = False): ...
 
-gives --predict. A bool is a switch, an int is a whole number from 1 to 2147483647, and a
+gives --predict. A bool is a switch, an int is a whole number, at least 1, and a
 Sequence[str] is one or more words. All types but bool may be None, which means that the option is
 not given.
 """
@@ -64,6 +64,7 @@ def sweep_parser(build_study: BuildStudy) -> argparse.ArgumentParser:
     _add_study_options(add, smoke="the whole path in small, on the digits if no --data")
     what = "within a seed, or of top-1 for twice the width / depth at equal MACs"
     text = f"choose seeds so that a difference of POINTS {what} is found in 80 %% of such studies"
+    text += "; within --budget-hours or --grant-hours also the shapes"
     add("--detect", type=_points, metavar="POINTS", help=text)
     text = "add seeds until width against depth is known to within POINTS, 95 %%"
     add("--until", type=_points, metavar="POINTS", help=text)
@@ -132,7 +133,12 @@ def _add_cost_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     add("--plan", nargs="?", const=True, default=False, type=_gpu, metavar="GPU", help=text)
     device = "a core, a GPU, a TPU v3 core (an eighth of a v3-8)"
     add("--price-per-hour", type=_amount, metavar="MONEY", help=f"of a device ({device})")
-    add("--grant-hours", type=_amount, metavar="H", help="device-hours to spend, for --plan")
+    add(
+        "--grant-hours",
+        type=_amount,
+        metavar="H",
+        help="device-hours to spend, for --plan and --detect",
+    )
     add("--budget-hours", type=_amount, metavar="H", help="stop after so long; resumable")
     return group
 

@@ -18,8 +18,9 @@ from mambaout.study.law.power import (
     expected_interval,
     next_seed,
     pair_seeds,
-    seeds_for,
     seeds_needed,
+    seeds_within,
+    with_seeds_added,
 )
 from mambaout.study.law.shape import contrast, gain_of_shape
 from mambaout.study.price.design import Designs
@@ -115,7 +116,8 @@ def test_a_ladder_of_one_width_or_without_a_second_seed_has_no_interval():
 
 
 def test_seeds_go_where_they_are_worth_their_macs():
-    sizes = seeds_for(planned(2), lambda now: sum(s.num_seeds for s in now) >= 30)
+    steps = with_seeds_added(planned(2))
+    sizes = next(now for now in steps if sum(s.num_seeds for s in now) >= 30)
     counts = {size.label: size.num_seeds for size in sizes}
     assert counts["w8-d4"] > counts["w24-d10"]
     assert max(counts.values()) <= 3 * min(counts.values())
@@ -128,7 +130,7 @@ def test_seeds_go_where_they_are_worth_their_macs():
 
 
 def test_a_budget_ends_the_seeds():
-    sizes = seeds_for(planned(2), lambda _: False, budget=3e6)
+    sizes = seeds_within(planned(2), budget=3e6)
     assert 1 <= sum(size.num_seeds - 2 for size in sizes) <= 3
 
 

@@ -8,8 +8,9 @@ share of studies that find it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from statistics import NormalDist
 
 import numpy as np
@@ -143,9 +144,17 @@ def next_seed(sizes: Sequence[PlannedSize]) -> int:
     No size gets more than three times the seeds of another one, so that the scatter of shapes
     around the model stays visible. ValueError if the sizes do not determine the gain.
     """
+    return _next_seed(_determined(sizes), sizes)
+
+
+def _determined(sizes: Sequence[PlannedSize]) -> CostModel:
     model = planned_model(sizes)
     if model is None:
         raise ValueError("the sizes do not tell shape and MACs apart")
+    return model
+
+
+def _next_seed(model: CostModel, sizes: Sequence[PlannedSize]) -> int:
     gains = _gains(model, np.array([size.num_seeds for size in sizes]))
     fewest = min(size.num_seeds for size in sizes)
     allowed = [place for place, size in enumerate(sizes) if size.num_seeds < _UNEVEN * fewest]
@@ -160,20 +169,25 @@ def _gains(model: CostModel, counts: Array) -> Array:
     return moved[:, -1] ** 2 / (1 + (moved * terms).sum(axis=1))
 
 
-def seeds_for(
-    sizes: Sequence[PlannedSize],
-    is_reached: Callable[[Sequence[PlannedSize]], bool],
-    budget: float = math.inf,
-) -> list[PlannedSize]:
-    """The sizes with more seeds, added one by one until `is_reached` or until the budget is spent.
+def with_seeds_added(sizes: Sequence[PlannedSize]) -> Iterator[list[PlannedSize]]:
+    """The sizes, then each time with the next seed, until one of them has MOST_SEEDS."""
+    found, model = list(sizes), _determined(sizes)
+    while True:
+        yield list(found)
+        place = _next_seed(model, found)
+        if found[place].num_seeds >= MOST_SEEDS:
+            return
+        found[place] = replace(found[place], num_seeds=found[place].num_seeds + 1)
+
+
+def seeds_within(sizes: Sequence[PlannedSize], budget: float) -> list[PlannedSize]:
+    """The sizes with all the seeds that the budget pays, where they help most.
 
     `budget` is for the added seeds, in the unit of the prices.
     """
-    found = list(sizes)
-    while not is_reached(found):
-        place = next_seed(found)
-        budget -= found[place].price
-        if budget < 0 or found[place].num_seeds >= MOST_SEEDS:
-            break
-        found[place] = replace(found[place], num_seeds=found[place].num_seeds + 1)
-    return found
+    begun = _price(sizes)
+    return list(takewhile(lambda now: _price(now) - begun <= budget, with_seeds_added(sizes)))[-1]
+
+
+def _price(sizes: Sequence[PlannedSize]) -> float:
+    return sum(size.num_seeds * size.price for size in sizes)

@@ -8,7 +8,6 @@ Without such trials the ratio is 1.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Collection, Sequence
@@ -16,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mambaout.accounting import TRAIN_FORWARDS, Cost
-from mambaout.durable import read_whole
-from mambaout.endings import Ending
 from mambaout.numbers import counted
+from mambaout.study.price.finished_trials import finished_trials
 from mambaout.study.price.rates import EVAL_SHARE, assumption, is_same_part, yardstick
 from mambaout.study.price.trial_price import (
     CHECKPOINTS,
@@ -28,7 +26,7 @@ from mambaout.study.price.trial_price import (
     PlanRow,
     checkpoint_bytes,
 )
-from mambaout.study.study import OUTCOME_FILE, REUSED_FILE, Run, Trial
+from mambaout.study.study import Run, Trial
 from mambaout.train.metrics import DEVICE, EARLIER_DEVICES, IMAGES_PER_SECOND, MACS, NUM_DEVICES
 from mambaout.train.tasks import TaskKind
 
@@ -124,17 +122,14 @@ def _ratios(
 ) -> dict[str, Sequence[tuple[float, float]]]:
     """By precision, the MACs of each finished trial and its ratio of measured to assumed time."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
-        text = read_whole(path)
-        outcome = {} if text is None else json.loads(text)
-        facts = outcome.get("facts", {})
+    for trial in finished_trials(storage):
+        metrics, facts = trial.metrics, trial.facts
         is_of_device = facts.get("task") == kind.name and facts.get(DEVICE) == device
         is_of_device &= is_same_part(facts.get(NUM_DEVICES, 1), num_devices)
-        if not is_of_device or facts.get(EARLIER_DEVICES) or (path.parent / REUSED_FILE).exists():
+        if not is_of_device or facts.get(EARLIER_DEVICES):
             continue
-        rate = outcome["metrics"].get(IMAGES_PER_SECOND, math.nan)
-        macs = outcome["metrics"].get(MACS)
-        if outcome["status"] == Ending.FINISHED and rate > 0 and macs:
+        rate, macs = metrics.get(IMAGES_PER_SECOND, math.nan), metrics.get(MACS)
+        if rate > 0 and macs:
             precision = facts.get("precision", "fp32")
             assumed = yardstick(device, precision).train_image_seconds(macs, num_devices)
             found.setdefault(precision, []).append((macs, 1 / rate / assumed))

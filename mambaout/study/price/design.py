@@ -2,20 +2,23 @@
 
 The first design has all shapes, each with the seeds that it needs. Then shapes are left out one by
 one: each time the one without which the wanted difference costs least. So a shape goes that costs
-most for what it tells. Each length of training keeps the model by which it is judged
-(law/shape.py): the curve over MACs if all its shapes tell it, and one shape more than the model has
-terms, so that the scatter of the shapes around it stays visible.
+most for what it tells.
+
+Each length of training keeps the model by which it is judged (law/shape.py): the curve over MACs if
+all its shapes tell it, and one shape more than the model has terms, so that the scatter of the
+shapes around it stays visible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from mambaout.errors import WrongRequest
 from mambaout.numbers import counted
 from mambaout.study.law.planned import PlannedSize, degrees_of
-from mambaout.study.law.power import MOST_SEEDS, expected_interval, planned_model, seeds_for
+from mambaout.study.law.power import MOST_SEEDS, expected_interval, planned_model, with_seeds_added
 from mambaout.study.price.foresight import KnownSpread, check_compares
 
 
@@ -25,6 +28,35 @@ class Design:
 
     seeds: Mapping[str, int]  # of each label whose shape is compared
     left_out: tuple[str, ...] = ()  # labels
+
+
+class _SeedSteps:
+    """One set of shapes as it gets seeds one by one.
+
+    A seed goes where it makes the gain most precise for its price.
+    """
+
+    def __init__(self, sizes: Sequence[PlannedSize]) -> None:
+        self._more = with_seeds_added(sizes)
+        self._known = [next(self._more)]
+
+    def first(self, is_enough: Callable[[Sequence[PlannedSize]], bool]) -> dict[str, int] | None:
+        """The fewest seeds that are enough, by bisection; None if MOST_SEEDS are too few."""
+        few, enough = -1, 0  # places of steps
+        while not is_enough(self._step(enough)):
+            if enough > len(self._known):  # all steps have been tried
+                return None
+            few, enough = enough, 2 * enough + 1
+        enough = min(enough, len(self._known) - 1)
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if is_enough(self._known[middle]) else (middle, enough)
+        return {size.label: size.num_seeds for size in self._known[enough]}
+
+    def _step(self, place: int) -> Sequence[PlannedSize]:
+        """The step at that place, or the last one."""
+        self._known += islice(self._more, max(0, place + 1 - len(self._known)))
+        return self._known[min(place, len(self._known) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +71,9 @@ class Designs:
     spread: KnownSpread
     points: float
     kept: frozenset[str] = frozenset()
-    _known: dict[tuple, dict[str, int] | None] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+    # By the labels of a set of shapes. They do not depend on `points`, so a copy shares them.
+    _steps: dict[tuple[str, ...], _SeedSteps] = field(
+        default_factory=dict, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
@@ -95,26 +128,22 @@ class Designs:
     ) -> dict[str, int] | None:
         """The seeds of one length's shapes; empty if they do not tell width from depth.
 
-        Seeds go where they make the gain most precise for their price. None if no number of seeds
-        is enough.
+        None if no number of seeds is enough.
         """
         sizes, degrees = ladders[epochs], degrees_of(ladders, epochs)
-        key = (epochs, degrees, *(size.label for size in sizes))
-        if key not in self._known:
-            self._known[key] = self._found(sizes, degrees)
-        return self._known[key]
+        if planned_model(sizes) is None:
+            return {}
+        labels = tuple(size.label for size in sizes)
+        if labels not in self._steps:
+            self._steps[labels] = _SeedSteps(sizes)
 
-    def _found(self, sizes: Sequence[PlannedSize], degrees: int) -> dict[str, int] | None:
-        def is_reached(now: Sequence[PlannedSize]) -> bool:
+        def is_enough(now: Sequence[PlannedSize]) -> bool:
             found = expected_interval(now, self.spread.points, degrees, self.spread.shared)
             return found is not None and found.detectable <= self.points
 
-        if planned_model(sizes) is None:
-            return {}
-        if not is_reached([replace(size, num_seeds=MOST_SEEDS) for size in sizes]):
+        if not is_enough([replace(size, num_seeds=MOST_SEEDS) for size in sizes]):
             return None
-        found = seeds_for(sizes, is_reached)
-        return {size.label: size.num_seeds for size in found} if is_reached(found) else None
+        return self._steps[labels].first(is_enough)
 
     def _may_go(self, label: str, left_out: Collection[str]) -> bool:
         """Whether a length of training keeps its model without the label."""

@@ -6,18 +6,15 @@ Otherwise it is assumed, and the text says so.
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mambaout.durable import read_whole
-from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.numbers import counted
-from mambaout.recipe import Recipe, recipe_from_json
+from mambaout.recipe import Recipe
 from mambaout.study.law.noise import SeedMean, noise_of
 from mambaout.study.law.planned import PlannedSize, degrees_of
 from mambaout.study.law.power import (
@@ -25,10 +22,10 @@ from mambaout.study.law.power import (
     ExpectedInterval,
     expected_interval,
     pair_seeds,
-    seeds_for,
     seeds_needed,
+    seeds_within,
 )
-from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
+from mambaout.study.price.finished_trials import finished_trials
 from mambaout.train.metrics import TOP1
 
 # Points of top-1, if no earlier trial tells it. On 6,000 garments, seeds differ by 0.99 points with
@@ -63,21 +60,12 @@ def known_spread(storage: Path, data: str, num_train: int) -> KnownSpread:
     """The spread between seeds on the data with this fingerprint, from all studies in `storage`."""
     values: dict[Recipe, dict[int, float]] = {}
     studies = set()
-    for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
-        text = read_whole(path)
-        outcome = {} if text is None else json.loads(text)
-        facts = outcome.get("facts", {})
-        if outcome.get("status") != Ending.FINISHED or facts.get("data") != data:
+    for trial in finished_trials(storage):
+        value = trial.metrics.get(TOP1, math.nan)
+        if trial.facts.get("data") != data or not math.isfinite(value) or trial.recipe is None:
             continue
-        value = outcome["metrics"].get(TOP1, math.nan)
-        if (path.parent / REUSED_FILE).exists() or not math.isfinite(value):
-            continue
-        try:
-            recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
-        except (WrongRequest, UnicodeDecodeError, FileNotFoundError):
-            continue  # of another version or task
-        values.setdefault(recipe, {})[facts["seed"]] = value
-        studies.add(path.parents[2].name)
+        values.setdefault(trial.recipe, {})[trial.facts["seed"]] = value
+        studies.add(trial.study)
     spread = noise_of(
         SeedMean(tuple(each.values()), recipe.schedule.total_epochs, tuple(each))
         for recipe, each in values.items()
@@ -183,9 +171,7 @@ def _within_grant(
                 f"the grant does not pay two seeds of each shape with {counted(epochs, 'epoch')}; "
                 "leave out shapes (--variants) or train shorter"
             )
-        within = expected_interval(
-            seeds_for(two, lambda _: False, left), spread.points, 0, spread.shared
-        )
+        within = expected_interval(seeds_within(two, left), spread.points, 0, spread.shared)
         assert within is not None
         found[epochs] = within.detectable
     each = ", ".join(

@@ -147,7 +147,10 @@ def plan(
             raise ValueError(f"{name}={amount} must be above 0")
     pricing = Pricing(num_train, num_classes, num_images, Forecast(rates, device, num_devices))
     known = {run.trial.key: run for run in runs}
-    rows = [pricing.of_trial(trial, known.get(trial.key), finished) for trial in trials]
+    rows = [
+        pricing.of_trial(trial, known.get(trial.key) if known else None, finished)
+        for trial in trials
+    ]
     for index, trial in enumerate(trials):
         start = longest_start(trial, trials)
         if start is not None and rows[index].state == "new":

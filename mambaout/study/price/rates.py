@@ -17,19 +17,18 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mambaout.accounting import FLOP_PER_MAC, TRAIN_FORWARDS, cost
 from mambaout.chips import CHIPS, Chip, find_chip
-from mambaout.durable import append_lines, read_lines, read_whole
-from mambaout.endings import Ending
+from mambaout.durable import append_lines, read_lines
 from mambaout.errors import WrongRequest
 from mambaout.mixer_layers import MIXER_LAYERS
 from mambaout.numbers import count_text
 from mambaout.recipe import Recipe, canonical_json, content_key, recipe_from_json
-from mambaout.study.study import OUTCOME_FILE, RECIPE_FILE, REUSED_FILE
+from mambaout.study.price.finished_trials import FinishedTrial, finished_trials
 from mambaout.train.metrics import (
     EARLIER_DEVICES,
     IMAGES_PER_SECOND,
@@ -91,35 +90,22 @@ def measured(storage: Path, device: str, num_devices: float = 1) -> list[Rate]:
 
     The last one comes last. A few hundred are enough, since more make no better forecast.
     """
-    ended: list[tuple[str, Path, dict[str, Any]]] = []
-    for path in sorted(Path(storage).glob(f"*/trials/*/{OUTCOME_FILE}")):
-        text = read_whole(path)
-        if text is None:
-            continue  # damaged by a power loss; the trial will run again
-        outcome = json.loads(text)
-        facts = outcome["facts"]
-        if outcome["status"] == Ending.FINISHED and _same(
-            facts.get("device", ""), device, facts.get(NUM_DEVICES, 1), num_devices
-        ):
-            ended.append((facts.get("ended", ""), path, outcome))
     found: list[Rate] = []
-    for _, path, outcome in sorted(ended, key=lambda row: row[0], reverse=True):
+    trials = finished_trials(storage)
+    for trial in sorted(trials, key=lambda trial: trial.facts.get("ended", ""), reverse=True):
         if len(found) == MOST_RATES:
             break
-        if (path.parent / REUSED_FILE).exists():
-            continue  # a copy of another study's
-        try:
-            recipe = recipe_from_json((path.parent / RECIPE_FILE).read_text())
-        except (WrongRequest, UnicodeDecodeError, FileNotFoundError):
-            continue  # of another version
-        rate = _of_outcome(recipe, outcome, source=path.parents[2].name)
+        on = trial.facts.get("device", ""), trial.facts.get(NUM_DEVICES, 1)
+        if not _same(on[0], device, on[1], num_devices) or trial.recipe is None:
+            continue
+        rate = _of_trial(trial, trial.recipe)
         if rate is not None:
             found.append(rate)
     return found[::-1]
 
 
-def _of_outcome(recipe: Recipe, outcome: dict[str, Any], source: str) -> Rate | None:
-    metrics, facts = outcome["metrics"], outcome["facts"]
+def _of_trial(trial: FinishedTrial, recipe: Recipe) -> Rate | None:
+    metrics, facts = trial.metrics, trial.facts
     rate, num_devices = metrics.get(IMAGES_PER_SECOND, 0), facts[NUM_DEVICES]
     if not rate > 0 or facts.get(EARLIER_DEVICES):
         return None
@@ -137,7 +123,7 @@ def _of_outcome(recipe: Recipe, outcome: dict[str, Any], source: str) -> Rate | 
         num_devices=num_devices,
         train_image_seconds=1 / rate,
         eval_image_seconds=each,
-        source=source,
+        source=trial.study,
     )
 
 

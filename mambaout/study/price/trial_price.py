@@ -82,6 +82,7 @@ class Pricing:
         self.num_train, self.num_classes, self.forecast = num_train, num_classes, forecast
         self._num_images = num_images
         self._splits: dict[tuple, tuple[int, int, int]] = {}
+        self._rows: dict[tuple[str, Recipe], PlanRow] = {}
 
     def splits(self, recipe: Recipe) -> tuple[int, int, int]:
         """Images of train, minival and val."""
@@ -99,6 +100,12 @@ class Pricing:
         return self._splits[key]
 
     def of_recipe(self, label: str, recipe: Recipe) -> PlanRow:
+        key = label, recipe
+        if key not in self._rows:
+            self._rows[key] = self._of_recipe(label, recipe)
+        return self._rows[key]
+
+    def _of_recipe(self, label: str, recipe: Recipe) -> PlanRow:
         price = cost(recipe.model, recipe.image_size, self.num_classes)
         train, minival, val = self.splits(recipe)
         epochs, steps = recipe.schedule.total_epochs, steps_per_epoch(recipe, train)
@@ -125,7 +132,7 @@ class Pricing:
 
     def of_trial(self, trial: Trial, run: Run | None, finished: Collection[str]) -> PlanRow:
         row = replace(self.of_recipe(trial.label, trial.recipe), name=trial.name)
-        if (run is not None and run.status.is_over) or trial.key in finished:
+        if (run is not None and run.status.is_over) or (finished and trial.key in finished):
             return replace(row, state="finished", seconds=0.0, most_seconds=0.0)
         if run is None or not run.records:
             return row

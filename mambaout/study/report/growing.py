@@ -116,7 +116,10 @@ def _precision(told: Sequence[GrowthFinding], study: Mapping[str, Any]) -> str:
     ]
     text = f"80 % of such studies find a difference of this size: {'; '.join(parts)}."
     if detect := study.get("detect"):
-        text += f" It was planned to find {detect['points']:g} points (--detect)."
+        text += f" It was planned to find {detect['points']:g} points (--detect)"
+        if left_out := detect.get("left_out"):
+            text += f" within {detect['budget']}, and so without {', '.join(left_out)}"
+        text += "."
     if until := study.get("until"):
         text += f" Seeds were added until ± {until:g} points (--until)."
     return text

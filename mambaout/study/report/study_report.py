@@ -171,6 +171,12 @@ def _markdown(content: Content, commands: Mapping[str, str], checkpoints: Mappin
             lines += [markdown_lines(table.header, table.cells, left), ""]
     if study.get("command"):
         lines += [f"The study: `{study['command']}`", ""]
+    if study.get("detect"):
+        lines += [
+            "`--detect` chose by the spread and the speed that were known then. The command "
+            "chooses the same again if the study's folder holds this study.json.",
+            "",
+        ]
     lines += ["Each trial alone, trained into a new folder:", "", "```"]
     order = [run for row in content.table for run in row.runs]
     lines += [commands[run.trial.key] for run in order[:MARKDOWN_ROWS]]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from mambaout.layer_kinds import FP32, Layer, MatrixProduct, Size, Storage, num_positions
 
-# Positions from one kept state of a scan in C to the next. With 32 the states of 16 channels stay in
-# the second-level cache, or in the first.
+# Positions from one kept state of a scan in C to the next. With 32, the states of 16 channels stay
+# in the second-level cache, or in the first.
 STATE_EVERY = 32
 STEP_RANK_OF = 16  # channels for each value from which steps are computed, as in Mamba
 HEAD_CHANNELS = 32  # of attention, where the channels allow it

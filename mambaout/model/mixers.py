@@ -150,7 +150,7 @@ class ConvScan(nn.Sequential):
 
 
 class AttentionCore(nn.Module):
-    """From queries, keys and values (B, H, W, 3 channels) to the attended values (B, H, W, channels).
+    """Queries, keys and values (B, H, W, 3 channels) in, attended values (B, H, W, channels) out.
 
     `causal`: a position sees itself and those before it, row by row (paper, Figure 3).
     """

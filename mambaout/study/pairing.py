@@ -2,7 +2,7 @@
 
     Pairing(
         what="mixers",
-        groups=(PairedGroup(labels={name: name for name in ("identity", "gated_conv", "conv_ssm")}),),
+        groups=(PairedGroup(labels={"identity": "identity", "gated_conv": "gated_conv", ...}),),
         pairs=(Pair("conv_ssm", "gated_conv"),),
         gate=Pair("identity", "gated_conv"),
     )

@@ -1,12 +1,12 @@
-"""Whether a sequence of tokens is long for its width, by stage and in the paper's own reading.
+"""Whether a sequence of tokens is long for its channels, by stage and as the paper reads it.
 
     print(sequence_table({"tiny": variant("tiny")}, 224))
 
 A Transformer block with an MLP of ratio 4 takes 24 D^2 L + 4 D L^2 FLOPs for L tokens of D
 channels. The second term is the larger one if L > 6D; the paper calls such a sequence long
-(section 3). It applies this once to a whole task: one map at a stride of 16 px, and the widths of
-ViT-S and ViT-B, 384 and 768. Applied to each stage of a network it can say something else: the
-first stage has many tokens of few channels. Pure values: no torch, no I/O.
+(section 3). The paper applies this once to a whole task: one map at a stride of 16 px, and the
+widths of ViT-S and ViT-B, 384 and 768. For one stage of a network the answer may differ, because
+the first stage has many tokens of few channels. Pure values: no torch, no I/O.
 """
 
 from __future__ import annotations

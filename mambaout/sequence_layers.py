@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from mambaout.layer_kinds import FP32, Layer, MatrixProduct, Size, Storage, num_positions
 
-# Positions from one kept state of a scan in C to the next: the states of 16 channels stay in the
-# second cache, or the first.
+# Positions from one kept state of a scan in C to the next. With 32, the states of 16 channels stay
+# in the second-level cache, or in the first.
 STATE_EVERY = 32
 # In torch's operations a scan is computed in pieces, and holds about so many values for each
 # position, channel and number of the state.
@@ -22,7 +22,7 @@ PIECE_VALUES = 10
 PIECE = 1024  # positions of an image, of all directions together
 # In each direction. XLA compiles each piece anew, so that a map of up to 64 x 64 is one piece.
 XLA_PIECE = 4096
-STEP_RANK_OF = 16  # channels for each number of which a step is computed, as in Mamba
+STEP_RANK_OF = 16  # channels for each value from which steps are computed, as in Mamba
 HEAD_CHANNELS = 32  # of attention, where the channels allow it
 
 # Multiply-adds of a scan for each position, channel and number of the state. VMamba's tables have
@@ -31,7 +31,7 @@ SCAN_MACS, LEAST_SCAN_MACS = 9, 4
 
 
 def step_rank(channels: int) -> int:
-    """The number of values of which a scan computes the steps of all channels."""
+    """The number of values from which a scan computes the steps of all channels."""
     return math.ceil(channels / STEP_RANK_OF)
 
 
@@ -50,7 +50,7 @@ class ScanLayer(Layer):
 
     @property
     def _projected(self) -> int:
-        """Numbers of a position out of which steps, B and C of all directions come."""
+        """Values of one position from which steps, B and C of all directions are made."""
         return self.directions * (step_rank(self.channels) + 2 * self.state)
 
     @property
@@ -105,7 +105,7 @@ class ScanLayer(Layer):
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer(Layer):
-    """Queries, keys and values (three times the channels) to what the positions attend to.
+    """From queries, keys and values (three times the channels) to the attended values.
 
     MACs count all pairs of positions, also under a causal mask, as torch's FlopCounterMode does.
     """

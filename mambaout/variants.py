@@ -150,16 +150,16 @@ class ModelConfig:
     )
     ssm_discretisation: str = knob(
         "mamba_ssm",
-        "how an SSM's step enters its input: step x B as the mamba_ssm package computes it, or the "
-        "paper's zero-order hold, which is slower here",
+        "how an SSM weights its input by the step; mamba_ssm: step x B, as that package computes; "
+        "zero_order_hold: the paper's formula, which is slower here",
         unit=None,
         source="the mamba_ssm package",
         choices=("mamba_ssm", "zero_order_hold"),
     )
     downsampling: str = knob(
         "overlapping",
-        "convolutions of the stem and between the stages: 3 x 3 with stride 2, which mix tokens "
-        "too, or patchify, with kernels as large as their strides, which mix none",
+        "convolutions of the stem and between the stages; overlapping: 3 x 3 with stride 2, which "
+        "mix tokens too; patchify: kernels as large as their strides, which mix none",
         unit=None,
         source=AUTHORS_CODE,
         choices=("overlapping", "patchify"),

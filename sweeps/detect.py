@@ -49,9 +49,7 @@ def detect(
         Sequence[str] | None,
         "values to compare at each network: FIELD=A,B,C, like peak_lr=5e-5,1e-4 drop_path=0.1,0.2",
     ] = None,
-    mixers: Annotated[
-        Sequence[str] | None, f"compare token mixers in one backbone, within a seed; {MIXERS_HELP}"
-    ] = None,
+    mixers: Annotated[Sequence[str] | None, f"in one backbone: {MIXERS_HELP}"] = None,
 ) -> Study:
     """How do box AP and mask AP grow with the backbone's MACs?"""
     if mixers is not None:

@@ -22,7 +22,7 @@ def can_take(inputs: ScanInputs) -> bool:
 def selective_scan_fn() -> Callable[..., Tensor] | None:
     """mamba_ssm's function of that name, or None if the package cannot be imported."""
     try:
-        # The package wants a GPU's compiler, so that few machines have it.
+        # To install the package, one needs a compiler for CUDA. So few machines have it.
         from mamba_ssm.ops.selective_scan_interface import (  # pyright: ignore[reportMissingImports]
             selective_scan_fn,
         )

@@ -42,8 +42,10 @@ class MapConv(nn.Conv2d):
 
 
 class PatchConv(MapConv):
-    """A convolution whose kernel is its stride: each patch by itself. A map that is no multiple of
-    the stride is padded with zeros at its right and lower side."""
+    """A convolution whose kernel is as large as its stride, so that it mixes no two patches.
+
+    If a side of the map is not a multiple of the stride, zeros are added at its right or lower end.
+    """
 
     def __init__(self, channels: int, filters: int, stride: int) -> None:
         super().__init__(channels, filters, stride, stride=stride)
@@ -65,7 +67,7 @@ class DepthwiseConv(MapConv):
 
     @property
     def keeps_size(self) -> bool:
-        """Whether it is as it was built: somebody may have changed a stride or the padding."""
+        """Whether stride, dilation and padding are as they were built; users may change them."""
         half = self.kernel_size[0] // 2
         steps = (self.stride, self.dilation, self.padding, self.padding_mode)
         return steps == ((1, 1), (1, 1), (half, half), "zeros")
@@ -78,10 +80,10 @@ class SelectiveScan(nn.Module):
     direction has steps, A, B and C of its own, and the results are summed (VMamba, arXiv
     2401.10166, without its norm). It computes in fp32, also under autocast.
 
-    The parameters have Mamba's names. They are no nn.Linear, so that the network's `initialise`
-    leaves them as they are drawn here: with a bias of 0 the steps would be 0.7 instead of 0.001 to
-    0.1, and the memory one token. A_log, D and dt_bias are vectors, because vectors have no weight
-    decay.
+    The parameters have Mamba's names. They are not in nn.Linear modules, because the network's
+    `initialise` would set the bias to 0. Then the steps would be 0.7 instead of 0.001 to 0.1, and
+    the state would remember about one token. A_log, D and dt_bias are vectors, because vectors have
+    no weight decay.
     """
 
     LEAST_STEP, MOST_STEP = 1e-3, 0.1  # at the start
@@ -134,8 +136,11 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
 
 
 class ConvScan(nn.Sequential):
-    """The depthwise convolution, SiLU and a selective scan: Mamba's mixer, SSM(act(Conv)) (paper,
-    Equations 8 and 10), with the convolution that the network has without the SSM."""
+    """The depthwise convolution, then SiLU, then a selective scan.
+
+    This is Mamba's mixer, SSM(act(Conv)) (paper, Equations 8 and 10). The convolution is the same
+    as in a network without the SSM.
+    """
 
     def __init__(self, channels: int, config: ModelConfig, directions: int) -> None:
         super().__init__()
@@ -145,7 +150,7 @@ class ConvScan(nn.Sequential):
 
 
 class AttentionCore(nn.Module):
-    """Queries, keys and values (B, H, W, 3 channels) to what each position attends to.
+    """Queries, keys and values (B, H, W, 3 channels) in, attended values (B, H, W, channels) out.
 
     `causal`: a position sees itself and those before it, row by row (paper, Figure 3).
     """
@@ -162,7 +167,7 @@ class AttentionCore(nn.Module):
 
 
 class Attention(nn.Sequential):
-    """Attention over the positions of a map, without a code of their places."""
+    """Attention over the positions of a map, without a position embedding."""
 
     def __init__(self, channels: int, config: ModelConfig, causal: bool) -> None:
         super().__init__()
@@ -172,7 +177,7 @@ class Attention(nn.Sequential):
 
 
 def _no_mixer(channels: int, config: ModelConfig) -> nn.Module:
-    """The floor of a comparison: only stem and downsampling mix tokens."""
+    """The floor of a comparison: only the stem and the downsampling may mix tokens."""
     return nn.Identity()
 
 

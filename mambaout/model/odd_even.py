@@ -1,9 +1,11 @@
 """The selective scan in torch's operations, on any device: the odd-even scan.
 
-The recurrence h[t] = a[t] h[t-1] + b[t] of L positions is two positions at a time a recurrence of
-L / 2 positions. So it takes about log2(L) rounds and 2 L products, and divides by nothing: no decay
-underflows into a nan. `scan` and `gradients` work through the positions in pieces and keep the
-state between two pieces, for only a piece has tensors of all channels times states.
+The recurrence is h[t] = a[t] h[t-1] + b[t]. Two positions at a time it is a recurrence of half the
+length. So L positions take about log2(L) rounds and 2 L products. Nothing is divided, so that a
+decay that underflows gives no nan.
+
+A tensor of all positions, channels and states would be large. So `scan` and `gradients` work
+through the positions in pieces, and keep only the state between two pieces.
 
 Here K is the number of directions. Tensors of directions are in the order of the recurrence, not
 of the map: `in_order` and `in_place` turn one into the other.

@@ -1,4 +1,4 @@
-"""The forward and the backward pass of the selective scan in C (selective_scan.py says of what)."""
+"""The two passes of the selective scan in C. selective_scan.py has its formula."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ Three forms compute it:
 | the package mamba_ssm | on CUDA where it is installed: fp32, its weight | mamba_ssm_scan.py |
 | the odd-even scan of torch's operations | elsewhere, and in a trace or an export | odd_even.py |
 
-Of these, C and odd-even keep their inputs and a few states. Their backward pass computes the other
-states again, a piece at a time. Under torch.compile they are operators of torch.library.
+The C form and the odd-even form keep their inputs and a few states for the backward pass. It
+computes the other states again, a piece at a time. Under torch.compile both forms are operators of
+torch.library.
 """
 
 from __future__ import annotations

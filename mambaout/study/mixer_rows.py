@@ -32,7 +32,8 @@ PATCHIFY = "patchify"
 SMALL_STATE = 8  # of an SSM, on small data; with 16, narrow networks leave no hidden channels
 SMOKE_IMAGES = 1_800  # of a smoke run, which has nine trials or more
 MIXERS_HELP = (
-    f"mixers beside {FLOOR} and {REFERENCE}, which are always there: "
+    f"mixers to compare with {FLOOR} and {REFERENCE}, which are always there; with spaces between "
+    "several: "
     f"{', '.join(name for name in MIXER_LAYERS if name not in (FLOOR, REFERENCE))} "
     f"(default {SSM})"
 )

@@ -2,9 +2,9 @@
 
     Pairing(
         what="mixers",
-        groups=(PairedGroup(labels={"identity": "identity", "gated_conv": "gated_conv"}),),
-        pairs=(("conv_ssm", "gated_conv"),),
-        gate=("identity", "gated_conv"),
+        groups=(PairedGroup(labels={"identity": "identity", "gated_conv": "gated_conv", ...}),),
+        pairs=(Pair("conv_ssm", "gated_conv"),),
+        gate=Pair("identity", "gated_conv"),
     )
 
 The seeds of two recipes are pairs: seed s has the same images in the same order for both. So what a

@@ -41,10 +41,6 @@ def test_a_path_beside_the_sets_folder_names_the_folder(tmp_path):
         read_coco(f"{root}/train2017", "train")
     with pytest.raises(DataError, match=r"Write a part of the images into a file of their own"):
         read_coco(root, "val")
-    with pytest.raises(
-        DataError, match=r"digits is a set for classification, without boxes or maps"
-    ):
-        read_coco("digits", "train")
 
 
 @pytest.mark.parametrize(

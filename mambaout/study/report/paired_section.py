@@ -21,8 +21,9 @@ from mambaout.train.metrics import IMAGES_PER_SECOND, MACS, PARAMS
 
 PAIRED_CHART = "paired.png"
 PAIRED_CAPTION = (
-    "Right of 0 the first of the two is better. Grey dots are the differences of single seeds, "
-    "blue ones their means with 95 % intervals. A hollow dot is no verdict: the gate is not open."
+    "Right of 0 the first recipe of a pair is better. Grey dots are the differences of single "
+    "seeds, blue dots are their means with 95 % intervals. A hollow dot is no verdict: the gate is "
+    "not open."
 )
 
 

@@ -34,6 +34,7 @@ from mambaout.launch.resources import SLICE_NAME, Node, share
 
 CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared" / "schemas"  # KubeRay's, beside a checkout for development
+README = (CLUSTER / "README.md").read_text()
 FILES = sorted(CLUSTER.glob("*.yaml"))
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 
@@ -226,7 +227,7 @@ SPOILT = {
     "a cloud that nobody tried": (V8, swap("type: gcp", "type: aws"), "provider.type: aws; "),
     "a field given twice": (
         V8,
-        swap("max_workers: 4 #", "max_workers: 400\nmax_workers: 4 #"),
+        swap("\nmax_workers: 4\n", "\nmax_workers: 400\nmax_workers: 4\n"),
         "line 1[0-9], column 1: 'max_workers' is given twice",
     ),
     "a spot machine to be restarted": (
@@ -262,7 +263,7 @@ SPOILT = {
     "a private key in a comment": (
         V8,
         swap("auth:", "# -----BEGIN OPENSSH PRIVATE KEY-----\nauth:"),
-        "line 2[0-9] holds a private key",
+        r"line \d+ holds a private key",
     ),
     # Kubernetes
     "half a host": (K8, swap('google.com/tpu: "4"', 'google.com/tpu: "2"'), "tpu: 2; .*set 4"),
@@ -483,6 +484,33 @@ def test_the_name_of_the_wait_for_a_host_is_ray_s_own():
     for path in CLUSTER.glob("gke-*-raycluster.yaml"):
         head = yaml.safe_load(path.read_text())["spec"]["headGroupSpec"]["template"]["spec"]
         assert {"name": START_TIMEOUT, "value": "86400"} in head["containers"][0]["env"], path
+
+
+def test_the_command_for_a_grant_in_europe_makes_a_sound_file_of_all_its_values(tmp_path):
+    (command,) = re.findall(r"^sed -i '(.*europe.*)' cluster/\S+$", README, flags=re.M)
+    path = tmp_path / "cluster.yaml"
+    shutil.copy(CLUSTER / f"{V8}.yaml", path)
+    subprocess.run(["sed", "-i", command, path], check=True)
+    assert check(path) == []
+    found, comments = yaml.safe_load(path.read_text()), path.read_text()
+    values = {
+        "region": found["provider"]["region"],
+        "availability_zone": found["provider"]["availability_zone"],
+        "source": found["available_node_types"]["head"]["node_config"]["disks"][1]["source"],
+        "preemptible": found["available_node_types"]["tpu_v3_8"]["node_config"]["schedulingConfig"][
+            "preemptible"
+        ],
+    }
+    for name, value in values.items():  # as the file's comment says
+        assert f"#     {name}: {str(value).lower() if name == 'preemptible' else value}" in comments
+    assert (values["region"], values["preemptible"]) == ("europe-west4", False)
+
+
+def test_the_page_names_the_three_quotas_of_tpu_v3():
+    (table,) = re.findall(r"\| quota for v3 in a zone .*?\n\n", README, flags=re.S)
+    rows = [line.split("|")[1].split()[0] for line in table.strip().splitlines()[2:]]
+    assert rows == ["on", "preemptible", "pod"]
+    assert "`max_workers` may be at most the cores / 8" in README
 
 
 def test_every_file_that_is_mounted_is_in_the_repository():

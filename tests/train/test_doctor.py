@@ -222,3 +222,16 @@ def test_a_cluster_file_is_checked_alone_and_its_faults_are_the_status(tmp_path,
     assert main(["doctor", "--cluster", str(wrong)]) == 2
     assert "v33-8" in capsys.readouterr().out
     assert main(["doctor", "--cluster", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_cluster_file_is_held_against_the_quota(capsys):
+    file = str(ROOT / "cluster" / "gcp-tpu-v3-8.yaml")
+    assert main(["doctor", "--cluster", file, "--tpu-quota", "32"]) == 0
+    assert main(["doctor", "--cluster", file, "--tpu-quota", "16"]) == 2
+    assert "max_workers: 4 of 8 cores are 32, and the quota is 16; set at most 2" in (
+        capsys.readouterr().out
+    )
+    slice_file = str(ROOT / "cluster" / "gcp-tpu-v3-32.yaml")
+    assert main(["doctor", "--cluster", slice_file, "--tpu-quota", "31"]) == 2
+    assert main(["doctor", "--tpu-quota", "16"]) == 2
+    assert "give --cluster FILE too" in capsys.readouterr().err

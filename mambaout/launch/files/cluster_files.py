@@ -30,19 +30,19 @@ SCHEMAS_VARIABLE = "MAMBAOUT_SCHEMAS"  # a folder with KubeRay's ray.io_rayclust
 LAUNCHER_KEYS = {"cluster_name", "provider", "available_node_types", "head_node_type"}
 
 
-def check(path: Path, schemas: Path | None = None) -> list[str]:
+def check(path: Path, schemas: Path | None = None, quota_cores: int | None = None) -> list[str]:
     """The findings, in the order of the file; empty if there are none.
 
     `schemas` is the folder with KubeRay's resource definitions; None: $MAMBAOUT_SCHEMAS. Without
     this folder, a Kubernetes file is checked only by the project's rules, and `not_checked` says
-    so.
+    so. `quota_cores`: the TPU cores of the quota that a launcher's file may use; None: any number.
     """
     text, documents, problems = _read(path)
     if problems:
         return problems
     found = list(_secret_texts(text))
     for document in documents:
-        found += _check_document(document, schemas or _schemas())
+        found += _check_document(document, schemas or _schemas(), quota_cores)
         found += _secrets(document, ())
     return list(dict.fromkeys(found))
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> tuple[str, list[Any], list[str]]:
     return text, documents, []
 
 
-def _check_document(document: Any, schemas: Path | None) -> list[str]:
+def _check_document(document: Any, schemas: Path | None, quota_cores: int | None) -> list[str]:
     if not isinstance(document, dict):
         return [f"the file holds {type(document).__name__}, not fields with values; see cluster/"]
     if str(document.get("kind")) in KINDS:
@@ -114,7 +114,7 @@ def _check_document(document: Any, schemas: Path | None) -> list[str]:
     if "apiVersion" in document and "kind" in document:
         return []  # Kubernetes' own kinds, such as a claim or an account
     if LAUNCHER_KEYS & set(document):
-        return check_launcher(document)
+        return check_launcher(document, quota_cores)
     if is_runtime_env(document):
         return check_runtime_env(document)
     return [

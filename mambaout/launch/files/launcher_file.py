@@ -36,8 +36,11 @@ def google_packages() -> bool:
     return find_spec("googleapiclient") is not None
 
 
-def check_launcher(config: Mapping[str, Any]) -> list[str]:
-    """The findings of Ray's own validator and of the rules."""
+def check_launcher(config: Mapping[str, Any], quota_cores: int | None = None) -> list[str]:
+    """The findings of Ray's own validator and of the rules.
+
+    `quota_cores` are the TPU cores that the project may use at once; None: not checked.
+    """
     found = list(_schema(config))
     if found:
         return found  # the rest would fail on the same fields
@@ -50,6 +53,8 @@ def check_launcher(config: Mapping[str, Any]) -> list[str]:
     found += _commands(config)
     if provider == "gcp":
         found += _gcp(config)
+        if quota_cores is not None:
+            found += _quota(config, quota_cores)
     return found + _ray(config)
 
 
@@ -296,6 +301,27 @@ def _tpu(where: str, node_type: Mapping[str, Any], config: Mapping[str, Any]) ->
             f"{where}: no `setup.sh tpu` among the worker_setup_commands, so the host gets no "
             "torch_xla; add it"
         )
+
+
+def _quota(config: Mapping[str, Any], quota_cores: int) -> Iterator[str]:
+    types = config.get("available_node_types") or {}
+    tpus = {name: kind for name, kind in types.items() if _tpu_cores(kind["node_config"])}
+    most = config.get("max_workers", 2)
+    for name, kind in tpus.items():
+        number = min(kind.get("max_workers", most), most)
+        cores = _tpu_cores(kind["node_config"])
+        if number * cores > quota_cores:
+            yield (
+                f"available_node_types.{name}.max_workers: {number} of {cores} cores are "
+                f"{number * cores}, and the quota is {quota_cores}; set at most "
+                f"{quota_cores // cores}, or ask for more quota"
+            )
+
+
+def _tpu_cores(node: Mapping[str, Any]) -> int:
+    """The cores of a TPU, over all its hosts; 0 for a machine without one."""
+    kind = str(node.get("acceleratorType", ""))
+    return int(kind.rpartition("-")[2]) if kind in TPU_TYPES else 0
 
 
 def _compute(where: str, node_type: Mapping[str, Any]) -> Iterator[str]:

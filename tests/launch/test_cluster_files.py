@@ -586,9 +586,11 @@ PINS = {
 def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
     log = setup(kind, tmp_path, {})
     installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
-    assert len(installs) == 2
-    tools, packages = installs
-    assert all("==" in word for word in tools[tools.index("install") + 1 :] if word[0] != "-")
+    without_cuda = [words for words in installs if words[0] == "pip"]
+    assert len(installs) == 3 + len(without_cuda)
+    uv, tools, packages = (words for words in installs if words[0] != "pip")
+    for words in (uv, tools):
+        assert all("==" in word for word in words[words.index("install") + 1 :] if word[0] != "-")
     assert "--no-build-isolation" in packages  # nor a newest setuptools for the occasion
     assert packages[packages.index("--constraint") + 1] == str(ROOT / "constraints.txt")
     extra = {"tpu": "[tpu,dense]", "gcp-head": "[gcp,dense]"}.get(kind, "[dense]")
@@ -684,13 +686,38 @@ def setup(kind: str, folder: Path, env: dict[str, str]) -> Path:
     fake.write_text(
         "#!/usr/bin/env bash\n"
         f'echo "$@" >>{log}\n'
-        'if [ "$2" = venv ]; then mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; fi\n'
+        'if [ "$2" = venv ]; then\n'
+        '    mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; cp "$0" "${!#}/bin/uv"\n'
+        "fi\n"
+        # uv may fail: the index for torch's build without CUDA is another one than PyPI.
+        '[ "$(basename "$0")" != uv ] || exit "${UV_ENDS_WITH:-0}"\n'
     )
     fake.chmod(0o755)
     given = {"MAMBAOUT_PYTHON": str(fake), "MAMBAOUT_VENV": str(folder / "venv")}
     command = ["bash", str(CLUSTER / "setup.sh"), kind]
     subprocess.run(command, env=os.environ | given | env, check=True, capture_output=True)
     return log
+
+
+@pytest.mark.parametrize("kind", ["cpu", "tpu", "gcp-head"])
+def test_a_host_without_a_gpu_gets_torch_without_cuda_before_anything_needs_torch(kind, tmp_path):
+    log = setup(kind, tmp_path, {})
+    installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
+    (number,) = [n for n, words in enumerate(installs) if words[0] == "pip"]
+    assert number < len(installs) - 2  # before the packages, which then find their torch
+    words = installs[number]
+    assert words[words.index("--torch-backend") + 1] == "cpu"
+    assert words[-2:] == [f"{name}=={PINS[name]}" for name in ("torch", "torchvision")]
+    assert "://" not in (CLUSTER / "setup.sh").read_text()  # the index is one that uv knows
+
+
+def test_a_host_with_a_gpu_gets_torch_with_cuda(tmp_path):
+    assert "--torch-backend" not in setup("gpu", tmp_path, {}).read_text()
+
+
+def test_without_the_index_of_torch_a_host_still_gets_its_packages(tmp_path):
+    log = setup("tpu", tmp_path, {"UV_ENDS_WITH": "2"})
+    assert "--no-build-isolation" in log.read_text()
 
 
 def test_setup_refuses_a_kind_that_it_does_not_know():

@@ -60,6 +60,7 @@ def test_libtpu_is_the_one_that_torch_xla_itself_asks_for():
     [
         ({}, "TPU", []),
         ({"torch": "2.9.0+cpu", "libtpu": None}, "CPU", []),
+        ({"torch": "2.9.0+cpu"}, "TPU", []),
         ({"libtpu": None}, None, ["libtpu 0.0.21 is missing", "set PJRT_DEVICE=CPU"]),
         ({"torch": "2.11.0"}, "CPU", ["torch 2.11.0 does not go with torch_xla 2.9.0, 2.9.0 does"]),
         ({"torch_xla": None}, "TPU", ["torch_xla 2.9.0 is missing: pip install"]),

@@ -30,7 +30,7 @@ from mambaout.launch.cluster import still_to_come
 from mambaout.launch.files.cluster_files import check, not_checked
 from mambaout.launch.files.job_file import STOP_WAIT, least_wait_seconds
 from mambaout.launch.files.launcher_file import START_TIMEOUT
-from mambaout.launch.resources import SLICE_NAME, Node, share
+from mambaout.launch.resources import POD_TYPE, SLICE_NAME, Node, share
 
 CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared" / "schemas"  # KubeRay's, beside a checkout for development
@@ -665,6 +665,82 @@ def test_the_clean_up_refuses_what_it_does_not_know(words, tmp_path):
     assert done.returncode == 2
     assert "usage" in done.stderr
     assert log.read_text() == ""
+
+
+def slice_script(folder: Path, *words: str, joined: int = 4) -> tuple[Any, list[str]]:
+    """slice.sh with a stand-in for gcloud, on which so many hosts say that they have joined."""
+    env, log = gcloud(folder)
+    fake = folder / "gcloud"
+    says = "JOINED\\n" * joined
+    fake.write_text(f"{fake.read_text()}case $* in *'ray start'*) printf '{says}' ;; esac\n")
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("token")
+    command = ["bash", str(CLUSTER / "slice.sh"), *words]
+    env |= {"HOME": str(folder)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    return done, log.read_text().split("compute tpus tpu-vm ")[1:]
+
+
+def test_a_slice_is_made_as_the_launcher_s_file_describes_it(tmp_path):
+    done, asked = slice_script(
+        tmp_path, "create", "mambaout-slice", "europe-west4-a", "my-project", "--spot"
+    )
+    assert done.returncode == 0
+    (words,) = [call.split() for call in asked]
+    node = load(V32)["available_node_types"]["tpu_v3_32"]["node_config"]
+    assert words[:2] == ["create", "mambaout-slice"]
+    assert f"--accelerator-type={node['acceleratorType']}" in words
+    assert f"--version={node['runtimeVersion']}" in words
+    assert f"--service-account={node['serviceAccount']['email']}" in words
+    assert f"--scopes={node['serviceAccount']['scope'][0]}" in words
+    assert "--spot" in words
+
+
+def test_all_hosts_of_a_slice_are_set_up_before_ray_starts_on_them(tmp_path):
+    done, asked = slice_script(tmp_path, "join", "mambaout-slice", "europe-west4-a", "10.0.0.2")
+    assert done.returncode == 0, done.stderr
+    assert all("--worker=all" in call for call in asked)
+    assert all("ubuntu@mambaout-slice" in call for call in asked)
+    steps = ("mambaout.tgz", "tar -C", "auth_token", "setup.sh tpu", "mount 10.0.0.2", "ray start")
+    assert len(asked) == len(steps)
+    assert all(step in call for step, call in zip(steps, asked, strict=True))
+    start = " ".join(asked[-1].split())
+    assert "--address=10.0.0.2:6379" in start
+    assert "RAY_AUTH_MODE=token" in start
+    assert f"{POD_TYPE}=v3-32,{SLICE_NAME}=mambaout-slice" in start
+
+
+def test_a_host_of_a_slice_that_has_not_joined_is_an_error(tmp_path):
+    done, _ = slice_script(
+        tmp_path, "join", "mambaout-slice", "europe-west4-a", "10.0.0.2", joined=3
+    )
+    assert done.returncode == 1
+    assert "3 of 4 hosts have joined" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["create", "mambaout-slice", "europe-west4-a"],
+        ["join", "mambaout-slice", "europe-west4-a"],
+        ["remove", "mambaout-slice", "europe-west4-a"],
+        ["delete", "a-colleague", "europe-west4-a"],
+    ],
+)
+def test_a_wrong_command_for_a_slice_asks_google_for_nothing(words, tmp_path):
+    done, asked = slice_script(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stderr
+    assert asked == []
+
+
+def test_the_time_that_ray_waits_for_a_tpu_is_the_one_that_the_page_names():
+    pytest.importorskip("googleapiclient")
+    from ray.autoscaler._private.gcp.node import MAX_POLLS_TPU, POLL_INTERVAL
+
+    assert MAX_POLLS_TPU * POLL_INTERVAL == 8 * 60
+    assert f"8 minutes for a TPU ({MAX_POLLS_TPU} looks, {POLL_INTERVAL} s apart)" in README
 
 
 def test_setup_puts_another_libtpu_in_place_of_the_pinned_one_if_it_is_asked_to(tmp_path):

@@ -69,6 +69,7 @@ def swap(old: str, new: str) -> Spoil:
 
 V8, V32, GPU, OWN = "gcp-tpu-v3-8", "gcp-tpu-v3-32", "gcp-gpu", "on-premises"
 K8, K32 = "gke-tpu-v3-8-raycluster", "gke-tpu-v3-32-raycluster"
+SKY = "sky-tpu-v3-8"
 J8, J32 = "gke-tpu-v3-8-rayjob", "gke-tpu-v3-32-rayjob"
 
 # A file, what is changed in it, and what the finding must say of it.
@@ -348,6 +349,55 @@ SPOILT = {
         swap("RAY_JOB_STOP_SIGNAL: SIGINT", "RAY_JOB_STOP_SIGNAL: SIGKILL"),
         "runtimeEnvYAML: env_vars.RAY_JOB_STOP_SIGNAL: SIGKILL; .*set SIGINT",
     ),
+    # SkyPilot
+    "SkyPilot's own image": (
+        SKY,
+        swap("runtime_version: tpu-ubuntu2204-base", "runtime_version: tpu-vm-base"),
+        "runtime_version: tpu-vm-base; .* tpu-ubuntu2204-base, and SkyPilot's default",
+    ),
+    "no image": (
+        SKY,
+        lambda text: re.sub(r"  accelerator_args:\n.*\n", "", text),
+        "runtime_version: None",
+    ),
+    "a slice by SkyPilot": (
+        SKY,
+        swap("accelerators: tpu-v3-8", "accelerators: tpu-v3-32"),
+        "accelerators: tpu-v3-32; one host is tpu-v3-8; a slice is made by cluster/slice.sh",
+    ),
+    "another cloud": (SKY, swap("infra: gcp #", "infra: aws #"), "infra: aws; TPUs are Google's"),
+    "a zone of SkyPilot without v3": (
+        SKY,
+        swap("infra: gcp #", "infra: gcp/us-west1/us-west1-c #"),
+        "us-west1-c has no v3-8; choose one of",
+    ),
+    "open ports": (SKY, swap("use_spot: true", "use_spot: true\n  ports: 8265"), "ports: 8265 op"),
+    "several hosts": (SKY, swap("workdir: .", "num_nodes: 2\nworkdir: ."), "num_nodes: 2; each"),
+    "a misspelled word of SkyPilot": (SKY, swap("setup: |", "set_up: |"), "set_up: SkyPilot knows"),
+    "no torch_xla": (SKY, swap("setup.sh tpu", "setup.sh cpu"), "setup: no `setup.sh tpu`"),
+    "no doctor": (SKY, swap("doctor --backend xla", "--help"), "run: no `mambaout doctor"),
+    "another accelerator than the host": (
+        SKY,
+        swap("--accelerator tpu-v3-8", "--accelerator gpu"),
+        "--accelerator gpu; the host is a v3-8",
+    ),
+    "results in a mounted bucket": (
+        SKY,
+        lambda text: text.replace(
+            "setup: |", "file_mounts:\n  ~/mambaout-runs: {name: a, mode: MOUNT}\nsetup: |"
+        ),
+        "is in the mount ~/mambaout-runs; a bucket mounted as a folder has no locks",
+    ),
+    "the newest package by SkyPilot": (
+        SKY,
+        swap("setup.sh tpu", "setup.sh tpu && pip install -U jax"),
+        "setup: `pip install -U jax` installs what is newest",
+    ),
+    "a page for all by SkyPilot": (
+        SKY,
+        swap("mkdir -p", "mlflow server --host 0.0.0.0 & mkdir -p"),
+        "run: --host=0.0.0.0 opens a page",
+    ),
     # A job's environment
     "no stop signal": ("job", swap("RAY_JOB_STOP_SIGNAL: SIGINT", "A: b"), "STOP_SIGNAL: None"),
     "no time to save": ("job", swap('"60"', '"3"'), "WAIT_TIME_S: 3; a study takes up to 30 s"),
@@ -427,7 +477,7 @@ def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
             yield from places(value[key], (*at, key))
 
 
-@pytest.mark.parametrize("name", [V8, K32, J8])
+@pytest.mark.parametrize("name", [V8, K32, J8, SKY])
 def test_whatever_stands_in_a_field_the_answer_is_a_sentence(name, tmp_path):
     """Without KubeRay's definitions too, where nothing else has looked at the types."""
     path, document = tmp_path / "spoilt.yaml", load(name)
@@ -487,7 +537,7 @@ def test_the_name_of_the_wait_for_a_host_is_ray_s_own():
 
 
 def test_the_command_for_a_grant_in_europe_makes_a_sound_file_of_all_its_values(tmp_path):
-    (command,) = re.findall(r"^sed -i '(.*europe.*)' cluster/\S+$", README, flags=re.M)
+    (command,) = re.findall(r"^sed -i '(.*europe.*preemptible.*)' cluster/\S+$", README, flags=re.M)
     path = tmp_path / "cluster.yaml"
     shutil.copy(CLUSTER / f"{V8}.yaml", path)
     subprocess.run(["sed", "-i", command, path], check=True)
@@ -504,6 +554,39 @@ def test_the_command_for_a_grant_in_europe_makes_a_sound_file_of_all_its_values(
     for name, value in values.items():  # as the file's comment says
         assert f"#     {name}: {str(value).lower() if name == 'preemptible' else value}" in comments
     assert (values["region"], values["preemptible"]) == ("europe-west4", False)
+
+
+def test_what_skypilot_alone_can_check_is_said():
+    (said,) = not_checked(CLUSTER / f"{SKY}.yaml")
+    assert "sky launch --dryrun" in said
+    assert check(CLUSTER / f"{SKY}.yaml", quota_cores=8) == []
+    assert "the quota is 4" in check(CLUSTER / f"{SKY}.yaml", quota_cores=4)[0]
+
+
+def test_the_commands_of_the_file_for_skypilot_are_sound_bash(tmp_path):
+    for name in ("setup", "run"):
+        path = tmp_path / name
+        path.write_text(load(SKY)[name])
+        subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_table_of_ways_names_every_file_and_what_is_not_tested():
+    table = README.split("\n\n")[1].splitlines()
+    assert [cell.strip() for cell in table[0].split("|")[1:-1]] == [
+        "way", "you need", "you pay an hour, USD", "first command", "first sign of life",
+        "not tested",
+    ]  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    assert all(len(row) == 6 and all(row) for row in rows)
+    for word in ("SkyPilot", "`ray up`", "a slice", "GKE", "machines of your own"):
+        assert any(word in row[0] for row in rows), word
+    named = " ".join(row[0] + row[3] for row in rows)
+    for path in FILES:
+        kind = re.sub(r"gke-.*-(rayjob|raycluster)", r"gke-*-\1", path.stem)
+        assert kind in named or path.stem in ("job",), path.name
+    for row in rows:  # each first command names a file that is there
+        for file in re.findall(r"cluster/[\w.-]+", row[3]):
+            assert (ROOT / file).exists(), file
 
 
 def test_the_page_names_the_three_quotas_of_tpu_v3():
@@ -708,6 +791,14 @@ def test_all_hosts_of_a_slice_are_set_up_before_ray_starts_on_them(tmp_path):
     assert "--address=10.0.0.2:6379" in start
     assert "RAY_AUTH_MODE=token" in start
     assert f"{POD_TYPE}=v3-32,{SLICE_NAME}=mambaout-slice" in start
+
+
+def test_ray_takes_the_labels_that_a_slice_is_started_with():
+    from ray._private.label_utils import parse_node_labels_string
+
+    (text,) = re.findall(r"--labels=(\S+)", (CLUSTER / "slice.sh").read_text())
+    labels = parse_node_labels_string(text.replace("$name", "mambaout-slice"))
+    assert labels == {POD_TYPE: "v3-32", SLICE_NAME: "mambaout-slice"}
 
 
 def test_a_host_of_a_slice_that_has_not_joined_is_an_error(tmp_path):

@@ -15,7 +15,8 @@ from typing import Any
 
 from mambaout.launch.resources import CHIPS_PER_HOST, POD_TYPE, SLICE_NAME, WORKER_ID
 
-TPU_TYPES = ("v3-8", "v3-32")
+TPU_CORES_OF = {"v3-8": 8, "v3-32": 32}  # over all hosts
+TPU_TYPES = tuple(TPU_CORES_OF)
 RUNTIME_VERSION = "tpu-ubuntu2204-base"  # Google's version for PyTorch on v4 and older
 # docs.cloud.google.com/tpu/docs/regions-zones and Google's price list, 2026-11-22.
 ZONES = {
@@ -131,9 +132,9 @@ def _commands(config: Mapping[str, Any]) -> Iterator[str]:
                         f"{name}: --{option}={host} opens a page without a password to the "
                         "network; use 127.0.0.1 and a tunnel (ray dashboard FILE, ssh -L)"
                     )
-            for unpinned in _unpinned(line):
+            for words in unpinned(line):
                 yield (
-                    f"{name}: `{unpinned}` installs what is newest that day; put it into "
+                    f"{name}: `{words}` installs what is newest that day; put it into "
                     "constraints.txt and install with cluster/setup.sh"
                 )
     if config["provider"]["type"] == "local":
@@ -174,7 +175,8 @@ def _one_by_one(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"head_start_ray_commands: no {LAUNCH_BATCH}=1 for `ray start`; {remedy} it"
 
 
-def _unpinned(line: str) -> Iterator[str]:
+def unpinned(line: str) -> Iterator[str]:
+    """The commands of `line` that install a package at no given version."""
     for words in re.findall(r"pip3? install [^&|;]*", line):
         if "--constraint" not in words and " -c " not in words:
             names = [word for word in words.split()[2:] if not word.startswith("-")]
@@ -320,8 +322,7 @@ def _quota(config: Mapping[str, Any], quota_cores: int) -> Iterator[str]:
 
 def _tpu_cores(node: Mapping[str, Any]) -> int:
     """The cores of a TPU, over all its hosts; 0 for a machine without one."""
-    kind = str(node.get("acceleratorType", ""))
-    return int(kind.rpartition("-")[2]) if kind in TPU_TYPES else 0
+    return TPU_CORES_OF.get(str(node.get("acceleratorType")), 0)
 
 
 def _compute(where: str, node_type: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 #
 # Run:    bash cluster/setup.sh cpu|gpu|tpu|gcp-head   (again after a change: it does what is
 #         missing)
-# Costs:  3 to 5 minutes and 7 GB on a new host; under a second where nothing has changed
+# Costs:  3 to 5 minutes and 7 GB on a new host with GPUs, 3 GB on another one; under a second where
+#         nothing has changed
 # Writes: ~/mambaout-venv, or the folder in MAMBAOUT_VENV
 #
 # Environment: MAMBAOUT_LIBTPU=0.0.36 puts that libtpu in place of the pinned one on a TPU host, for
@@ -21,7 +22,7 @@ kind=${1:-}
 case $kind in
     tpu) extra='[tpu,dense]' ;;
     gcp-head) extra='[gcp,dense]' ;; # with what Ray's autoscaler talks to GCP through
-    cpu | gpu) extra='[dense]' ;; # torch's own package brings CUDA
+    cpu | gpu) extra='[dense]' ;;
     *)
         echo "usage: setup.sh cpu|gpu|tpu|gcp-head" >&2
         exit 2
@@ -37,8 +38,10 @@ if [ "$(cat "$venv/.mambaout" 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
 
+boot=$(mktemp -d)
+trap 'rm -rf "$boot"' EXIT
 if [ -n "${MAMBAOUT_PYTHON:-}" ]; then # in an image: the interpreter is there and is the image's
-    "$MAMBAOUT_PYTHON" -m venv --clear "$venv"
+    "$MAMBAOUT_PYTHON" -m venv "$boot"
 else
     missing=()
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
@@ -49,11 +52,22 @@ else
         sudo DEBIAN_FRONTEND=noninteractive \
             apt-get -o DPkg::Lock::Timeout=300 install -y -qq "${missing[@]}"
     fi
-    boot=$(mktemp -d)
-    trap 'rm -rf "$boot"' EXIT
     python3 -m venv "$boot"
-    "$boot/bin/pip" install --quiet "uv==$UV"
+fi
+"$boot/bin/python" -m pip install --quiet "uv==$UV"
+if [ -n "${MAMBAOUT_PYTHON:-}" ]; then
+    "$MAMBAOUT_PYTHON" -m venv --clear "$venv"
+else
     "$boot/bin/uv" venv --quiet --clear --seed --python "$PYTHON" "$venv"
+fi
+
+# torch as PyPI has it brings 15 packages of CUDA, 4 GB. A host without a GPU gets the same version
+# built for the CPU (2.9.0+cpu), from the index that uv knows for it.
+if [ "$kind" != gpu ]; then
+    mapfile -t torch < <(grep -E '^(torch|torchvision)==' "$root/constraints.txt")
+    "$boot/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend cpu \
+        --constraint "$root/constraints.txt" "${torch[@]}" ||
+        echo "torch's build for the CPU is not to be had: taking PyPI's, with CUDA" >&2
 fi
 
 # setuptools builds the package itself, in place of a newest one fetched for the occasion.

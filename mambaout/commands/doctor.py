@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mambaout.errors import WrongRequest
+
 
 def add_doctor(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
@@ -15,6 +17,12 @@ def add_doctor(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--backend", choices=["cpu", "cuda", "xla"], help="default: what is there")
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="check a cluster's file alone")
+    parser.add_argument(
+        "--tpu-quota",
+        type=int,
+        metavar="CORES",
+        help="with --cluster: whether a launcher's file stays within so many TPU cores (8 a host)",
+    )
     parser.set_defaults(run=_run_doctor)
 
 
@@ -22,13 +30,15 @@ def _run_doctor(options: argparse.Namespace) -> int:
     if options.cluster is not None:
         from mambaout.launch.files.cluster_files import check, not_checked
 
-        found = check(options.cluster)
+        found = check(options.cluster, quota_cores=options.tpu_quota)
         for text in found:
             print(f"wrong: {text}")
         for text in not_checked(options.cluster):
             print(f"not checked: {text}")
         print(f"{options.cluster}: {'no fault found' if not found else f'{len(found)} wrong'}")
         return 2 if found else 0
+    if options.tpu_quota is not None:
+        raise WrongRequest("--tpu-quota is about a cluster's file; give --cluster FILE too")
     from mambaout.train.doctor import doctor
 
     return doctor(options.backend)

@@ -30,10 +30,11 @@ from mambaout.launch.cluster import still_to_come
 from mambaout.launch.files.cluster_files import check, not_checked
 from mambaout.launch.files.job_file import STOP_WAIT, least_wait_seconds
 from mambaout.launch.files.launcher_file import START_TIMEOUT
-from mambaout.launch.resources import SLICE_NAME, Node, share
+from mambaout.launch.resources import POD_TYPE, SLICE_NAME, Node, share
 
 CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared" / "schemas"  # KubeRay's, beside a checkout for development
+README = (CLUSTER / "README.md").read_text()
 FILES = sorted(CLUSTER.glob("*.yaml"))
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 
@@ -68,6 +69,7 @@ def swap(old: str, new: str) -> Spoil:
 
 V8, V32, GPU, OWN = "gcp-tpu-v3-8", "gcp-tpu-v3-32", "gcp-gpu", "on-premises"
 K8, K32 = "gke-tpu-v3-8-raycluster", "gke-tpu-v3-32-raycluster"
+SKY = "sky-tpu-v3-8"
 J8, J32 = "gke-tpu-v3-8-rayjob", "gke-tpu-v3-32-rayjob"
 
 # A file, what is changed in it, and what the finding must say of it.
@@ -226,7 +228,7 @@ SPOILT = {
     "a cloud that nobody tried": (V8, swap("type: gcp", "type: aws"), "provider.type: aws; "),
     "a field given twice": (
         V8,
-        swap("max_workers: 4 #", "max_workers: 400\nmax_workers: 4 #"),
+        swap("\nmax_workers: 4\n", "\nmax_workers: 400\nmax_workers: 4\n"),
         "line 1[0-9], column 1: 'max_workers' is given twice",
     ),
     "a spot machine to be restarted": (
@@ -262,7 +264,7 @@ SPOILT = {
     "a private key in a comment": (
         V8,
         swap("auth:", "# -----BEGIN OPENSSH PRIVATE KEY-----\nauth:"),
-        "line 2[0-9] holds a private key",
+        r"line \d+ holds a private key",
     ),
     # Kubernetes
     "half a host": (K8, swap('google.com/tpu: "4"', 'google.com/tpu: "2"'), "tpu: 2; .*set 4"),
@@ -347,6 +349,55 @@ SPOILT = {
         swap("RAY_JOB_STOP_SIGNAL: SIGINT", "RAY_JOB_STOP_SIGNAL: SIGKILL"),
         "runtimeEnvYAML: env_vars.RAY_JOB_STOP_SIGNAL: SIGKILL; .*set SIGINT",
     ),
+    # SkyPilot
+    "SkyPilot's own image": (
+        SKY,
+        swap("runtime_version: tpu-ubuntu2204-base", "runtime_version: tpu-vm-base"),
+        "runtime_version: tpu-vm-base; .* tpu-ubuntu2204-base, and SkyPilot's default",
+    ),
+    "no image": (
+        SKY,
+        lambda text: re.sub(r"  accelerator_args:\n.*\n", "", text),
+        "runtime_version: None",
+    ),
+    "a slice by SkyPilot": (
+        SKY,
+        swap("accelerators: tpu-v3-8", "accelerators: tpu-v3-32"),
+        "accelerators: tpu-v3-32; one host is tpu-v3-8; a slice is made by cluster/slice.sh",
+    ),
+    "another cloud": (SKY, swap("infra: gcp #", "infra: aws #"), "infra: aws; TPUs are Google's"),
+    "a zone of SkyPilot without v3": (
+        SKY,
+        swap("infra: gcp #", "infra: gcp/us-west1/us-west1-c #"),
+        "us-west1-c has no v3-8; choose one of",
+    ),
+    "open ports": (SKY, swap("use_spot: true", "use_spot: true\n  ports: 8265"), "ports: 8265 op"),
+    "several hosts": (SKY, swap("workdir: .", "num_nodes: 2\nworkdir: ."), "num_nodes: 2; each"),
+    "a misspelled word of SkyPilot": (SKY, swap("setup: |", "set_up: |"), "set_up: SkyPilot knows"),
+    "no torch_xla": (SKY, swap("setup.sh tpu", "setup.sh cpu"), "setup: no `setup.sh tpu`"),
+    "no doctor": (SKY, swap("doctor --backend xla", "--help"), "run: no `mambaout doctor"),
+    "another accelerator than the host": (
+        SKY,
+        swap("--accelerator tpu-v3-8", "--accelerator gpu"),
+        "--accelerator gpu; the host is a v3-8",
+    ),
+    "results in a mounted bucket": (
+        SKY,
+        lambda text: text.replace(
+            "setup: |", "file_mounts:\n  ~/mambaout-runs: {name: a, mode: MOUNT}\nsetup: |"
+        ),
+        "is in the mount ~/mambaout-runs; a bucket mounted as a folder has no locks",
+    ),
+    "the newest package by SkyPilot": (
+        SKY,
+        swap("setup.sh tpu", "setup.sh tpu && pip install -U jax"),
+        "setup: `pip install -U jax` installs what is newest",
+    ),
+    "a page for all by SkyPilot": (
+        SKY,
+        swap("mkdir -p", "mlflow server --host 0.0.0.0 & mkdir -p"),
+        "run: --host=0.0.0.0 opens a page",
+    ),
     # A job's environment
     "no stop signal": ("job", swap("RAY_JOB_STOP_SIGNAL: SIGINT", "A: b"), "STOP_SIGNAL: None"),
     "no time to save": ("job", swap('"60"', '"3"'), "WAIT_TIME_S: 3; a study takes up to 30 s"),
@@ -426,7 +477,7 @@ def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
             yield from places(value[key], (*at, key))
 
 
-@pytest.mark.parametrize("name", [V8, K32, J8])
+@pytest.mark.parametrize("name", [V8, K32, J8, SKY])
 def test_whatever_stands_in_a_field_the_answer_is_a_sentence(name, tmp_path):
     """Without KubeRay's definitions too, where nothing else has looked at the types."""
     path, document = tmp_path / "spoilt.yaml", load(name)
@@ -483,6 +534,66 @@ def test_the_name_of_the_wait_for_a_host_is_ray_s_own():
     for path in CLUSTER.glob("gke-*-raycluster.yaml"):
         head = yaml.safe_load(path.read_text())["spec"]["headGroupSpec"]["template"]["spec"]
         assert {"name": START_TIMEOUT, "value": "86400"} in head["containers"][0]["env"], path
+
+
+def test_the_command_for_a_grant_in_europe_makes_a_sound_file_of_all_its_values(tmp_path):
+    (command,) = re.findall(r"^sed -i '(.*europe.*preemptible.*)' cluster/\S+$", README, flags=re.M)
+    path = tmp_path / "cluster.yaml"
+    shutil.copy(CLUSTER / f"{V8}.yaml", path)
+    subprocess.run(["sed", "-i", command, path], check=True)
+    assert check(path) == []
+    found, comments = yaml.safe_load(path.read_text()), path.read_text()
+    values = {
+        "region": found["provider"]["region"],
+        "availability_zone": found["provider"]["availability_zone"],
+        "source": found["available_node_types"]["head"]["node_config"]["disks"][1]["source"],
+        "preemptible": found["available_node_types"]["tpu_v3_8"]["node_config"]["schedulingConfig"][
+            "preemptible"
+        ],
+    }
+    for name, value in values.items():  # as the file's comment says
+        assert f"#     {name}: {str(value).lower() if name == 'preemptible' else value}" in comments
+    assert (values["region"], values["preemptible"]) == ("europe-west4", False)
+
+
+def test_what_skypilot_alone_can_check_is_said():
+    (said,) = not_checked(CLUSTER / f"{SKY}.yaml")
+    assert "sky launch --dryrun" in said
+    assert check(CLUSTER / f"{SKY}.yaml", quota_cores=8) == []
+    assert "the quota is 4" in check(CLUSTER / f"{SKY}.yaml", quota_cores=4)[0]
+
+
+def test_the_commands_of_the_file_for_skypilot_are_sound_bash(tmp_path):
+    for name in ("setup", "run"):
+        path = tmp_path / name
+        path.write_text(load(SKY)[name])
+        subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_table_of_ways_names_every_file_and_what_is_not_tested():
+    table = README.split("\n\n")[1].splitlines()
+    assert [cell.strip() for cell in table[0].split("|")[1:-1]] == [
+        "way", "you need", "you pay an hour, USD", "first command", "first sign of life",
+        "not tested",
+    ]  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    assert all(len(row) == 6 and all(row) for row in rows)
+    for word in ("SkyPilot", "`ray up`", "a slice", "GKE", "machines of your own"):
+        assert any(word in row[0] for row in rows), word
+    named = " ".join(row[0] + row[3] for row in rows)
+    for path in FILES:
+        kind = re.sub(r"gke-.*-(rayjob|raycluster)", r"gke-*-\1", path.stem)
+        assert kind in named or path.stem in ("job",), path.name
+    for row in rows:  # each first command names a file that is there
+        for file in re.findall(r"cluster/[\w.-]+", row[3]):
+            assert (ROOT / file).exists(), file
+
+
+def test_the_page_names_the_three_quotas_of_tpu_v3():
+    (table,) = re.findall(r"\| quota for v3 in a zone .*?\n\n", README, flags=re.S)
+    rows = [line.split("|")[1].split()[0] for line in table.strip().splitlines()[2:]]
+    assert rows == ["on", "preemptible", "pod"]
+    assert "`max_workers` may be at most the cores / 8" in README
 
 
 def test_every_file_that_is_mounted_is_in_the_repository():
@@ -558,9 +669,11 @@ PINS = {
 def test_setup_installs_every_package_at_a_given_version(kind, tmp_path):
     log = setup(kind, tmp_path, {})
     installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
-    assert len(installs) == 2
-    tools, packages = installs
-    assert all("==" in word for word in tools[tools.index("install") + 1 :] if word[0] != "-")
+    without_cuda = [words for words in installs if words[0] == "pip"]
+    assert len(installs) == 3 + len(without_cuda)
+    uv, tools, packages = (words for words in installs if words[0] != "pip")
+    for words in (uv, tools):
+        assert all("==" in word for word in words[words.index("install") + 1 :] if word[0] != "-")
     assert "--no-build-isolation" in packages  # nor a newest setuptools for the occasion
     assert packages[packages.index("--constraint") + 1] == str(ROOT / "constraints.txt")
     extra = {"tpu": "[tpu,dense]", "gcp-head": "[gcp,dense]"}.get(kind, "[dense]")
@@ -637,6 +750,90 @@ def test_the_clean_up_refuses_what_it_does_not_know(words, tmp_path):
     assert log.read_text() == ""
 
 
+def slice_script(folder: Path, *words: str, joined: int = 4) -> tuple[Any, list[str]]:
+    """slice.sh with a stand-in for gcloud, on which so many hosts say that they have joined."""
+    env, log = gcloud(folder)
+    fake = folder / "gcloud"
+    says = "JOINED\\n" * joined
+    fake.write_text(f"{fake.read_text()}case $* in *'ray start'*) printf '{says}' ;; esac\n")
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("token")
+    command = ["bash", str(CLUSTER / "slice.sh"), *words]
+    env |= {"HOME": str(folder)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    return done, log.read_text().split("compute tpus tpu-vm ")[1:]
+
+
+def test_a_slice_is_made_as_the_launcher_s_file_describes_it(tmp_path):
+    done, asked = slice_script(
+        tmp_path, "create", "mambaout-slice", "europe-west4-a", "my-project", "--spot"
+    )
+    assert done.returncode == 0
+    (words,) = [call.split() for call in asked]
+    node = load(V32)["available_node_types"]["tpu_v3_32"]["node_config"]
+    assert words[:2] == ["create", "mambaout-slice"]
+    assert f"--accelerator-type={node['acceleratorType']}" in words
+    assert f"--version={node['runtimeVersion']}" in words
+    assert f"--service-account={node['serviceAccount']['email']}" in words
+    assert f"--scopes={node['serviceAccount']['scope'][0]}" in words
+    assert "--spot" in words
+
+
+def test_all_hosts_of_a_slice_are_set_up_before_ray_starts_on_them(tmp_path):
+    done, asked = slice_script(tmp_path, "join", "mambaout-slice", "europe-west4-a", "10.0.0.2")
+    assert done.returncode == 0, done.stderr
+    assert all("--worker=all" in call for call in asked)
+    assert all("ubuntu@mambaout-slice" in call for call in asked)
+    steps = ("mambaout.tgz", "tar -C", "auth_token", "setup.sh tpu", "mount 10.0.0.2", "ray start")
+    assert len(asked) == len(steps)
+    assert all(step in call for step, call in zip(steps, asked, strict=True))
+    start = " ".join(asked[-1].split())
+    assert "--address=10.0.0.2:6379" in start
+    assert "RAY_AUTH_MODE=token" in start
+    assert f"{POD_TYPE}=v3-32,{SLICE_NAME}=mambaout-slice" in start
+
+
+def test_ray_takes_the_labels_that_a_slice_is_started_with():
+    from ray._private.label_utils import parse_node_labels_string
+
+    (text,) = re.findall(r"--labels=(\S+)", (CLUSTER / "slice.sh").read_text())
+    labels = parse_node_labels_string(text.replace("$name", "mambaout-slice"))
+    assert labels == {POD_TYPE: "v3-32", SLICE_NAME: "mambaout-slice"}
+
+
+def test_a_host_of_a_slice_that_has_not_joined_is_an_error(tmp_path):
+    done, _ = slice_script(
+        tmp_path, "join", "mambaout-slice", "europe-west4-a", "10.0.0.2", joined=3
+    )
+    assert done.returncode == 1
+    assert "3 of 4 hosts have joined" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["create", "mambaout-slice", "europe-west4-a"],
+        ["join", "mambaout-slice", "europe-west4-a"],
+        ["remove", "mambaout-slice", "europe-west4-a"],
+        ["delete", "a-colleague", "europe-west4-a"],
+    ],
+)
+def test_a_wrong_command_for_a_slice_asks_google_for_nothing(words, tmp_path):
+    done, asked = slice_script(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stderr
+    assert asked == []
+
+
+def test_the_time_that_ray_waits_for_a_tpu_is_the_one_that_the_page_names():
+    pytest.importorskip("googleapiclient")
+    from ray.autoscaler._private.gcp.node import MAX_POLLS_TPU, POLL_INTERVAL
+
+    assert MAX_POLLS_TPU * POLL_INTERVAL == 8 * 60
+    assert f"8 minutes for a TPU ({MAX_POLLS_TPU} looks, {POLL_INTERVAL} s apart)" in README
+
+
 def test_setup_puts_another_libtpu_in_place_of_the_pinned_one_if_it_is_asked_to(tmp_path):
     for kind, wanted in (("tpu", True), ("cpu", False)):
         log = setup(kind, tmp_path / kind, {"MAMBAOUT_LIBTPU": "0.0.36"})
@@ -656,13 +853,38 @@ def setup(kind: str, folder: Path, env: dict[str, str]) -> Path:
     fake.write_text(
         "#!/usr/bin/env bash\n"
         f'echo "$@" >>{log}\n'
-        'if [ "$2" = venv ]; then mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; fi\n'
+        'if [ "$2" = venv ]; then\n'
+        '    mkdir -p "${!#}/bin"; cp "$0" "${!#}/bin/python"; cp "$0" "${!#}/bin/uv"\n'
+        "fi\n"
+        # uv may fail: the index for torch's build without CUDA is another one than PyPI.
+        '[ "$(basename "$0")" != uv ] || exit "${UV_ENDS_WITH:-0}"\n'
     )
     fake.chmod(0o755)
     given = {"MAMBAOUT_PYTHON": str(fake), "MAMBAOUT_VENV": str(folder / "venv")}
     command = ["bash", str(CLUSTER / "setup.sh"), kind]
     subprocess.run(command, env=os.environ | given | env, check=True, capture_output=True)
     return log
+
+
+@pytest.mark.parametrize("kind", ["cpu", "tpu", "gcp-head"])
+def test_a_host_without_a_gpu_gets_torch_without_cuda_before_anything_needs_torch(kind, tmp_path):
+    log = setup(kind, tmp_path, {})
+    installs = [line.split() for line in log.read_text().splitlines() if " install " in line]
+    (number,) = [n for n, words in enumerate(installs) if words[0] == "pip"]
+    assert number < len(installs) - 2  # before the packages, which then find their torch
+    words = installs[number]
+    assert words[words.index("--torch-backend") + 1] == "cpu"
+    assert words[-2:] == [f"{name}=={PINS[name]}" for name in ("torch", "torchvision")]
+    assert "://" not in (CLUSTER / "setup.sh").read_text()  # the index is one that uv knows
+
+
+def test_a_host_with_a_gpu_gets_torch_with_cuda(tmp_path):
+    assert "--torch-backend" not in setup("gpu", tmp_path, {}).read_text()
+
+
+def test_without_the_index_of_torch_a_host_still_gets_its_packages(tmp_path):
+    log = setup("tpu", tmp_path, {"UV_ENDS_WITH": "2"})
+    assert "--no-build-isolation" in log.read_text()
 
 
 def test_setup_refuses_a_kind_that_it_does_not_know():

@@ -60,6 +60,7 @@ def test_libtpu_is_the_one_that_torch_xla_itself_asks_for():
     [
         ({}, "TPU", []),
         ({"torch": "2.9.0+cpu", "libtpu": None}, "CPU", []),
+        ({"torch": "2.9.0+cpu"}, "TPU", []),
         ({"libtpu": None}, None, ["libtpu 0.0.21 is missing", "set PJRT_DEVICE=CPU"]),
         ({"torch": "2.11.0"}, "CPU", ["torch 2.11.0 does not go with torch_xla 2.9.0, 2.9.0 does"]),
         ({"torch_xla": None}, "TPU", ["torch_xla 2.9.0 is missing: pip install"]),
@@ -222,3 +223,16 @@ def test_a_cluster_file_is_checked_alone_and_its_faults_are_the_status(tmp_path,
     assert main(["doctor", "--cluster", str(wrong)]) == 2
     assert "v33-8" in capsys.readouterr().out
     assert main(["doctor", "--cluster", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_cluster_file_is_held_against_the_quota(capsys):
+    file = str(ROOT / "cluster" / "gcp-tpu-v3-8.yaml")
+    assert main(["doctor", "--cluster", file, "--tpu-quota", "32"]) == 0
+    assert main(["doctor", "--cluster", file, "--tpu-quota", "16"]) == 2
+    assert "max_workers: 4 of 8 cores are 32, and the quota is 16; set at most 2" in (
+        capsys.readouterr().out
+    )
+    slice_file = str(ROOT / "cluster" / "gcp-tpu-v3-32.yaml")
+    assert main(["doctor", "--cluster", slice_file, "--tpu-quota", "31"]) == 2
+    assert main(["doctor", "--tpu-quota", "16"]) == 2
+    assert "give --cluster FILE too" in capsys.readouterr().err

@@ -4,6 +4,7 @@
 |---|---|
 | Ray's launcher: `provider`, `available_node_types` | Ray's validator, then launcher_file.py |
 | KubeRay: `RayCluster`, `RayJob` | KubeRay's definitions, if at hand, then kuberay_file.py |
+| SkyPilot: `resources` with `setup` and `run` | sky_file.py |
 | a job's runtime environment: `env_vars` | Ray's names of fields, then job_file.py |
 
 The rules find faults that the schemas allow: three chips of a host, a misspelled TPU, a dashboard
@@ -24,25 +25,26 @@ import yaml
 from mambaout.launch.files.job_file import check_runtime_env, is_runtime_env
 from mambaout.launch.files.kuberay_file import KINDS, check_resource, definition
 from mambaout.launch.files.launcher_file import check_launcher, google_packages
+from mambaout.launch.files.sky_file import check_sky, is_sky
 
 SCHEMAS_VARIABLE = "MAMBAOUT_SCHEMAS"  # a folder with KubeRay's ray.io_rayclusters.yaml etc.
 
 LAUNCHER_KEYS = {"cluster_name", "provider", "available_node_types", "head_node_type"}
 
 
-def check(path: Path, schemas: Path | None = None) -> list[str]:
+def check(path: Path, schemas: Path | None = None, quota_cores: int | None = None) -> list[str]:
     """The findings, in the order of the file; empty if there are none.
 
     `schemas` is the folder with KubeRay's resource definitions; None: $MAMBAOUT_SCHEMAS. Without
     this folder, a Kubernetes file is checked only by the project's rules, and `not_checked` says
-    so.
+    so. `quota_cores`: the TPU cores of the quota that a launcher's file may use; None: any number.
     """
     text, documents, problems = _read(path)
     if problems:
         return problems
     found = list(_secret_texts(text))
     for document in documents:
-        found += _check_document(document, schemas or _schemas())
+        found += _check_document(document, schemas or _schemas(), quota_cores)
         found += _secrets(document, ())
     return list(dict.fromkeys(found))
 
@@ -57,6 +59,10 @@ def not_checked(path: Path, schemas: Path | None = None) -> list[str]:
             missing.append(
                 f"KubeRay's definition of a {kind} is not at hand, so misspelled fields pass; put "
                 f"KubeRay's {KINDS[kind]} into a folder and name it in {SCHEMAS_VARIABLE}"
+            )
+        if isinstance(document, dict) and is_sky(document):
+            missing.append(
+                "SkyPilot's own view of the file needs SkyPilot: sky launch --dryrun FILE"
             )
         provider = document.get("provider") if isinstance(document, dict) else None
         if isinstance(provider, dict) and provider.get("type") == "gcp" and not google_packages():
@@ -106,7 +112,7 @@ def _read(path: Path) -> tuple[str, list[Any], list[str]]:
     return text, documents, []
 
 
-def _check_document(document: Any, schemas: Path | None) -> list[str]:
+def _check_document(document: Any, schemas: Path | None, quota_cores: int | None) -> list[str]:
     if not isinstance(document, dict):
         return [f"the file holds {type(document).__name__}, not fields with values; see cluster/"]
     if str(document.get("kind")) in KINDS:
@@ -114,13 +120,15 @@ def _check_document(document: Any, schemas: Path | None) -> list[str]:
     if "apiVersion" in document and "kind" in document:
         return []  # Kubernetes' own kinds, such as a claim or an account
     if LAUNCHER_KEYS & set(document):
-        return check_launcher(document)
+        return check_launcher(document, quota_cores)
+    if is_sky(document):
+        return check_sky(document, quota_cores)
     if is_runtime_env(document):
         return check_runtime_env(document)
     return [
         f"fields {', '.join(map(str, list(document)[:5]))}: neither a launcher's file (provider, "
-        "available_node_types) nor a RayCluster, a RayJob (kind) or a runtime environment "
-        "(env_vars, working_dir); start from a file in cluster/"
+        "available_node_types) nor a RayCluster, a RayJob (kind), a SkyPilot task (resources, run) "
+        "or a runtime environment (env_vars, working_dir); start from a file in cluster/"
     ]
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from mambaout.launch.resources import CHIPS_PER_HOST, POD_TYPE, SLICE_NAME, WORKER_ID
 
-TPU_TYPES = ("v3-8", "v3-32")
+TPU_CORES_OF = {"v3-8": 8, "v3-32": 32}  # over all hosts
+TPU_TYPES = tuple(TPU_CORES_OF)
 RUNTIME_VERSION = "tpu-ubuntu2204-base"  # Google's version for PyTorch on v4 and older
 # docs.cloud.google.com/tpu/docs/regions-zones and Google's price list, 2026-11-22.
 ZONES = {
@@ -36,8 +37,11 @@ def google_packages() -> bool:
     return find_spec("googleapiclient") is not None
 
 
-def check_launcher(config: Mapping[str, Any]) -> list[str]:
-    """The findings of Ray's own validator and of the rules."""
+def check_launcher(config: Mapping[str, Any], quota_cores: int | None = None) -> list[str]:
+    """The findings of Ray's own validator and of the rules.
+
+    `quota_cores` are the TPU cores that the project may use at once; None: not checked.
+    """
     found = list(_schema(config))
     if found:
         return found  # the rest would fail on the same fields
@@ -50,6 +54,8 @@ def check_launcher(config: Mapping[str, Any]) -> list[str]:
     found += _commands(config)
     if provider == "gcp":
         found += _gcp(config)
+        if quota_cores is not None:
+            found += _quota(config, quota_cores)
     return found + _ray(config)
 
 
@@ -126,9 +132,9 @@ def _commands(config: Mapping[str, Any]) -> Iterator[str]:
                         f"{name}: --{option}={host} opens a page without a password to the "
                         "network; use 127.0.0.1 and a tunnel (ray dashboard FILE, ssh -L)"
                     )
-            for unpinned in _unpinned(line):
+            for words in unpinned(line):
                 yield (
-                    f"{name}: `{unpinned}` installs what is newest that day; put it into "
+                    f"{name}: `{words}` installs what is newest that day; put it into "
                     "constraints.txt and install with cluster/setup.sh"
                 )
     if config["provider"]["type"] == "local":
@@ -169,7 +175,8 @@ def _one_by_one(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"head_start_ray_commands: no {LAUNCH_BATCH}=1 for `ray start`; {remedy} it"
 
 
-def _unpinned(line: str) -> Iterator[str]:
+def unpinned(line: str) -> Iterator[str]:
+    """The commands of `line` that install a package at no given version."""
     for words in re.findall(r"pip3? install [^&|;]*", line):
         if "--constraint" not in words and " -c " not in words:
             names = [word for word in words.split()[2:] if not word.startswith("-")]
@@ -296,6 +303,26 @@ def _tpu(where: str, node_type: Mapping[str, Any], config: Mapping[str, Any]) ->
             f"{where}: no `setup.sh tpu` among the worker_setup_commands, so the host gets no "
             "torch_xla; add it"
         )
+
+
+def _quota(config: Mapping[str, Any], quota_cores: int) -> Iterator[str]:
+    types = config.get("available_node_types") or {}
+    tpus = {name: kind for name, kind in types.items() if _tpu_cores(kind["node_config"])}
+    most = config.get("max_workers", 2)
+    for name, kind in tpus.items():
+        number = min(kind.get("max_workers", most), most)
+        cores = _tpu_cores(kind["node_config"])
+        if number * cores > quota_cores:
+            yield (
+                f"available_node_types.{name}.max_workers: {number} of {cores} cores are "
+                f"{number * cores}, and the quota is {quota_cores}; set at most "
+                f"{quota_cores // cores}, or ask for more quota"
+            )
+
+
+def _tpu_cores(node: Mapping[str, Any]) -> int:
+    """The cores of a TPU, over all its hosts; 0 for a machine without one."""
+    return TPU_CORES_OF.get(str(node.get("acceleratorType")), 0)
 
 
 def _compute(where: str, node_type: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mambaout.applied_rules import PRECISION, AppliedRule, multiplies_bf16, precision_rule
 from mambaout.chips import Chip
+from mambaout.errors import WrongRequest
 from mambaout.launch.cluster import cluster_address, join, leave
 from mambaout.launch.resources import GPU_TYPE, Node, share, this_machine
 from mambaout.recipe import BASELINE
@@ -64,6 +65,9 @@ def precision_of(
     not answer or lacks what a trial needs.
     """
     if given is not None:
+        is_here = chip is not None or cluster_address(address) is None
+        if given != "fp32" and is_here and not _is_named(accelerator):
+            _require_units(given, _devices(accelerator, address, chip))
         return Precision(given, f"--precision {given}")
     begun = None if rerun else _begun(folder)
     if begun is None:
@@ -79,6 +83,16 @@ def precision_of(
         reason = begun.why or "whatever its devices are now"
     kept = f"the study was begun with it ({reason}); --precision or --rerun changes it"
     return replace(begun, rule=AppliedRule(PRECISION, begun.value, kept))
+
+
+def _require_units(precision: str, devices: Mapping[str, bool | None]) -> None:
+    """WrongRequest if a GPU is known to have no units for bf16; then it has none for TF32."""
+    slow = [name for name, has_units in devices.items() if has_units is False]
+    if slow:
+        raise WrongRequest(
+            f"--precision {precision}: {' and '.join(slow)} has no units for it, which begin with "
+            "compute capability 8.0; give --precision fp32"
+        )
 
 
 def _begun(folder: StudyFolder) -> Precision | None:

@@ -19,7 +19,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from mambaout.applied_rules import multiplies_bf16
 from mambaout.chips import CHIPS, find_chip
 from mambaout.command_line import NOT_ON_XLA, TF32_ELSEWHERE
 from mambaout.errors import WrongRequest
@@ -221,12 +220,8 @@ class Cuda(TorchBackend):
 
 
 def gpu_multiplies_bf16(index: int) -> bool:
-    """Whether a GPU of this process has units for bf16. The chip table says it, else torch."""
-    known = multiplies_bf16(torch.cuda.get_device_name(index))
-    if known is not None:
-        return known
-    with torch.cuda.device(index):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether a GPU of this process has units for bf16; older ones emulate it, slowly."""
+    return torch.cuda.get_device_capability(index) >= cuda_precision.LEAST_CAPABILITY
 
 
 # Texts in XLA's errors when a program or its data does not fit.

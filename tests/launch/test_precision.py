@@ -115,6 +115,13 @@ def test_a_plan_for_a_gpu_that_is_not_here_is_in_that_gpus_precision(
     assert f"25% of the peak of {gpu} in {precision}" in capsys.readouterr().out
 
 
+def test_a_gpu_without_units_refuses_a_given_bf16_before_anything_starts(tmp_path, capsys, digits):
+    words = ["--data", "digits", "--storage", str(tmp_path / "runs"), "--plan", "T4"]
+    assert cli.main(SWEEPS["scale"], [*words, "--precision", "bf16"]) == 2
+    said = "--precision bf16: T4 has no units for it"
+    assert said in capsys.readouterr().err
+
+
 def test_a_trial_on_a_tpu_has_a_share_of_the_peak(launched):
     recipe = launched(*TPU).trials[0].recipe
     macs = cost(recipe.model, recipe.image_size, 10).macs

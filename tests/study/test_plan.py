@@ -19,6 +19,7 @@ from study_files import (
 )
 
 from mambaout.accounting import cost, train_macs
+from mambaout.errors import WrongRequest
 from mambaout.recipe import Recipe, steps_per_epoch, tuned
 from mambaout.study.axes import Choice, LinearRange, LogRange, Search, WholeRange
 from mambaout.study.law.pareto import front
@@ -77,11 +78,9 @@ def test_four_hosts_of_a_slice_are_taken_to_be_four_times_as_fast_as_one():
     assert host < speed.train_image_seconds(4.47e9, 2)
 
 
-def test_a_product_that_a_chip_has_no_units_for_is_made_of_those_it_has():
+def test_a_tpu_makes_one_fp32_product_of_six_in_bf16():
     speeds = [assumption("TPU v3", precision).macs_per_second for precision in ("bf16", "fp32")]
     assert speeds[0] == pytest.approx(6 * speeds[1])
-    volta = "Tesla V100-SXM2-16GB"
-    assert assumption(volta, "bf16").macs_per_second == assumption(volta, "fp32").macs_per_second
 
 
 def test_the_basis_of_a_plan_counts_the_rates_of_its_own_precision():
@@ -254,6 +253,12 @@ def test_the_error_of_the_rates_is_that_of_leaving_each_out():
     assert error(2, 2, 2, 2) < 0.01
     assert 0.2 < error(1, 2, 1, 2) < 1.5
     assert Forecast([rate(SMALL, 1e-3)], CORE).error("measured", "fp32") is None
+
+
+@pytest.mark.parametrize(("chip", "precision"), [("T4", "bf16"), ("V100 PCIe 16GB", "tf32")])
+def test_no_other_precisions_peak_stands_in_for_one_that_a_chip_has_no_units_for(chip, precision):
+    with pytest.raises(WrongRequest, match=f"{chip} has no units for {precision}, .* fp32"):
+        assumption(chip, precision)
 
 
 # -- rates from files ------------------------------------------------------------------------------

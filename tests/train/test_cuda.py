@@ -91,6 +91,30 @@ def test_a_run_sets_the_precision_of_its_recipe(gpu, tiny_recipe):
     assert products() == {"tf32"}
 
 
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize(
+    ("name", "capability"), [("Tesla V100-SXM3-32GB", (7, 0)), ("Tesla T4", (7, 5))]
+)
+def test_a_gpu_without_units_for_bf16_and_tf32_refuses_them_and_trains_in_fp32(
+    gpu, name, capability, precision, tiny_recipe
+):
+    gpu.name, gpu.capability = name, capability
+    where = Cuda(compiles=False)
+    assert not where.multiplies_bf16
+    said = f"precision={precision} on {name}: its compute capability is {capability[0]}"
+    with pytest.raises(WrongRequest, match=f"{said}.* give --precision fp32"):
+        Stepper(replace(tiny_recipe, precision=precision), 10, 0, where)
+    Stepper(tiny_recipe, 10, 0, where)
+
+
+@pytest.mark.parametrize(("capability", "has_units"), [((7, 5), False), ((8, 0), True)])
+def test_units_for_bf16_go_by_the_capability_also_of_a_gpu_that_no_table_knows(
+    gpu, capability, has_units
+):
+    gpu.name, gpu.capability = "NVIDIA Abacus", capability
+    assert Cuda(compiles=False).multiplies_bf16 is has_units
+
+
 def test_half_of_a_gpu_counts_as_half_in_memory_hours_and_mfu(gpu, tiny_recipe):
     whole, half = Cuda(compiles=False), Cuda(compiles=False, part=0.5)
     assert (whole.devices_held, half.devices_held) == (1, 0.5)

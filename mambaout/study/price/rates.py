@@ -203,7 +203,8 @@ class Assumption:
 
 
 def assumption(device: str, precision: str = "fp32") -> Assumption:
-    """The assumption for a CPU core or a chip of the chip table. ValueError for another device."""
+    """The assumption for a CPU core or a chip of the chip table. WrongRequest for another device,
+    and for a precision that the chip has no units for."""
     chip = find_chip(device)
     if chip is not None:
         rate = SHARE_OF_PEAK * _peak(chip, precision) / chip.cores / FLOP_PER_MAC
@@ -221,11 +222,16 @@ def assumption(device: str, precision: str = "fp32") -> Assumption:
 
 
 def _peak(chip: Chip, precision: str) -> float:
-    """FLOP/s of the chip in a precision, either its own or derived from the other precision."""
+    """FLOP/s of the chip in a precision. WrongRequest if it has no units for it."""
     peaks = chip.peak_flops
     if precision in peaks:
         return peaks[precision]
-    return peaks["fp32"] if "fp32" in peaks else peaks["bf16"] / BF16_PASSES
+    if precision == "fp32":
+        return peaks["bf16"] / BF16_PASSES
+    raise WrongRequest(
+        f"{chip.name} has no units for {precision}, so there is no peak to plan with; "
+        f"give --precision {'fp32' if 'fp32' in peaks else 'bf16'}"
+    )
 
 
 def yardstick(device: str, precision: str) -> Assumption:

@@ -158,7 +158,8 @@ def kinds_of_gpu(nodes: Sequence[Node]) -> set[str]:
     found: set[str] = set()
     for node in nodes:
         if node.has("GPU") >= 1:
-            found |= (_asked(node) if node.id else {}) or {node.labels.get(GPU_TYPE, NOT_UP)}
+            answered = _asked(node) if node.id else {}
+            found |= set(answered) or {node.labels.get(GPU_TYPE, NOT_UP)}
     return found
 
 

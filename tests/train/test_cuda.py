@@ -50,7 +50,7 @@ def gpu(monkeypatch):
 
 def products() -> set[str]:
     """What torch is told of matrix products and convolutions, by its newer and older names."""
-    backends = torch.backends
+    backends: Any = torch.backends
     older = {True: "tf32", False: "ieee"}
     return {
         backends.cuda.matmul.fp32_precision,
@@ -63,7 +63,8 @@ def products() -> set[str]:
 
 
 def test_fp32_is_ieee_in_matrix_products_and_convolutions_and_tf32_is_tf32_in_both(gpu):
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    cudnn: Any = torch.backends.cudnn
+    cudnn.conv.fp32_precision = "tf32"
     where = Cuda(compiles=False)
     assert products() == {"ieee"}
     for precision, wanted in (

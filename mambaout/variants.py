@@ -81,6 +81,9 @@ def _some_channel_to_convolve(conv_ratio: float, dims: tuple[int, ...]) -> str |
     return None
 
 
+# timm's MambaOut has no argument for these fields. They are always:
+TIMM_VALUES = {"mixer": CONV_MIXER, "downsampling": "overlapping"}
+
 PAPER_SHAPE = "paper, Table 4"
 AUTHORS_CODE = "authors' code"
 
@@ -215,6 +218,11 @@ class ModelConfig:
     def mixer_of(self, stage: int) -> str:
         """The name of the token mixer in stage 1, 2, 3 or 4."""
         return self.mixer if stage in self.mixer_stages else CONV_MIXER
+
+    @property
+    def not_in_timm(self) -> tuple[str, ...]:
+        """The fields with values that timm's MambaOut cannot have."""
+        return tuple(name for name, value in TIMM_VALUES.items() if getattr(self, name) != value)
 
     @property
     def num_blocks(self) -> int:

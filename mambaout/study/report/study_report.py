@@ -137,7 +137,9 @@ def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
     lines += [
         f"\nhighest trial: {run.trial.name} ({of})",
         f"  checkpoint: {folder.path / str(checkpoint_path(folder, run.trial))}",
-        f"  for timm:   mambaout export {shlex.quote(name)} best.safetensors {storage}",
+        f"  evaluate:   mambaout evaluate {shlex.quote(name)} {storage}"
+        if run.trial.recipe.model.not_in_timm
+        else f"  for timm:   mambaout export {shlex.quote(name)} best.safetensors {storage}",
     ]
     return "\n".join(lines)
 

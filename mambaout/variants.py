@@ -81,6 +81,9 @@ def _some_channel_to_convolve(conv_ratio: float, dims: tuple[int, ...]) -> str |
     return None
 
 
+# timm's MambaOut has no argument for these fields. They are always:
+TIMM_VALUES = {"mixer": CONV_MIXER, "downsampling": "overlapping"}
+
 PAPER_SHAPE = "paper, Table 4"
 AUTHORS_CODE = "authors' code"
 
@@ -217,10 +220,9 @@ class ModelConfig:
         return self.mixer if stage in self.mixer_stages else CONV_MIXER
 
     @property
-    def is_timms(self) -> bool:
-        """Whether timm's MambaOut can be this network."""
-        mixers = {self.mixer_of(stage) for stage in range(1, NUM_STAGES + 1)}
-        return mixers == {CONV_MIXER} and self.downsampling == "overlapping"
+    def not_in_timm(self) -> tuple[str, ...]:
+        """The fields with values that timm's MambaOut cannot have."""
+        return tuple(name for name, value in TIMM_VALUES.items() if getattr(self, name) != value)
 
     @property
     def num_blocks(self) -> int:

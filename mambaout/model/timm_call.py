@@ -20,7 +20,7 @@ import torch
 from mambaout.errors import WrongRequest
 from mambaout.model.network import MambaOut, Trunk
 from mambaout.recipe import PIXEL_MEAN, PIXEL_STD, Recipe
-from mambaout.variants import VARIANTS, ModelConfig
+from mambaout.variants import TIMM_VALUES, VARIANTS, ModelConfig
 
 OURS = "`mambaout evaluate` and --init read its run"
 TOLERANCE = 1e-5  # of a logit, relative to the largest logit or to 1, whichever is larger
@@ -67,7 +67,7 @@ def timm_features_code(config: ModelConfig, weights: Path) -> str:
 
     A ValueError says why timm cannot build such a network.
     """
-    _require_gated_conv(config)
+    _require_timms(config)
     arguments: dict[str, Any] = {}
     name = next((n for n, known in VARIANTS.items() if _computed(known) == _computed(config)), None)
     if name is None:
@@ -103,16 +103,11 @@ def timm_features_code(config: ModelConfig, weights: Path) -> str:
     )
 
 
-def _require_gated_conv(config: ModelConfig) -> None:
-    if config.mixer != "gated_conv":
+def _require_timms(config: ModelConfig) -> None:
+    for name in config.not_in_timm:
         raise WrongRequest(
-            f"timm's MambaOut has no mixer={config.mixer!r}, only 'gated_conv': no call of timm's "
-            f"builds this network; {OURS}"
-        )
-    if config.downsampling != "overlapping":
-        raise WrongRequest(
-            f"timm's MambaOut has no downsampling={config.downsampling!r}, only 'overlapping': no "
-            f"call of timm's builds this network; {OURS}"
+            f"timm's MambaOut has no {name}={getattr(config, name)!r}, only {TIMM_VALUES[name]!r}: "
+            f"no call of timm's builds this network; {OURS}"
         )
 
 
@@ -132,7 +127,7 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
 
 def _building(config: ModelConfig, num_classes: int) -> tuple[list[str], list[str]]:
     """The imports, and the lines that build the network with fresh weights."""
-    _require_gated_conv(config)
+    _require_timms(config)
     small_stem = ["model.stem.conv1.stride = (1, 1)  # stem_stride=2: timm has no argument for it"]
     after = small_stem if config.stem_stride == 2 else []
     for name, published in VARIANTS.items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from paired_studies import paired_folder, paired_study
 
 from mambaout.errors import WrongRequest
+from mambaout.recipe import tuned
 from mambaout.study.law.paired import (
     Gate,
     PairedDifference,
@@ -177,6 +179,15 @@ def test_the_page_the_markdown_and_the_terminal_say_the_same(tmp_path):
     assert "## The mixers" in markdown
 
 
+def test_a_network_that_timm_lacks_is_evaluated_and_not_exported_next(tmp_path):
+    study = paired_study(names=("identity", "gated_conv"))
+    patchify = {name: tuned(each, downsampling="patchify") for name, each in study.recipes.items()}
+    study = replace(study, recipes=patchify)
+    text = summary(paired_folder(tmp_path, study, dict.fromkeys(patchify, 0.0)))
+    assert "mambaout evaluate mixer/" in text
+    assert "mambaout export" not in text
+
+
 def test_the_change_from_the_shortest_to_the_longest_sequence_is_taken_within_a_seed(tmp_path):
     study = paired_study(sides=(28, 56, 112))
     above = {label: OPEN[label.partition("-")[0]] for label in study.recipes}
@@ -249,5 +260,10 @@ def test_the_seeds_that_a_wanted_difference_needs_are_chosen_or_refused():
     assert set(chosen) == set(paired_study().recipes)
     assert set(chosen.values()) == {paired_seeds(SD, 1.0, 2)}
     assert "would need" not in lines_of(next(iter(chosen.values())), points=1.0)
-    with pytest.raises(WrongRequest, match=r"--detect 0\.01: even 100 seeds are too few"):
+    with pytest.raises(
+        WrongRequest, match=r"--detect 0\.01: even 100 seeds are too few"
+    ) as refused:
         seeds_to_detect_pairs(pairing, ASSUMED, 0.01)
+    asked = re.search(r"ask for ([0-9.]+) points or more", str(refused.value))
+    assert asked is not None
+    assert seeds_to_detect_pairs(pairing, ASSUMED, float(asked[1]))

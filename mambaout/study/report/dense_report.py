@@ -117,7 +117,7 @@ def dense_summary(folder: StudyFolder, runs: Sequence[Run], study: Mapping[str, 
     lines.append(f"  checkpoint:   {folder.path / path}")
     if (directory / SHEET).exists():
         lines.append(f"  its pictures: {directory / SHEET}")
-    if best.trial.recipe.model.is_timms:
+    if not best.trial.recipe.model.not_in_timm:
         lines.append(
             f"  for timm:     mambaout export {name} best.safetensors --features {storage}"
         )

@@ -137,11 +137,10 @@ def summary(folder: StudyFolder, runs: Sequence[Run] | None = None) -> str:
     lines += [
         f"\nhighest trial: {run.trial.name} ({of})",
         f"  checkpoint: {folder.path / str(checkpoint_path(folder, run.trial))}",
+        f"  evaluate:   mambaout evaluate {shlex.quote(name)} {storage}"
+        if run.trial.recipe.model.not_in_timm
+        else f"  for timm:   mambaout export {shlex.quote(name)} best.safetensors {storage}",
     ]
-    if run.trial.recipe.model.is_timms:
-        lines.append(
-            f"  for timm:   mambaout export {shlex.quote(name)} best.safetensors {storage}"
-        )
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import reduce
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +437,7 @@ def test_ray_itself_names_every_machine_type_of_gcp():
 def test_ray_asks_google_for_workers_with_the_account_of_the_head(file, kind, api):
     """Ray's own code and Google's own client; only the answers are made up."""
     pytest.importorskip("googleapiclient")
+    from googleapiclient import discovery_cache
     from googleapiclient.discovery import build_from_document
     from googleapiclient.http import HttpMockSequence
     from ray.autoscaler._private.gcp.node import GCPTPU, GCPCompute
@@ -447,13 +448,12 @@ def test_ray_asks_google_for_workers_with_the_account_of_the_head(file, kind, ap
         asked.append(HttpMockSequence([({"status": "200"}, '{"name": "operation"}')]))
         return asked[-1]
 
-    documents: Any = import_module("googleapiclient.discovery_cache.documents")
-    described = Path(documents.__path__[0]) / f"{api}.json"
+    described = Path(discovery_cache.__path__[0]) / "documents" / f"{api}.json"
     client = build_from_document(described.read_text(), http=HttpMockSequence([]))
     config = load(file)
     place = [config["provider"][name] for name in ("project_id", "availability_zone")]
-    provider_of: Any = GCPTPU if api.startswith("tpu") else GCPCompute
-    provider = provider_of(client, *place, "mambaout")
+    made: Any = GCPTPU if api.startswith("tpu") else GCPCompute
+    provider = made(client, *place, "mambaout")
     provider.get_new_authorized_http = answers
     node = config["available_node_types"][kind]["node_config"]
     labels = {"ray-node-type": "worker", "ray-node-name": "mambaout"}
@@ -876,7 +876,7 @@ def test_a_host_without_a_gpu_gets_torch_without_cuda_before_anything_needs_torc
     words = installs[number]
     assert words[words.index("--torch-backend") + 1] == "cpu"
     assert words[-2:] == [
-        f"{name}=={PINS[name]}" for name in map(canonicalize_name, ("torch", "torchvision"))
+        f"{name}=={PINS[canonicalize_name(name)]}" for name in ("torch", "torchvision")
     ]
     assert "://" not in (CLUSTER / "setup.sh").read_text()  # the index is one that uv knows
 

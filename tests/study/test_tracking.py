@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,32 @@ def test_steps_trained_again_after_a_resume_are_logged_once(uri, folder):
             out.write(record(40 * epoch, epoch, values).to_json() + "\n")
     tracker.catch_up(trial, directory)
     assert [step for step, _ in series(uri, trial, "minival/top1")] == [40, 80, 120, 160, 200, 240]
+
+
+@pytest.mark.parametrize("driver", ["the same", "a new one"])
+def test_a_series_keeps_the_order_of_its_steps_if_a_resumed_run_is_faster(uri, folder, driver):
+    """MLflow orders a series by time. The killed run had needed 20 s for step 200."""
+    trial = folder.trials()[0]
+    directory = folder.run_directory(trial)
+    start(folder, trial, num_epochs=5)
+    tracker = open_tracker(uri)
+    tracker.begin(trial)
+    tracker.catch_up(trial, directory)
+    path = directory / "records.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    if driver == "a new one":
+        tracker = open_tracker(uri)
+    tracker.begin(trial)
+    for epoch in (3, 4, 5, 6, 7):
+        faster = replace(record(40 * epoch, epoch, {"minival/top1": 50.0}), seconds=8.0 + epoch)
+        with path.open("a") as out:
+            out.write(faster.to_json() + "\n")
+        tracker.catch_up(trial, directory)
+    write_outcome(directory, "finished", {"top1": 80.0})
+    ended(folder, tracker, trial)
+    steps = [step for step, _ in series(uri, trial, "minival/top1")]
+    assert steps == [40, 80, 120, 160, 200, 240, 280]
+    assert child(uri, trial).data.metrics["top1"] == 80.0
 
 
 def test_two_records_of_one_step_are_both_logged(uri, folder):

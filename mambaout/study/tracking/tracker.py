@@ -75,14 +75,20 @@ class _FollowedTrial:
     asked_for: bool = False  # MLflow was asked to make the run and has not confirmed it
     start_ms: int = 0
     steps: dict[str, set[int]] = field(default_factory=dict)  # by metric name, as MLflow has them
+    reached: tuple[int, int] = (0, 0)  # the last step that MLflow has, and the latest time
     tail: Tail = field(default_factory=Tail)  # the part of records.jsonl that is logged
     latest: tuple[int, int] = (0, 0)  # step and time of the last record, for the final metrics
     ending: tuple[Run, Path] | None = None  # an end that MLflow has not stored yet
 
+    def reach(self, points: Iterable[tuple[int, int]]) -> None:
+        """Note the steps and times of values that MLflow has."""
+        for step, stamp in points:
+            self.reached = (max(self.reached[0], step), max(self.reached[1], stamp))
+
     def forget(self) -> None:
         """Start again with another run."""
         self.run_id, self.asked_for = None, False
-        self.steps, self.tail = {}, Tail()
+        self.steps, self.reached, self.tail = {}, (0, 0), Tail()
 
 
 class Tracker:
@@ -171,6 +177,7 @@ class Tracker:
             for name in run.data.metrics:
                 history = self._client.get_metric_history(run.info.run_id, name)
                 followed.steps[name] = {metric.step for metric in history}
+                followed.reach((metric.step, metric.timestamp) for metric in history)
         # MLflow allows no change of a param. The name is changed if the trial continues.
         params = [(k, v) for k, v in params_of(trial).items() if k not in run.data.params]
         stale = lacking(tags, run.data.tags, but=() if reopen else [NAME_TAG])
@@ -218,6 +225,10 @@ class Tracker:
         metrics = []
         for record in followed.tail.new(path):
             stamp = followed.start_ms + int(record.seconds * 1000)
+            if record.step >= followed.reached[0]:
+                # A resumed run may train the steps since its checkpoint in less time than the
+                # killed one. MLflow orders a series by time, so time must not go back.
+                stamp = max(stamp, followed.reached[1])
             followed.latest = max(followed.latest, (record.step, stamp))
             for name, value in values_of(record).items():
                 # After a kill, the steps since the checkpoint are trained again. They are logged
@@ -230,6 +241,7 @@ class Tracker:
                     steps.add(record.step)
         for batch in batches(metrics, MAX_METRICS_A_BATCH):
             self._client.log_batch(followed.run_id, metrics=batch)
+        followed.reach((metric.step, metric.timestamp) for metric in metrics)
         for name, steps in new.items():
             followed.steps[name] = followed.steps.get(name, set()) | steps
         followed.tail.accept()

@@ -29,6 +29,16 @@ MIB = 2**20
 TPU_LANES = 128  # lanes of a vector register; rows and columns of a v3's matrix unit
 # The rest is for the runtime, the program, the next batch and fragmentation.
 USABLE = 0.9
+# Words in the errors of torch, CUDA's libraries and XLA when memory is short. cuBLAS cannot make
+# its work space; the driver is not ready while it maps memory; the allocator fails its own check.
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "resource_exhausted",
+    "_status_alloc_failed",
+    "driver error: device not ready",
+)
+_ALLOCATOR_CHECK = ("internal assert failed", "cudacachingallocator")
 LOSS_VECTORS = 3  # one fp32 number a class in each: logits, softmax, targets
 
 
@@ -85,6 +95,14 @@ def train_memory(
     # Weights, gradients, two moments. Autocast adds a copy of the weights in bf16.
     copies = 4 * FP32 + (storage.low if precision == "bf16" else 0)
     return TrainMemory(params * copies, kept, in_flight)
+
+
+def says_out_of_memory(error: str) -> bool:
+    """Whether the text of an error says that memory was short, on any kind of device."""
+    text = error.lower()
+    return any(words in text for words in _NO_MEMORY) or all(
+        words in text for words in _ALLOCATOR_CHECK
+    )
 
 
 def device_bytes(chip: Chip) -> float:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from mambaout.durable import append_lines, read_lines
 from mambaout.endings import Ending
+from mambaout.memory import says_out_of_memory
 
 Kind = Literal[Ending.PREEMPTED, Ending.OUT_OF_MEMORY, Ending.BROKEN]
 
@@ -43,7 +44,6 @@ _LOST = {
     "HostsDisagree",
 }
 _MEMORY = {"OutOfMemoryError", "MemoryError"}
-_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def classify(error: BaseException) -> Kind:
     """The kind of failure that ended a trial's worker."""
     error = cause_of(error)
     names = {base.__name__ for base in type(error).__mro__}
-    if names & _MEMORY or any(text in str(error) for text in _MEMORY_TEXTS):
+    if names & _MEMORY or says_out_of_memory(str(error)):
         return Ending.OUT_OF_MEMORY
     if names & _LOST:
         return Ending.PREEMPTED

@@ -22,12 +22,13 @@ from torch import Tensor
 from mambaout.chips import CHIPS, find_chip
 from mambaout.command_line import NOT_ON_XLA, TF32_ELSEWHERE
 from mambaout.errors import WrongRequest
-from mambaout.memory import USABLE, device_bytes
+from mambaout.memory import USABLE, device_bytes, says_out_of_memory
 from mambaout.train import compiler, cuda_precision, versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
 from mambaout.train.xla_operations import Operation
 
 BackendName = Literal["cpu", "cuda", "xla"]
+ALLOCATOR_VARIABLE, OLDER_ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 Network = TypeVar("Network", bound=torch.nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,7 +128,7 @@ class Backend(ABC):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether `error` is an out-of-memory error, which a smaller micro-batch may avoid."""
         return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+            isinstance(error, RuntimeError) and says_out_of_memory(str(error))
         )
 
     def free_memory(self) -> None:  # noqa: B027 - only caching allocators hold any
@@ -183,6 +184,7 @@ class Cuda(TorchBackend):
     def __init__(self, *, compiles: bool = True, part: float = 1.0) -> None:
         if not torch.cuda.is_available():
             raise WrongRequest("backend 'cuda' needs an NVIDIA GPU, and torch sees none; try 'cpu'")
+        _use_expandable_segments()
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.part = part
         torch.cuda.set_per_process_memory_fraction(part, self.device)
@@ -219,13 +221,18 @@ class Cuda(TorchBackend):
         torch.cuda.empty_cache()
 
 
+def _use_expandable_segments() -> None:
+    """Let the allocator join freed memory of any sizes, unless the user has set it up.
+
+    Torch reads the variable when it allocates for the first time.
+    """
+    if not any(name in os.environ for name in (ALLOCATOR_VARIABLE, OLDER_ALLOCATOR_VARIABLE)):
+        os.environ[ALLOCATOR_VARIABLE] = "expandable_segments:True"
+
+
 def gpu_multiplies_bf16(index: int) -> bool:
     """Whether a GPU of this process has units for bf16; older ones emulate it, slowly."""
     return torch.cuda.get_device_capability(index) >= cuda_precision.LEAST_CAPABILITY
-
-
-# Texts in XLA's errors when a program or its data does not fit.
-_XLA_MEMORY_TEXTS = ("RESOURCE_EXHAUSTED", "Ran out of memory", "Out of memory")
 
 
 class Xla(Backend):
@@ -309,11 +316,6 @@ class Xla(Backend):
 
     def wait(self) -> None:
         self._xm.wait_device_ops()
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return super().is_out_of_memory(error) or (
-            isinstance(error, RuntimeError) and any(t in str(error) for t in _XLA_MEMORY_TEXTS)
-        )
 
 
 def _torch_xla(cache: Path | None) -> tuple[Any, Any, Any, Any]:

@@ -19,10 +19,9 @@ from mambaout.model.network import build
 from mambaout.recipe import Recipe
 from mambaout.recompute import Stages
 from mambaout.train.backend import Backend
-from mambaout.train.evaluation import evaluation_batch, no_totals
+from mambaout.train.evaluation import add_scores, evaluation_batch, no_totals
 from mambaout.train.loop import train
 from mambaout.train.outcomes import OutOfMemory
-from mambaout.train.step import eval_step
 
 NEVER = 1_000_000  # epochs: a calibration ends long before, and before it evaluates
 EVAL_SHARE = 0.25  # the share of the seconds that goes to evaluation
@@ -122,12 +121,14 @@ def _evaluated(
     size = evaluation_batch(recipe, 1, backend)
 
     def timed(until: Callable[[], bool]) -> int:
-        num_images, totals = 0, no_totals(backend)
+        num_images, totals, fitting = 0, no_totals(backend), size
         batches = evaluation_batches(
             data, "minival", recipe, batch_size=size, num_workers=num_workers
         )
         for batch in batches:
-            totals = eval_step(model, batch, recipe, totals, backend=backend)
+            totals, fitting = add_scores(
+                model, batch, recipe, totals, backend=backend, size=fitting
+            )
             num_images += batch.num_valid
             if until():
                 break

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from mambaout.data.batches.loader import Batch, evaluation_batches
 from mambaout.data.batches.makers import HostShare
@@ -14,6 +17,8 @@ from mambaout.model.network import MambaOut
 from mambaout.recipe import Recipe
 from mambaout.train.backend import Backend
 from mambaout.train.step import eval_step
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -45,15 +50,54 @@ def evaluate(
     num_images = data.num_images(split, recipe)
     if num_images == 0:
         raise WrongRequest(f"split {split!r} of {data.name} has no images to evaluate on")
-    totals = no_totals(backend)
+    totals, size = no_totals(backend), batch_size
     for batch in batches:
-        totals = eval_step(model, batch, recipe, totals, backend=backend)
+        totals, size = add_scores(model, batch, recipe, totals, backend=backend, size=size)
     loss, top1, top5 = totals.tolist()
     return {
         f"{split}/top1": 100 * top1 / num_images,
         f"{split}/top5": 100 * top5 / num_images,
         f"{split}/loss": loss / num_images,
     }
+
+
+def add_scores(
+    model: MambaOut, batch: Batch, recipe: Recipe, totals: Tensor, *, backend: Backend, size: int
+) -> tuple[Tensor, int]:
+    """Add the scores of `batch` to `totals`, `size` images at a time over all hosts.
+
+    Returns the sums, and the size that fitted into memory: it is halved until one does. Raises the
+    device's error if not even one image a device fits.
+    """
+    while True:
+        rows = size // backend.num_hosts
+        try:
+            sums = totals
+            for part in _parts(batch, rows):
+                sums = eval_step(model, part, recipe, sums, backend=backend)
+            return sums, size
+        except Exception as error:
+            smaller = size // 2 // backend.num_devices * backend.num_devices
+            if not backend.is_out_of_memory(error) or not smaller:
+                raise
+            log.warning("evaluating %d images is out of memory; going on with %d", size, smaller)
+            size = smaller
+        backend.free_memory()
+
+
+def _parts(batch: Batch, rows: int) -> Iterator[Batch]:
+    """The batch in parts of `rows` rows; the last part is padded to as many, for its shape."""
+    if len(batch.labels) <= rows:
+        yield batch
+        return
+    for first in range(0, len(batch.labels), rows):
+        images, labels = batch.images[first : first + rows], batch.labels[first : first + rows]
+        lacking = rows - len(labels)
+        yield Batch(
+            F.pad(images, (0, 0, 0, 0, 0, 0, 0, lacking)),
+            F.pad(labels, (0, lacking)),
+            num_valid=min(max(batch.num_valid - first, 0), len(labels)),
+        )
 
 
 def no_totals(backend: Backend) -> torch.Tensor:
@@ -72,4 +116,4 @@ def warm_evaluation(model: MambaOut, recipe: Recipe, backend: Backend, batch_siz
     count = batch_size // backend.num_hosts
     images = torch.zeros((count, recipe.image_size, recipe.image_size, 3), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(count, dtype=torch.int64), num_valid=0)
-    eval_step(model, batch, recipe, no_totals(backend), backend=backend)
+    add_scores(model, batch, recipe, no_totals(backend), backend=backend, size=batch_size)

@@ -7,6 +7,7 @@ with `needs_gpu` runs only where torch sees a real one.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,20 @@ from typing import Any
 import pytest
 import torch
 from needs import needs_cxx, needs_gpu
+from small_memory import NO_MEMORY, RoomFor
 
+from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
+from mambaout.launch.failures import classify
+from mambaout.recipe import tuned
 from mambaout.study.speeds import device_of
-from mambaout.train.backend import Cpu, Cuda, backend
+from mambaout.train.backend import (
+    ALLOCATOR_VARIABLE,
+    OLDER_ALLOCATOR_VARIABLE,
+    Cpu,
+    Cuda,
+    backend,
+)
 from mambaout.train.cuda_precision import set_products
 from mambaout.train.loop import train
 from mambaout.train.metrics import read_records
@@ -33,6 +44,9 @@ def torchs_own_settings():
 @pytest.fixture
 def gpu(monkeypatch):
     """A pretended GPU; its name, capability and memory can be set."""
+    for variable in (ALLOCATOR_VARIABLE, OLDER_ALLOCATOR_VARIABLE):
+        monkeypatch.setenv(variable, "")  # so that it is put back afterwards
+        monkeypatch.delenv(variable)
     told = SimpleNamespace(name="NVIDIA L4", capability=(8, 9), free=22 << 30, total=24 << 30)
     for name, answer in {
         "is_available": lambda: True,
@@ -114,6 +128,33 @@ def test_units_for_bf16_go_by_the_capability_also_of_a_gpu_that_no_table_knows(
 ):
     gpu.name, gpu.capability = "NVIDIA Abacus", capability
     assert Cuda(compiles=False).multiplies_bf16 is has_units
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_every_error_of_short_memory_halves_the_micro_batch(
+    error, digits, tmp_path, tiny_recipe, caplog
+):
+    recipe = tuned(tiny_recipe, epochs=1)
+    train(recipe, digits, out=tmp_path / "run", backend=RoomFor(40, error), max_steps=1)
+    assert "micro-batch 64 is out of memory; going on with 32" in caplog.text
+    assert classify(RuntimeError(error)) is Ending.OUT_OF_MEMORY
+
+
+def test_another_assert_or_library_error_is_not_taken_for_short_memory():
+    for text in ("CUDA error: device-side assert triggered", "INTERNAL ASSERT FAILED at x.cpp"):
+        assert not Cpu().is_out_of_memory(RuntimeError(text))
+        assert classify(RuntimeError(text)) is Ending.BROKEN
+    assert not Cpu().is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("given", ["", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_segments_are_expandable_unless_the_user_has_set_up_the_allocator(gpu, monkeypatch, given):
+    names = ALLOCATOR_VARIABLE, OLDER_ALLOCATOR_VARIABLE
+    if given:
+        monkeypatch.setenv(given, "backend:native")
+    Cuda(compiles=False)
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    assert found == ({given: "backend:native"} if given else {names[0]: "expandable_segments:True"})
 
 
 def test_half_of_a_gpu_counts_as_half_in_memory_hours_and_mfu(gpu, tiny_recipe):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from needs import needs_c
+from small_memory import NO_MEMORY, RoomFor
 
 from mambaout.data.batches import loader
 from mambaout.data.batches.loader import EvaluationBatches, evaluation_batches
@@ -51,6 +52,28 @@ def test_a_large_split_is_decoded_each_time(digits, tiny_recipe, monkeypatch):
     for one, two in zip(batches, batches, strict=True):
         assert one is not two
         assert torch.equal(one.images, two.images)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_an_evaluation_that_is_out_of_memory_goes_on_with_half_and_scores_the_same(
+    digits, tiny_recipe, error, caplog
+):
+    torch.manual_seed(0)
+    model = build(tiny_recipe.model, digits.num_classes)
+
+    def found(where: Cpu) -> dict[str, float]:
+        return evaluate(model, digits, "minival", tiny_recipe, backend=where, batch_size=100)
+
+    whole, parts = found(Cpu()), found(RoomFor(13, error))
+    assert parts == pytest.approx(whole, rel=1e-5)
+    sizes = [record.args for record in caplog.records if "out of memory" in record.message]
+    assert sizes == [(100, 50), (50, 25), (25, 12)]
+
+
+def test_an_evaluation_for_which_no_memory_suffices_raises_the_devices_error(digits, tiny_recipe):
+    model = build(tiny_recipe.model, digits.num_classes)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(model, digits, "minival", tiny_recipe, backend=RoomFor(0, NO_MEMORY[0]))
 
 
 def test_an_evaluation_that_breaks_off_keeps_no_part(digits, tiny_recipe):

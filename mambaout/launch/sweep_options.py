@@ -35,7 +35,7 @@ from mambaout.study.study import Study
 
 STORAGE = "runs"
 
-MOST_SEEDS = 1000  # each seed of each recipe is a line of the study's file
+MOST_GIVEN_SEEDS = 1000  # of --seeds: each seed of each recipe is a line of the study's file
 MOST_CONCURRENT = 100_000
 MOST_POINTS = 100  # a difference of top-1, in percent, cannot be more
 
@@ -114,7 +114,7 @@ def _add_study_options(add: Callable[..., Any], smoke: str) -> None:
     add("--variants", type=_names, metavar="A,B", help=text)
     add(
         "--seeds",
-        type=whole_number(1, MOST_SEEDS),
+        type=whole_number(1, MOST_GIVEN_SEEDS),
         metavar="N",
         help="run every recipe with the seeds 0 to N-1",
     )

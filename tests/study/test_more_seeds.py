@@ -17,7 +17,7 @@ from mambaout.study.origin import AddedSeed
 from mambaout.study.report.families import families
 from mambaout.study.report.ranking import standing
 from mambaout.study.search.ledger import Ledger
-from mambaout.study.search.more_seeds import MOST_SEEDS, MoreSeeds
+from mambaout.study.search.more_seeds import MOST_UNTIL_SEEDS, MoreSeeds
 from mambaout.study.study import Study, StudyFolder, Trial
 
 NUM_TRAIN, NUM_CLASSES = 5000, 10
@@ -141,7 +141,7 @@ def test_shapes_that_scatter_by_more_than_their_seeds_end_with_a_notice(tmp_path
     assert part.notice is not None
     assert "more shapes would tell more" in part.notice
     counts = [sum(t.label == label for t in folder.trials()) for label in study().recipes]
-    assert max(counts) == MOST_SEEDS
+    assert max(counts) == MOST_UNTIL_SEEDS
 
 
 @pytest.mark.parametrize("until", [0.4, 5.0])

@@ -21,7 +21,8 @@ from mambaout.study.law.planned import PlannedSize
 from mambaout.study.law.power_law import Array
 from mambaout.study.law.shape import POWER, CostModel, cost_model, half_in_errors
 
-MOST_SEEDS = 100  # of a shape; more is called out of reach
+# Of a shape in a plan or of --detect. A difference that needs more is called out of reach.
+MOST_PLANNED_SEEDS = 100
 _UNEVEN = 3  # a shape gets at most so many times the seeds of the shape with the fewest
 _SURE_DEGREES = 1_000_000  # of an assumed spread
 
@@ -82,7 +83,7 @@ def seeds_needed(
 ) -> int | None:
     """How many seeds each shape needs, so that 80 % of studies find `points`.
 
-    None if it is more than MOST_SEEDS, or if the sizes do not determine the gain.
+    None if it is more than MOST_PLANNED_SEEDS, or if the sizes do not determine the gain.
     """
 
     def is_enough(count: int) -> bool:
@@ -123,7 +124,7 @@ def paired_seeds(sd: float, points: float, num_comparisons: int = 1) -> int | No
     return _least(lambda n: paired_detectable(sd, n, num_comparisons) <= points, most=10_000)
 
 
-def _least(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | None:
+def _least(is_enough: Callable[[int], bool], most: int = MOST_PLANNED_SEEDS) -> int | None:
     if not is_enough(most):
         return None
     low, high = 0, most  # `high` is enough, `low` is not
@@ -170,12 +171,12 @@ def _gains(model: CostModel, counts: Array) -> Array:
 
 
 def with_seeds_added(sizes: Sequence[PlannedSize]) -> Iterator[list[PlannedSize]]:
-    """The sizes, then each time with the next seed, until one of them has MOST_SEEDS."""
+    """The sizes, then each time with the next seed, until one of them has MOST_PLANNED_SEEDS."""
     found, model = list(sizes), _determined(sizes)
     while True:
         yield list(found)
         place = _next_seed(model, found)
-        if found[place].num_seeds >= MOST_SEEDS:
+        if found[place].num_seeds >= MOST_PLANNED_SEEDS:
             return
         found[place] = replace(found[place], num_seeds=found[place].num_seeds + 1)
 

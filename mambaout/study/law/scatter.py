@@ -4,6 +4,12 @@ A spread that is estimated from few seeds is uncertain, with wide tails (Student
 also scatter around a law for other reasons than seeds. The size of this scatter is drawn too, as
 far as the residuals of the fit allow it.
 
+One factor multiplies the noise of all sizes alike. That is meant for what compares or averages the
+sizes that are there: the contrast (shape.py), exponents, slices and plateaus. The other model,
+spread.py, is meant for a law that speaks of sizes that are not there (fit.py, joint.py): there the
+noise may change with cost, and a new shape brings a scatter of its own that its seeds do not make
+smaller.
+
 `noise_degrees` are SeedNoise.degrees: infinite if the noise is not estimated, 0 if it is not known.
 A factor is the true standard deviation of a mean, divided by the estimated one.
 """

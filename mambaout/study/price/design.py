@@ -18,7 +18,12 @@ from itertools import islice
 from mambaout.errors import WrongRequest
 from mambaout.numbers import counted
 from mambaout.study.law.planned import PlannedSize, degrees_of
-from mambaout.study.law.power import MOST_SEEDS, expected_interval, planned_model, with_seeds_added
+from mambaout.study.law.power import (
+    MOST_PLANNED_SEEDS,
+    expected_interval,
+    planned_model,
+    with_seeds_added,
+)
 from mambaout.study.price.foresight import KnownSpread, check_compares
 
 
@@ -41,7 +46,7 @@ class _SeedSteps:
         self._known = [next(self._more)]
 
     def first(self, is_enough: Callable[[Sequence[PlannedSize]], bool]) -> dict[str, int] | None:
-        """The fewest seeds that are enough, by bisection; None if MOST_SEEDS are too few."""
+        """The fewest seeds that are enough, by bisection; None if MOST_PLANNED_SEEDS are too few."""
         few, enough = -1, 0  # places of steps
         while not is_enough(self._step(enough)):
             if enough > len(self._known):  # all steps have been tried
@@ -93,14 +98,14 @@ class Designs:
         return sum(prices[label] * count for label, count in design.seeds.items())
 
     def whole(self) -> Design:
-        """The design with all shapes. WrongRequest if it needs more than MOST_SEEDS of a shape."""
+        """The design with all shapes. WrongRequest if it needs more than MOST_PLANNED_SEEDS of a shape."""
         found = self.without(())
         if found is not None:
             return found
         left = self._left(())
         epochs = next(each for each in left if self._seeds(each, left) is None)
         raise WrongRequest(
-            f"--detect {self.points:g}: at {counted(epochs, 'epoch')} even {MOST_SEEDS} seeds of a "
+            f"--detect {self.points:g}: at {counted(epochs, 'epoch')} even {MOST_PLANNED_SEEDS} seeds of a "
             f"shape are too few, with seeds that differ by {self.spread.text}; ask for more "
             "points, or add shapes that differ more in depth and width"
         )
@@ -141,7 +146,7 @@ class Designs:
             found = expected_interval(now, self.spread.points, degrees, self.spread.shared)
             return found is not None and found.detectable <= self.points
 
-        if not is_enough([replace(size, num_seeds=MOST_SEEDS) for size in sizes]):
+        if not is_enough([replace(size, num_seeds=MOST_PLANNED_SEEDS) for size in sizes]):
             return None
         return self._steps[labels].first(is_enough)
 

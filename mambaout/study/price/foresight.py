@@ -18,7 +18,7 @@ from mambaout.recipe import Recipe
 from mambaout.study.law.noise import SeedMean, noise_of
 from mambaout.study.law.planned import PlannedSize, degrees_of
 from mambaout.study.law.power import (
-    MOST_SEEDS,
+    MOST_PLANNED_SEEDS,
     ExpectedInterval,
     expected_interval,
     pair_seeds,
@@ -151,7 +151,7 @@ def _ladder_text(
         if found.detectable <= wanted:
             return text
     if needed is None:
-        return f"{text}; 80 % needs more than {MOST_SEEDS} seeds"
+        return f"{text}; 80 % needs more than {MOST_PLANNED_SEEDS} seeds"
     return f"{text}; 80 % needs {counted(needed, 'seed')} each"
 
 

@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from mambaout.errors import WrongRequest
 from mambaout.numbers import counted
 from mambaout.study.law.paired import GATE_ERRORS, GATE_SEEDS
-from mambaout.study.law.power import MOST_SEEDS, paired_detectable, paired_error, paired_seeds
+from mambaout.study.law.power import (
+    MOST_PLANNED_SEEDS,
+    paired_detectable,
+    paired_error,
+    paired_seeds,
+)
 from mambaout.study.pairing import Pair, Pairing, has_pair
 from mambaout.study.price.budget import HoursOf, StudyHours, too_small
 from mambaout.study.price.design import Design
@@ -90,10 +95,10 @@ def seeds_to_detect_pairs(pairing: Pairing, spread: KnownSpread, points: float) 
     Raises WrongRequest if it would be more than a study may have.
     """
     needed = paired_seeds(spread.points, points, pairing.num_comparisons)
-    if needed is None or needed > MOST_SEEDS:
-        least = paired_detectable(spread.points, MOST_SEEDS, pairing.num_comparisons)
+    if needed is None or needed > MOST_PLANNED_SEEDS:
+        least = paired_detectable(spread.points, MOST_PLANNED_SEEDS, pairing.num_comparisons)
         raise WrongRequest(
-            f"--detect {points:g}: even {MOST_SEEDS} seeds are too few, with seeds that differ by "
+            f"--detect {points:g}: even {MOST_PLANNED_SEEDS} seeds are too few, with seeds that differ by "
             f"{spread.text}; ask for {math.ceil(100 * least) / 100:g} points or more, or train "
             "longer so that seeds differ less"
         )

@@ -26,7 +26,9 @@ from mambaout.study.search.ledger import Ledger
 from mambaout.study.study import Run, StudyFolder, Trial
 from mambaout.train.metrics import TOP1
 
-MOST_SEEDS = 20  # of a shape, failed ones included
+# Of a shape, failed ones included. It is less than a plan may ask for (law/power.py): seeds are
+# added here because the interval is still wide, and if 20 do not narrow it, the shapes scatter.
+MOST_UNTIL_SEEDS = 20
 
 
 class MoreSeeds:
@@ -100,7 +102,7 @@ class MoreSeeds:
         _, sizes = wide[0]
         label = sizes[next_seed(sizes)].label
         num_seeds = sum(trial.label == label for trial in self._trials)
-        if num_seeds >= MOST_SEEDS:
+        if num_seeds >= MOST_UNTIL_SEEDS:
             self.over = is_idle
             self.notice = (
                 f"The interval of width against depth stays wider than ± {self.until:g} points: "
@@ -179,5 +181,5 @@ class MoreSeeds:
         for half, sizes in () if self.over else self._too_wide() or ():
             num = sum(size.num_seeds for size in sizes)
             wanted = math.ceil(num * ((half / self.until) ** 2 - 1))
-            more += min(wanted, MOST_SEEDS * len(sizes) - num)
+            more += min(wanted, MOST_UNTIL_SEEDS * len(sizes) - num)
         return max(more, 0)

@@ -16,8 +16,9 @@ fit draws them anew, from what the seeds and the residuals of the fit leave poss
   The scale is then between the bounds of SHARE.
 - If not even the images are known, only the residuals tell the spread.
 
-This model is meant for laws (fit.py, joint.py), which predict sizes that are not there. What compares
-or averages only the sizes that are there needs less: one factor for all of them, by scatter.py.
+This model is meant for laws (fit.py, joint.py), which predict sizes that are not there. What
+compares or averages only the sizes that are there needs less: one factor for all of them, by
+scatter.py.
 """
 
 from __future__ import annotations

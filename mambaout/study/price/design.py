@@ -46,7 +46,7 @@ class _SeedSteps:
         self._known = [next(self._more)]
 
     def first(self, is_enough: Callable[[Sequence[PlannedSize]], bool]) -> dict[str, int] | None:
-        """The fewest seeds that are enough, by bisection; None if MOST_PLANNED_SEEDS are too few."""
+        """The fewest seeds that are enough, by bisection; None if even the most are too few."""
         few, enough = -1, 0  # places of steps
         while not is_enough(self._step(enough)):
             if enough > len(self._known):  # all steps have been tried
@@ -98,15 +98,15 @@ class Designs:
         return sum(prices[label] * count for label, count in design.seeds.items())
 
     def whole(self) -> Design:
-        """The design with all shapes. WrongRequest if it needs more than MOST_PLANNED_SEEDS of a shape."""
+        """The design with all shapes. WrongRequest if a shape needs over MOST_PLANNED_SEEDS."""
         found = self.without(())
         if found is not None:
             return found
         left = self._left(())
         epochs = next(each for each in left if self._seeds(each, left) is None)
         raise WrongRequest(
-            f"--detect {self.points:g}: at {counted(epochs, 'epoch')} even {MOST_PLANNED_SEEDS} seeds of a "
-            f"shape are too few, with seeds that differ by {self.spread.text}; ask for more "
+            f"--detect {self.points:g}: at {counted(epochs, 'epoch')} even {MOST_PLANNED_SEEDS} "
+            f"seeds of a shape are too few, with seeds that differ by {self.spread.text}; ask for more "
             "points, or add shapes that differ more in depth and width"
         )
 

@@ -20,7 +20,7 @@ from mambaout.accounting import cost, matrix_unit_use
 from mambaout.chips import CHIPS, GIB, Chip
 from mambaout.errors import WrongRequest
 from mambaout.layer_kinds import FP32, Storage
-from mambaout.layers import ImageSize, layers
+from mambaout.layers import ImageSize, both_sides, layers
 from mambaout.recipe import Recipe
 from mambaout.recompute import ALL_STAGES, Stages, stages_text
 from mambaout.variants import ModelConfig
@@ -49,10 +49,11 @@ class TrainMemory:
     state_bytes: int  # weights, gradients, AdamW's two moments; every device holds all of them
     kept_bytes: int  # for each image of the device's share, from the forward to the backward pass
     flight_bytes: int  # for each image, in the block whose backward pass is running
+    placed_bytes: int = 0  # for each image, its pixels in each micro-batch that is on the device
 
     @property
     def image_bytes(self) -> int:
-        return self.kept_bytes + self.flight_bytes
+        return self.kept_bytes + self.flight_bytes + self.placed_bytes
 
     def images_that_fit(self, device_bytes: float) -> int:
         """The number of images that a device with `device_bytes` usable bytes can hold."""
@@ -68,13 +69,14 @@ def train_memory(
     lanes: int = 1,
     fused: bool = False,
     recompute: Stages = (),
+    placed: int = 0,
 ) -> TrainMemory:
     """The memory that a training step takes on one device.
 
     `image_size` is one side or (height, width), in pixels. `lanes` is TPU_LANES on a TPU, and 1 if
     channels are not padded. `fused` says whether model/gated_block.py computes the blocks; it keeps
     0.6 to 0.75 of the bytes that the modules keep. The blocks of the stages `recompute` keep only
-    their inputs.
+    their inputs. `placed` micro-batches of pixels are on the device at once.
     """
     plain = Storage(2 if precision == "bf16" else FP32, lanes)
     storage = replace(plain, fused=fused)
@@ -94,7 +96,8 @@ def train_memory(
     params = cost(config, image_size, num_classes).params
     # Weights, gradients, two moments. Autocast adds a copy of the weights in bf16.
     copies = 4 * FP32 + (storage.low if precision == "bf16" else 0)
-    return TrainMemory(params * copies, kept, in_flight)
+    height, width = both_sides(image_size)
+    return TrainMemory(params * copies, kept, in_flight, placed * 3 * height * width)
 
 
 def says_out_of_memory(error: str) -> bool:

@@ -10,7 +10,7 @@ import logging
 import os
 import resource
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from mambaout.errors import WrongRequest
 from mambaout.memory import USABLE, device_bytes, says_out_of_memory
 from mambaout.train import compiler, cuda_precision, versions, xla_operations
 from mambaout.train.cpu import cpu_name, keep_freed_memory
+from mambaout.train.cuda_uploads import AT_ONCE, Uploads
 from mambaout.train.xla_operations import Operation
 
 BackendName = Literal["cpu", "cuda", "xla"]
@@ -32,6 +33,7 @@ ALLOCATOR_VARIABLE, OLDER_ALLOCATOR_VARIABLE = "PYTORCH_ALLOC_CONF", "PYTORCH_CU
 Network = TypeVar("Network", bound=torch.nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Backend(ABC):
     keeps_gradients: bool = False  # a step without gradients to add to would be another graph
     part: float = 1.0  # of each device; 0.5 if another run has the other half of a GPU
     batches_ahead: int = 0  # batches that are sent to the device before they are needed
+    micro_batches_at_once: int = 0  # on the device with their pixels; 0: they need no copy
 
     @property
     @abstractmethod
@@ -88,6 +91,11 @@ class Backend(ABC):
     def place_whole(self, tensor: Tensor) -> Tensor:
         """`tensor` on the devices; each device gets all of it."""
         return tensor.to(self.device, non_blocking=True)
+
+    def in_turn(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """What each of `makers` places on the devices. An item may be copied while the work on the
+        one before it runs, which the caller must have started."""
+        return (make() for make in makers)
 
     def autocast(self, precision: str) -> AbstractContextManager:
         """A context with matrix products in `precision`; weights and their updates stay fp32."""
@@ -179,7 +187,7 @@ class Cpu(TorchBackend):
 
 class Cuda(TorchBackend):
     name = "cuda"
-    batches_ahead = 1
+    micro_batches_at_once = AT_ONCE
 
     def __init__(self, *, compiles: bool = True, part: float = 1.0) -> None:
         if not torch.cuda.is_available():
@@ -189,6 +197,7 @@ class Cuda(TorchBackend):
         self.part = part
         torch.cuda.set_per_process_memory_fraction(part, self.device)
         cuda_precision.set_products(tf32=False)
+        self._uploads = Uploads(self.device)
         self._set_up_compiler(compiles)
         torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -199,6 +208,15 @@ class Cuda(TorchBackend):
     @property
     def multiplies_bf16(self) -> bool:
         return gpu_multiplies_bf16(torch.cuda.current_device())
+
+    def place(self, rows: Tensor) -> Tensor:
+        return self._uploads.place(rows)
+
+    def place_whole(self, tensor: Tensor) -> Tensor:
+        return self._uploads.place(tensor)
+
+    def in_turn(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
+        return self._uploads.in_turn(makers)
 
     def train_in(self, precision: str) -> None:
         capability = torch.cuda.get_device_capability(self.device)

@@ -8,8 +8,9 @@ adds a micro-batch's gradients, the other takes the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,27 +57,34 @@ class Sums:
 def placed(
     batch: Batch, recipe: Recipe, *, backend: Backend, step: int, micro_batch: int, seed: int
 ) -> list[MicroBatch]:
-    """The batch of optimizer step `step`, split into micro-batches on the device."""
+    """The batch of optimizer step `step`, split into micro-batches that are all on the device."""
+    split = makers(batch, recipe, backend=backend, step=step, micro_batch=micro_batch, seed=seed)
+    return [make() for make in split]
+
+
+def makers(
+    batch: Batch, recipe: Recipe, *, backend: Backend, step: int, micro_batch: int, seed: int
+) -> list[Callable[[], MicroBatch]]:
+    """For each micro-batch of the batch of step `step`, the function that places it."""
     size = micro_batch // backend.num_hosts
-    parts = []
-    for first in range(0, len(batch.labels), size):
-        rows = slice(first, first + size)
+
+    def make(rows: slice) -> MicroBatch:
         places = batch.first + np.arange(len(batch.labels))[rows]
         drawn = draw_step(
             recipe, seed=seed, step=step, places=places, fixed_shapes=backend.compiles
         )
-        parts.append(
-            MicroBatch(
-                backend.place(batch.images[rows]),
-                backend.place(batch.labels[rows]),
-                drawn.placed(backend.place, backend.place_whole),
-            )
+        return MicroBatch(
+            backend.place(batch.images[rows]),
+            backend.place(batch.labels[rows]),
+            drawn.placed(backend.place, backend.place_whole),
         )
-    return parts
+
+    firsts = range(0, len(batch.labels), size)
+    return [partial(make, slice(first, first + size)) for first in firsts]
 
 
 def train_step(
-    state: TrainState, parts: Sequence[MicroBatch], recipe: Recipe, *, backend: Backend, lr: float
+    state: TrainState, parts: Iterable[MicroBatch], recipe: Recipe, *, backend: Backend, lr: float
 ) -> Sums:
     """Take one optimizer step on the micro-batches of a global batch; changes `state` in place.
 
@@ -88,7 +96,7 @@ def train_step(
 
 
 def add_gradients(
-    state: TrainState, parts: Sequence[MicroBatch], recipe: Recipe, *, backend: Backend
+    state: TrainState, parts: Iterable[MicroBatch], recipe: Recipe, *, backend: Backend
 ) -> Sums:
     """Add the gradients of the mean loss over the global batch to the gradients in `state`.
 
@@ -104,6 +112,7 @@ def add_gradients(
         (loss / recipe.global_batch).backward()
         loss_sum += loss.detach().double()
         backend.cut_graph()
+        del part  # its memory is free for the next one
     return Sums(loss_sum, recipe.global_batch)
 
 

@@ -7,7 +7,7 @@ recipe stays the same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from mambaout.recipe import Recipe
 from mambaout.recompute import ALL_STAGES, Stages, check_recompute
 from mambaout.train.backend import Backend
 from mambaout.train.optim import fresh_gradients
-from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, placed, update
+from mambaout.train.step import MicroBatch, Sums, TrainState, add_gradients, makers, update
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class PlacedBatch:
 
     batch: Batch
     micro_batch: int
-    parts: list[MicroBatch] | None  # None: there was no room on the device
+    parts: list[MicroBatch] | None  # None: `step` places them
 
 
 class Stepper:
@@ -72,6 +72,7 @@ class Stepper:
             lanes=lanes_of(self._chip),
             fused=self.fuses_blocks,
             recompute=recompute,
+            placed=backend.micro_batches_at_once,
         )
         self.micro_batch = first_micro_batch(
             need, self._sizes, backend.usable_bytes(), backend.num_devices
@@ -103,7 +104,12 @@ class Stepper:
         yield from ahead
 
     def _try_placed(self, batch: Batch, step: int) -> list[MicroBatch] | None:
-        """The micro-batches on the device; None if there is no room yet: `step` tries again."""
+        """The micro-batches on the device; None if `step` places them, one after the other.
+
+        `step` also tries again if there is no room yet.
+        """
+        if not self.backend.batches_ahead:
+            return None
         try:
             return self._placed(batch, step)
         except Exception as error:
@@ -112,7 +118,10 @@ class Stepper:
             return None
 
     def _placed(self, batch: Batch, step: int) -> list[MicroBatch]:
-        return placed(
+        return [make() for make in self._makers(batch, step)]
+
+    def _makers(self, batch: Batch, step: int) -> list[Callable[[], MicroBatch]]:
+        return makers(
             batch,
             self.recipe,
             backend=self.backend,
@@ -130,9 +139,9 @@ class Stepper:
     def _gradients(self, state: TrainState, batch: PlacedBatch) -> Sums:
         while True:
             try:
-                parts = batch.parts
+                parts: Iterable[MicroBatch] | None = batch.parts
                 if parts is None or batch.micro_batch != self.micro_batch:
-                    parts = self._placed(batch.batch, state.step)
+                    parts = self.backend.in_turn(self._makers(batch.batch, state.step))
                 sums = add_gradients(state, parts, self.recipe, backend=self.backend)
                 if self._fitting != self.micro_batch:
                     self.backend.wait()  # an error on the device is raised only here

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +22,10 @@ from small_memory import NO_MEMORY, RoomFor
 from mambaout.endings import Ending
 from mambaout.errors import WrongRequest
 from mambaout.launch.failures import classify
+from mambaout.memory import train_memory
 from mambaout.recipe import tuned
 from mambaout.study.speeds import device_of
+from mambaout.train import stepper
 from mambaout.train.backend import (
     ALLOCATOR_VARIABLE,
     OLDER_ALLOCATOR_VARIABLE,
@@ -41,6 +45,21 @@ def torchs_own_settings():
     set_products(tf32=False)
 
 
+class PretendedStream:
+    """Notes what it is told; its events are named after the stream and numbered."""
+
+    def __init__(self, name: str, did: list[str]) -> None:
+        self.name, self.did, self.events = name, did, 0
+
+    def record_event(self) -> SimpleNamespace:
+        self.events += 1
+        text = f"{self.name} {self.events}"
+        return SimpleNamespace(text=text, synchronize=lambda: self.did.append(f"await {text}"))
+
+    def wait_event(self, event: SimpleNamespace) -> None:
+        self.did.append(f"{self.name} waits for {event.text}")
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A pretended GPU; its name, capability and memory can be set."""
@@ -48,6 +67,8 @@ def gpu(monkeypatch):
         monkeypatch.setenv(variable, "")  # so that it is put back afterwards
         monkeypatch.delenv(variable)
     told = SimpleNamespace(name="NVIDIA L4", capability=(8, 9), free=22 << 30, total=24 << 30)
+    told.did = []
+    told.stream = lambda name: PretendedStream(name, told.did)
     for name, answer in {
         "is_available": lambda: True,
         "current_device": lambda: 0,
@@ -56,7 +77,9 @@ def gpu(monkeypatch):
         "mem_get_info": lambda device=None: (told.free, told.total),
         "set_per_process_memory_fraction": lambda part, device=None: None,
         "reset_peak_memory_stats": lambda device=None: None,
-        "set_device": lambda device: None,
+        "current_stream": lambda device=None: told.stream("working"),
+        "Stream": lambda device=None: told.stream("copying"),
+        "stream": lambda stream: nullcontext(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     return told
@@ -155,6 +178,68 @@ def test_segments_are_expandable_unless_the_user_has_set_up_the_allocator(gpu, m
     Cuda(compiles=False)
     found = {name: os.environ[name] for name in names if name in os.environ}
     assert found == ({given: "backend:native"} if given else {names[0]: "expandable_segments:True"})
+
+
+def test_a_micro_batch_is_copied_beside_the_work_on_the_one_before_it_and_no_third_is_placed(gpu):
+    where = Cuda(compiles=False)
+
+    def make(number: int) -> int:
+        gpu.did.append(f"copy {number}")
+        return number
+
+    for number in where.in_turn([partial(make, n) for n in (1, 2, 3)]):
+        gpu.did.append(f"work on {number}")
+    assert gpu.did == [
+        "copy 1",
+        "working waits for copying 1",
+        "work on 1",
+        "copy 2",
+        "working waits for copying 2",
+        "work on 2",
+        "await working 1",
+        "copy 3",
+        "working waits for copying 3",
+        "work on 3",
+    ]
+    gpu.did.clear()
+    list(where.in_turn([partial(make, 4)]))  # of the next step
+    assert gpu.did[:2] == ["await working 2", "copy 4"]
+
+
+def test_the_pixels_of_two_micro_batches_are_counted_on_a_gpu_and_none_on_a_cpu(
+    gpu, tiny_recipe, monkeypatch
+):
+    asked: list[int] = []
+
+    def counted(*args, placed=0, **more):
+        asked.append(placed)
+        return train_memory(*args, placed=placed, **more)
+
+    monkeypatch.setattr(stepper, "train_memory", counted)
+    for where in (Cuda(compiles=False), Cpu()):
+        Stepper(tiny_recipe, 10, 0, where)
+    assert asked == [2, 0]
+    plain, more = (train_memory(tiny_recipe.model, 224, placed=count) for count in (0, 2))
+    assert more.image_bytes - plain.image_bytes == 2 * 3 * 224 * 224
+
+
+@needs_gpu
+def test_on_a_gpu_rows_may_change_as_soon_as_they_are_placed():
+    where = backend("cuda", compiles=False)
+    rows = torch.full((256, 224, 224, 3), 7, dtype=torch.uint8)
+    placed = next(iter(where.in_turn([lambda: where.place(rows)])))
+    rows.zero_()
+    assert int(placed.min()) == 7
+
+
+@needs_gpu
+def test_on_a_gpu_a_run_takes_the_steps_of_a_cpu_up_to_rounding(digits, tmp_path, tiny_recipe):
+    losses = []
+    for where in (backend("cuda", compiles=False), Cpu()):
+        out = tmp_path / where.name
+        train(tiny_recipe, digits, out=out, backend=where, max_steps=3, log_every_steps=1)
+        losses.append([each.values["train/loss"] for each in read_records(out / "records.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_half_of_a_gpu_counts_as_half_in_memory_hours_and_mfu(gpu, tiny_recipe):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Uploads:
         self._device = device
         self._working = torch.cuda.current_stream(device)
         self._copying = torch.cuda.Stream(device)
-        self._ends: deque[torch.cuda.Event] = deque()  # of the work on the latest micro-batches
+        self._ends: deque[Any] = deque()  # of the work on the latest micro-batches
 
     def place(self, tensor: Tensor) -> Tensor:
         """`tensor` on the GPU; `tensor` itself may change as soon as the call returns."""
@@ -45,7 +45,7 @@ class Uploads:
                 self._ends.popleft().synchronize()
             with torch.cuda.stream(self._copying):
                 item = make()
-                copied = self._copying.record_event()
+                copied: Any = self._copying.record_event()
             self._working.wait_event(copied)
             yield item
             del item

@@ -106,8 +106,8 @@ class Designs:
         epochs = next(each for each in left if self._seeds(each, left) is None)
         raise WrongRequest(
             f"--detect {self.points:g}: at {counted(epochs, 'epoch')} even {MOST_PLANNED_SEEDS} "
-            f"seeds of a shape are too few, with seeds that differ by {self.spread.text}; ask for more "
-            "points, or add shapes that differ more in depth and width"
+            f"seeds of a shape are too few, with seeds that differ by {self.spread.text}; ask for "
+            "more points, or add shapes that differ more in depth and width"
         )
 
     def without(self, left_out: Collection[str]) -> Design | None:

@@ -99,8 +99,8 @@ def seeds_to_detect_pairs(pairing: Pairing, spread: KnownSpread, points: float) 
         least = paired_detectable(spread.points, MOST_PLANNED_SEEDS, pairing.num_comparisons)
         raise WrongRequest(
             f"--detect {points:g}: even {MOST_PLANNED_SEEDS} seeds are too few, with seeds that "
-            f"differ by {spread.text}; ask for {math.ceil(100 * least) / 100:g} points or more, or train "
-            "longer so that seeds differ less"
+            f"differ by {spread.text}; ask for {math.ceil(100 * least) / 100:g} points or more, or "
+            "train longer so that seeds differ less"
         )
     return _seeds_of_all(pairing, max(needed, _least_seeds(pairing)))
 

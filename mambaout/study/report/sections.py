@@ -80,8 +80,8 @@ ONE_SEED = (
 LAW_TRUST = (
     "How far to trust the 95 % intervals: in simulated studies they held 95 to 98 % of new runs at "
     "twice the largest cost where all sizes lie on the law, 90 to 94 % where shapes lie beside it "
-    "by 1.5 times the noise of a run, and 77 to 90 % where by 3 times; fewest with four sizes, which "
-    "cannot show that they do."
+    "by 1.5 times the noise of a run, and 77 to 90 % where by 3 times; fewest with four sizes, "
+    "which cannot show that they do."
 )
 MOST_LEFT_OUT = 4  # of the sizes that a law leaves out, so many are named
 

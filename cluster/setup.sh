@@ -3,8 +3,8 @@
 #
 # Run:    bash cluster/setup.sh cpu|gpu|tpu|gcp-head   (again after a change: it does what is
 #         missing)
-# Costs:  3 to 5 minutes and 7 GB on a new host with GPUs, 3 GB on another one; under a second where
-#         nothing has changed
+# Costs:  3 to 5 minutes and 7 GB on a new host with GPUs, at least 4 GB less on another one; under a
+#         second where nothing has changed
 # Writes: ~/mambaout-venv, or the folder in MAMBAOUT_VENV
 #
 # Environment: MAMBAOUT_LIBTPU=0.0.36 puts that libtpu in place of the pinned one on a TPU host, for

@@ -19,7 +19,7 @@ def kernel() -> str:
 
 
 def locked_memory() -> str:
-    """How much memory a process may lock (`ulimit -l`). libtpu locks what it shares with a chip."""
+    """How much memory a process may lock (`ulimit -l`), for a libtpu that "couldn't mmap"."""
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit / GIB:,.3f} GiB"
 

@@ -19,7 +19,7 @@ from mambaout.launch.files.launcher_file import (
 )
 
 KIND = "v3-8"  # SkyPilot runs a command on each host of a slice, but makes no Ray cluster of them
-# docs.skypilot.co, reference/yaml-spec, 2026-11-22
+# The fields of a task, from SkyPilot's page; `sky launch --dryrun` has the last word.
 FIELDS = (
     "name",
     "workdir",

@@ -965,7 +965,7 @@ def test_a_job_ships_the_code_and_nothing_else(tmp_path):
     tops = {name.split("/")[0] for name in names}
     files = {"Makefile", "README.md", "LOG.md", "pyproject.toml", "constraints.txt"}
     assert tops <= {"mambaout", "sweeps", "cluster", ".gitignore", ".rayignore"} | files
-    assert package.stat().st_size < 2 * 2**20  # Ray's cap is 100 MiB
+    assert package.stat().st_size < 4 * 2**20  # Ray's cap is 100 MiB
 
 
 def test_a_stopped_job_has_the_time_that_a_study_takes_to_save():

@@ -181,7 +181,7 @@ def growing_study(
         narrow = tuned(trial.recipe, dims=(8, 16, 32, 48))
         by_width = math.log2(rough_macs(trial.recipe) / rough_macs(narrow))
         by_depth = math.log2(rough_macs(narrow) / rough_macs(sized(8, 2)))
-        noise = random.Random(f"{model} {epochs} {trial.seed}").gauss(0, 0.1)
+        noise = random.Random(trial.name).gauss(0, 0.1)
         top1 = 75 + epochs / 10 + 1.5 * by_width + (1.5 - lead[epochs]) * by_depth + noise
         metrics = final_metrics(trial.recipe, trial.seed) | {"top1": top1, "minival/top1": top1}
         directory = folder.run_directory(trial)

@@ -116,7 +116,7 @@ def test_what_is_given_is_typed_and_what_is_not_is_left_out():
         ("--depths=3,3,9,", "--depths '3,3,9,' must be"),
         ("--depths=", "--depths '' must be"),
         ("--dims -8,16,24,32", "--dims '-8,16,24,32' must be"),
-        ("--precision fp16", "--precision 'fp16' must be one of fp32, bf16"),
+        ("--precision fp16", "--precision 'fp16' must be one of fp32, tf32, bf16"),
         ("--stem-stride 3", "--stem-stride '3' must be one of 4, 2"),
         ("--mixer mamba", "--mixer 'mamba' must be one of gated_conv"),
         ("--image-size 2049", "16 to 2048"),

@@ -155,7 +155,7 @@ ON_DIGITS = "train --data digits --out {new}"
     [
         (f"{ON_DIGITS} --peak-lr fast", "--peak-lr 'fast' must be a finite number, above 0"),
         (f"{ON_DIGITS} --peak-lr 50", "--peak-lr '50' must be a finite number, above 0 and below"),
-        (f"{ON_DIGITS} --precision fp8", "must be one of fp32, bf16"),
+        (f"{ON_DIGITS} --precision fp8", "must be one of fp32, tf32, bf16"),
         (f"{ON_DIGITS} --dims 8,16", "dims=(8, 16): give 4 whole numbers"),
         (f"{ON_DIGITS} --recipe paper", "global_batch=4096 is more than the"),
         (f"{ON_DIGITS} --mixup 0.8 --global-batch 63", "global_batch=63 is odd"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from knob_moves import moves
+from knob_moves import BESIDE, moves
 from torch import Tensor, nn
 
 from mambaout import build
@@ -94,9 +94,10 @@ def test_every_knob_moves_the_model(name, value):
         images = torch.randn(4, 3, 32, 32)
         return model(images)
 
-    moved = replace(SMALL, **{name: value})
-    assert torch.equal(logits(SMALL), logits(SMALL))
-    assert not torch.equal(logits(SMALL), logits(moved))
+    base = replace(SMALL, **BESIDE.get(name, {}))
+    moved = replace(base, **{name: value})
+    assert torch.equal(logits(base), logits(base))
+    assert not torch.equal(logits(base), logits(moved))
 
 
 def block_of(model: MambaOut, stage: int = 0) -> GatedCNNBlock:

@@ -225,7 +225,7 @@ class Tracker:
         metrics = []
         for record in followed.tail.new(path):
             stamp = followed.start_ms + int(record.seconds * 1000)
-            if record.step >= followed.reached[0]:
+            if record.step > followed.reached[0]:
                 # A resumed run may train the steps since its checkpoint in less time than the
                 # killed one. MLflow orders a series by time, so time must not go back.
                 stamp = max(stamp, followed.reached[1])

@@ -177,7 +177,7 @@ def growing_study(
     study = Study(name=name, question="Deeper or wider?", recipes=grid, seeds=(0, 1))
     folder = write_study(storage, study)
     for trial in folder.trials():
-        model, epochs = trial.recipe.model, trial.recipe.schedule.epochs
+        epochs = trial.recipe.schedule.epochs
         narrow = tuned(trial.recipe, dims=(8, 16, 32, 48))
         by_width = math.log2(rough_macs(trial.recipe) / rough_macs(narrow))
         by_depth = math.log2(rough_macs(narrow) / rough_macs(sized(8, 2)))

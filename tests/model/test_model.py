@@ -81,8 +81,14 @@ def test_the_pyramid_halves_from_stage_to_stage(image_size, stem_stride, sides):
     assert model(images).shape == (2, 5)
 
 
+# First weights are so small that the step's rule changes no bit of these logits. A training shows
+# it (tests/train/test_knobs.py), and the mixer alone (test_mixers.py).
+TOO_SMALL = {"ssm_discretisation"}
 MODEL_MOVES = [
-    (name, moved) for name, value in flat_fields(SMALL).items() for moved in moves(name, value)
+    (name, moved)
+    for name, value in flat_fields(SMALL).items()
+    for moved in moves(name, value)
+    if name not in TOO_SMALL
 ]
 
 
